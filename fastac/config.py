@@ -1,0 +1,295 @@
+"""Frozen nested dataclasses, validated once; derived sizes are properties; unknown keys are errors.
+
+Every field name is unique across the sections, so a run can be configured with flat names: command
+line flags (`--num-envs 64`), `fastac.train(..., num_envs=64)` and `Config.replace(num_envs=64)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Literal, TypeAlias, get_args
+
+ConfigValue: TypeAlias = str | int | float | bool | None | tuple[int, ...]
+JsonValue: TypeAlias = str | int | float | bool | None | list["JsonValue"] | dict[str, "JsonValue"]
+
+AlgoName = Literal["a2c", "ppo", "reinforce"]
+Vectorization = Literal["auto", "native", "sync", "process"]
+ActivationName = Literal["relu", "tanh", "elu"]
+CoreName = Literal["identity", "lstm"]
+CollectMode = Literal["steps", "episodes"]
+OptimizerName = Literal["adam", "rmsprop", "rmsprop_tf"]
+Schedule = Literal["constant", "linear"]
+
+
+def _check(ok: bool, name: str, value: object, expected: str) -> None:
+    """Raise ValueError in one sentence unless `ok` (False for every comparison with NaN)."""
+    if not ok:
+        raise ValueError(f"{name} is {value!r}, expected {expected}.")
+
+
+def _check_choice(name: str, value: str, literal: object) -> None:
+    choices = get_args(literal)
+    _check(value in choices, name, value, "one of " + ", ".join(choices))
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Which environments, how many, and how they are batched."""
+
+    env_id: str = "CartPole-v1"
+    """Gymnasium id, or module:id for an id that a module registers."""
+    num_envs: int = 16
+    """Environments stepped side by side."""
+    vectorization: Vectorization = "auto"
+    """native: the id's own batched env; sync: one process; process: several envs per process."""
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        _check(bool(self.env_id), "env_id", self.env_id, "a Gymnasium environment id")
+        _check(self.num_envs >= 1, "num_envs", self.num_envs, "at least 1")
+        _check_choice("vectorization", self.vectorization, Vectorization)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Encoder -> core -> heads, and the normalisers that travel with them."""
+
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    """Widths of the hidden layers; the lecture's are 128 128."""
+    activation: ActivationName = "relu"
+    """Nonlinearity between layers."""
+    shared_trunk: bool = True
+    """One trunk for actor and critic (the lecture's), or one network each."""
+    core: CoreName = "identity"
+    """identity: feed-forward; lstm: recurrent."""
+    lstm_size: int = 128
+    """Hidden units of the LSTM core."""
+    log_std_init: float = 0.0
+    """Initial log standard deviation of Gaussian actions."""
+    normalize_obs: bool = False
+    """Standardise observations with running statistics saved in the model."""
+    normalize_reward: bool = False
+    """Scale rewards by the running deviation of the discounted return."""
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        _check(all(s >= 1 for s in self.hidden_sizes), "hidden_sizes", self.hidden_sizes, "sizes of at least 1")
+        _check_choice("activation", self.activation, ActivationName)
+        _check_choice("core", self.core, CoreName)
+        _check(self.lstm_size >= 1, "lstm_size", self.lstm_size, "at least 1")
+        _check(-20.0 <= self.log_std_init <= 2.0, "log_std_init", self.log_std_init, "a number from -20 to 2")
+
+
+@dataclass(frozen=True)
+class AlgoConfig:
+    """What is collected and what is minimised; an algorithm is a point in this space."""
+
+    algo: AlgoName = "a2c"
+    """Loss: a2c, ppo (clipped) or reinforce."""
+    collect: CollectMode = "steps"
+    """steps: num_steps per env and update; episodes: one whole episode per env and update."""
+    num_steps: int = 16
+    """Steps per env and rollout (in episodes mode the most that an episode may take)."""
+    gamma: float = 0.99
+    """Discount factor."""
+    gae_lambda: float = 0.95
+    """GAE's lambda: 0 is the one-step TD error, 1 the Monte Carlo advantage."""
+    baseline: bool = True
+    """Subtract the critic's value (off: plain REINFORCE returns)."""
+    normalize_advantage: bool = False
+    """Standardise advantages over the valid rows of each minibatch."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    ent_coef: float = 0.01
+    """Weight of the entropy bonus."""
+    num_epochs: int = 1
+    """Passes over each rollout."""
+    num_minibatches: int = 1
+    """Minibatches per pass."""
+    clip_coef: float = 0.2
+    """PPO's clipping range of the probability ratio."""
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        _check_choice("algo", self.algo, AlgoName)
+        _check_choice("collect", self.collect, CollectMode)
+        _check(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
+        _check(0.0 <= self.gamma <= 1.0, "gamma", self.gamma, "a number from 0 to 1")
+        _check(0.0 <= self.gae_lambda <= 1.0, "gae_lambda", self.gae_lambda, "a number from 0 to 1")
+        _check(0.0 <= self.vf_coef < math.inf, "vf_coef", self.vf_coef, "a finite number of at least 0")
+        _check(0.0 <= self.ent_coef < math.inf, "ent_coef", self.ent_coef, "a finite number of at least 0")
+        _check(self.num_epochs >= 1, "num_epochs", self.num_epochs, "at least 1")
+        _check(self.num_minibatches >= 1, "num_minibatches", self.num_minibatches, "at least 1")
+        _check(0.0 < self.clip_coef < math.inf, "clip_coef", self.clip_coef, "a finite number above 0")
+        if self.algo == "reinforce" and self.num_epochs * self.num_minibatches != 1:
+            raise ValueError(
+                f"reinforce is on-policy: num_epochs is {self.num_epochs} and num_minibatches is "
+                f"{self.num_minibatches}, expected 1 and 1."
+            )
+        if self.algo == "ppo" and not self.baseline:
+            raise ValueError("baseline is False with algo ppo, expected True: only reinforce and a2c can go without.")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How gradients become parameters, and what changes over the run."""
+
+    optimizer: OptimizerName = "adam"
+    """adam, rmsprop (eps outside the root) or rmsprop_tf (eps inside, average from 1)."""
+    learning_rate: float = 7e-4
+    """Step size at the start of the run."""
+    optimizer_eps: float = 1e-5
+    """The optimiser's epsilon."""
+    max_grad_norm: float | None = 0.5
+    """Clip the global gradient norm to this; None does not clip."""
+    learning_rate_schedule: Schedule = "constant"
+    """linear goes to 0 at total_env_steps."""
+    ent_coef_schedule: Schedule = "constant"
+    """linear goes to 0 at total_env_steps."""
+    clip_coef_schedule: Schedule = "constant"
+    """linear goes to 0 at total_env_steps."""
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        _check_choice("optimizer", self.optimizer, OptimizerName)
+        _check(0.0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a finite number above 0")
+        _check(0.0 < self.optimizer_eps < math.inf, "optimizer_eps", self.optimizer_eps, "a finite number above 0")
+        if self.max_grad_norm is not None:
+            _check(0.0 < self.max_grad_norm < math.inf, "max_grad_norm", self.max_grad_norm, "above 0, or None")
+        for name in ("learning_rate_schedule", "ent_coef_schedule", "clip_coef_schedule"):
+            _check_choice(name, getattr(self, name), Schedule)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, how it is watched, and what is kept."""
+
+    seed: int = 0
+    """Seeds every random stream; seeds 0 and 1 share none."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:K."""
+    total_env_steps: int = 500_000
+    """Budget in environment steps."""
+    until_return: float | None = None
+    """Stop at the first greedy evaluation whose mean return reaches this."""
+    eval_every: int = 25_000
+    """Environment steps between evaluations; 0 evaluates only at the end."""
+    eval_episodes: int = 100
+    """Greedy episodes per evaluation."""
+    checkpoint_every: int = 250_000
+    """Environment steps between checkpoints; 0 saves only at the end."""
+    keep_checkpoints: int = 3
+    """Latest checkpoints kept, besides the best."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        _check(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
+        _check(self.total_env_steps >= 1, "total_env_steps", self.total_env_steps, "at least 1")
+        if self.until_return is not None:
+            _check(math.isfinite(self.until_return), "until_return", self.until_return, "a finite number, or None")
+        _check(self.eval_every >= 0, "eval_every", self.eval_every, "at least 0")
+        _check(self.eval_episodes >= 1, "eval_episodes", self.eval_episodes, "at least 1")
+        _check(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "at least 0")
+        _check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run, completely."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    algo: AlgoConfig = field(default_factory=AlgoConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        """Validate what concerns more than one section."""
+        sliced, what = (
+            (self.env.num_envs, "num_envs (a recurrent core's minibatches are whole sequences)")
+            if self.model.core == "lstm"
+            else (self.batch_size, "num_envs * num_steps")
+        )
+        if sliced % self.algo.num_minibatches:
+            raise ValueError(
+                f"num_minibatches is {self.algo.num_minibatches}, expected a divisor of {sliced}, which is {what}."
+            )
+        if self.algo.collect == "episodes" and self.algo.num_minibatches != 1:
+            raise ValueError(
+                f"num_minibatches is {self.algo.num_minibatches}, expected 1 with collect episodes: "
+                "episodes have no fixed number of rows to divide."
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a rollout, B = T * N."""
+        return self.algo.num_steps * self.env.num_envs
+
+    @property
+    def minibatch_size(self) -> int:
+        """Rows of a minibatch."""
+        return self.batch_size // self.algo.num_minibatches
+
+    def replace(self, **changes: ConfigValue) -> Config:
+        """Return a copy with fields changed by their flat names.
+
+        Raises:
+            ValueError: an unknown name, or a value out of its range.
+        """
+        sections: dict[str, dict[str, ConfigValue]] = {}
+        for name, value in changes.items():
+            sections.setdefault(_section_of(name), {})[name] = value
+        return dataclasses.replace(
+            self,
+            **{section: dataclasses.replace(getattr(self, section), **new) for section, new in sections.items()},
+        )
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """Return nested plain data, for JSON."""
+        plain: dict[str, JsonValue] = dataclasses.asdict(self)
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> Config:
+        """Rebuild from `to_dict`'s data; absent fields keep their defaults.
+
+        Raises:
+            ValueError: an unknown section or key, a value of a wrong kind, or out of its range.
+        """
+        flat: dict[str, ConfigValue] = {}
+        for section, values in data.items():
+            if section not in _SECTIONS or not isinstance(values, Mapping):
+                raise ValueError(f"{section!r} is not a section of a fastac config, expected " + ", ".join(_SECTIONS))
+            for name, value in values.items():
+                if _section_of(name) != section:
+                    raise ValueError(f"config key {name!r} stands in {section!r}, expected in {_section_of(name)!r}.")
+                flat[name] = tuple(value) if isinstance(value, list) else value
+        try:
+            return cls().replace(**flat)
+        except TypeError as error:
+            raise ValueError(f"a config value is of a wrong kind ({error}).") from error
+
+
+_SECTIONS: dict[str, type] = {
+    "env": EnvConfig,
+    "model": ModelConfig,
+    "algo": AlgoConfig,
+    "optim": OptimConfig,
+    "run": RunConfig,
+}
+_SECTION_OF: dict[str, str] = {f.name: section for section, kind in _SECTIONS.items() for f in fields(kind)}
+assert len(_SECTION_OF) == sum(len(fields(kind)) for kind in _SECTIONS.values()), "field names must be unique"
+
+
+def _section_of(name: str) -> str:
+    if name not in _SECTION_OF:
+        near = get_close_matches(name, _SECTION_OF, n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"{name!r} is not a fastac setting.{hint}")
+    return _SECTION_OF[name]

@@ -1,0 +1,192 @@
+"""The types and protocols that cross rooms, and the time contract.
+
+The time contract
+-----------------
+Row ``t`` of a rollout: ``obs[t]`` was seen, ``action[t]`` was chosen on it, and ``reward[t]``,
+``terminated[t]`` and ``truncated[t]`` were caused by it. Observations, values and ``start`` have
+``T+1`` rows, everything else has ``T``. All arrays are time first, ``[T, N, ...]``.
+
+Gymnasium's NEXT_STEP autoreset is the native mode: the observation after a done IS the final
+observation, and the next step ignores its action and returns the reset observation, reward 0 and no
+flags. So ``value[t+1]`` already is V(final observation), and truncation bootstraps by itself::
+
+    done[t]   = terminated[t] or truncated[t]
+    valid[t]  = the step of row t was a real transition (NEXT_STEP: not done[t-1])
+    start[t]  = obs[t] is the first observation of an episode (NEXT_STEP: not valid[t-1])
+    delta[t]  = reward[t] + gamma * (1 - terminated[t]) * value[t+1] - value[t]
+    adv[t]    = delta[t] + gamma * lam * (1 - done[t]) * adv[t+1]
+    return[t] = adv[t] + value[t]
+
+Rows with ``valid = 0`` carry no information: they are left out of every loss, of the advantage
+statistics, of explained variance, of episode lengths and of the step count. If both flags are set,
+termination wins. A recurrent state is reset where ``start`` is set, which is one row later than
+intuition says: row t+1 still needs the old state to value the final observation.
+
+Environments in another autoreset mode return the final observation out of band (see `VecEnv.step`);
+nothing outside ``envs/`` knows of modes.
+
+Shapes: ``T`` steps per rollout, ``N`` envs, ``B = T*N``, ``A`` action size, ``S`` recurrent state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from gymnasium.spaces import Space
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+# An observation is any dtype its space says; an action is int64 (discrete) or float32 (Box).
+ObsArray: TypeAlias = NDArray[np.generic]
+ActionArray: TypeAlias = NDArray[np.generic]
+FloatArray: TypeAlias = NDArray[np.float32]
+BoolArray: TypeAlias = NDArray[np.bool_]
+
+# What can be saved and restored exactly: nested string-keyed mappings whose leaves are arrays (they
+# go to safetensors) or JSON scalars (Python ints keep all their bits, so a PCG64 state fits).
+StateLeaf: TypeAlias = NDArray[np.generic] | Tensor | int | float | str | bool | None
+StateTree: TypeAlias = Mapping[str, "StateTree | StateLeaf"]
+
+
+class EnvFailure(RuntimeError):
+    """An environment raised, hung, or returned something its spaces do not allow.
+
+    The message is one sentence that names the env index and what was wrong; the caller adds the
+    step. The command line prints it and exits with 2.
+    """
+
+
+class NonFiniteError(RuntimeError):
+    """A loss term or the gradient norm is NaN or infinite; the message names update and term."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """Views of the rollout that one environment step writes in place.
+
+    Attributes:
+        obs: `[N, *obs_shape]`, row t+1: the observation that follows.
+        start: `[N]`, row t+1: whether that observation is the first of an episode.
+        reward: `[N]` float32, row t, raw (neither clipped nor normalised); 0 where not valid.
+        terminated: `[N]`, row t; False where not valid.
+        truncated: `[N]`, row t; False where not valid. Both flags set means terminated.
+        valid: `[N]`, row t: whether the step used its action.
+    """
+
+    obs: ObsArray
+    start: BoolArray
+    reward: FloatArray
+    terminated: BoolArray
+    truncated: BoolArray
+    valid: BoolArray
+
+
+class VecEnv(Protocol):
+    """N environments behind the one step contract."""
+
+    num_envs: int
+    frame_skip: int  # emulator frames per step; 1 where there is no such thing
+    single_observation_space: Space[NDArray[np.generic]]
+    single_action_space: Space[NDArray[np.generic]]
+    description: str  # for the log, e.g. "native (CartPoleVectorEnv)"
+
+    def reset(self, obs: ObsArray, start: BoolArray) -> None:
+        """Begin an episode in every env; write first observations `[N, *obs_shape]` and True.
+
+        The first call seeds every env's stream; later calls go on with the streams.
+        """
+
+    def step(self, action: ActionArray, row: StepRow) -> ObsArray | None:
+        """Step all envs with `action` `[N, *action_shape]`, unclipped, and write `row`.
+
+        Returns None where the next row holds the final observation of an episode that ended
+        (NEXT_STEP, or nothing ended). Otherwise an array `[N, *obs_shape]` whose rows at done
+        envs are their final observations, `row.obs` being the reset ones there already.
+
+        Raises:
+            EnvFailure: an env raised, or returned a wrong shape.
+        """
+
+    def get_state(self) -> StateTree | None:
+        """Everything needed to continue bit for bit, or None where it cannot be captured."""
+
+    def set_state(self, state: StateTree) -> None:
+        """Continue from a `get_state` of the same kind of envs."""
+
+    def close(self) -> None:
+        """Free the environments' processes and windows; safe to call twice."""
+
+
+class Act(NamedTuple):
+    """What a policy says at one row."""
+
+    action: Tensor  # [N, *action_shape], unclipped
+    log_prob: Tensor  # [N]
+    value: Tensor  # [N]
+    state: Tensor  # [N, S], the recurrent state after this row
+
+
+class Policy(Protocol):
+    """What collecting, learning and evaluating need of a model."""
+
+    def initial_state(self, num_envs: int) -> Tensor:
+        """Return the zero recurrent state `[N, S]`; S is 0 for the identity core."""
+
+    def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
+        """Draw the randomness that `act` turns into actions: `[*leading, *noise_shape]`."""
+
+    def act(self, obs: Tensor, state: Tensor, start: Tensor, noise: Tensor) -> Act:
+        """Sample actions for `obs` `[N, ...]`."""
+
+    def greedy(self, obs: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the most likely actions `[N, ...]` and the next recurrent state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One finished episode, in raw reward."""
+
+    return_: float
+    length: int
+
+
+@dataclass(slots=True)
+class Phases:
+    """Where training wall-clock went, in seconds; `other_s` is what the rest leaves."""
+
+    env_s: float = 0.0
+    act_s: float = 0.0
+    advantage_s: float = 0.0
+    update_s: float = 0.0
+    other_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one iteration (collect + learn) did; counters are totals since the run began.
+
+    Attributes:
+        iteration: iterations done, this one included.
+        env_steps: valid agent transitions.
+        frames: env_steps times the frame skip.
+        updates: optimiser steps.
+        episodes: finished episodes.
+        finished: the episodes that ended in this iteration.
+        train_wall_s: training wall-clock, evaluation and start-up excluded.
+        phases: that clock by phase.
+        losses: means over this iteration's updates: `policy_loss`, `value_loss`, `entropy`,
+            `explained_variance`, `grad_norm`, `learning_rate`, and `approx_kl`, `clip_fraction` for PPO.
+    """
+
+    iteration: int
+    env_steps: int
+    frames: int
+    updates: int
+    episodes: int
+    finished: tuple[Episode, ...]
+    train_wall_s: float
+    phases: Phases
+    losses: Mapping[str, float] = field(default_factory=dict)
