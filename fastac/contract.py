@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+import torch
 from gymnasium.spaces import Space
 from numpy.typing import NDArray
 from torch import Generator, Tensor
@@ -141,8 +142,32 @@ class Policy(Protocol):
     def act(self, obs: Tensor, state: Tensor, start: Tensor, noise: Tensor) -> Act:
         """Sample actions for `obs` `[N, ...]`."""
 
+    def value(self, obs: Tensor, state: Tensor, start: Tensor) -> Tensor:
+        """Return the values `[N]` of `obs` `[N, ...]`."""
+
     def greedy(self, obs: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """Return the most likely actions `[N, ...]` and the next recurrent state."""
+
+
+class Trainable(Protocol):
+    """What learning needs of a model."""
+
+    def evaluate(self, obs: Tensor, action: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-prob, entropy and value, with gradients, of rows `[M]` or sequences `[T, n]`."""
+
+
+class ObsStatistics(Protocol):
+    """Running statistics of observations, taken in between rollouts."""
+
+    def update(self, obs: Tensor, valid: Tensor) -> None:
+        """Take in `obs` `[T, N, *obs_shape]` where `valid` `[T, N]`."""
+
+
+class RewardScaling(Protocol):
+    """From raw rewards to what is learned from."""
+
+    def __call__(self, reward: Tensor, valid: Tensor, done: Tensor) -> Tensor:
+        """Take in a rollout's rewards `[T, N]` and return them scaled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,3 +215,26 @@ class Report:
     train_wall_s: float
     phases: Phases
     losses: Mapping[str, float] = field(default_factory=dict)
+
+
+def read_branch(state: StateTree, key: str) -> StateTree:
+    """Read a nested mapping of a saved state."""
+    leaf = state[key]
+    assert isinstance(leaf, Mapping), f"expected a mapping at {key!r} in a saved state, found {type(leaf).__name__}"
+    return leaf
+
+
+def read_tensor(state: StateTree, key: str) -> Tensor:
+    """Read an array of a saved state as a tensor that shares no memory with it."""
+    leaf = state[key]
+    if isinstance(leaf, Tensor):
+        return leaf.clone()
+    assert isinstance(leaf, np.ndarray), f"expected an array at {key!r} in a saved state, found {type(leaf).__name__}"
+    return torch.from_numpy(leaf.copy())
+
+
+def read_number(state: StateTree, key: str) -> int | float:
+    """Read a number of a saved state."""
+    leaf = state[key]
+    assert isinstance(leaf, int | float), f"expected a number at {key!r} in a saved state, found {type(leaf).__name__}"
+    return leaf

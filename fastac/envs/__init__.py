@@ -1,0 +1,9 @@
+"""Turns any Gymnasium vector env into the one step contract.
+
+Owns autoreset modes, action clipping, environment state capture, and the probe environments.
+"""
+
+from fastac.envs.make import adapt, make_vec
+from fastac.envs.spaces import check_spaces
+
+__all__ = ["adapt", "check_spaces", "make_vec"]

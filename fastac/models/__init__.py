@@ -1,0 +1,23 @@
+"""Encoder -> core -> heads behind one signature; heads return log-probs and entropies summed to `[T, N]`."""
+
+from fastac.models.actor_critic import ActorCritic, Trunk
+from fastac.models.cores import IdentityCore, LSTMCore
+from fastac.models.encoders import MLPEncoder
+from fastac.models.heads import CategoricalHead, GaussianHead, Head, MultiCategoricalHead
+from fastac.models.normalizers import NoObsNormalizer, NoRewardNormalizer, ObsNormalizer, RewardNormalizer
+
+__all__ = [
+    "ActorCritic",
+    "CategoricalHead",
+    "GaussianHead",
+    "Head",
+    "IdentityCore",
+    "LSTMCore",
+    "MLPEncoder",
+    "MultiCategoricalHead",
+    "NoObsNormalizer",
+    "NoRewardNormalizer",
+    "ObsNormalizer",
+    "RewardNormalizer",
+    "Trunk",
+]

@@ -1,0 +1,42 @@
+"""Writes down what a run did, atomically and without pickle."""
+
+from fastac.records.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    load_checkpoint,
+    mark_best,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from fastac.records.files import RecordError
+from fastac.records.progress import Bar, NullBar, ProgressBar, open_bar
+from fastac.records.provenance import git_commit, peak_rss_mb, versions
+from fastac.records.run_dir import RunDirectory, default_run_dir
+from fastac.records.tracker import ReturnTracker
+from fastac.records.writers import NullWriter, ProgressWriter, Row, TensorBoardWriter, Writer, progress_row
+
+__all__ = [
+    "Bar",
+    "Checkpoint",
+    "NullBar",
+    "NullWriter",
+    "ProgressBar",
+    "ProgressWriter",
+    "RecordError",
+    "ReturnTracker",
+    "Row",
+    "RunDirectory",
+    "TensorBoardWriter",
+    "Writer",
+    "default_run_dir",
+    "find_checkpoint",
+    "git_commit",
+    "load_checkpoint",
+    "mark_best",
+    "open_bar",
+    "peak_rss_mb",
+    "progress_row",
+    "prune_checkpoints",
+    "save_checkpoint",
+    "versions",
+]

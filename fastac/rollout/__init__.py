@@ -1,0 +1,16 @@
+"""Preallocated storage, the hot loop that fills it, minibatch slicing, and the episodes found in it."""
+
+from fastac.rollout.buffer import Rollout
+from fastac.rollout.collector import Collector
+from fastac.rollout.episodes import EpisodeCounter
+from fastac.rollout.minibatches import Batch, FlatMinibatches, Minibatches, SequenceMinibatches
+
+__all__ = [
+    "Batch",
+    "Collector",
+    "EpisodeCounter",
+    "FlatMinibatches",
+    "Minibatches",
+    "Rollout",
+    "SequenceMinibatches",
+]

@@ -1,0 +1,181 @@
+"""Any Gymnasium vector environment behind the one step contract: one small class per autoreset mode."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from fastac.contract import ActionArray, BoolArray, EnvFailure, ObsArray, StateTree, StepRow
+from fastac.envs.failure import check_obs, describe
+from fastac.envs.spaces import map_actions, space_dtype
+from fastac.envs.state import BatchedEnv, capture, restore, subtree
+
+_WHO = "the vector env"  # its environments have no index here
+
+
+class VectorAdapter(ABC):
+    """What the three modes share; a `VecEnv`."""
+
+    frame_skip: int = 1
+
+    def __init__(self, env: BatchedEnv, seed: int, description: str) -> None:
+        """Wrap `env`, which is the adapter's to close from now on."""
+        self.num_envs = env.num_envs
+        self.single_observation_space = env.single_observation_space
+        self.single_action_space = env.single_action_space
+        self.description = description
+        self._env = env
+        self._seed: int | None = seed
+        self._name = type(env.unwrapped).__name__
+        self._to_env = map_actions(env.single_action_space)
+        self._flat_shapes = ((env.num_envs,),) * 3
+        self._obs_shape = (env.num_envs, *(env.single_observation_space.shape or ()))
+        self._done: BoolArray = np.zeros(env.num_envs, dtype=np.bool_)  # [N], of the step before
+
+    def reset(self, obs: ObsArray, start: BoolArray) -> None:
+        """Begin an episode in every environment."""
+        obs[...] = self._reset_env(None)
+        start.fill(True)
+        self._done.fill(False)
+
+    @abstractmethod
+    def step(self, action: ActionArray, row: StepRow) -> ObsArray | None:
+        """Step all environments and write `row`; see `VecEnv.step`."""
+
+    def get_state(self) -> StateTree | None:
+        """Return the environment's state and the adapter's, or None."""
+        env = capture(self._env)
+        return None if env is None else {"seeded": self._seed is None, "done": self._done.copy(), "env": env}
+
+    def set_state(self, state: StateTree) -> None:
+        """Continue from a `get_state` of the same environment."""
+        done = np.array(state["done"], dtype=np.bool_)
+        if done.shape != self._done.shape:
+            raise ValueError(f"the saved state is of {done.size} environments, expected {self.num_envs}.")
+        restore(self._env, subtree(state, "env"))
+        self._done[...] = done
+        if state["seeded"]:
+            self._seed = None
+
+    def close(self) -> None:
+        """Close the environment; Gymnasium's close is safe to call twice."""
+        self._env.close()
+
+    def _reset_env(self, mask: BoolArray | None) -> ObsArray:
+        options = None if mask is None else {"reset_mask": mask.copy()}  # Gymnasium takes the key out of the dict
+        try:
+            obs, _ = self._env.reset(seed=self._seed, options=options)
+        except Exception as error:
+            raise EnvFailure(f"{_WHO} ({self._name}) raised {describe(error)} in reset.") from error
+        self._seed = None
+        return check_obs(obs, self._obs_shape, self.single_observation_space, _WHO)
+
+    def _step_env(self, action: ActionArray, row: StepRow) -> tuple[ObsArray, Mapping[str, object]]:
+        """Step, check shapes, and write reward and flags, nothing of them where `row.valid` is False."""
+        try:
+            obs, reward, terminated, truncated, infos = self._env.step(self._to_env(action))
+            shapes = (reward.shape, terminated.shape, truncated.shape)
+        except Exception as error:
+            raise EnvFailure(f"{_WHO} ({self._name}) raised {describe(error)} in step.") from error
+        if shapes != self._flat_shapes:
+            raise EnvFailure(
+                f"{_WHO} returned reward, terminated and truncated of shapes {shapes}, expected {self._flat_shapes}."
+            )
+        np.multiply(reward, row.valid, out=row.reward)
+        np.logical_and(terminated, row.valid, out=row.terminated)
+        np.logical_and(truncated, row.valid, out=row.truncated)
+        return check_obs(obs, self._obs_shape, self.single_observation_space, _WHO), infos
+
+
+class NextStepAdapter(VectorAdapter):
+    """NEXT_STEP, the native mode: the step after an end ignores its action and returns the reset observation."""
+
+    def step(self, action: ActionArray, row: StepRow) -> None:
+        """Step; the observation after an end is the final one already."""
+        row.start[...] = self._done  # half the cost of np.copyto
+        np.logical_not(self._done, out=row.valid)
+        obs, _ = self._step_env(action, row)
+        row.obs[...] = obs
+        np.logical_or(row.terminated, row.truncated, out=self._done)
+
+
+class OutOfBandAdapter(VectorAdapter):
+    """The modes where every step is a transition, and final observations come besides the reset ones."""
+
+    def __init__(self, env: BatchedEnv, seed: int, description: str) -> None:
+        """Wrap `env` and allocate the final observations, which the next `step` overwrites."""
+        super().__init__(env, seed, description)
+        dtype = space_dtype(env.single_observation_space)
+        self._final: ObsArray = np.zeros(self._obs_shape, dtype)  # [N, *obs_shape]
+
+    def step(self, action: ActionArray, row: StepRow) -> ObsArray | None:
+        """Step; where anything ended, return the final observations."""
+        row.valid.fill(True)
+        obs, infos = self._step_env(action, row)
+        np.logical_or(row.terminated, row.truncated, out=self._done)
+        row.start[...] = self._done
+        if not self._done.any():
+            row.obs[...] = obs
+            return None
+        self._final[...] = obs
+        self._end_episodes(obs, infos, row)
+        return self._final
+
+    @abstractmethod
+    def _end_episodes(self, obs: ObsArray, infos: Mapping[str, object], row: StepRow) -> None:
+        """Write the reset observations into `row.obs`, the final ones into `_final`, which holds `obs`."""
+
+
+class SameStepAdapter(OutOfBandAdapter):
+    """SAME_STEP: the step that ends an episode returns the reset observation; the final one is in `infos`."""
+
+    def _end_episodes(self, obs: ObsArray, infos: Mapping[str, object], row: StepRow) -> None:
+        row.obs[...] = obs
+        finals = infos.get("final_obs")  # [N, *obs_shape], or [N] of arrays and None
+        present = infos.get("_final_obs", self._done)  # [N]
+        for index in np.flatnonzero(self._done):
+            final = finals[index] if isinstance(finals, np.ndarray) and np.asarray(present)[index] else None
+            if final is None:
+                raise EnvFailure(
+                    f"{_WHO} ({self._name}) resets in the same step but gave no infos['final_obs'] for env {index}, "
+                    "which was just done: build it with autoreset_mode=AutoresetMode.NEXT_STEP."
+                )
+            self._final[index] = check_obs(final, self._obs_shape[1:], self.single_observation_space, f"env {index}")
+
+
+class DisabledAdapter(OutOfBandAdapter):
+    """DISABLED: `step` returns the final observation, and the environments that ended are reset by hand."""
+
+    def _end_episodes(self, obs: ObsArray, infos: Mapping[str, object], row: StepRow) -> None:
+        row.obs[...] = self._reset_env(self._done)
+        going_on = ~self._done
+        if not np.array_equal(row.obs[going_on], self._final[going_on], equal_nan=self._final.dtype.kind == "f"):
+            raise ValueError(
+                f"{self._name} resets all environments when asked to reset some: it must keep to "
+                "options['reset_mask'], or be built with autoreset_mode=AutoresetMode.NEXT_STEP."
+            )
+
+
+_ADAPTERS: dict[AutoresetMode, type[NextStepAdapter | SameStepAdapter | DisabledAdapter]] = {
+    AutoresetMode.NEXT_STEP: NextStepAdapter,
+    AutoresetMode.SAME_STEP: SameStepAdapter,
+    AutoresetMode.DISABLED: DisabledAdapter,
+}
+
+
+def wrap(env: BatchedEnv, seed: int, description: str) -> VectorAdapter:
+    """Return the adapter of the environment's autoreset mode.
+
+    Raises:
+        ValueError: the environment does not say its mode.
+    """
+    mode = env.metadata.get("autoreset_mode")
+    if not isinstance(mode, AutoresetMode):
+        raise ValueError(
+            f"{type(env.unwrapped).__name__}.metadata['autoreset_mode'] is {mode!r}, expected a "
+            "gymnasium.vector.AutoresetMode: without it nobody can tell which observations are final."
+        )
+    return _ADAPTERS[mode](env, seed, description)

@@ -1,0 +1,28 @@
+"""What an environment returned, held to what its spaces promise, and the sentences that say otherwise."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastac.contract import EnvFailure, ObsArray
+from fastac.envs.spaces import ArraySpace
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's type and the first line of its message."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def check_obs(obs: ObsArray, shape: tuple[int, ...], space: ArraySpace, who: str) -> ObsArray:
+    """Return `obs` as an array; NumPy would broadcast a wrong shape and cut floats to integers silently.
+
+    Raises:
+        EnvFailure: another shape, or a dtype that does not fit the space's.
+    """
+    obs = np.asarray(obs)  # costs 50 ns where it already is one
+    if obs.shape != shape:
+        raise EnvFailure(f"{who} returned an observation of shape {obs.shape}, expected {shape}.")
+    if obs.dtype != space.dtype and not np.can_cast(obs.dtype, np.dtype(space.dtype), casting="same_kind"):
+        raise EnvFailure(f"{who} returned an observation of dtype {obs.dtype}, expected {space.dtype}.")
+    return obs

@@ -1,0 +1,199 @@
+"""Building the environments of a run: by id, with the cheapest way to batch them, or around a given batch."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import time
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from statistics import median
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from fastac.config import EnvConfig
+from fastac.contract import EnvFailure, VecEnv
+from fastac.envs.adapter import wrap
+from fastac.envs.failure import describe
+from fastac.envs.process import ProcessEnvs
+from fastac.envs.spaces import check_spaces
+from fastac.envs.state import BatchedEnv, SingleEnv
+from fastac.envs.sync import SyncEnvs
+
+# A step in another process costs a wake-up and two copies, about 100 us on a busy machine; below this
+# cost of one environment's step, doing them one after the other here is as fast.
+_PROCESS_WORTH_US = 300.0
+_TRIAL_STEPS = 50
+_TRIAL_S = 0.05
+
+# What an environment of a Gymnasium family (or id namespace) needs installed, as an extra of fastac.
+_EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "ALE": "atari"}
+
+
+def make_vec(
+    config: EnvConfig, seed: np.random.SeedSequence, num_envs: int | None = None, render_mode: str | None = None
+) -> VecEnv:
+    """Build the environments that `config` names, batched as it asks.
+
+    Args:
+        config: which environments, and how they are batched.
+        seed: the parent of every environment's random stream.
+        num_envs: how many, in place of the configured number.
+        render_mode: Gymnasium's; environments that render are always batched by `SyncEnvs`, which
+            has a `render` method.
+
+    Raises:
+        ValueError: an unknown id, a missing package, a space or a vectorization that does not go.
+        EnvFailure: an environment could not be built, or raised when tried.
+    """
+    num_envs = config.num_envs if num_envs is None else num_envs
+    spec = _find_spec(config.env_id)
+    if render_mode is None and _is_native(config, spec):
+        return _make_native(config.env_id, seed, num_envs)
+    seeds = [_to_int(child) for child in seed.spawn(num_envs)]
+    build = partial(gym.make, spec, disable_env_checker=True)
+    trial = _make_trial(config.env_id)
+    try:
+        check_spaces(trial.observation_space, trial.action_space)
+        if render_mode is not None:
+            return SyncEnvs(partial(build, render_mode=render_mode), seeds, f"sync (renders {render_mode})")
+        choice = _choose(config, spec, trial, num_envs)
+        if choice.processes:
+            return ProcessEnvs(build, trial, seeds, choice.processes, choice.description)
+        return SyncEnvs(build, seeds, choice.description)
+    finally:
+        trial.close()
+
+
+def adapt(env: BatchedEnv, seed: np.random.SeedSequence) -> VecEnv:
+    """Put any Gymnasium vector environment behind the step contract; closing it closes `env`.
+
+    Raises:
+        ValueError: a space that is not supported, or no autoreset mode in the metadata.
+    """
+    check_spaces(env.single_observation_space, env.single_action_space)
+    return wrap(env, _to_int(seed.spawn(1)[0]), f"given ({type(env.unwrapped).__name__})")
+
+
+def _to_int(seed: np.random.SeedSequence) -> int:
+    """Return 64 bits of `seed`: neighbouring runs share no stream, as seed + i would make them."""
+    return int(seed.generate_state(1, np.uint64)[0])
+
+
+def _is_native(config: EnvConfig, spec: EnvSpec) -> bool:
+    offered = spec.vector_entry_point is not None
+    if config.vectorization == "native" and not offered:
+        raise ValueError(f"vectorization is 'native' but {config.env_id} has no batched version: use auto or sync.")
+    return offered and config.vectorization in ("native", "auto")
+
+
+def _make_native(env_id: str, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
+    try:
+        env = gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point")
+    except Exception as error:
+        raise _explain(env_id, error) from error
+    try:
+        check_spaces(env.single_observation_space, env.single_action_space)
+        return wrap(env, _to_int(seed.spawn(1)[0]), f"native ({type(env.unwrapped).__name__})")
+    except ValueError:
+        env.close()
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """How single environments are batched: in how many processes (0: in this one), and why."""
+
+    processes: int
+    description: str
+
+
+def _choose(config: EnvConfig, spec: EnvSpec, trial: SingleEnv, num_envs: int) -> _Choice:
+    processes = min(_count_cores(), num_envs)
+    if config.vectorization == "process":
+        return _Choice(processes, f"process (as asked, {processes} workers)")
+    if config.vectorization == "sync":
+        return _Choice(0, "sync (as asked)")
+    cost_us = _measure_step_us(config.env_id, trial)
+    why = f"one step of {config.env_id} takes {cost_us:.0f} us"
+    if cost_us > _PROCESS_WORTH_US and processes > 1 and _is_picklable(spec):
+        return _Choice(processes, f"process ({why}, {processes} workers)")
+    return _Choice(0, f"sync ({why})")
+
+
+def _count_cores() -> int:
+    """Return the cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _is_picklable(spec: EnvSpec) -> bool:
+    try:
+        pickle.dumps(spec)
+    except Exception:  # pickling runs foreign code, which may raise anything
+        return False
+    return True
+
+
+def _measure_step_us(env_id: str, trial: SingleEnv) -> float:
+    """Return the median cost of a random step, which a first step's lazy imports do not disturb."""
+    costs_s: list[float] = []
+    trial.action_space.seed(0)
+    try:
+        trial.reset(seed=0)
+        began_s = time.perf_counter()
+        while len(costs_s) < _TRIAL_STEPS and time.perf_counter() - began_s < _TRIAL_S:
+            action = trial.action_space.sample()
+            step_began_s = time.perf_counter()
+            _, _, terminated, truncated, _ = trial.step(action)
+            costs_s.append(time.perf_counter() - step_began_s)
+            if terminated or truncated:
+                trial.reset()
+    except Exception as error:
+        raise EnvFailure(f"{env_id} raised {describe(error)} when it was tried.") from error
+    return median(costs_s) * 1e6
+
+
+def _find_spec(env_id: str) -> EnvSpec:
+    """Return the registered spec; `module:id` imports the module first.
+
+    Raises:
+        ValueError: no such module or id; the sentence names the nearest ids.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"env_id is {env_id!r}, but {module!r} cannot be imported ({describe(error)}).") from error
+    spec = gym.registry.get(name)
+    if spec is not None:
+        return spec
+    namespace = name.partition("/")[0]
+    if namespace in _EXTRAS:
+        raise ValueError(f"env_id is {env_id!r}, which needs a package: pip install 'fastac[{_EXTRAS[namespace]}]'.")
+    near = get_close_matches(name, gym.registry, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "expected a registered id, or module:id."
+    raise ValueError(f"env_id is {env_id!r}, which Gymnasium does not know: {hint}")
+
+
+def _make_trial(env_id: str) -> SingleEnv:
+    """Build one environment to look at, with Gymnasium's checks and warnings, so that they come once."""
+    try:
+        env: SingleEnv = gym.make(env_id)
+    except Exception as error:
+        raise _explain(env_id, error) from error
+    return env
+
+
+def _explain(env_id: str, error: Exception) -> Exception:
+    """Return the error to raise where an environment could not be built."""
+    if isinstance(error, (gym.error.DependencyNotInstalled, ImportError)):
+        entry_point = str(_find_spec(env_id).entry_point)
+        extras = [extra for family, extra in _EXTRAS.items() if f".{family}" in entry_point]
+        hint = f"pip install 'fastac[{extras[0]}]'" if extras else "install what it names"
+        return ValueError(f"{env_id} needs a package that is not installed ({describe(error)}): {hint}.")
+    return EnvFailure(f"{env_id} could not be built ({describe(error)}).")

@@ -1,0 +1,134 @@
+"""Saving and restoring an environment exactly, where it is known what there is to save.
+
+An environment is a stack of layers (wrappers around the environment itself). Each layer is either in
+the table below, or has methods `get_state()` and `set_state(state)` of its own; one layer that is
+neither makes the whole stack impossible to save, and training then resumes with new episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.classic_control import (
+    AcrobotEnv,
+    CartPoleEnv,
+    Continuous_MountainCarEnv,
+    MountainCarEnv,
+    PendulumEnv,
+)
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
+from numpy.typing import NDArray
+
+from fastac.contract import ActionArray, ObsArray, StateLeaf, StateTree
+
+SingleEnv: TypeAlias = gym.Env[ObsArray, ActionArray]
+BatchedEnv: TypeAlias = VectorEnv[ObsArray, ActionArray, NDArray[np.generic]]
+
+# The attributes that change as an episode goes on. Keyed by exact type: a subclass may have more.
+_FIELDS: dict[type, tuple[str, ...]] = {
+    TimeLimit: ("_elapsed_steps",),
+    OrderEnforcing: ("_has_reset",),
+    CartPoleEnv: ("state", "steps_beyond_terminated"),
+    AcrobotEnv: ("state",),
+    MountainCarEnv: ("state",),
+    Continuous_MountainCarEnv: ("state",),
+    PendulumEnv: ("state", "last_u"),
+    CartPoleVectorEnv: ("state", "steps", "prev_done", "low", "high", "steps_beyond_terminated"),
+}
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """An environment that saves itself; its `np_random` is saved for it."""
+
+    def get_state(self) -> StateTree:
+        """Return everything that changes as an episode goes on."""
+
+    def set_state(self, state: StateTree) -> None:
+        """Take it back."""
+
+
+def capture(env: SingleEnv | BatchedEnv) -> StateTree | None:
+    """Return the state of every layer of `env`, or None if some layer's cannot be told."""
+    tree: dict[str, StateTree] = {}
+    for depth, layer in enumerate(_layers(env)):
+        part = _capture_layer(layer)
+        if part is None:
+            return None
+        tree[str(depth)] = part
+    return tree
+
+
+def restore(env: SingleEnv | BatchedEnv, state: StateTree) -> None:
+    """Put a `capture` back into an environment built in the same way."""
+    for depth, layer in enumerate(_layers(env)):
+        part = subtree(state, str(depth))
+        for name in _FIELDS.get(type(layer), ()):
+            setattr(layer, name, _unpack(part[name]))
+        if "own" in part and isinstance(layer, Restorable):
+            layer.set_state(subtree(part, "own"))
+        if "rng" in part:
+            layer.np_random = _restore_rng(subtree(part, "rng"))
+
+
+def subtree(state: StateTree, name: str) -> StateTree:
+    """Return a branch of a state, refusing a state of another shape in one sentence."""
+    branch = state.get(name)
+    if not isinstance(branch, Mapping):
+        raise ValueError(f"the saved environment state has no part {name!r}: it is of another kind of environment.")
+    return branch
+
+
+def _layers(env: SingleEnv | BatchedEnv) -> list[SingleEnv | BatchedEnv]:
+    layers = [env]
+    while isinstance(layers[-1], (gym.Wrapper, VectorWrapper)):
+        layers.append(layers[-1].env)
+    return layers
+
+
+def _capture_layer(layer: SingleEnv | BatchedEnv) -> StateTree | None:
+    part: dict[str, StateTree | StateLeaf] = {}
+    fields = _FIELDS.get(type(layer))
+    if fields is not None:
+        part.update({name: _pack(getattr(layer, name)) for name in fields})
+    elif isinstance(layer, Restorable):
+        own = layer.get_state()
+        if not isinstance(own, Mapping):  # a method of the same name that means something else
+            return None
+        part["own"] = own
+    else:
+        return None
+    rng = getattr(layer, "_np_random", None)  # the property would make one, and wrappers have none
+    if isinstance(rng, np.random.Generator):
+        part["rng"] = rng.bit_generator.state
+    return part
+
+
+def _restore_rng(state: StateTree) -> np.random.Generator:
+    bit_generator: np.random.BitGenerator = getattr(np.random, str(state["bit_generator"]))()
+    bit_generator.state = state
+    return np.random.Generator(bit_generator)
+
+
+def _pack(value: object) -> StateTree | StateLeaf:
+    """Tell arrays, NumPy scalars (as arrays without dimensions) and tuples of numbers apart."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.array(value)
+    if isinstance(value, tuple):
+        return {"tuple": np.array(value)}
+    assert value is None or isinstance(value, (int, float, str)), value
+    return value
+
+
+def _unpack(value: StateTree | StateLeaf) -> object:
+    if isinstance(value, Mapping):
+        return tuple(np.array(value["tuple"]))
+    if value is None or isinstance(value, (int, float, str)):
+        return value
+    array = np.array(value)
+    return array if array.ndim else array[()]

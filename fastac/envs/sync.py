@@ -1,0 +1,117 @@
+"""Environments stepped one after the other in this process, each reset on the step after its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastac.contract import ActionArray, BoolArray, EnvFailure, ObsArray, StateTree, StepRow
+from fastac.envs.failure import check_obs, describe
+from fastac.envs.spaces import map_actions
+from fastac.envs.state import SingleEnv, capture, restore, subtree
+
+
+class SyncEnvs:
+    """A `VecEnv` over single environments, in NEXT_STEP order.
+
+    Gymnasium's SyncVectorEnv does the same; this loop writes each observation straight into the
+    rollout, keeps no second copy of anything (so there is less state to save), and knows the index
+    of an environment that fails.
+    """
+
+    frame_skip: int = 1
+
+    def __init__(
+        self, build: Callable[[], SingleEnv], seeds: Sequence[int], description: str, first_index: int = 0
+    ) -> None:
+        """Build one environment per seed; `first_index` is the index of the first in messages and states."""
+        self.num_envs = len(seeds)
+        self.description = description
+        self._seeds: Sequence[int | None] = seeds
+        self._first_index = first_index
+        self._done: BoolArray = np.zeros(self.num_envs, dtype=np.bool_)
+        self._envs: list[SingleEnv] = []
+        for index in range(self.num_envs):
+            try:
+                self._envs.append(build())
+            except Exception as error:
+                self.close()
+                raise EnvFailure(f"{self._name(index)} could not be built ({describe(error)}).") from error
+        self.single_observation_space = self._envs[0].observation_space
+        self.single_action_space = self._envs[0].action_space
+        self._obs_shape = self.single_observation_space.shape or ()
+        self._to_env = map_actions(self.single_action_space)
+
+    def reset(self, obs: ObsArray, start: BoolArray) -> None:
+        """Begin an episode in every environment."""
+        for index, seed in enumerate(self._seeds):
+            obs[index] = self._reset_one(index, seed)
+        self._seeds = [None] * self.num_envs
+        self._done.fill(False)
+        start.fill(True)
+
+    def step(self, action: ActionArray, row: StepRow) -> None:
+        """Step the environments that go on, and reset those that ended on the step before."""
+        actions = self._to_env(action)  # [N, *action_shape]
+        row.start[...] = self._done
+        np.logical_not(self._done, out=row.valid)
+        for index in range(self.num_envs):
+            if row.valid[index]:
+                self._step_one(index, actions[index], row)
+            else:
+                row.obs[index] = self._reset_one(index, None)
+                row.reward[index], row.terminated[index], row.truncated[index] = 0.0, False, False
+        np.logical_or(row.terminated, row.truncated, out=self._done)
+
+    def render(self) -> list[NDArray[np.uint8]]:
+        """Return one frame per environment, for environments built with render_mode rgb_array."""
+        return [np.asarray(env.render(), dtype=np.uint8) for env in self._envs]
+
+    def get_state(self) -> StateTree | None:
+        """Return the state, keyed by index, or None if some environment's cannot be captured."""
+        envs: dict[str, StateTree] = {}
+        for index, env in enumerate(self._envs, start=self._first_index):
+            state = capture(env)
+            if state is None:
+                return None
+            envs[str(index)] = state
+        return {"seeded": self._seeds[0] is None, "done": self._done.copy(), "envs": envs}
+
+    def set_state(self, state: StateTree) -> None:
+        """Continue from a `get_state` of as many environments."""
+        envs, done = subtree(state, "envs"), np.array(state["done"], dtype=np.bool_)
+        if done.shape != self._done.shape:
+            raise ValueError(f"the saved state is of {done.size} environments, expected {self.num_envs}.")
+        for index, env in enumerate(self._envs, start=self._first_index):
+            restore(env, subtree(envs, str(index)))
+        self._done[...] = done
+        if state["seeded"]:
+            self._seeds = [None] * self.num_envs
+
+    def close(self) -> None:
+        """Close every environment."""
+        while self._envs:
+            self._envs.pop().close()
+
+    def _name(self, index: int) -> str:
+        return f"env {self._first_index + index}"
+
+    def _reset_one(self, index: int, seed: int | None) -> ObsArray:
+        try:
+            obs, _ = self._envs[index].reset(seed=seed)
+        except Exception as error:
+            raise EnvFailure(f"{self._name(index)} raised {describe(error)} in reset.") from error
+        return check_obs(obs, self._obs_shape, self.single_observation_space, self._name(index))
+
+    def _step_one(self, index: int, action: ActionArray, row: StepRow) -> None:
+        try:
+            obs, reward, row.terminated[index], row.truncated[index], _ = self._envs[index].step(action)
+            number = np.asarray(reward, dtype=np.float32)
+        except Exception as error:
+            raise EnvFailure(f"{self._name(index)} raised {describe(error)} in step.") from error
+        if number.shape:
+            raise EnvFailure(f"{self._name(index)} returned a reward of shape {number.shape}, expected a number.")
+        row.reward[index] = number
+        row.obs[index] = check_obs(obs, self._obs_shape, self.single_observation_space, self._name(index))

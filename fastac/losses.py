@@ -1,0 +1,132 @@
+"""Pure losses: what the model says about a batch, in; the terms of the objective, out.
+
+All means are over valid rows. A2C is Mnih et al. 2016 (arXiv 1602.01783), PPO's clipped surrogate
+Schulman et al. 2017 (arXiv 1707.06347, eq. 7), REINFORCE Williams 1992. REINFORCE is the A2C loss on
+Monte Carlo returns: what differs is the advantage it is given, not the formula.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """Scalars of one batch; `total` carries the gradient.
+
+    Attributes:
+        total: policy_loss + vf_coef * value_loss - ent_coef * entropy.
+        policy_loss: minus the (surrogate) objective.
+        value_loss: mean squared error of the critic.
+        entropy: mean entropy of the policy, nats.
+        approx_kl: estimate of KL(acted || current), Schulman's k3 (0 for a2c and reinforce).
+        clip_fraction: share of rows whose ratio is beyond the clipping range (0 likewise).
+    """
+
+    total: Tensor
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy: Tensor
+    approx_kl: Tensor
+    clip_fraction: Tensor
+
+
+class PolicyLoss(Protocol):
+    """What an algorithm minimises."""
+
+    def __call__(
+        self,
+        log_prob: Tensor,
+        entropy: Tensor,
+        value: Tensor,
+        old_log_prob: Tensor,
+        advantage: Tensor,
+        return_: Tensor,
+        weight: Tensor,
+        vf_coef: float,
+        ent_coef: float,
+        clip_coef: float,
+    ) -> LossTerms:
+        """Compute the terms.
+
+        Args:
+            log_prob: of the actions under the current policy.
+            entropy: of the current policy.
+            value: the critic's estimates.
+            old_log_prob: of the actions under the policy that acted.
+            advantage: estimated, constant.
+            return_: the critic's target, constant.
+            weight: sums to 1 over valid rows, 0 elsewhere. All seven have one shape.
+            vf_coef: weight of the value loss.
+            ent_coef: weight of the entropy.
+            clip_coef: PPO's clipping range.
+        """
+
+
+def normalize_advantage(advantage: Tensor, weight: Tensor) -> Tensor:
+    """Standardise over valid rows (population deviation, so that one row gives 0 and not NaN)."""
+    mean = (advantage * weight).sum()
+    var = ((advantage - mean).square() * weight).sum()
+    return (advantage - mean) / (var.sqrt() + 1e-8)
+
+
+def policy_gradient(
+    log_prob: Tensor,
+    entropy: Tensor,
+    value: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    return_: Tensor,
+    weight: Tensor,
+    vf_coef: float,
+    ent_coef: float,
+    clip_coef: float,
+) -> LossTerms:
+    """A2C and REINFORCE: minus the mean of log-prob times advantage. See `PolicyLoss`."""
+    policy_loss = -(log_prob * advantage * weight).sum()
+    zero = torch.zeros((), device=log_prob.device)
+    return _combine(policy_loss, value, return_, entropy, weight, vf_coef, ent_coef, zero, zero)
+
+
+def clipped_surrogate(
+    log_prob: Tensor,
+    entropy: Tensor,
+    value: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    return_: Tensor,
+    weight: Tensor,
+    vf_coef: float,
+    ent_coef: float,
+    clip_coef: float,
+) -> LossTerms:
+    """PPO: the pessimistic one of the clipped and the plain importance-weighted advantage. See `PolicyLoss`."""
+    log_ratio = log_prob - old_log_prob
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1.0 - clip_coef, 1.0 + clip_coef)
+    policy_loss = -(torch.minimum(ratio * advantage, clipped * advantage) * weight).sum()
+    with torch.no_grad():
+        approx_kl = ((ratio - 1.0 - log_ratio) * weight).sum()
+        clip_fraction = (((ratio - 1.0).abs() > clip_coef) * weight).sum()
+    return _combine(policy_loss, value, return_, entropy, weight, vf_coef, ent_coef, approx_kl, clip_fraction)
+
+
+def _combine(
+    policy_loss: Tensor,
+    value: Tensor,
+    return_: Tensor,
+    entropy: Tensor,
+    weight: Tensor,
+    vf_coef: float,
+    ent_coef: float,
+    approx_kl: Tensor,
+    clip_fraction: Tensor,
+) -> LossTerms:
+    value_loss = ((value - return_).square() * weight).sum()
+    mean_entropy = (entropy * weight).sum()
+    total = policy_loss + vf_coef * value_loss - ent_coef * mean_entropy
+    return LossTerms(total, policy_loss, value_loss, mean_entropy, approx_kl, clip_fraction)

@@ -1,0 +1,110 @@
+"""The actor-critic model: trunks (encoder -> core), an action head and a value head.
+
+With a shared trunk (the lecture's network) there is one trunk and both heads read it; with separate
+networks there are two, the first the actor's, the last the critic's. Nothing else differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fastac.contract import Act
+from fastac.models.cores import IdentityCore, LSTMCore
+from fastac.models.encoders import make_linear
+from fastac.models.heads import CategoricalHead, GaussianHead, MultiCategoricalHead
+from fastac.models.normalizers import NoObsNormalizer, ObsNormalizer
+
+
+class Trunk(nn.Module):
+    """An encoder and a core: observations to features, with memory."""
+
+    def __init__(self, encoder: nn.Module, core: IdentityCore | LSTMCore) -> None:
+        """Chain them."""
+        super().__init__()
+        self.encoder = encoder
+        self.core = core
+
+    def forward(self, obs: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features `[..., D]` and the state after the last row `[N, S]`."""
+        features, state = self.core(self.encoder(obs), state, start)
+        return features, state
+
+
+class ActorCritic(nn.Module):
+    """The policy and the value function.
+
+    Attributes:
+        obs_normalizer: standardises raw observations, or is the identity; saved with the weights.
+        state_size: size S of the recurrent state, all trunks' side by side; 0 without memory.
+    """
+
+    def __init__(
+        self,
+        trunks: Sequence[Trunk],
+        head: CategoricalHead | MultiCategoricalHead | GaussianHead,
+        obs_normalizer: ObsNormalizer | NoObsNormalizer,
+    ) -> None:
+        """Take one trunk (shared) or two (the actor's, the critic's)."""
+        super().__init__()
+        assert len(trunks) in (1, 2)
+        self.obs_normalizer = obs_normalizer
+        self.trunks = nn.ModuleList(trunks)
+        self.head = head
+        self.value_head = make_linear(trunks[-1].core.output_size, 1, gain=1.0)
+        self._state_sizes = [trunk.core.state_size for trunk in trunks]
+        self.state_size = sum(self._state_sizes)
+
+    def forward(self, obs: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return distribution parameters `[..., P]`, values `[...]` and the next state `[N, S]`.
+
+        Args:
+            obs: raw observations: `[N, ...]` for one step, `[T, N, ...]` for a sequence; a model
+                without memory takes any leading shape.
+            state: `[N, S]`, the recurrent state before the first row.
+            start: `[N]` or `[T, N]` bool, True where a row begins an episode.
+        """
+        obs = self.obs_normalizer(obs)
+        features, states = [], []
+        for trunk, trunk_state in zip(self.trunks, state.split(self._state_sizes, dim=-1), strict=True):
+            out, after = trunk(obs, trunk_state, start)
+            features.append(out)
+            states.append(after)
+        value = self.value_head(features[-1]).squeeze(-1)
+        return self.head(features[0]), value, states[0] if len(states) == 1 else torch.cat(states, dim=-1)
+
+    def initial_state(self, num_envs: int) -> Tensor:
+        """Return the zero recurrent state `[N, S]`."""
+        return torch.zeros(num_envs, self.state_size, device=self.value_head.weight.device)
+
+    def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
+        """Draw the randomness for actions of shape `leading`, on the CPU."""
+        return self.head.draw_noise(leading, generator)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, state: Tensor, start: Tensor, noise: Tensor) -> Act:
+        """Sample actions for one step."""
+        params, value, state = self(obs, state, start)
+        action = self.head.sample(params, noise)
+        log_prob, _ = self.head.log_prob_entropy(params, action)
+        return Act(action, log_prob, value, state)
+
+    @torch.no_grad()
+    def greedy(self, obs: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the most likely actions for one step and the next state."""
+        params, _, state = self(obs, state, start)
+        return self.head.mode(params), state
+
+    @torch.no_grad()
+    def value(self, obs: Tensor, state: Tensor, start: Tensor) -> Tensor:
+        """Return values `[N]` for one step."""
+        _, value, _ = self(obs, state, start)
+        return value
+
+    def evaluate(self, obs: Tensor, action: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-probs, entropies and values of given actions, with gradients, each `[...]`."""
+        params, value, _ = self(obs, state, start)
+        log_prob, entropy = self.head.log_prob_entropy(params, action)
+        return log_prob, entropy, value

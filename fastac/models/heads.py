@@ -1,0 +1,157 @@
+"""Heads: features to a distribution over actions, one class per kind of action space.
+
+A head owns its linear layer. `params` are what that layer says: logits, or means. Log-probs and
+entropies come back summed over action dimensions, one number per row, so losses know nothing of
+spaces. torch.distributions is not used: building and checking its objects costs more than the
+network's forward at these sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fastac.models.encoders import make_linear
+
+# A small gain makes the first policy nearly uniform (Engstrom et al. 2020, arXiv 2005.12729).
+_POLICY_GAIN = 0.01
+_LOG_2PI = math.log(2.0 * math.pi)
+
+
+class Head(Protocol):
+    """What an action head offers."""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Map features `[..., D]` to distribution parameters `[..., P]`."""
+
+    def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
+        """Draw what `sample` needs for rows of shape `leading`."""
+
+    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
+        """Turn noise into actions `[..., *action_shape]`."""
+
+    def mode(self, params: Tensor) -> Tensor:
+        """Return the most likely actions."""
+
+    def log_prob_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-prob and entropy, each `[...]`."""
+
+
+def _sample_categorical(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Invert the cumulative distribution: logits `[..., A]`, uniform `[...]` in [0, 1), to `[...]` int64."""
+    cdf = torch.softmax(logits, dim=-1).cumsum(dim=-1)
+    # The last entry is left out: rounding may leave it just below a uniform close to 1.
+    return (cdf[..., :-1] <= uniform.unsqueeze(-1)).sum(dim=-1)
+
+
+def _log_prob_entropy_categorical(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    log_probs = torch.log_softmax(logits, dim=-1)  # [..., A]
+    log_prob = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+    return log_prob, entropy
+
+
+class CategoricalHead(nn.Module):
+    """Discrete actions `0 .. A-1`: params are logits `[..., A]`, actions `[...]` int64."""
+
+    def __init__(self, input_size: int, num_actions: int) -> None:
+        """Build the logits layer."""
+        super().__init__()
+        self.layer = make_linear(input_size, num_actions, _POLICY_GAIN)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits."""
+        logits: Tensor = self.layer(features)
+        return logits
+
+    def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
+        """Draw uniforms `[*leading]`."""
+        return torch.rand(leading, generator=generator)
+
+    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
+        """Sample `[...]`."""
+        return _sample_categorical(params, noise)
+
+    def mode(self, params: Tensor) -> Tensor:
+        """Return the arg max."""
+        return params.argmax(dim=-1)
+
+    def log_prob_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-prob and entropy in nats."""
+        return _log_prob_entropy_categorical(params, action)
+
+
+class MultiCategoricalHead(nn.Module):
+    """MultiDiscrete actions: K independent categoricals; actions `[..., K]` int64."""
+
+    def __init__(self, input_size: int, nvec: tuple[int, ...]) -> None:
+        """Build one layer for all logits, `nvec[k]` of them for component k."""
+        super().__init__()
+        self.nvec = nvec
+        self.layer = make_linear(input_size, sum(nvec), _POLICY_GAIN)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return all logits side by side, `[..., sum(nvec)]`."""
+        logits: Tensor = self.layer(features)
+        return logits
+
+    def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
+        """Draw uniforms `[*leading, K]`."""
+        return torch.rand((*leading, len(self.nvec)), generator=generator)
+
+    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
+        """Sample each component."""
+        parts = zip(params.split(self.nvec, dim=-1), noise.unbind(-1), strict=True)
+        return torch.stack([_sample_categorical(logits, uniform) for logits, uniform in parts], dim=-1)
+
+    def mode(self, params: Tensor) -> Tensor:
+        """Return each component's arg max."""
+        return torch.stack([logits.argmax(dim=-1) for logits in params.split(self.nvec, dim=-1)], dim=-1)
+
+    def log_prob_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum over components, which are independent."""
+        parts = zip(params.split(self.nvec, dim=-1), action.unbind(-1), strict=True)
+        terms = [_log_prob_entropy_categorical(logits, chosen) for logits, chosen in parts]
+        log_probs, entropies = zip(*terms, strict=True)
+        return torch.stack(log_probs).sum(dim=0), torch.stack(entropies).sum(dim=0)
+
+
+class GaussianHead(nn.Module):
+    """Box actions: a diagonal Gaussian with a state-independent deviation; actions `[..., A]`.
+
+    The sample is unbounded, and so are its log-prob and what the rollout stores; it is clipped to
+    the space only on its way into the environment, which keeps the log-prob exact.
+    """
+
+    def __init__(self, input_size: int, action_size: int, log_std_init: float) -> None:
+        """Build the mean layer and the `log_std` parameter `[A]`."""
+        super().__init__()
+        self.layer = make_linear(input_size, action_size, _POLICY_GAIN)
+        self.log_std = nn.Parameter(torch.full((action_size,), log_std_init))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return means."""
+        mean: Tensor = self.layer(features)
+        return mean
+
+    def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
+        """Draw standard normals `[*leading, A]`."""
+        return torch.randn((*leading, self.log_std.shape[0]), generator=generator)
+
+    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
+        """Shift and scale the noise."""
+        return params + self.log_std.exp() * noise
+
+    def mode(self, params: Tensor) -> Tensor:
+        """Return the means."""
+        return params
+
+    def log_prob_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum over dimensions, which are independent."""
+        z = (action - params) * (-self.log_std).exp()  # [..., A]
+        log_prob = (-0.5 * (z.square() + _LOG_2PI) - self.log_std).sum(dim=-1)
+        entropy = (0.5 * (1.0 + _LOG_2PI) + self.log_std).sum()
+        return log_prob, entropy.expand(log_prob.shape)

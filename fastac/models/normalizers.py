@@ -1,0 +1,107 @@
+"""Running normalisation of observations (a layer of the model) and of rewards (for learning only).
+
+Statistics are float64, updated between rollouts from valid rows only, and constant within one: the
+forward that acts and the forward that learns see the same input. They are buffers, so they are
+saved wherever weights are saved, and evaluation cannot change them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_EPS = 1e-8
+_CLIP = 10.0
+
+
+class RunningMoments(nn.Module):
+    """Mean and variance over all rows ever seen (Chan, Golub and LeVeque 1979), float64."""
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        """Start at mean 0 and variance 1 of no rows."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def update(self, rows: Tensor) -> None:
+        """Merge the statistics of `rows` `[M, *shape]`; M = 0 changes nothing."""
+        num = rows.shape[0]
+        if num == 0:
+            return
+        rows = rows.to(self.mean.dtype)
+        mean, var = rows.mean(dim=0), rows.var(dim=0, unbiased=False)
+        total = self.count + num
+        delta = mean - self.mean
+        square_sum = self.var * self.count + var * num + delta.square() * self.count * num / total
+        self.mean.add_(delta * num / total)
+        self.var.copy_(square_sum / total)
+        self.count.copy_(total)
+
+
+class ObsNormalizer(nn.Module):
+    """Standardise observations and clip them to +-10; `[..., *obs_shape]` to the same."""
+
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+        """Start as the identity (up to the clipping)."""
+        super().__init__()
+        self.moments = RunningMoments(obs_shape)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Normalise with the statistics as they are."""
+        scale = (self.moments.var + _EPS).rsqrt().float()
+        return ((obs - self.moments.mean.float()) * scale).clamp(-_CLIP, _CLIP)
+
+    def update(self, obs: Tensor, valid: Tensor) -> None:
+        """Take in the rows of `obs` `[T, N, *obs_shape]` where `valid` `[T, N]`."""
+        self.moments.update(obs[valid].to(self.moments.mean.device))
+
+
+class RewardNormalizer(nn.Module):
+    """Divide rewards by the running deviation of the discounted return, and clip them to +-10.
+
+    Attributes:
+        running: `[N]` float64, the discounted return of each env's episode so far.
+    """
+
+    running: Tensor
+
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        """Start with a deviation of 1."""
+        super().__init__()
+        self.gamma = gamma
+        self.moments = RunningMoments(())
+        self.register_buffer("running", torch.zeros(num_envs, dtype=torch.float64))
+
+    def forward(self, reward: Tensor, valid: Tensor, done: Tensor) -> Tensor:
+        """Take in a rollout's rewards `[T, N]` and return them scaled, by the statistics after it."""
+        returns = torch.empty(reward.shape, dtype=torch.float64)
+        for t in range(reward.shape[0]):
+            self.running.mul_(self.gamma).add_(reward[t])
+            returns[t] = self.running
+            self.running.masked_fill_(done[t], 0.0)
+        self.moments.update(returns[valid])
+        return (reward * (self.moments.var + _EPS).rsqrt().float()).clamp(-_CLIP, _CLIP)
+
+
+class NoObsNormalizer(nn.Module):
+    """The null twin: observations as they are."""
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Return `obs`."""
+        return obs
+
+    def update(self, obs: Tensor, valid: Tensor) -> None:
+        """Learn nothing."""
+
+
+class NoRewardNormalizer(nn.Module):
+    """The null twin: rewards as they are."""
+
+    def forward(self, reward: Tensor, valid: Tensor, done: Tensor) -> Tensor:
+        """Return `reward`."""
+        return reward

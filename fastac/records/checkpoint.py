@@ -1,0 +1,323 @@
+"""Checkpoints: safetensors and JSON, whole or absent, without pickle.
+
+A checkpoint is a directory `checkpoints/step-000000123456/` with two files. `state.safetensors` holds
+every array of a state tree, its keys joined with "/". `state.json` holds the rest (schema, config,
+env steps, versions, scalar leaves) and two digests: of the arrays' file, and of its own bytes.
+
+A save builds a hidden sibling directory and renames it, so that a kill at any moment leaves the
+checkpoints that were there. Replacing a checkpoint needs two renames; between them the old one is
+called `step-...~`, which readers accept where its successor is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as dump_arrays
+from torch import Tensor
+
+from fastac.config import Config, JsonValue
+from fastac.contract import StateLeaf, StateTree
+from fastac.records.files import RecordError, describe, read_json, replace_json, sync_directory, write_durably
+from fastac.records.provenance import versions
+
+SCHEMA = 1
+_FOLDER = "checkpoints"
+_ARRAYS = "state.safetensors"
+_REST = "state.json"
+_BEST = "best.json"
+_TEMPORARY = ".saving-"
+_NAME = re.compile(r"step-(\d{12,})~?")
+_DTYPES = (
+    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64"),
+)
+
+LoadedLeaf: TypeAlias = NDArray[np.generic] | int | float | str | bool | None
+LoadedTree: TypeAlias = dict[str, "LoadedTree | LoadedLeaf"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What `load_checkpoint` returns.
+
+    Attributes:
+        config: the run's configuration.
+        env_steps: environment steps done when it was saved.
+        state: the saved tree; arrays and tensors come back as writable numpy arrays.
+    """
+
+    config: Config
+    env_steps: int
+    state: LoadedTree
+
+
+class _DamageError(ValueError):
+    """A checkpoint's files are not what was saved."""
+
+
+def save_checkpoint(run_dir: Path, env_steps: int, state: StateTree, config: Config) -> Path:
+    """Save a checkpoint, replacing one of the same `env_steps`, and return its directory.
+
+    Raises:
+        RecordError: the disk is full or cannot be written; earlier checkpoints are untouched.
+        ValueError: a leaf or key of `state` cannot be saved.
+    """
+    arrays: dict[str, NDArray[np.generic]] = {}
+    scalars = _split(state, "", arrays)
+    packed = dump_arrays(arrays)
+    rest = _seal(
+        {
+            "schema": SCHEMA,
+            "env_steps": env_steps,
+            "versions": dict(versions()),
+            "config": config.to_dict(),
+            "state": scalars,
+            "arrays_sha256": hashlib.sha256(packed).hexdigest(),
+        }
+    )
+    target = run_dir / _FOLDER / f"step-{env_steps:012d}"
+    try:
+        _write_directory(target, {_ARRAYS: packed, _REST: rest})
+    except OSError as error:
+        kept = [path.name for path in _saved(target.parent).values()]
+        fate = f"the last good checkpoint, {kept[-1]}, is kept" if kept else "there is no earlier checkpoint"
+        raise RecordError(f"cannot save checkpoint {target}: {describe(error)}; {fate}.") from error
+    return target
+
+
+def load_checkpoint(path: Path, expected_env_id: str | None = None) -> Checkpoint:
+    """Read a checkpoint and check every byte of it.
+
+    Raises:
+        ValueError: it is no checkpoint, damaged, from a newer fastac, or of another environment than
+            `expected_env_id`. If damaged, the message names an older good one and how to go back to it.
+    """
+    try:
+        checkpoint = _read(path)
+    except _DamageError as error:
+        raise ValueError(f"{error}; {_advise(path)}.") from error
+    env_id = checkpoint.config.env.env_id
+    if expected_env_id is not None and env_id != expected_env_id:
+        raise ValueError(f"checkpoint {path} was trained on {env_id}, expected {expected_env_id}.")
+    return checkpoint
+
+
+def find_checkpoint(run_dir: Path, which: Literal["last", "best"]) -> Path:
+    """Return a run's last checkpoint, or its best (the last one where none was marked best).
+
+    Raises:
+        ValueError: the run has no checkpoint.
+    """
+    saved = _saved(run_dir / _FOLDER)
+    if not saved:
+        raise ValueError(f"{run_dir} holds no checkpoint yet, expected one in {run_dir / _FOLDER}.")
+    best = _best_steps(run_dir) if which == "best" else None
+    return saved[best] if best in saved else list(saved.values())[-1]
+
+
+def mark_best(run_dir: Path, path: Path, mean_return: float) -> None:
+    """Point `checkpoints/best.json` at a checkpoint.
+
+    Raises:
+        RecordError: the disk is full or cannot be written.
+    """
+    replace_json(run_dir / _FOLDER / _BEST, {"checkpoint": path.name, "mean_return": mean_return})
+
+
+def prune_checkpoints(run_dir: Path, keep: int) -> None:
+    """Delete all checkpoints but the last `keep` and the best.
+
+    Raises:
+        RecordError: a checkpoint cannot be deleted.
+    """
+    saved = _saved(run_dir / _FOLDER)
+    best = _best_steps(run_dir)
+    for steps in list(saved)[:-keep]:
+        if steps != best:
+            try:
+                shutil.rmtree(saved[steps])
+            except OSError as error:
+                raise RecordError(f"cannot delete old checkpoint {saved[steps]}: {describe(error)}.") from error
+
+
+def _split(tree: StateTree, prefix: str, arrays: dict[str, NDArray[np.generic]]) -> dict[str, JsonValue]:
+    """Move the arrays of `tree` to `arrays` and return what remains."""
+    scalars: dict[str, JsonValue] = {}
+    for key, value in tree.items():
+        if not isinstance(key, str) or "/" in key:
+            raise ValueError(f'checkpoint key {key!r} below "{prefix}" cannot be saved, expected a string without "/".')
+        name = prefix + key
+        if isinstance(value, Mapping):
+            scalars[key] = _split(value, name + "/", arrays)
+        elif isinstance(value, Tensor | np.ndarray):
+            arrays[name] = _to_array(name, value)
+        else:
+            scalars[key] = _to_scalar(name, value)
+    return scalars
+
+
+def _to_array(name: str, value: Tensor | NDArray[np.generic]) -> NDArray[np.generic]:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        if str(value.dtype).removeprefix("torch.") not in _DTYPES:
+            raise ValueError(f"checkpoint tensor {name!r} is {value.dtype}, expected one of {', '.join(_DTYPES)}.")
+        value = value.numpy()
+    if value.dtype.name not in _DTYPES:
+        raise ValueError(f"checkpoint array {name!r} is {value.dtype}, expected one of {', '.join(_DTYPES)}.")
+    return np.asarray(value, order="C")  # np.ascontiguousarray would make a 0-d array 1-d
+
+
+def _to_scalar(name: str, value: StateLeaf) -> JsonValue:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(
+        f"checkpoint leaf {name!r} is a {type(value).__name__}, expected an array, int, float, str, bool or None."
+    )
+
+
+def _seal(body: dict[str, JsonValue]) -> bytes:
+    """Return `body` as JSON with its own digest; the same body always gives the same bytes."""
+    digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+    return json.dumps({**body, "sha256": digest}).encode() + b"\n"
+
+
+def _write_directory(target: Path, contents: Mapping[str, bytes]) -> None:
+    """Create or replace a directory of files, durably, or leave everything as it was."""
+    folder = target.parent
+    folder.mkdir(exist_ok=True)
+    _clean(folder)
+    temporary = folder / f"{_TEMPORARY}{target.name}"
+    temporary.mkdir()
+    try:
+        for name, data in contents.items():
+            write_durably(temporary / name, data)
+        sync_directory(temporary)
+        _exchange(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # gone already if all went well
+    sync_directory(folder)
+    _clean(folder)
+
+
+def _exchange(temporary: Path, target: Path) -> None:
+    """Rename `temporary` to `target`; a directory cannot be renamed over a full one, so step aside first."""
+    if not target.exists():
+        temporary.rename(target)
+        return
+    aside = target.with_name(target.name + "~")
+    target.rename(aside)
+    try:
+        temporary.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+
+
+def _clean(folder: Path) -> None:
+    """Delete what a killed save left behind, and what was replaced."""
+    for path in folder.iterdir():
+        replaced = path.name.endswith("~") and path.with_name(path.name[:-1]).exists()
+        if replaced or path.name.startswith(_TEMPORARY):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _saved(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints in a folder by env steps, oldest first; `step-N` wins over `step-N~`."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob("step-*"), reverse=True):  # "step-N~" comes before "step-N"
+        if match := _NAME.fullmatch(path.name):
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def _best_steps(run_dir: Path) -> int | None:
+    """Return the env steps of the checkpoint marked best, None where there is no readable mark."""
+    try:
+        name = read_json(run_dir / _FOLDER / _BEST).get("checkpoint")
+    except ValueError:
+        return None  # the mark is a convenience: without it, best means last
+    match = _NAME.fullmatch(str(name))
+    return int(match[1]) if match else None
+
+
+def _read(path: Path) -> Checkpoint:
+    """Read one checkpoint; `_DamageError` where its bytes are not those that were saved."""
+    if not any((path / name).exists() for name in (_REST, _ARRAYS)):
+        raise ValueError(f"{path} is not a fastac checkpoint, expected a directory with {_REST} and {_ARRAYS}.")
+    body = _unseal(path / _REST)
+    packed = _read_bytes(path / _ARRAYS)
+    if hashlib.sha256(packed).hexdigest() != body["arrays_sha256"]:
+        raise _DamageError(f"checkpoint file {path / _ARRAYS} is damaged: {len(packed)} bytes with a wrong sha256")
+    try:
+        config = Config.from_dict(cast("dict[str, object]", body["config"]))
+        arrays = load_arrays(packed)
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"checkpoint {path} does not fit this fastac: {error}") from error
+    return Checkpoint(config, cast("int", body["env_steps"]), _join(cast("LoadedTree", body["state"]), arrays))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _DamageError(f"checkpoint file {path} cannot be read: {describe(error)}") from error
+
+
+def _unseal(path: Path) -> dict[str, JsonValue]:
+    """Read what `_seal` wrote; sealing it again must give the same bytes."""
+    sealed = _read_bytes(path)
+    try:
+        body = json.loads(sealed)
+    except (ValueError, RecursionError) as error:
+        raise _DamageError(f"checkpoint file {path} is damaged: it is not JSON ({error})") from error
+    schema = body.get("schema") if isinstance(body, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise ValueError(
+            f"checkpoint {path.parent} was written by a newer fastac (schema {schema}, this one reads up to "
+            f"{SCHEMA}): upgrade fastac."
+        )
+    if not isinstance(body, dict) or body.pop("sha256", None) is None or _seal(body) != sealed:
+        raise _DamageError(f"checkpoint file {path} is damaged: {len(sealed)} bytes with a wrong sha256")
+    return cast("dict[str, JsonValue]", body)
+
+
+def _join(scalars: LoadedTree, arrays: Mapping[str, NDArray[np.generic]]) -> LoadedTree:
+    """Put the arrays back where `_split` took them."""
+    for name, array in arrays.items():
+        *branches, leaf = name.split("/")
+        tree = scalars
+        for branch in branches:
+            tree = cast("LoadedTree", tree[branch])
+        tree[leaf] = array
+    return scalars
+
+
+def _advise(damaged: Path) -> str:
+    """Say where to go on from instead of a damaged checkpoint."""
+    for path in _older(damaged):
+        try:
+            _read(path)
+        except ValueError:
+            continue
+        return f"{path.name} beside it is older and good: delete {damaged} to continue from there"
+    return "there is no older good checkpoint beside it, so train again"
+
+
+def _older(path: Path) -> Iterator[Path]:
+    """Yield the checkpoints older than one, latest first."""
+    match = _NAME.fullmatch(path.name)
+    for steps, other in reversed(_saved(path.parent).items()):
+        if match and steps < int(match[1]):
+            yield other

@@ -1,0 +1,54 @@
+"""What a run ran on: versions, commit and memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_DISTRIBUTIONS = ("fastac", "torch", "numpy", "gymnasium", "numba")
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of what is installed of fastac, torch, numpy, gymnasium and numba.
+
+    Read from the packages' metadata: importing torch for its version would cost two seconds.
+    """
+    found = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_commit() -> str | None:
+    """Return fastac's own commit, "-dirty" appended if tracked files differ; None outside a git checkout.
+
+    Only a `.git` right above the package counts: an installed fastac may lie inside a checkout of
+    something else. Costs one subprocess, about 5 ms, once.
+    """
+    if not (_CHECKOUT / ".git").exists():
+        return None
+    command = ["git", "-C", str(_CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    # Without optional locks git refreshes no index, so a run never collides with the user's own git.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5.0, check=True, env=environment)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def peak_rss_mb() -> float:
+    """Return the most memory this process has held, in megabytes (10**6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (peak if sys.platform == "darwin" else peak * 1024) / 1e6  # bytes on macOS, KiB elsewhere

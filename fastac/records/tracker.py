@@ -1,0 +1,67 @@
+"""Means over the last episodes, and rates."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from fastac.contract import Report, StateTree
+
+_RATE_WINDOW_S = 5.0
+_RATE_SAMPLES = 2048  # bounds memory: at more reports than 400 a second the rate's window is shorter
+
+
+class ReturnTracker:
+    """Mean return and length over the last episodes, and env steps per second."""
+
+    def __init__(self, window_episodes: int = 100) -> None:
+        """Begin with no episodes."""
+        self._returns: deque[float] = deque(maxlen=window_episodes)
+        self._lengths: deque[int] = deque(maxlen=window_episodes)
+        self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_SAMPLES)  # (train_wall_s, env_steps)
+
+    def update(self, report: Report) -> None:
+        """Take in one iteration."""
+        for episode in report.finished:
+            self._returns.append(episode.return_)
+            self._lengths.append(episode.length)
+        self._samples.append((report.train_wall_s, report.env_steps))
+        while len(self._samples) > 2 and report.train_wall_s - self._samples[1][0] >= _RATE_WINDOW_S:
+            self._samples.popleft()
+
+    @property
+    def mean_return(self) -> float | None:
+        """Mean raw return over the window, None before the first episode ended."""
+        return sum(self._returns) / len(self._returns) if self._returns else None
+
+    @property
+    def mean_length(self) -> float | None:
+        """Mean episode length over the window, None before the first episode ended."""
+        return sum(self._lengths) / len(self._lengths) if self._lengths else None
+
+    @property
+    def sps(self) -> float:
+        """Env steps per second of training since the run began."""
+        wall_s, env_steps = self._samples[-1] if self._samples else (0.0, 0)
+        return env_steps / wall_s if wall_s > 0.0 else 0.0
+
+    @property
+    def sps_window(self) -> float:
+        """Env steps per second over the last 5 seconds of training (at first, since the run began)."""
+        if len(self._samples) < 2:
+            return self.sps
+        (wall_0, steps_0), (wall_1, steps_1) = self._samples[0], self._samples[-1]
+        return (steps_1 - steps_0) / (wall_1 - wall_0) if wall_1 > wall_0 else self.sps
+
+    def get_state(self) -> StateTree:
+        """Return the episode window; rates are a fact of the machine and begin anew after a resume."""
+        return {"returns": np.array(self._returns, np.float64), "lengths": np.array(self._lengths, np.int64)}
+
+    def load_state(self, state: StateTree) -> None:
+        """Continue from `get_state`."""
+        self._returns.clear()
+        self._lengths.clear()
+        self._returns.extend(np.asarray(state["returns"], np.float64).tolist())
+        self._lengths.extend(np.asarray(state["lengths"], np.int64).tolist())
+        self._samples.clear()

@@ -1,0 +1,134 @@
+"""The rollout: every tensor of T steps in N envs, allocated once and written in place.
+
+Environments write through numpy views of the tensors: a torch write would bump autograd's version
+counters, and a numpy copy costs less than a torch call at these sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastac.contract import EnvFailure, StepRow
+
+
+@dataclass(slots=True)
+class Rollout:
+    """T steps of N envs under the time contract (see `fastac.contract`).
+
+    Attributes:
+        obs: `[T+1, N, *obs_shape]` float32, raw.
+        start: `[T+1, N]` bool.
+        state: `[N, S]`, the recurrent state before row 0.
+        action: `[T, N, *action_shape]`, int64 or float32, unclipped.
+        log_prob: `[T, N]`, of the policy that acted.
+        value: `[T+1, N]`, of the policy that acted.
+        reward: `[T, N]`, raw.
+        terminated: `[T, N]` bool.
+        truncated: `[T, N]` bool.
+        valid: `[T, N]` bool.
+        final_value: `[T, N]`: V(final observation) at truncated rows whose final observation came
+            out of band, else 0. All zeros under NEXT_STEP, where value[t+1] is that value.
+        out_of_band: `[T, N]` bool: the rows whose bootstrap is `final_value`.
+        advantage: `[T, N]`, filled by the learner.
+        return_: `[T, N]`, filled by the learner.
+    """
+
+    obs: Tensor
+    start: Tensor
+    state: Tensor
+    action: Tensor
+    log_prob: Tensor
+    value: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+    final_value: Tensor
+    out_of_band: Tensor
+    advantage: Tensor
+    return_: Tensor
+
+    @classmethod
+    def allocate(
+        cls,
+        num_steps: int,
+        num_envs: int,
+        obs_shape: tuple[int, ...],
+        action_shape: tuple[int, ...],
+        action_dtype: torch.dtype,
+        state_size: int,
+    ) -> Rollout:
+        """Allocate zeros on the CPU."""
+        rows, rows_and_next = (num_steps, num_envs), (num_steps + 1, num_envs)
+        return cls(
+            obs=torch.zeros(*rows_and_next, *obs_shape),
+            start=torch.zeros(rows_and_next, dtype=torch.bool),
+            state=torch.zeros(num_envs, state_size),
+            action=torch.zeros(*rows, *action_shape, dtype=action_dtype),
+            log_prob=torch.zeros(rows),
+            value=torch.zeros(rows_and_next),
+            reward=torch.zeros(rows),
+            terminated=torch.zeros(rows, dtype=torch.bool),
+            truncated=torch.zeros(rows, dtype=torch.bool),
+            valid=torch.zeros(rows, dtype=torch.bool),
+            final_value=torch.zeros(rows),
+            out_of_band=torch.zeros(rows, dtype=torch.bool),
+            advantage=torch.zeros(rows),
+            return_=torch.zeros(rows),
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.reward.shape[0]
+
+    @property
+    def num_envs(self) -> int:
+        """N."""
+        return self.reward.shape[1]
+
+    @property
+    def done(self) -> Tensor:
+        """`[T, N]` bool: the episode ended, either way."""
+        return self.terminated | self.truncated
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all tensors."""
+        return sum(getattr(self, f.name).nbytes for f in fields(self))
+
+    def first(self, num_steps: int) -> Rollout:
+        """View the first `num_steps` rows as a rollout of their own; no copy."""
+        if num_steps == self.num_steps:
+            return self
+        cut = {f.name: getattr(self, f.name)[:num_steps] for f in fields(self)}
+        extra = {name: getattr(self, name)[: num_steps + 1] for name in ("obs", "start", "value")}
+        return replace(self, **(cut | extra | {"state": self.state}))
+
+    def step_rows(self) -> list[StepRow]:
+        """Make the numpy views that each step writes, once."""
+        obs, start = self.obs.numpy(), self.start.numpy()
+        reward, valid = self.reward.numpy(), self.valid.numpy()
+        terminated, truncated = self.terminated.numpy(), self.truncated.numpy()
+        return [
+            StepRow(obs[t + 1], start[t + 1], reward[t], terminated[t], truncated[t], valid[t])
+            for t in range(self.num_steps)
+        ]
+
+    def check_finite(self) -> None:
+        """Raise EnvFailure, naming env and row, if an observation or reward is NaN or infinite.
+
+        Once per rollout rather than per step: what was sampled on a NaN is discarded with the run.
+        """
+        for name, rows in (("observation", self.obs.numpy()), ("reward", self.reward.numpy())):
+            # One reduction answers the usual case: NaN and inf both survive a sum.
+            if np.isfinite(rows.sum(dtype=np.float64)):
+                continue
+            bad = np.argwhere(~np.isfinite(rows))
+            if len(bad):
+                t, n = int(bad[0][0]), int(bad[0][1])
+                raise EnvFailure(f"env {n} returned a {name} that is not finite in row {t} of the rollout")

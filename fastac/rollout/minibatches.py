@@ -1,0 +1,114 @@
+"""Slices a rollout into the batches that losses read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from fastac.rollout.buffer import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows for one update: `[M, ...]` flat, or `[T, n, ...]` in sequences.
+
+    Attributes:
+        obs: raw observations.
+        action: unclipped.
+        log_prob: of the policy that acted.
+        value: of the policy that acted.
+        advantage: as estimated.
+        return_: the critic's target.
+        weight: 1 over the number of valid rows where valid, else 0: a weighted sum is the mean.
+        start: where an episode begins.
+        state: `[n, S]`, the recurrent state before row 0 of sequences.
+    """
+
+    obs: Tensor
+    action: Tensor
+    log_prob: Tensor
+    value: Tensor
+    advantage: Tensor
+    return_: Tensor
+    weight: Tensor
+    start: Tensor
+    state: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to a device; the batch itself if it is there."""
+        if self.obs.device == device:
+            return self
+        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+
+class Minibatches(Protocol):
+    """Yields the minibatches of one pass over a rollout."""
+
+    def split(self, rollout: Rollout) -> Iterator[Batch]:
+        """Cover every row once."""
+
+
+def weigh(valid: Tensor) -> Tensor:
+    """Return weights that make a sum the mean over valid rows (all 0 if there is none)."""
+    weight = valid.float()
+    return weight / weight.sum().clamp(min=1.0)
+
+
+class FlatMinibatches:
+    """Rows in random order, for models without memory; one minibatch is the rollout itself, uncopied."""
+
+    def __init__(self, num_minibatches: int, generator: Generator) -> None:
+        """Draw the order from `generator`, afresh for every pass."""
+        self._num, self._generator = num_minibatches, generator
+
+    def split(self, rollout: Rollout) -> Iterator[Batch]:
+        """Yield `[B / num_minibatches, ...]` each."""
+        flat = [part.flatten(0, 1) for part in _rows(rollout)]
+        if self._num == 1:
+            yield _batch(flat, rollout.state)
+            return
+        order = torch.randperm(flat[0].shape[0], generator=self._generator)
+        for index in order.chunk(self._num):
+            yield _batch([part[index] for part in flat], rollout.state)
+
+
+class SequenceMinibatches:
+    """Whole sequences of some envs, for models with memory; one minibatch is the rollout itself."""
+
+    def __init__(self, num_minibatches: int, generator: Generator) -> None:
+        """Draw which envs go together from `generator`, afresh for every pass."""
+        self._num, self._generator = num_minibatches, generator
+
+    def split(self, rollout: Rollout) -> Iterator[Batch]:
+        """Yield `[T, N / num_minibatches, ...]` each."""
+        parts = _rows(rollout)
+        if self._num == 1:
+            yield _batch(parts, rollout.state)
+            return
+        order = torch.randperm(rollout.num_envs, generator=self._generator)
+        for index in order.chunk(self._num):
+            yield _batch([part[:, index] for part in parts], rollout.state[index])
+
+
+def _rows(rollout: Rollout) -> list[Tensor]:
+    """List what a batch holds, `[T, N, ...]` each, in the order of `_batch`."""
+    rows = rollout.num_steps
+    return [
+        rollout.obs[:rows],
+        rollout.action,
+        rollout.log_prob,
+        rollout.value[:rows],
+        rollout.advantage,
+        rollout.return_,
+        rollout.valid,
+        rollout.start[:rows],
+    ]
+
+
+def _batch(parts: list[Tensor], state: Tensor) -> Batch:
+    obs, action, log_prob, value, advantage, return_, valid, start = parts
+    return Batch(obs, action, log_prob, value, advantage, return_, weigh(valid), start, state)

@@ -1,0 +1,26 @@
+"""What every test shares: one torch thread, no window, fixed seeds."""
+
+import os
+import random
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # rendering needs no screen
+
+# Several threads gain nothing on arrays of this size, and stall as soon as anything else runs.
+torch.set_num_threads(1)
+
+# No deadline: the first call of a kernel compiles it. In CI the examples are the same each time.
+hypothesis.settings.register_profile("fastac", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("fastac")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Start each test from the same random state, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -1,0 +1,164 @@
+"""Choosing how to batch, seeding, and the sentences of what does not go."""
+
+from __future__ import annotations
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from env_rows import begin, draw_actions, follow
+
+from fastac.config import EnvConfig
+from fastac.contract import VecEnv
+from fastac.envs import adapt, make, make_vec
+from fastac.envs.process import ProcessEnvs
+from fastac.envs.sync import SyncEnvs
+
+PROBES = "fastac.envs.probes:fastac/"
+
+
+def build(env_id: str, seed: int = 0, num_envs: int = 4, vectorization: str = "auto") -> VecEnv:
+    return make_vec(EnvConfig(env_id, num_envs, vectorization), np.random.SeedSequence(seed))
+
+
+def test_cartpole_is_native() -> None:
+    env = build("CartPole-v1")
+    assert env.description == "native (CartPoleVectorEnv)"
+    assert (env.num_envs, env.frame_skip) == (4, 1)
+    env.close()
+
+
+def test_num_envs_can_be_overridden() -> None:
+    assert make_vec(EnvConfig(num_envs=4), np.random.SeedSequence(0), num_envs=7).num_envs == 7
+
+
+def test_cheap_env_is_sync_and_says_why() -> None:
+    env = build("MountainCar-v0")
+    assert isinstance(env, SyncEnvs)
+    assert env.description.startswith("sync (one step of MountainCar-v0 takes ")
+    env.close()
+
+
+@pytest.mark.parametrize(("cores", "num_envs", "kind"), [(2, 4, ProcessEnvs), (1, 4, SyncEnvs), (2, 1, SyncEnvs)])
+def test_dear_env_goes_to_processes(monkeypatch: pytest.MonkeyPatch, cores: int, num_envs: int, kind: type) -> None:
+    monkeypatch.setattr(make, "_measure_step_us", lambda env_id, trial: 812.3)
+    monkeypatch.setattr(make, "_count_cores", lambda: cores)
+    env = build("MountainCar-v0", num_envs=num_envs)
+    assert isinstance(env, kind)
+    assert "one step of MountainCar-v0 takes 812 us" in env.description
+    env.close()
+
+
+def test_dear_env_that_cannot_be_sent_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "_measure_step_us", lambda env_id, trial: 812.3)
+    monkeypatch.setattr(make, "_count_cores", lambda: 2)
+    monkeypatch.setitem(gym.registry, "Local-v0", gym.envs.registration.EnvSpec("Local-v0", lambda: None))
+    gym.registry["Local-v0"].entry_point = lambda: gym.make("MountainCar-v0").unwrapped
+    assert isinstance(build("Local-v0"), SyncEnvs)
+    with pytest.raises(ValueError, match="cannot send the environment to its workers"):
+        build("Local-v0", vectorization="process")
+
+
+def test_native_without_batched_version_is_refused() -> None:
+    with pytest.raises(ValueError, match="'native' but Acrobot-v1 has no batched version"):
+        build("Acrobot-v1", vectorization="native")
+
+
+def test_render_mode_gives_frames() -> None:
+    env = make_vec(EnvConfig(num_envs=2), np.random.SeedSequence(0), render_mode="rgb_array")
+    assert isinstance(env, SyncEnvs)
+    begin(env)
+    frames = env.render()
+    assert len(frames) == 2 and frames[0].ndim == 3 and frames[0].dtype == np.uint8
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "words"),
+    [
+        ("CartPol-v1", "did you mean CartPole-v1"),
+        ("CartPole", "did you mean CartPole-v"),
+        ("zzzzzz", "expected a registered id, or module:id"),
+        ("no_such_module:X-v0", "'no_such_module' cannot be imported"),
+        ("ALE/NoSuchGame-v5", r"pip install 'fastac\[atari\]'"),
+        ("FrozenLake-v1", r"the observation space is Discrete\(16\)"),
+    ],
+)
+def test_ids_that_do_not_go(env_id: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        build(env_id)
+
+
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(env_id: str) -> gym.Env:
+        raise gym.error.DependencyNotInstalled("Box2D is not installed")
+
+    monkeypatch.setattr(gym, "make", refuse)
+    with pytest.raises(ValueError, match=r"LunarLander-v3 needs a package .*pip install 'fastac\[box2d\]'"):
+        build("LunarLander-v3")
+
+
+def test_warnings_of_gymnasium_are_neither_caused_nor_hidden() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build("Pendulum-v1").close()
+    with pytest.warns(DeprecationWarning, match="out of date"):
+        build("CartPole-v0", vectorization="sync").close()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ConstantReward", "ObsReward", "DelayedReward", "ActionReward", "ObsActionReward", "ContinuousReward",
+     "MultiDiscreteReward", "ToyChain", "Memory", "ShortLong"],
+)  # fmt: skip
+def test_probes_run(name: str) -> None:
+    env = build(f"{PROBES}{name}-v0", vectorization="sync")
+    begin(env)
+    trace = follow(env, draw_actions(env, 120))
+    assert (trace.terminated | trace.truncated).any()
+    assert np.isfinite(trace.reward).all() and np.abs(trace.obs).max() < 1e5
+    env.close()
+
+
+def first_obs(seed: int, vectorization: str, num_envs: int = 16) -> set[bytes]:
+    env = build("CartPole-v1", seed, num_envs, vectorization)
+    obs = begin(env)
+    env.close()
+    assert len({each.tobytes() for each in obs}) == num_envs, "each env has its own stream"
+    return {each.tobytes() for each in obs}
+
+
+@pytest.mark.parametrize("vectorization", ["native", "sync"])
+def test_seeds_share_no_stream(vectorization: str) -> None:
+    assert first_obs(0, vectorization) == first_obs(0, vectorization)
+    assert not first_obs(0, vectorization) & first_obs(1, vectorization)
+
+
+def test_given_env_shares_no_stream() -> None:
+    def first(seed: int) -> np.ndarray:
+        env = gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 4, copy=False)
+        return begin(adapt(env, np.random.SeedSequence(seed)))
+
+    np.testing.assert_array_equal(first(0), first(0))
+    assert not np.isin(first(0), first(1)).any()
+
+
+def test_later_resets_go_on_with_the_streams() -> None:
+    for vectorization in ("native", "sync"):
+        env = build("CartPole-v1", vectorization=vectorization)
+        assert not np.isin(begin(env), begin(env)).any()
+        env.close()
+
+
+def test_sync_is_gymnasiums_sync() -> None:
+    """The same seeds in Gymnasium's own SyncVectorEnv give the same rows."""
+    seeds = [3, 1, 4, 1]
+    ours = SyncEnvs(lambda: gym.make("CartPole-v1"), seeds, "")
+    theirs = adapt(gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 4), np.random.SeedSequence(0))
+    theirs._seed = seeds
+    np.testing.assert_array_equal(begin(ours), begin(theirs))
+    actions = draw_actions(ours, 150)
+    trace = follow(ours, actions)
+    trace.assert_equal(follow(theirs, actions))
+    assert trace.terminated.sum() > 8

@@ -1,0 +1,119 @@
+"""A restored environment goes on bit for bit."""
+
+from __future__ import annotations
+
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from env_rows import begin, draw_actions, follow
+
+from fastac.config import EnvConfig
+from fastac.contract import StateLeaf, StateTree, VecEnv
+from fastac.envs import adapt, make_vec
+from fastac.envs.probes import ToyChain
+
+CHAIN = "fastac.envs.probes:fastac/ToyChain-v0"
+
+
+def build(env_id: str, vectorization: str, seed: int = 0, num_envs: int = 5) -> VecEnv:
+    return make_vec(EnvConfig(env_id, num_envs, vectorization), np.random.SeedSequence(seed))
+
+
+def through_disk(tree: StateTree | StateLeaf) -> StateTree | StateLeaf:
+    """Copy a state as a checkpoint would: arrays by their bytes, the rest through JSON."""
+    if isinstance(tree, dict):
+        return {key: through_disk(value) for key, value in tree.items()}
+    if isinstance(tree, np.ndarray):
+        return np.frombuffer(tree.tobytes(), tree.dtype).reshape(tree.shape)
+    return json.loads(json.dumps(tree))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "vectorization", "before"),
+    [
+        ("CartPole-v1", "native", 137),
+        ("CartPole-v1", "sync", 137),
+        ("CartPole-v1", "process", 137),
+        ("Acrobot-v1", "sync", 300),
+        ("MountainCar-v0", "sync", 70),
+        ("MountainCar-v0", "sync", 200),  # all have just ended
+        ("MountainCarContinuous-v0", "sync", 850),
+        ("Pendulum-v1", "sync", 70),
+        (CHAIN, "sync", 7),
+    ],
+)
+def test_continuation_is_bit_equal(env_id: str, vectorization: str, before: int) -> None:
+    env, fresh = build(env_id, vectorization), build(env_id, vectorization, seed=9)
+    begin(env)
+    actions = draw_actions(env, before + 300)
+    follow(env, actions[:before])
+    state = through_disk(env.get_state())
+    expected = follow(env, actions[before:])
+    assert (expected.terminated | expected.truncated).any(), "the test must see an end"
+    fresh.set_state(state)
+    expected.assert_equal(follow(fresh, actions[before:]))
+    fresh.set_state(state)  # restoring neither uses up the state nor keeps hold of it
+    expected.assert_equal(follow(fresh, actions[before:]))
+    np.testing.assert_array_equal(begin(fresh), begin(env))  # and the streams of later resets are restored too
+    env.close()
+    fresh.close()
+
+
+def test_sync_and_process_share_states() -> None:
+    sync, process = build("CartPole-v1", "sync"), build("CartPole-v1", "process", seed=3)
+    begin(sync)
+    actions = draw_actions(sync, 120)
+    follow(sync, actions[:60])
+    process.set_state(sync.get_state())
+    follow(sync, actions[60:]).assert_equal(follow(process, actions[60:]))
+    process.close()
+
+
+@pytest.mark.parametrize("vectorization", ["native", "sync"])
+def test_state_before_the_first_reset_still_seeds(vectorization: str) -> None:
+    env, other = build("CartPole-v1", vectorization), build("CartPole-v1", vectorization)
+    other.set_state(env.get_state())
+    np.testing.assert_array_equal(begin(env), begin(other))
+
+
+def test_user_vector_env_that_saves_itself() -> None:
+    class Saving(gym.vector.SyncVectorEnv):
+        def get_state(self) -> StateTree:
+            ends = {"ends": self._autoreset_envs.copy()}
+            return ends | {str(i): e.get_state() for i, e in enumerate(self.envs)}
+
+        def set_state(self, state: StateTree) -> None:
+            self._autoreset_envs = state["ends"].copy()
+            for i, env in enumerate(self.envs):
+                env.set_state(state[str(i)])
+
+    env, fresh = (adapt(Saving([ToyChain, ToyChain]), np.random.SeedSequence(0)) for _ in range(2))
+    begin(env)
+    actions = draw_actions(env, 60)
+    follow(env, actions[:4])  # the third step ends an episode: the next row is invalid
+    follow(env, actions[:3])
+    fresh.set_state(env.get_state())
+    follow(env, actions).assert_equal(follow(fresh, actions))
+
+
+def test_unknown_layers_cannot_be_captured() -> None:
+    assert build("fastac.envs.probes:fastac/Memory-v0", "sync").get_state() is None
+    user = gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")])
+    assert adapt(user, np.random.SeedSequence(0)).get_state() is None
+
+
+@pytest.mark.parametrize("vectorization", ["native", "sync", "process"])
+def test_state_of_another_run_is_refused(vectorization: str) -> None:
+    state = build("CartPole-v1", "sync" if vectorization == "process" else vectorization).get_state()
+    other = build("CartPole-v1", vectorization, num_envs=3)
+    with pytest.raises(ValueError, match="the saved state is of 5 environments, expected 3"):
+        other.set_state(state)
+    other.close()
+
+
+def test_state_of_another_kind_is_refused() -> None:
+    state = build("CartPole-v1", "sync").get_state()
+    with pytest.raises(ValueError, match="has no part 'env'"):
+        build("CartPole-v1", "native").set_state(state)

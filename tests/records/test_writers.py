@@ -1,0 +1,376 @@
+"""Writers, the tracker and the progress bar."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fastac.config import Config
+from fastac.contract import Episode, Phases, Report
+from fastac.records import (
+    Bar,
+    NullBar,
+    NullWriter,
+    ProgressBar,
+    ProgressWriter,
+    RecordError,
+    ReturnTracker,
+    TensorBoardWriter,
+    Writer,
+    load_checkpoint,
+    open_bar,
+    progress_row,
+    save_checkpoint,
+)
+from fastac.records.progress import shorten
+
+LOSSES = {
+    "policy_loss": 0.25,
+    "value_loss": 0.5,
+    "entropy": 0.75,
+    "explained_variance": math.nan,
+    "grad_norm": 1.5,
+    "learning_rate": 0.125,
+    "approx_kl": 0.0625,
+    "clip_fraction": 0.375,
+}
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_report(iteration: int, finished: tuple[Episode, ...] = (), seconds: float = 0.5) -> Report:
+    steps = 100 * iteration
+    return Report(
+        iteration, steps, 4 * steps, 2 * iteration, 3 * iteration, finished, seconds * iteration, Phases(), LOSSES
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, float | None]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def row(iteration: int) -> dict[str, float | int | None]:
+    return {"iteration": iteration, "env_steps": 100 * iteration}
+
+
+# --- tracker ---------------------------------------------------------------------------------------
+
+
+def test_tracker_means_over_the_last_episodes() -> None:
+    tracker = ReturnTracker(window_episodes=3)
+    tracker.update(make_report(1))
+    assert tracker.mean_return is None
+    assert tracker.mean_length is None
+    tracker.update(make_report(2, (Episode(1.0, 10), Episode(2.0, 20))))
+    assert (tracker.mean_return, tracker.mean_length) == (1.5, 15.0)
+    tracker.update(make_report(3, (Episode(3.0, 30), Episode(4.0, 40))))
+    assert (tracker.mean_return, tracker.mean_length) == (3.0, 30.0)
+
+
+def test_tracker_rates() -> None:
+    tracker = ReturnTracker()
+    assert (tracker.sps, tracker.sps_window) == (0.0, 0.0)
+    tracker.update(Report(1, 0, 0, 0, 0, (), 0.0, Phases()))
+    assert (tracker.sps, tracker.sps_window) == (0.0, 0.0)
+    for second in range(1, 21):  # 100 a second for ten seconds, then 1000
+        steps = 100 * min(second, 10) + 1000 * max(0, second - 10)
+        tracker.update(Report(second, steps, steps, 0, 0, (), float(second), Phases()))
+    assert tracker.sps == 11_000 / 20
+    assert tracker.sps_window == 1000.0
+
+
+def test_tracker_rate_window_is_bounded_and_survives_a_long_iteration() -> None:
+    tracker = ReturnTracker()
+    for k in range(5000):
+        tracker.update(Report(k, k, k, 0, 0, (), k * 1e-4, Phases()))
+    assert tracker.sps_window == pytest.approx(1e4)
+    assert len(tracker._samples) <= 2048
+    tracker.update(Report(5000, 6000, 0, 0, 0, (), 60.0, Phases()))  # one iteration longer than the window
+    assert tracker.sps_window == pytest.approx((6000 - 4999) / (60.0 - 0.4999))
+
+
+def test_tracker_state_goes_through_a_checkpoint(tmp_path: Path) -> None:
+    one, other = ReturnTracker(4), ReturnTracker(4)
+    one.update(make_report(1, tuple(Episode(0.1 * k, k) for k in range(7))))
+    path = save_checkpoint(tmp_path, 1, {"tracker": one.get_state()}, Config())
+    other.update(make_report(1, (Episode(9.0, 9),)))
+    other.load_state(load_checkpoint(path).state["tracker"])
+    for tracker in (one, other):
+        tracker.update(make_report(2, (Episode(0.7, 70),)))
+    assert (one.mean_return, one.mean_length) == (other.mean_return, other.mean_length)
+    assert one.get_state()["returns"].tolist() == other.get_state()["returns"].tolist()
+    assert all(type(length) is int for length in other._lengths)
+
+
+def test_empty_tracker_state_round_trip() -> None:
+    tracker = ReturnTracker()
+    tracker.load_state(tracker.get_state())
+    assert tracker.mean_return is None
+
+
+# --- JSON lines ------------------------------------------------------------------------------------
+
+
+def test_row_and_lines(tmp_path: Path) -> None:
+    tracker, writer = ReturnTracker(), ProgressWriter(tmp_path / "progress.jsonl")
+    for report in (make_report(1), make_report(2, (Episode(7.0, 9),))):
+        tracker.update(report)
+        writer.write(progress_row(report, tracker))
+    writer.close()
+    writer.close()
+    first, second = read_lines(tmp_path / "progress.jsonl")
+    assert (first["mean_return"], first["mean_length"], first["explained_variance"]) == (None, None, None)
+    assert second == {
+        "iteration": 2,
+        "env_steps": 200,
+        "frames": 800,
+        "updates": 4,
+        "episodes": 6,
+        "train_wall_s": 1.0,
+        "sps": 200.0,
+        "sps_window": 200.0,
+        "mean_return": 7.0,
+        "mean_length": 9.0,
+        **LOSSES,
+        "explained_variance": None,
+    }
+
+
+def test_lines_reach_the_file_every_second_and_at_flush_and_evaluations_at_once(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "progress.jsonl"
+    writer = ProgressWriter(path, clock=clock)
+    writer.write(row(1))
+    assert read_lines(path) == []
+    clock.now += 1.0
+    writer.write(row(2))
+    assert len(read_lines(path)) == 2
+    writer.write(row(3))
+    assert len(read_lines(path)) == 2
+    writer.flush()
+    assert len(read_lines(path)) == 3
+    writer.write_evaluation(300, 9.5, math.inf, 20.0, 0.1)
+    assert read_lines(tmp_path / "evaluations.jsonl") == [
+        {"env_steps": 300, "mean_return": 9.5, "std": None, "mean_length": 20.0, "wall_s": 0.1}
+    ]
+    writer.close()
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"iteration": 9, "env_', b'{"iteration": 4, "env_steps": 400}', b"\xff\n{}\n"])
+def test_resume_has_each_iteration_once(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "progress.jsonl"
+    writer = ProgressWriter(path)
+    for k in range(1, 4 if tail.startswith(b'{"iteration": 4') else 9):
+        writer.write(row(k))
+    for steps in (200, 300, 700):
+        writer.write_evaluation(steps, 1.0, 0.0, 1.0, 0.0)
+    writer.close()
+    with path.open("ab") as file:
+        file.write(tail)
+    resumed = ProgressWriter(path, resume_iteration=3)
+    resumed.write(row(4))
+    resumed.close()
+    assert [line["iteration"] for line in read_lines(path)] == [1, 2, 3, 4]
+    assert [line["env_steps"] for line in read_lines(tmp_path / "evaluations.jsonl")] == [200, 300]
+
+
+def test_resume_without_files_begins_them_and_a_new_run_empties_them(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    for resume_iteration in (5, None):
+        writer = ProgressWriter(path, resume_iteration)
+        writer.write(row(6))
+        writer.close()
+        assert [line["iteration"] for line in read_lines(path)] == [6]
+
+
+def test_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer = ProgressWriter(tmp_path / "progress.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_rows", Full())
+        with pytest.raises(RecordError, match=r"^cannot write .*progress.jsonl: No space left on device\.$"):
+            writer.write(row(1))
+    writer.close()
+    with pytest.raises(RecordError, match="No such file"):
+        ProgressWriter(tmp_path / "missing" / "progress.jsonl")
+    with pytest.raises(RecordError, match="Not a directory"):
+        TensorBoardWriter(tmp_path / "progress.jsonl" / "tb")
+
+
+# --- TensorBoard -----------------------------------------------------------------------------------
+
+
+def read_events(path: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(path))
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_tags_and_values(tmp_path: Path) -> None:
+    tracker, writer = ReturnTracker(), TensorBoardWriter(tmp_path)
+    report = make_report(2, (Episode(7.0, 9),))
+    tracker.update(report)
+    writer.write(progress_row(report, tracker))
+    writer.write_evaluation(200, 8.0, 1.0, 10.0, 0.1)
+    writer.close()
+    writer.close()
+    found = read_events(tmp_path)
+    assert math.isnan(found.pop("train/explained_variance")[0][1])
+    assert found == {
+        "rollout/ep_rew_mean": [(200, 7.0)],
+        "rollout/ep_len_mean": [(200, 9.0)],
+        "time/fps": [(200, 200.0)],
+        "time/total_timesteps": [(200, 200.0)],
+        "train/policy_gradient_loss": [(200, 0.25)],
+        "train/value_loss": [(200, 0.5)],
+        "train/entropy_loss": [(200, -0.75)],
+        "train/learning_rate": [(200, 0.125)],
+        "train/grad_norm": [(200, 1.5)],
+        "train/approx_kl": [(200, 0.0625)],
+        "train/clip_fraction": [(200, 0.375)],
+        "train/n_updates": [(200, 4.0)],
+        "eval/mean_reward": [(200, 8.0)],
+        "eval/mean_ep_length": [(200, 10.0)],
+    }
+
+
+def test_tensorboard_throttles_but_keeps_first_latest_and_evaluated(tmp_path: Path) -> None:
+    clock = Clock()
+    writer = TensorBoardWriter(tmp_path, clock=clock)
+    for k in range(1, 100):
+        clock.now += 0.0625
+        writer.write(row(k))
+        if k == 40:
+            writer.write_evaluation(100 * k, 1.0, 0.0, 1.0, 0.0)
+    writer.close()
+    steps = [step for step, _ in read_events(tmp_path)["time/total_timesteps"]]
+    assert steps == [100, 1700, 3300, 4000, 4900, 6500, 8100, 9700, 9900]
+
+
+def test_tensorboard_resume_hides_what_was_beyond_the_checkpoint(tmp_path: Path) -> None:
+    clock = Clock()
+    for resume, iterations in ((None, range(1, 9)), (300, range(4, 6))):
+        writer = TensorBoardWriter(tmp_path, resume, clock)
+        for k in iterations:
+            clock.now += 1.0
+            writer.write(row(k))
+        writer.close()
+    steps = [step for step, _ in read_events(tmp_path)["time/total_timesteps"]]
+    assert steps == [100, 200, 300, 400, 500]
+
+
+def test_records_import_neither_tensorboard_nor_rich() -> None:
+    code = "import sys, fastac.records; print([m for m in ('tensorboard', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- null twins and the bar ------------------------------------------------------------------------
+
+
+def test_null_writer_takes_everything() -> None:
+    writer: Writer = NullWriter()
+    writer.write({})
+    writer.write_evaluation(1, 1.0, 1.0, 1.0, 1.0)
+    writer.flush()
+    writer.close()
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Make stderr a terminal (not as a fixture: pytest puts its own stderr back before the test)."""
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    return stream
+
+
+def test_bar_is_silent_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    bar: Bar = open_bar(1000)
+    assert isinstance(bar, NullBar)
+    bar.update(make_report(1), ReturnTracker())
+    bar.close()
+
+
+def test_bar_shows_progress_at_most_ten_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, clock, tracker = open_terminal(monkeypatch), Clock(), ReturnTracker()
+    bar = ProgressBar(1_200_000, clock)
+    draws = []
+    for k in range(1, 41):
+        report = Report(k, k * 10_000, 0, 0, 0, (Episode(9.5, 5),), k / 10, Phases())
+        tracker.update(report)
+        before = terminal.tell()
+        bar.update(report, tracker)
+        draws.append(terminal.tell() > before)
+        clock.now += 1 / 32
+    assert draws == [k % 4 == 0 for k in range(40)]
+    bar.close()
+    bar.close()
+    text = terminal.getvalue()
+    assert "400k/1.2M steps  100k sps  return 9.5  0:08 left" in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h")  # the cursor is back
+
+
+def test_bar_before_any_episode_and_past_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    bar = open_bar(50)
+    assert isinstance(bar, ProgressBar)
+    tracker = ReturnTracker()
+    bar.update(Report(0, 0, 0, 0, 0, (), 0.0, Phases()), tracker)
+    tracker.update(make_report(1))
+    bar.update(make_report(1), tracker)
+    bar.close()
+    assert "return -  -:-- left" in terminal.getvalue()
+    assert "100/50 steps  200 sps  return -  0:00 left" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (999.6, "1k"),
+        (1234, "1.23k"),
+        (123_456, "123k"),
+        (999_600, "1M"),
+        (1.2e6, "1.2M"),
+        (5e12, "5e+03G"),
+    ],
+)
+def test_short_numbers(number: float, text: str) -> None:
+    assert shorten(number) == text
+
+
+def test_lengths_are_numbers_json_knows() -> None:
+    tracker = ReturnTracker()
+    tracker.update(make_report(1, (Episode(1.0, 3),)))
+    assert json.dumps(progress_row(make_report(1), tracker))
+    assert np.asarray(tracker.get_state()["lengths"]).dtype == np.int64
