@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import TypeAlias
 
@@ -13,10 +13,11 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 from gymnasium.vector import VectorEnv
 from torch import nn
 
+from fastac import presets
 from fastac.apply import LocalApply, RMSpropTF
 from fastac.config import AlgoName, Config, EnvConfig, ModelConfig, OptimConfig
 from fastac.contract import StateTree, VecEnv, read_branch, read_tensor
-from fastac.envs import adapt, make_vec
+from fastac.envs import adapt, has_native, make_vec
 from fastac.learner import Learner
 from fastac.losses import PolicyLoss, clipped_surrogate, policy_gradient
 from fastac.models import (
@@ -46,6 +47,11 @@ _LOSSES: dict[AlgoName, PolicyLoss] = {
     "reinforce": policy_gradient,
     "ppo": clipped_surrogate,
 }
+
+# Evaluations play each env's share of episodes side by side; without a batched version, an env more
+# costs its construction, and a step costs the same one after the other.
+_EVAL_ENVS_NATIVE = 128
+_EVAL_ENVS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +138,25 @@ def build(config: Config, envs: VecEnv, encoder: EncoderFactory | None = None) -
     return Parts(envs, model, rollout, trainer, reward_normalizer)
 
 
+def default_config(env_id: str, algo: AlgoName, preset: str | None, factory: EnvFactory | None = None) -> Config:
+    """Return the preset for an environment and algorithm, or else defaults by its kind of action space.
+
+    Raises:
+        ValueError: an unknown preset or environment.
+    """
+    found = presets.find(env_id, preset or algo)
+    if found is not None:
+        return found
+    if preset is not None:
+        raise ValueError(f"preset is {preset!r}, expected one of {', '.join(presets.names(env_id))} for {env_id}.")
+    envs = build_envs(EnvConfig(env_id, 1, "sync"), np.random.SeedSequence(0), factory)
+    try:
+        continuous = isinstance(envs.single_action_space, Box)
+    finally:
+        envs.close()
+    return presets.default(env_id, algo, "continuous" if continuous else "discrete")
+
+
 def build_envs(config: EnvConfig, seed: np.random.SeedSequence, factory: EnvFactory | None = None) -> VecEnv:
     """Build the environments by id, or around what the user's factory returns.
 
@@ -146,9 +171,22 @@ def build_envs(config: EnvConfig, seed: np.random.SeedSequence, factory: EnvFact
     return adapt(env, seed)
 
 
-def build_model(
-    config: ModelConfig, envs: VecEnv, seed: int = 0, encoder: EncoderFactory | None = None
-) -> ActorCritic:
+def build_evaluation_envs(
+    config: EnvConfig, episodes: int, seed: np.random.SeedSequence, factory: EnvFactory | None = None
+) -> VecEnv:
+    """Build environments for one evaluation of so many episodes: batched where that is native, else few.
+
+    Raises:
+        ValueError: as `build_envs`.
+    """
+    if factory is not None:
+        return build_envs(replace(config, num_envs=min(episodes, config.num_envs)), seed, factory)
+    native = has_native(config.env_id) and config.vectorization in ("auto", "native")
+    num_envs = min(episodes, _EVAL_ENVS_NATIVE if native else _EVAL_ENVS)
+    return make_vec(EnvConfig(config.env_id, num_envs, "native" if native else "sync"), seed)
+
+
+def build_model(config: ModelConfig, envs: VecEnv, seed: int = 0, encoder: EncoderFactory | None = None) -> ActorCritic:
     """Build the network for the environments' spaces, initialised from `seed`; torch's global stream is untouched."""
     obs_shape = envs.single_observation_space.shape
     assert obs_shape is not None  # envs/ let only Box through
@@ -177,7 +215,7 @@ def _build_trunk(config: ModelConfig, encoder: nn.Module, obs_shape: tuple[int, 
 
 @singledispatch
 def build_head(
-    space: Space[np.ndarray], input_size: int, config: ModelConfig
+    space: object, input_size: int, config: ModelConfig
 ) -> CategoricalHead | MultiCategoricalHead | GaussianHead:
     """Build the head for an action space.
 
@@ -251,5 +289,3 @@ def load_module(module: nn.Module, state: StateTree) -> None:
         module.load_state_dict(saved)
     except RuntimeError as error:
         raise ValueError(f"the saved weights do not fit this network: {' '.join(str(error).split())}") from error
-
-

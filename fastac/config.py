@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Literal, TypeAlias, get_args
 
-ConfigValue: TypeAlias = str | int | float | bool | None | tuple[int, ...]
-JsonValue: TypeAlias = str | int | float | bool | None | list["JsonValue"] | dict[str, "JsonValue"]
+ConfigValue: TypeAlias = str | int | float | bool | tuple[int, ...] | None
+JsonValue: TypeAlias = str | int | float | bool | list["JsonValue"] | dict[str, "JsonValue"] | None
 
 AlgoName = Literal["a2c", "ppo", "reinforce"]
 Vectorization = Literal["auto", "native", "sync", "process"]
@@ -285,6 +285,11 @@ _SECTIONS: dict[str, type] = {
 }
 _SECTION_OF: dict[str, str] = {f.name: section for section, kind in _SECTIONS.items() for f in fields(kind)}
 assert len(_SECTION_OF) == sum(len(fields(kind)) for kind in _SECTIONS.values()), "field names must be unique"
+
+
+def setting_names() -> list[str]:
+    """Return the flat names of all fields."""
+    return list(_SECTION_OF)
 
 
 def _section_of(name: str) -> str:

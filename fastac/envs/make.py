@@ -69,6 +69,15 @@ def make_vec(
         trial.close()
 
 
+def has_native(env_id: str) -> bool:
+    """Return whether an id has a batched environment of its own.
+
+    Raises:
+        ValueError: an unknown id.
+    """
+    return _find_spec(env_id).vector_entry_point is not None
+
+
 def adapt(env: BatchedEnv, seed: np.random.SeedSequence) -> VecEnv:
     """Put any Gymnasium vector environment behind the step contract; closing it closes `env`.
 

@@ -129,7 +129,7 @@ class ToyChain(Probe):
     """A deterministic chain: episodes of given lengths and endings, one after the other, and round again.
 
     Episode k shows its position 0, 1, 2, ... plus 100 k, and step t of it pays 10 k + t + 1 with action 0
-    and one tenth more with action 1. So every return is known.
+    and 0.1 more with action 1. So every return is known.
     """
 
     observation_space: Space[Obs] = Box(-np.inf, np.inf, (1,), np.float32)

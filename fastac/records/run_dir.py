@@ -80,6 +80,11 @@ class RunDirectory:
         except ValueError as error:
             raise ValueError(f"{self.path / _CONFIG} does not fit this fastac: {error}") from error
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is a summary, which a run writes when it ends."""
+        return (self.path / _SUMMARY).is_file()
+
     def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
         """Write `summary.json`, replacing an older one.
 

@@ -19,7 +19,9 @@ class Collector:
         rollout: the storage, overwritten by every `collect`.
     """
 
-    def __init__(self, envs: VecEnv, policy: Policy, rollout: Rollout, generator: Generator, device: torch.device):
+    def __init__(
+        self, envs: VecEnv, policy: Policy, rollout: Rollout, generator: Generator, device: torch.device
+    ) -> None:
         """Take ownership of the rollout; `generator` (CPU) drives the actions."""
         self.envs, self.policy, self.rollout = envs, policy, rollout
         self._generator, self._device = generator, device

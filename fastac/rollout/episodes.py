@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastac.contract import Episode, StateTree, read_tensor
+from fastac.contract import BoolArray, Episode, FloatArray, StateTree, read_tensor
 from fastac.rollout.buffer import Rollout
 
 
@@ -21,9 +21,9 @@ class EpisodeCounter:
         reward, valid, done = rollout.reward.numpy(), rollout.valid.numpy(), rollout.done.numpy()
         finished: list[Episode] = []
         last = 0
-        for t in np.flatnonzero(done.any(axis=1)):
+        for t in np.flatnonzero(done.any(axis=1)).tolist():
             self._add(reward[last : t + 1], valid[last : t + 1])
-            for n in np.flatnonzero(done[t]):
+            for n in np.flatnonzero(done[t]).tolist():
                 finished.append(Episode(float(self._return[n]), int(self._length[n])))
             self._return[done[t]] = 0.0
             self._length[done[t]] = 0
@@ -31,7 +31,7 @@ class EpisodeCounter:
         self._add(reward[last:], valid[last:])
         return tuple(finished)
 
-    def _add(self, reward: np.ndarray, valid: np.ndarray) -> None:
+    def _add(self, reward: FloatArray, valid: BoolArray) -> None:
         self._return += np.where(valid, reward, 0.0).sum(axis=0)
         self._length += valid.sum(axis=0)
 

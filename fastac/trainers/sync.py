@@ -26,6 +26,7 @@ class SyncTrainer:
     """Runs a collector and a learner in turn and reports every iteration.
 
     Attributes:
+        iteration: iterations so far.
         env_steps: valid transitions so far.
     """
 
@@ -43,7 +44,7 @@ class SyncTrainer:
         self._collector, self._learner = collector, learner
         self._obs_statistics, self._reward_scaling = obs_statistics, reward_scaling
         self._episode_counter = EpisodeCounter(config.env.num_envs)
-        self._iteration = self._episodes = self.env_steps = 0
+        self.iteration = self._episodes = self.env_steps = 0
         self._phases = Phases()
         self._train_wall_s = 0.0
 
@@ -65,12 +66,12 @@ class SyncTrainer:
             losses = self._learner.learn(rollout, reward, done_fraction, self._phases)
             self._obs_statistics.update(rollout.obs[:-1], rollout.valid)
             finished = self._episode_counter.count(rollout)
-            self._iteration += 1
+            self.iteration += 1
             self._episodes += len(finished)
             self.env_steps += int(rollout.valid.sum())
             self._train_wall_s += perf_counter() - begin
             yield Report(
-                iteration=self._iteration,
+                iteration=self.iteration,
                 env_steps=self.env_steps,
                 frames=self.env_steps * self._envs.frame_skip,
                 updates=self._learner.updates,
@@ -88,7 +89,7 @@ class SyncTrainer:
             rollout = collect(self._phases)
             rollout.check_finite()
         except EnvFailure as error:
-            where = f"in iteration {self._iteration + 1}, after {self.env_steps} environment steps"
+            where = f"in iteration {self.iteration + 1}, after {self.env_steps} environment steps"
             raise EnvFailure(f"{error}, {where}") from error
         return rollout
 
@@ -105,7 +106,7 @@ class SyncTrainer:
             "envs": self._envs.get_state(),
             "phases": asdict(self._phases),
             "train_wall_s": self._train_wall_s,
-            "iteration": self._iteration,
+            "iteration": self.iteration,
             "episodes": self._episodes,
             "env_steps": self.env_steps,
         }
@@ -118,7 +119,7 @@ class SyncTrainer:
         phases = read_branch(state, "phases")
         self._phases = Phases(**{name: read_number(phases, name) for name in phases})
         self._train_wall_s = read_number(state, "train_wall_s")
-        self._iteration = int(read_number(state, "iteration"))
+        self.iteration = int(read_number(state, "iteration"))
         self._episodes = int(read_number(state, "episodes"))
         self.env_steps = int(read_number(state, "env_steps"))
         if state["envs"] is None:

@@ -98,16 +98,18 @@ def test_modes_give_the_known_transitions(mode: AutoresetMode | str) -> None:
     env.close()
 
 
-def test_next_step_rows_are_those_of_the_contract() -> None:
-    env = make_chains(AutoresetMode.NEXT_STEP)
+@pytest.mark.parametrize("own", [False, True])
+def test_next_step_rows_are_those_of_the_contract(own: bool) -> None:
+    env = own_chains() if own else make_chains(AutoresetMode.NEXT_STEP)
     begin(env)
     done = np.zeros(env.num_envs, np.bool_)
-    for action in draw_actions(env, 40):
+    for action in draw_actions(env, 41):
         row = make_row(env)
         assert env.step(action, row) is None
         np.testing.assert_array_equal(row.valid, ~done)
         np.testing.assert_array_equal(row.start, ~row.valid)
         done = row.terminated | row.truncated
+    assert done.any()
     begin(env)  # a reset in the middle forgets what was done
     row = make_row(env)
     env.step(np.zeros(env.num_envs, np.int64), row)

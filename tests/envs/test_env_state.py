@@ -49,9 +49,10 @@ def test_continuation_is_bit_equal(env_id: str, vectorization: str, before: int)
     begin(env)
     actions = draw_actions(env, before + 300)
     follow(env, actions[:before])
-    state = through_disk(env.get_state())
+    state = env.get_state()
     expected = follow(env, actions[before:])
     assert (expected.terminated | expected.truncated).any(), "the test must see an end"
+    state = through_disk(state)  # only now: going on must not have changed it
     fresh.set_state(state)
     expected.assert_equal(follow(fresh, actions[before:]))
     fresh.set_state(state)  # restoring neither uses up the state nor keeps hold of it
@@ -59,6 +60,18 @@ def test_continuation_is_bit_equal(env_id: str, vectorization: str, before: int)
     np.testing.assert_array_equal(begin(fresh), begin(env))  # and the streams of later resets are restored too
     env.close()
     fresh.close()
+
+
+def test_native_episode_lengths_are_restored() -> None:
+    env, fresh = build("CartPole-v1", "native"), build("CartPole-v1", "native", seed=9)
+    begin(env)
+    env._env.steps[:] = [0, 100, 493, 494, 495]  # random actions would not get there
+    state = env.get_state()
+    actions = draw_actions(env, 20)
+    expected = follow(env, actions)
+    assert expected.truncated.sum() == 3
+    fresh.set_state(through_disk(state))
+    expected.assert_equal(follow(fresh, actions))
 
 
 def test_sync_and_process_share_states() -> None:
@@ -92,10 +105,11 @@ def test_user_vector_env_that_saves_itself() -> None:
     env, fresh = (adapt(Saving([ToyChain, ToyChain]), np.random.SeedSequence(0)) for _ in range(2))
     begin(env)
     actions = draw_actions(env, 60)
-    follow(env, actions[:4])  # the third step ends an episode: the next row is invalid
-    follow(env, actions[:3])
+    follow(env, actions[:3])  # the third step ends an episode: the next row is not valid
     fresh.set_state(env.get_state())
-    follow(env, actions).assert_equal(follow(fresh, actions))
+    expected = follow(env, actions)
+    assert not expected.valid[0].any()
+    expected.assert_equal(follow(fresh, actions))
 
 
 def test_unknown_layers_cannot_be_captured() -> None:

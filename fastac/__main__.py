@@ -1,0 +1,7 @@
+"""`python -m fastac` is the `fastac` command."""
+
+import sys
+
+from fastac.cli import main
+
+sys.exit(main())

@@ -1,0 +1,233 @@
+"""The Python face: settings to sessions and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastac.build import (
+    EncoderFactory,
+    EnvFactory,
+    Parts,
+    Streams,
+    build,
+    build_envs,
+    build_evaluation_envs,
+    build_model,
+    check_device,
+    default_config,
+    evaluation_seed,
+    load_module,
+    restart_seed,
+)
+from fastac.config import AlgoName, Config, ConfigValue, JsonValue
+from fastac.contract import read_branch
+from fastac.records import Checkpoint, RunDirectory, default_run_dir, find_checkpoint, load_checkpoint
+from fastac.run import Session
+from fastac.tools.evaluate import Evaluation
+from fastac.tools.evaluate import evaluate as play_episodes
+from fastac.tools.policy import TrainedPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that has ended, or was loaded.
+
+    Attributes:
+        config: what was trained.
+        directory: where everything is.
+        policy: the trained policy; `policy.act(obs)`.
+        summary: the content of `summary.json`; empty for a run that has not ended.
+    """
+
+    config: Config
+    directory: Path
+    policy: TrainedPolicy
+    summary: Mapping[str, JsonValue]
+
+
+def train(
+    env: str | EnvFactory,
+    algo: AlgoName = "a2c",
+    *,
+    preset: str | None = None,
+    run_dir: Path | str | None = None,
+    encoder: EncoderFactory | None = None,
+    show_progress: bool = False,
+    **settings: ConfigValue,
+) -> Run:
+    """Train to the end and return the run.
+
+    Args:
+        env: an environment id, or a function that takes a number and returns a
+            `gymnasium.vector.VectorEnv` of so many environments (called again for evaluations).
+        algo: a2c, ppo or reinforce.
+        preset: a preset's name, where not the algorithm's own.
+        run_dir: a new directory; by default a dated one under `runs/`.
+        encoder: builds an `nn.Module` for an observation space, in place of the configured layers;
+            it maps `[..., *obs_shape]` to `[..., D]`.
+        show_progress: show a bar on a terminal.
+        settings: any field of the configuration by its flat name, such as `num_envs=64`.
+
+    Raises:
+        ValueError: the settings do not fit, or the directory holds a run; nothing is written.
+        EnvFailure: an environment failed in mid-run; the last checkpoint stays.
+    """
+    session = start(env, algo, preset=preset, run_dir=run_dir, encoder=encoder, show_progress=show_progress, **settings)
+    for _ in session:
+        pass
+    return finish(session)
+
+
+def start(
+    env: str | EnvFactory,
+    algo: AlgoName = "a2c",
+    *,
+    preset: str | None = None,
+    run_dir: Path | str | None = None,
+    encoder: EncoderFactory | None = None,
+    show_progress: bool = False,
+    **settings: ConfigValue,
+) -> Session:
+    """Begin a run and return it as an iterator of reports; `finish` ends it. Arguments as in `train`."""
+    factory = None if isinstance(env, str) else env
+    env_id = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
+    config = default_config(env_id, algo, preset, factory).replace(**settings)
+    directory = None if run_dir is None else Path(run_dir)
+    return start_config(config, directory, factory, encoder, show_progress)
+
+
+def start_config(
+    config: Config,
+    run_dir: Path | None = None,
+    env_factory: EnvFactory | None = None,
+    encoder: EncoderFactory | None = None,
+    show_progress: bool = False,
+    command: str = "",
+) -> Session:
+    """Begin a run of a complete configuration; see `start`. `command` goes into the summary."""
+    parts = _assemble(config, Streams.spawn(config.run.seed).env, env_factory, encoder)
+    with _closing_on_error(parts):
+        directory = RunDirectory.create(run_dir or default_run_dir(config), config)
+        return Session(config, directory, parts, env_factory, None, show_progress, command)
+
+
+def resume(
+    run_dir: Path | str,
+    *,
+    env: EnvFactory | None = None,
+    encoder: EncoderFactory | None = None,
+    total_env_steps: int | None = None,
+    until_return: float | None = None,
+    show_progress: bool = False,
+    command: str = "",
+) -> Session:
+    """Continue a run from its last checkpoint, bit for bit where the environments can be captured.
+
+    Args:
+        run_dir: the run's directory.
+        env: the environment function, if the run began with one.
+        encoder: the encoder function, if the run began with one.
+        total_env_steps: a new budget; None keeps the run's.
+        until_return: a new return to stop at; None keeps the run's.
+        show_progress: show a bar on a terminal.
+        command: for the summary.
+
+    Raises:
+        ValueError: no run, no checkpoint, a damaged one, or a run that is complete.
+    """
+    directory = RunDirectory.open(Path(run_dir))
+    checkpoint = load_checkpoint(
+        find_checkpoint(directory.path, "last"), expected_env_id=directory.read_config().env.env_id
+    )
+    changes = {"total_env_steps": total_env_steps, "until_return": until_return}
+    config = checkpoint.config.replace(**{name: value for name, value in changes.items() if value is not None})
+    _check_incomplete(config, checkpoint)
+    # These environments' streams are overwritten by the saved ones, or new where none could be saved.
+    parts = _assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), env, encoder)
+    with _closing_on_error(parts):
+        return Session(config, directory, parts, env, checkpoint.state, show_progress, command)
+
+
+def finish(session: Session) -> Run:
+    """End a session, see `Session.finish`, and return its run."""
+    summary = session.finish()
+    envs = session.parts.envs
+    policy = TrainedPolicy(session.parts.model, envs.single_observation_space, envs.single_action_space)
+    return Run(session.config, session.directory.path, policy, summary)
+
+
+def load(run_dir: Path | str, *, env: EnvFactory | None = None, encoder: EncoderFactory | None = None) -> Run:
+    """Load a run's best policy (the last where none was evaluated), for evaluation or use.
+
+    Raises:
+        ValueError: no run, no checkpoint, or a damaged one.
+    """
+    directory = RunDirectory.open(Path(run_dir))
+    env_id = directory.read_config().env.env_id
+    checkpoint = load_checkpoint(find_checkpoint(directory.path, "best"), expected_env_id=env_id)
+    config = checkpoint.config
+    envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env)
+    try:
+        model = build_model(config.model, envs, encoder=encoder).to(check_device(config.run.device))
+        load_module(model, read_branch(read_branch(checkpoint.state, "parts"), "model"))
+        policy = TrainedPolicy(model, envs.single_observation_space, envs.single_action_space)
+    finally:
+        envs.close()
+    return Run(config, directory.path, policy, directory.read_summary() if directory.has_ended else {})
+
+
+def evaluate(run: Run, episodes: int = 100, seed: int = 0, *, env: EnvFactory | None = None) -> Evaluation:
+    """Play greedy episodes in raw reward, in environments of their own stream.
+
+    Raises:
+        ValueError: `episodes` is below 1.
+        EnvFailure: an environment failed.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes is {episodes}, expected at least 1.")
+    envs = build_evaluation_envs(run.config.env, episodes, evaluation_seed(seed, 0), env)
+    try:
+        return play_episodes(run.policy.model, envs, episodes, check_device(run.config.run.device))
+    finally:
+        envs.close()
+
+
+def _check_incomplete(config: Config, checkpoint: Checkpoint) -> None:
+    """Refuse to resume a run that has nothing left to do."""
+    budget, target = config.run.total_env_steps, config.run.until_return
+    if checkpoint.env_steps >= budget:
+        raise ValueError(
+            f"the run is complete: it has taken {checkpoint.env_steps} of {budget} environment steps; "
+            "give a larger --total-env-steps to go on."
+        )
+    best = read_branch(checkpoint.state, "progress")["best_mean_return"]
+    if target is not None and isinstance(best, float) and best >= target:
+        raise ValueError(
+            f"the run is complete: its mean return of {best:g} has reached {target:g}; "
+            "give a larger --until-return to go on."
+        )
+
+
+def _assemble(
+    config: Config, seed: np.random.SeedSequence, env_factory: EnvFactory | None, encoder: EncoderFactory | None
+) -> Parts:
+    envs = build_envs(config.env, seed, env_factory)
+    try:
+        return build(config, envs, encoder)
+    except Exception:
+        envs.close()
+        raise
+
+
+@contextmanager
+def _closing_on_error(parts: Parts) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        parts.envs.close()
+        raise

@@ -1,0 +1,352 @@
+"""The command line: parse, build, consume the session's stream, say what happened.
+
+Bad input is one sentence on stderr and exit code 2. What a command does not need is imported by none:
+`fastac --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import logging
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from fastac.config import AlgoName, Config, JsonValue, setting_names
+
+if TYPE_CHECKING:
+    from fastac.run import Session
+
+Options = TypeVar("Options")
+
+_registry = ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    """Read whole numbers as people write them: 1000000, 1_000_000 or 1e6."""
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: _to_int(words[0]),
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _to_int(word: str) -> int:
+    try:
+        number = float(word)
+        if number == int(number):
+            # float() has 53 bits; plain digits keep all of theirs.
+            return int(word) if word.lstrip("+-").replace("_", "").isdigit() else int(number)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"{word!r} is not a whole number.")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train an agent: fastac train ENV_ID picks the tuned preset, and every field can be overridden."""
+
+    config: Config
+    preset: str | None = None
+    """A preset's name, where not the algorithm's own (see fastac list)."""
+    run_dir: Path | None = None
+    """A new directory for the run. Default: a dated one under runs/."""
+    json: bool = False
+    """Print summary.json as the last line of stdout."""
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Continue a run from its last checkpoint."""
+
+    run_dir: Positional[Path]
+    """The run's directory."""
+    total_env_steps: int | None = None
+    """A new budget in environment steps."""
+    until_return: float | None = None
+    """A new return to stop at."""
+    json: bool = False
+    """Print summary.json as the last line of stdout."""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Play greedy episodes with a run's best checkpoint, in raw reward."""
+
+    run_dir: Positional[Path]
+    """The run's directory."""
+    episodes: int = 100
+    """Episodes to play."""
+    seed: int = 0
+    """Seed of the environments."""
+    json: bool = False
+    """Print the result as one JSON line."""
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """Record an episode of a run's best checkpoint as a GIF or MP4."""
+
+    run_dir: Positional[Path]
+    """The run's directory."""
+    output: Path | None = None
+    """A .gif or .mp4 file. Default: episode.gif in the run's directory."""
+    seed: int = 0
+    """Seed of the environment."""
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """Draw learning curves of runs as a PNG: mean and spread over seeds."""
+
+    run_dirs: Positional[tuple[Path, ...]]
+    """The runs' directories."""
+    output: Path = field(default_factory=lambda: Path("learning-curves.png"))
+    """The picture."""
+    x: Literal["env_steps", "seconds"] = "env_steps"
+    """What is drawn to the right."""
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """List the presets and what they reach."""
+
+
+def _train(words: Sequence[str]) -> int:
+    env_id, words = _take_env_id(words)
+    wants_help = any(word in ("-h", "--help") for word in words)
+    default = Config() if wants_help else _default_config(env_id, _peek(words, "--algo"), _peek(words, "--preset"))
+    options = _parse(TrainOptions, words, "fastac train ENV_ID", TrainOptions(default))
+    from fastac.api import start_config
+
+    command = shlex.join(["fastac", "train", env_id, *words])
+    return _follow(start_config(options.config, options.run_dir, show_progress=True, command=command), options.json)
+
+
+def _default_config(env_id: str, algo: str | None, preset: str | None) -> Config:
+    """Find what the flags override."""
+    from fastac.build import default_config
+
+    for name in get_args(AlgoName):
+        if name == (algo or "a2c"):
+            return default_config(env_id, name, preset)
+    raise ValueError(f"algo is {algo!r}, expected one of {', '.join(get_args(AlgoName))}.")
+
+
+def _take_env_id(words: Sequence[str]) -> tuple[str, list[str]]:
+    if words and not words[0].startswith("-"):
+        return words[0], list(words[1:])
+    if any(word in ("-h", "--help") for word in words):
+        return "CartPole-v1", list(words)
+    raise ValueError("fastac train needs an environment id first, such as: fastac train CartPole-v1")
+
+
+def _peek(words: Sequence[str], flag: str) -> str | None:
+    """Return the value that follows a flag, before the parser that depends on it is built."""
+    for at, word in enumerate(words):
+        if word == flag and at + 1 < len(words):
+            return words[at + 1]
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def _resume(words: Sequence[str]) -> int:
+    options = _parse(ResumeOptions, words, "fastac resume")
+    from fastac.api import resume
+
+    command = shlex.join(["fastac", "resume", *words])
+    session = resume(
+        options.run_dir,
+        total_env_steps=options.total_env_steps,
+        until_return=options.until_return,
+        show_progress=True,
+        command=command,
+    )
+    return _follow(session, options.json)
+
+
+def _follow(session: Session, as_json: bool) -> int:
+    """Consume a session's stream to its end and tell how it ended."""
+    for _ in session:
+        pass
+    summary = session.finish()
+    print(_tell_end(session, summary), file=sys.stderr)
+    if as_json:
+        print(json.dumps(summary, allow_nan=False))
+    return 0 if session.stop_signal is None else 128 + session.stop_signal
+
+
+def _tell_end(run: Session, summary: Mapping[str, JsonValue]) -> str:
+    report, evaluation, where = run.report, run.evaluation, run.directory.path
+    spent = (
+        f"{report.env_steps:,} env steps, {report.updates:,} updates and {report.train_wall_s:.2f} s of training "
+        f"({run.tracker.sps:,.0f} steps/s)"
+    )
+    if run.stop_signal is not None:
+        return f"Stopped by {run.stop_signal.name} after {spent}. Continue with: fastac resume {where}"
+    assert evaluation is not None  # a run that was not stopped ends with one
+    target, env_id = run.config.run.until_return, run.config.env.env_id
+    result = f"greedy mean return {evaluation.mean_return:.1f} +- {evaluation.std_return:.1f}"
+    if summary["solved"]:
+        return f"Solved {env_id}: {result} after {spent}. Everything is in {where}"
+    missed = "" if target is None else f", short of {target:g},"
+    return f"Trained on {env_id}: {result}{missed} after {spent}. Everything is in {where}"
+
+
+def _eval(words: Sequence[str]) -> int:
+    options = _parse(EvalOptions, words, "fastac eval")
+    from fastac.api import evaluate, load
+
+    result = evaluate(load(options.run_dir), options.episodes, options.seed)
+    if options.json:
+        print(json.dumps({name: getattr(result, name) for name in ("mean_return", "std_return", "mean_length")}))
+        return 0
+    print(
+        f"mean return {result.mean_return:.2f} +- {result.std_return:.2f}, mean length {result.mean_length:.1f}, "
+        f"{len(result.returns)} greedy episodes"
+    )
+    return 0
+
+
+def _record(words: Sequence[str]) -> int:
+    options = _parse(RecordOptions, words, "fastac record")
+    from fastac.api import load
+    from fastac.tools.record import record
+
+    output = options.output or options.run_dir / "episode.gif"
+    run = load(options.run_dir)
+    episode = record(run.policy, run.config.env.env_id, output, options.seed)
+    print(f"{output}: one episode, return {episode.return_:.1f}, {episode.length} steps")
+    return 0
+
+
+def _plot(words: Sequence[str]) -> int:
+    options = _parse(PlotOptions, words, "fastac plot")
+    from fastac.tools.plot import plot
+
+    plot(options.run_dirs, options.output, options.x)
+    print(options.output)
+    return 0
+
+
+def _list(words: Sequence[str]) -> int:
+    _parse(ListOptions, words, "fastac list")
+    from fastac.presets import PRESETS
+
+    print(f"{'environment':<28}{'preset':<12}{'reaches':>8}  what it is")
+    for preset in PRESETS:
+        what = (preset.make.__doc__ or "").splitlines()[0]
+        print(f"{preset.env_id:<28}{preset.name:<12}{preset.reaches:>8g}  {what}")
+    return 0
+
+
+_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (_train, "train an agent: fastac train CartPole-v1"),
+    "resume": (_resume, "continue a run: fastac resume DIR"),
+    "eval": (_eval, "play greedy episodes: fastac eval DIR --episodes 100"),
+    "record": (_record, "record an episode as GIF or MP4: fastac record DIR"),
+    "plot": (_plot, "draw learning curves: fastac plot DIR..."),
+    "list": (_list, "list the presets and what they reach"),
+}
+
+
+def _help() -> str:
+    lines = [f"  {name:<8}{what}" for name, (_, what) in _COMMANDS.items()]
+    more = "fastac COMMAND --help tells a command's flags."
+    return "\n".join(["usage: fastac COMMAND [...]", "", "Fast, exact actor-critic training.", "", *lines, "", more])
+
+
+def _parse(kind: type[Options], words: Sequence[str], prog: str, default: Options | None = None) -> Options:
+    """Parse flags into a dataclass.
+
+    Raises:
+        ValueError: in one sentence, instead of the parser's box.
+        SystemExit: after --help.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            options, unknown = tyro.cli(
+                kind,
+                args=list(words),
+                prog=prog,
+                default=default,
+                registry=_registry,
+                config=(OmitArgPrefixes,),
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if stop.code == 0:  # --help
+            raise
+        raise ValueError(_unbox(box.getvalue())) from None
+    if unknown:
+        near = get_close_matches(unknown[0], _flags_of(kind), n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"see {prog} --help."
+        raise ValueError(f"{unknown[0]!r} is not an option of {prog}: {hint}")
+    assert options is not None
+    return options
+
+
+def _flags_of(kind: type) -> list[str]:
+    """List a command's flags, for suggestions."""
+    names = {f.name for f in fields(kind)}
+    if "config" in names:
+        names = names - {"config"} | set(setting_names())
+    return ["--" + name.replace("_", "-") for name in names]
+
+
+def _unbox(text: str) -> str:
+    """Return the sentence from the parser's box: its first paragraph, less the parser's own prefix."""
+    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
+    sentence = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines))
+    return re.sub(r"^Error parsing config(\.[a-z]+)?: ", "", sentence)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 2 for bad input, 1 for a run that failed."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] not in _COMMANDS:
+        near = get_close_matches(words[0], _COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(_COMMANDS)}."
+        print(f"fastac: {words[0]!r} is not a command: {hint}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return _COMMANDS[words[0]][0](words[1:])
+    except ValueError as error:
+        print(f"fastac: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        return _tell_failure(error)
+
+
+def _tell_failure(error: RuntimeError) -> int:
+    """Tell of an environment, disk or numbers that failed; anything else is a bug and keeps its traceback."""
+    from fastac.contract import EnvFailure, NonFiniteError
+    from fastac.records import RecordError
+
+    if not isinstance(error, EnvFailure | NonFiniteError | RecordError):
+        raise error
+    print(f"fastac: {error}", file=sys.stderr)
+    return 1 if isinstance(error, NonFiniteError) else 2

@@ -1,0 +1,134 @@
+"""Complete tuned configurations, as functions; what has no preset gets defaults by kind of action space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from fastac.config import AlgoName, Config
+
+ActionKind = Literal["discrete", "continuous"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A configuration that is known to reach something.
+
+    Attributes:
+        env_id: the environment.
+        name: the algorithm's name for the one that it picks, or a name of its own.
+        reaches: greedy mean return over 100 episodes that every tested seed reached.
+        make: builds the configuration.
+    """
+
+    env_id: str
+    name: str
+    reaches: float
+    make: Callable[[], Config]
+
+
+def cartpole_a2c() -> Config:
+    """A2C on CartPole-v1: short rollouts of many envs, a high rate, small tanh networks."""
+    return Config().replace(
+        env_id="CartPole-v1",
+        algo="a2c",
+        num_envs=64,
+        num_steps=16,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        learning_rate=0.01,
+        ent_coef=0.0,
+        total_env_steps=1_000_000,
+        eval_every=10_000,
+    )
+
+
+def cartpole_ppo() -> Config:
+    """PPO on CartPole-v1."""
+    return Config().replace(
+        env_id="CartPole-v1",
+        algo="ppo",
+        num_envs=8,
+        num_steps=32,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        learning_rate=1e-3,
+        gamma=0.98,
+        gae_lambda=0.8,
+        ent_coef=0.0,
+        num_epochs=20,
+        num_minibatches=1,
+        normalize_advantage=True,
+        total_env_steps=200_000,
+        eval_every=2_048,
+    )
+
+
+def lecture_a2c() -> Config:
+    """The lecture's own A2C: one env, one whole episode per update, Monte Carlo advantages, normalised."""
+    return Config().replace(
+        env_id="CartPole-v1",
+        algo="a2c",
+        collect="episodes",
+        num_envs=1,
+        num_steps=500,
+        hidden_sizes=(128, 128),
+        activation="relu",
+        gae_lambda=1.0,
+        normalize_advantage=True,
+        learning_rate=3e-4,
+        optimizer_eps=1e-8,
+        total_env_steps=500_000,
+        eval_every=25_000,
+    )
+
+
+PRESETS: tuple[Preset, ...] = (
+    Preset("CartPole-v1", "a2c", 475.0, cartpole_a2c),
+    Preset("CartPole-v1", "ppo", 475.0, cartpole_ppo),
+    Preset("CartPole-v1", "lecture", 475.0, lecture_a2c),
+)
+
+
+def find(env_id: str, name: str) -> Config | None:
+    """Return a preset's configuration, or None where there is none of that name for the environment."""
+    for preset in PRESETS:
+        if (preset.env_id, preset.name) == (env_id, name):
+            return preset.make()
+    return None
+
+
+def names(env_id: str) -> list[str]:
+    """Return the names of an environment's presets."""
+    return [preset.name for preset in PRESETS if preset.env_id == env_id]
+
+
+def default(env_id: str, algo: AlgoName, actions: ActionKind) -> Config:
+    """Return a starting point for an environment that nobody has tuned."""
+    config = Config().replace(env_id=env_id, algo=algo, normalize_obs=True, normalize_reward=actions == "continuous")
+    if algo == "ppo":
+        return config.replace(
+            num_envs=16,
+            num_steps=128,
+            num_epochs=10,
+            num_minibatches=16,
+            hidden_sizes=(64, 64),
+            activation="tanh",
+            shared_trunk=False,
+            learning_rate=3e-4,
+            normalize_advantage=True,
+            ent_coef=0.0,
+        )
+    if algo == "reinforce":
+        return config.replace(collect="episodes", num_envs=8, num_steps=1000, gae_lambda=1.0, normalize_advantage=True)
+    return config.replace(
+        num_envs=16,
+        num_steps=8,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        shared_trunk=False,
+        optimizer="rmsprop_tf",
+        learning_rate=7e-4,
+        ent_coef=0.0 if actions == "continuous" else 0.01,
+    )

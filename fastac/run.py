@@ -1,0 +1,347 @@
+"""One training run: consumes the trainer's stream; logs, evaluates, saves, and says when to stop.
+
+`Session` is the loop that the command line and the Python functions share. It is itself an iterator
+of reports, so whoever wants the loop has it::
+
+    session = fastac.start("CartPole-v1", algo="a2c", seed=0)
+    for report in session:
+        print(report.env_steps, session.tracker.mean_return)
+    run = fastac.finish(session)
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from types import FrameType
+
+import torch
+
+from fastac.build import EnvFactory, Parts, build_evaluation_envs, evaluation_seed
+from fastac.config import Config, JsonValue
+from fastac.contract import NonFiniteError, Report, StateTree, read_branch, read_number
+from fastac.records import (
+    Bar,
+    NullBar,
+    NullWriter,
+    ProgressWriter,
+    ReturnTracker,
+    RunDirectory,
+    TensorBoardWriter,
+    git_commit,
+    mark_best,
+    open_bar,
+    peak_rss_mb,
+    progress_row,
+    prune_checkpoints,
+    save_checkpoint,
+    versions,
+)
+from fastac.tools.evaluate import Evaluation, evaluate
+
+log = logging.getLogger("fastac")
+
+
+class Session:
+    """A run in progress; iterate over it for reports, then call `finish`.
+
+    Attributes:
+        config: the resolved configuration.
+        directory: the run directory.
+        tracker: mean return and rates so far.
+        stop_signal: the signal that ended the run early, or None.
+        evaluation: the latest evaluation, or None.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        parts: Parts,
+        env_factory: EnvFactory | None = None,
+        state: StateTree | None = None,
+        show_progress: bool = False,
+        command: str = "",
+    ) -> None:
+        """Take the assembled run; with `state`, continue from there. Made by `start` and `resume`."""
+        self._began = perf_counter()
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # for small networks a second thread costs more than it brings
+        self.config, self.directory = config, directory
+        self._env_factory = env_factory
+        self.parts, self._envs = parts, parts.envs
+        self.tracker = ReturnTracker()
+        self.stop_signal: signal.Signals | None = None
+        self._report: Report | None = None
+        self.evaluation: Evaluation | None = None
+        self._evaluated_at = self._saved_at = -1  # env steps
+        self._steps_seen = 0 if state is None else _env_steps(state)
+        self._closed = False
+        self._summary: dict[str, JsonValue] = {}
+        self._command = command
+        self._progress = _Progress()
+        self._log_start()
+        if state is not None:
+            self._restore(state)
+        self._writers = self._open_writers(state)
+        self._bar: Bar = open_bar(config.run.total_env_steps) if show_progress else NullBar()
+
+    @property
+    def report(self) -> Report:
+        """The latest report."""
+        assert self._report is not None, "iterate over the session first"
+        return self._report
+
+    def _log_start(self) -> None:
+        config = self.config
+        log.info(
+            "%s on %s: %d envs x %d steps, vectorization %s, rollout %.2f MB, device %s, run directory %s",
+            config.algo.algo,
+            config.env.env_id,
+            config.env.num_envs,
+            config.algo.num_steps,
+            self._envs.description,
+            self.parts.rollout.nbytes / 1e6,
+            config.run.device,
+            self.directory.path,
+        )
+
+    def _open_writers(self, state: StateTree | None) -> tuple[ProgressWriter, TensorBoardWriter | NullWriter]:
+        iteration = env_steps = None
+        if state is not None:
+            iteration, env_steps = self.parts.trainer.iteration, self.parts.trainer.env_steps
+        rows = ProgressWriter(self.directory.progress_path, resume_iteration=iteration)
+        if not self.config.run.tensorboard:
+            return rows, NullWriter()
+        return rows, TensorBoardWriter(self.directory.tensorboard_path, resume_env_steps=env_steps)
+
+    def __iter__(self) -> Iterator[Report]:
+        """Train; yield a report per iteration, after it was logged, evaluated and saved as due.
+
+        Ends when the budget is spent, the target is reached, or SIGINT or SIGTERM asked to stop.
+
+        Raises:
+            EnvFailure: an environment failed; the last checkpoint stays.
+            NonFiniteError: a loss or gradient is not finite; the state is saved under `failure/`.
+            RecordError: the disk is full; the last checkpoint stays.
+        """
+        try:
+            with _stop_signals() as stop:
+                for report in self.parts.trainer.run():
+                    self._consume(report)
+                    yield report
+                    self.stop_signal = stop.signal
+                    if self._progress.solved or self.stop_signal:
+                        break
+        except NonFiniteError as error:
+            saved = self._save_failure()
+            self._close()
+            raise NonFiniteError(f"{error}; {saved}.") from error
+        except Exception:
+            self._close()
+            raise
+
+    def _consume(self, report: Report) -> None:
+        before = self._steps_seen
+        self._report, self._steps_seen = report, report.env_steps
+        self.tracker.update(report)
+        row = progress_row(report, self.tracker)
+        for writer in self._writers:
+            writer.write(row)
+        self._bar.update(report, self.tracker)
+        if _passes(self.config.run.eval_every, before, report.env_steps):
+            self._evaluate(report)
+        if _passes(self.config.run.checkpoint_every, before, report.env_steps):
+            self._save(report)
+
+    def _evaluate(self, report: Report) -> None:
+        """Evaluate greedily in environments of its own; note the best and whether the target is reached."""
+        began = perf_counter()
+        run = self.config.run
+        result = self._play(run.eval_episodes, report.env_steps)
+        self.evaluation, self._evaluated_at = result, report.env_steps
+        for writer in self._writers:
+            writer.write_evaluation(
+                report.env_steps, result.mean_return, result.std_return, result.mean_length, report.train_wall_s
+            )
+        progress = self._progress
+        if run.until_return is not None and result.mean_return >= run.until_return and not progress.solved:
+            progress.solved_wall_s, progress.solved_env_steps = report.train_wall_s, report.env_steps
+        if progress.best_mean_return is None or result.mean_return > progress.best_mean_return:
+            progress.best_mean_return = result.mean_return
+            mark_best(self.directory.path, self._save(report), result.mean_return)
+        progress.eval_wall_s += perf_counter() - began
+
+    def _play(self, episodes: int, env_steps: int) -> Evaluation:
+        """Play greedy episodes; the same ones for the same seed and `env_steps`."""
+        run = self.config.run
+        seed = evaluation_seed(run.seed, env_steps)
+        envs = build_evaluation_envs(self.config.env, episodes, seed, self._env_factory)
+        try:
+            return evaluate(self.parts.model, envs, episodes, torch.device(run.device))
+        finally:
+            envs.close()
+
+    def _save(self, report: Report) -> Path:
+        for writer in self._writers:
+            writer.flush()
+        path = save_checkpoint(self.directory.path, report.env_steps, self._get_state(), self.config)
+        prune_checkpoints(self.directory.path, self.config.run.keep_checkpoints)
+        self._saved_at = report.env_steps
+        return path
+
+    def _save_failure(self) -> str:
+        """Save the last good parameters beside the rollout that broke them; say where."""
+        rollout = self.parts.rollout
+        state = {
+            **self._get_state(),
+            "rollout": {name: getattr(rollout, name) for name in ("obs", "action", "reward", "value", "valid")},
+        }
+        folder = self.directory.path / "failure"
+        path = save_checkpoint(folder, self.parts.trainer.env_steps, state, self.config)
+        return f"the state before that update and its rollout are saved in {path}"
+
+    def finish(self) -> dict[str, JsonValue]:
+        """End the run: evaluate and save what was not yet, write `summary.json`, close; return the summary.
+
+        After a stop signal it only saves. Calling it twice changes nothing.
+        """
+        if not self._closed:
+            try:
+                self._end()
+            finally:
+                self._close()
+        return self._summary
+
+    def _end(self) -> None:
+        report = self.report
+        if self.stop_signal is None and self._evaluated_at != report.env_steps:
+            self._evaluate(report)
+        if self._saved_at != report.env_steps:
+            self._save(report)
+        self._summary = self._summarize(report)
+        self.directory.write_summary(self._summary)
+
+    def _close(self) -> None:
+        self._closed = True
+        self._bar.close()
+        for writer in self._writers:
+            writer.close()
+        self._envs.close()
+        torch.set_num_threads(self._threads)
+
+    def _summarize(self, report: Report) -> dict[str, JsonValue]:
+        """Return the content of `summary.json`; durations in seconds, memory in MB."""
+        config, progress, evaluation = self.config, self._progress, self.evaluation
+        return {
+            "env_id": config.env.env_id,
+            "algo": config.algo.algo,
+            "seed": config.run.seed,
+            "env_steps": report.env_steps,
+            "frames": report.frames,
+            "updates": report.updates,
+            "episodes": report.episodes,
+            "train_wall_s": report.train_wall_s,
+            "eval_wall_s": progress.eval_wall_s,
+            "total_wall_s": progress.total_wall_s + perf_counter() - self._began,
+            "sps": self.tracker.sps,
+            "sps_last_window": self.tracker.sps_window,
+            "mean_return": self.tracker.mean_return,
+            "eval_mean_return": evaluation.mean_return if evaluation else None,
+            "eval_std_return": evaluation.std_return if evaluation else None,
+            "best_eval_mean_return": progress.best_mean_return,
+            "until_return": config.run.until_return,
+            "solved": progress.solved if config.run.until_return is not None else None,
+            "solved_wall_s": progress.solved_wall_s,
+            "solved_env_steps": progress.solved_env_steps,
+            "phases": {**asdict(report.phases)},
+            "peak_rss_mb": peak_rss_mb(),
+            "rollout_mb": self.parts.rollout.nbytes / 1e6,
+            "vectorization": self._envs.description,
+            "stopped_by": self.stop_signal.name if self.stop_signal else None,
+            "versions": {**versions()},
+            "git_commit": git_commit(),
+            "command": self._command,
+            "run_dir": str(self.directory.path),
+        }
+
+    def _get_state(self) -> StateTree:
+        progress = replace(self._progress, total_wall_s=self._progress.total_wall_s + perf_counter() - self._began)
+        return {"parts": self.parts.get_state(), "tracker": self.tracker.get_state(), "progress": asdict(progress)}
+
+    def _restore(self, state: StateTree) -> None:
+        if not self.parts.set_state(read_branch(state, "parts")):
+            log.warning("the state of these environments cannot be saved: their episodes begin anew")
+        self.tracker.load_state(read_branch(state, "tracker"))
+        # A run that has reached its target is resumed only towards a higher one: it is not solved yet.
+        progress = _Progress.from_state(read_branch(state, "progress"))
+        self._progress = replace(progress, solved_wall_s=None, solved_env_steps=None)
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What a session remembers besides the trainer's state; saved in checkpoints."""
+
+    best_mean_return: float | None = None
+    solved_wall_s: float | None = None
+    solved_env_steps: int | None = None
+    eval_wall_s: float = 0.0
+    total_wall_s: float = 0.0
+
+    @property
+    def solved(self) -> bool:
+        return self.solved_env_steps is not None
+
+    @classmethod
+    def from_state(cls, state: StateTree) -> _Progress:
+        best, wall_s, steps = state["best_mean_return"], state["solved_wall_s"], state["solved_env_steps"]
+        return cls(
+            best_mean_return=None if best is None else read_number(state, "best_mean_return"),
+            solved_wall_s=None if wall_s is None else read_number(state, "solved_wall_s"),
+            solved_env_steps=None if steps is None else int(read_number(state, "solved_env_steps")),
+            eval_wall_s=read_number(state, "eval_wall_s"),
+            total_wall_s=read_number(state, "total_wall_s"),
+        )
+
+
+class _Stop:
+    """Which signal has asked to stop, if any."""
+
+    signal: signal.Signals | None = None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Note SIGINT and SIGTERM in place of dying; a second one dies. Outside the main thread, nothing."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stop.signal = signal.Signals(number)
+        signal.signal(number, before[stop.signal])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _passes(every: int, before: int, after: int) -> bool:
+    """Return whether a multiple of `every` lies in (before, after]; never where `every` is 0."""
+    return every > 0 and after // every > before // every
+
+
+def _env_steps(state: StateTree) -> int:
+    return int(read_number(read_branch(read_branch(state, "parts"), "trainer"), "env_steps"))

@@ -1,0 +1,238 @@
+"""Films a policy: one greedy episode as a GIF or an MP4."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import DependencyNotInstalled
+from numpy.typing import NDArray
+
+from fastac.contract import EnvFailure, Episode, ObsArray
+from fastac.envs.failure import describe
+from fastac.records import RecordError
+from fastac.tools.policy import Action, TrainedPolicy
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Frame: TypeAlias = NDArray[np.uint8]  # [H, W, 3]
+RenderedEnv: TypeAlias = gym.Env[ObsArray, Action]  # built with render_mode="rgb_array"
+RenderedEnvFactory: TypeAlias = Callable[[], RenderedEnv]
+
+_GIF_WIDTH = 400
+_GIF_FPS = 25.0
+_GIF_COLORS = 128
+_GIF_PAUSE_MS = 1000  # on the last frame, so that the eye sees where the loop begins
+_DEFAULT_FPS = 30.0
+_INSTALL = "pip install 'fastac[video]'"
+
+
+class Film(Protocol):
+    """Takes frames and makes a file of them."""
+
+    def add(self, frame: Frame) -> None:
+        """Take the next frame."""
+
+    def close(self) -> None:
+        """Finish the file."""
+
+
+class Gif:
+    """A GIF that loops forever, small enough to show on a web page."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        """Begin a film at `path` of frames that come `fps` a second."""
+        import PIL.Image
+
+        self._pillow = PIL.Image
+        self._path = path
+        self._stride = math.ceil(fps / _GIF_FPS)
+        self._fps = fps
+        self._count = 0
+        self._kept: list[Image] = []
+        self._last: Frame | None = None  # the newest frame, where it was not kept
+
+    def add(self, frame: Frame) -> None:
+        """Keep every so many frames."""
+        if self._count % self._stride == 0:
+            self._kept.append(self._shrink(frame))
+            self._last = None
+        else:
+            self._last = frame
+        self._count += 1
+
+    def close(self) -> None:
+        """Write the file; the episode's last frame is always in it."""
+        if not self._count:
+            return  # the environment failed before it showed anything
+        if self._last is not None:
+            self._kept.append(self._shrink(self._last))
+        # A GIF counts in hundredths of a second; rounding times and not durations keeps the speed.
+        times = np.rint(np.arange(len(self._kept)) * (100.0 * self._stride / self._fps))
+        durations = [*(10 * np.diff(times)).astype(int).tolist(), _GIF_PAUSE_MS]
+        first, rest = self._kept[0], self._kept[1:]
+        first.save(self._path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+
+    def _shrink(self, frame: Frame) -> Image:
+        image = self._pillow.fromarray(frame)
+        if image.width > _GIF_WIDTH:
+            # Box, because the ringing of sharper filters doubles the file: flat areas are no longer flat.
+            size = (_GIF_WIDTH, round(image.height * _GIF_WIDTH / image.width))
+            image = image.resize(size, self._pillow.Resampling.BOX)
+        return image.quantize(_GIF_COLORS, dither=self._pillow.Dither.NONE)
+
+
+class Mp4:
+    """An H.264 film in full size and at the environment's own speed."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        """Begin a film at `path` of frames that come `fps` a second."""
+        import imageio.v2 as imageio
+
+        self._writer = imageio.get_writer(path, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=1)
+
+    def add(self, frame: Frame) -> None:
+        """Encode a frame; the codec wants even sides."""
+        height, width = (side - side % 2 for side in frame.shape[:2])
+        self._writer.append_data(frame[:height, :width])
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._writer.close()
+
+
+# The modules that each format needs.
+_FORMATS: dict[str, tuple[type[Gif] | type[Mp4], tuple[str, ...]]] = {
+    ".gif": (Gif, ("PIL",)),
+    ".mp4": (Mp4, ("imageio", "imageio_ffmpeg")),
+}
+
+
+def record(
+    policy: TrainedPolicy, env: str | RenderedEnvFactory, path: Path, seed: int = 0, max_steps: int = 1000
+) -> Episode:
+    """Film one greedy episode; the policy's memory is reset before and after.
+
+    Args:
+        policy: who plays.
+        env: an environment id, or what builds one environment with render_mode="rgb_array".
+        path: where the film goes, a .gif or .mp4 file; an older one is replaced once the new one is whole.
+        seed: of the environment's reset.
+        max_steps: at most this many environment steps are filmed.
+
+    Returns:
+        The episode, or as much of it as was filmed.
+
+    Raises:
+        ValueError: another kind of file, a missing package, or an environment that cannot be rendered.
+        EnvFailure: the environment raised, or rendered something that is not a picture.
+        RecordError: the file cannot be written.
+    """
+    if max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}, expected at least 1.")
+    kind = _choose_format(path)
+    played = _make_env(env)
+    try:
+        _check_env(played, policy)
+        fps = float(played.metadata.get("render_fps") or _DEFAULT_FPS)
+        with replace_file(path) as temporary:
+            film = kind(temporary, fps)
+            try:
+                episode = _play(policy, played, film, seed, max_steps)
+            finally:
+                film.close()
+    finally:
+        policy.reset()
+        played.close()
+    return episode
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path with the same suffix that takes `path`'s place if the block succeeds.
+
+    Raises:
+        RecordError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise RecordError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def _choose_format(path: Path) -> type[Gif] | type[Mp4]:
+    suffix = path.suffix.lower()
+    if suffix not in _FORMATS:
+        raise ValueError(f"the film is to be {str(path)!r}, expected a file that ends with {' or '.join(_FORMATS)}.")
+    kind, modules = _FORMATS[suffix]
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ValueError(f"a {suffix} film needs what is not installed ({', '.join(missing)}): {_INSTALL}.")
+    return kind
+
+
+def _make_env(env: str | RenderedEnvFactory) -> RenderedEnv:
+    if not isinstance(env, str):
+        return env()
+    try:
+        made: RenderedEnv = gym.make(env, render_mode="rgb_array", disable_env_checker=True)
+    except Exception as error:  # an unknown id, a missing package, or an environment that takes no render_mode
+        raise ValueError(f"{env} cannot be built to be filmed ({describe(error)}).") from error
+    return made
+
+
+def _check_env(env: RenderedEnv, policy: TrainedPolicy) -> None:
+    if env.render_mode != "rgb_array":
+        raise ValueError(f"the environment's render_mode is {env.render_mode!r}, expected 'rgb_array'.")
+    if env.action_space != policy.action_space:
+        raise ValueError(f"the environment's action space is {env.action_space}, expected {policy.action_space}.")
+
+
+def _play(policy: TrainedPolicy, env: RenderedEnv, film: Film, seed: int, max_steps: int) -> Episode:
+    return_, length, is_over = 0.0, 0, False
+    policy.reset()
+    with _blaming("reset"):
+        obs, _ = env.reset(seed=seed)
+    film.add(_render(env))
+    while not is_over and length < max_steps:
+        action = policy.act(obs)
+        with _blaming("step"):
+            obs, reward, terminated, truncated, _ = env.step(action)
+            return_, length, is_over = return_ + float(reward), length + 1, bool(terminated or truncated)
+        film.add(_render(env))
+    return Episode(return_, length)
+
+
+def _render(env: RenderedEnv) -> Frame:
+    with _blaming("render"):
+        frame = np.asarray(env.render())
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise EnvFailure(
+            f"the environment rendered an array of {frame.dtype} of shape {frame.shape}, expected uint8 of [H, W, 3]."
+        )
+    return frame
+
+
+@contextmanager
+def _blaming(method: str) -> Iterator[None]:
+    """Turn what the environment raises into one sentence."""
+    try:
+        yield
+    except DependencyNotInstalled as error:
+        raise ValueError(f"filming needs a package that is not installed ({describe(error)}): {_INSTALL}.") from error
+    except Exception as error:
+        raise EnvFailure(f"the environment raised {describe(error)} in {method}.") from error

@@ -1,0 +1,224 @@
+"""What these tests share: whole runs from flat settings, the toy chain's truth, and policies of known value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, islice
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastac.build import Parts, Streams, build, build_envs
+from fastac.config import Config, ConfigValue
+from fastac.contract import Act, Phases, StepRow, VecEnv
+from fastac.envs import adapt
+from fastac.envs.probes import ToyChain
+from fastac.envs.sync import SyncEnvs
+from fastac.learner import Learner
+from fastac.losses import policy_gradient
+from fastac.rollout import Collector, FlatMinibatches, Rollout
+
+CPU = torch.device("cpu")
+PROBES = "fastac.envs.probes:fastac/"
+
+
+def make_parts(**settings: ConfigValue) -> Parts:
+    """Assemble a run from flat settings."""
+    config = Config().replace(**settings)
+    return build(config, build_envs(config.env, Streams.spawn(config.run.seed).env))
+
+
+def run_iterations(parts: Parts, iterations: int) -> None:
+    """Train for some iterations."""
+    assert len(list(islice(parts.trainer.run(), iterations))) == iterations
+
+
+def weights(parts: Parts) -> dict[str, Tensor]:
+    """Copy the weights."""
+    return {name: value.clone() for name, value in parts.model.state_dict().items()}
+
+
+def assert_same(left: object, right: object, path: str = "state") -> None:
+    """Compare two state trees bit for bit."""
+    if isinstance(left, dict):
+        assert isinstance(right, dict) and left.keys() == right.keys(), path
+        for key in left:
+            assert_same(left[key], right[key], f"{path}/{key}")
+    elif isinstance(left, Tensor | np.ndarray):
+        left, right = np.asarray(left), np.asarray(right)
+        assert left.dtype == right.dtype, path
+        np.testing.assert_array_equal(left, right, err_msg=path)
+    else:
+        assert left == right, path
+
+
+def allocate(num_steps: int, num_envs: int, obs_size: int = 1, state_size: int = 0) -> Rollout:
+    """Allocate a rollout of discrete actions."""
+    return Rollout.allocate(num_steps, num_envs, (obs_size,), (), torch.int64, state_size)
+
+
+# --- the toy chain -------------------------------------------------------------------------------
+
+GAMMA, LAMBDA = 0.9, 0.8
+
+# One entry per env: every ending, episodes of length 1, and two ends in a row.
+CHAINS = (
+    {"lengths": (3, 1, 1, 4), "endings": ("terminated", "truncated", "both")},
+    {"lengths": (1,), "endings": ("truncated", "terminated")},
+    {"lengths": (2, 5), "endings": ("truncated",)},
+    {"lengths": (4, 2, 3), "endings": ("terminated", "terminated", "truncated", "both")},
+)
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One step of a toy chain, as its docstring promises it."""
+
+    episode: int
+    position: int
+    reward: float
+    terminated: bool
+    truncated: bool
+
+    @property
+    def obs(self) -> float:
+        """Before the step."""
+        return 100.0 * self.episode + self.position
+
+
+def transitions(lengths: tuple[int, ...], endings: tuple[str, ...]) -> Iterator[Transition]:
+    """Go through a chain for ever, with the actions of `KnownPolicy`."""
+    for k in count():
+        length, ending = lengths[k % len(lengths)], endings[k % len(endings)]
+        for p in range(length):
+            last = p == length - 1
+            reward = 10.0 * k + p + 1 + 0.1 * ((100 * k + p) % 2)
+            yield Transition(k, p, reward, last and ending != "truncated", last and ending != "terminated")
+
+
+def known_value(obs: float, age: float) -> float:
+    """What `KnownPolicy` values an observation at, `age` steps after the start of its episode."""
+    return 3.0 * np.sin(obs) + 7.0 + 2.0 * age
+
+
+def true_advantages(steps: list[Transition], gamma: float = GAMMA, lam: float = LAMBDA) -> list[float]:
+    """Sum up discounted TD errors to the end of the episode or of the rollout: no recursion, float64."""
+    deltas = []
+    for step in steps:
+        after = 0.0 if step.terminated else known_value(step.obs + 1.0, step.position + 1)
+        deltas.append(step.reward + gamma * after - known_value(step.obs, step.position))
+    advantages = []
+    for i in range(len(steps)):
+        ends = [j for j in range(i, len(steps)) if steps[j].terminated or steps[j].truncated]
+        stop = ends[0] + 1 if ends else len(steps)
+        advantages.append(sum((gamma * lam) ** (j - i) * deltas[j] for j in range(i, stop)))
+    return advantages
+
+
+class KnownPolicy:
+    """Acts by the parity of the observation; its memory counts the steps since `start`, and its value uses both."""
+
+    state_size = 1
+
+    def initial_state(self, num_envs: int) -> Tensor:
+        return torch.zeros(num_envs, 1)
+
+    def draw_noise(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.rand(leading, generator=generator)
+
+    def act(self, obs: Tensor, state: Tensor, start: Tensor, noise: Tensor) -> Act:
+        action, after = self.greedy(obs, state, start)
+        return Act(action, torch.full(action.shape, -0.5), self.value(obs, state, start), after)
+
+    def value(self, obs: Tensor, state: Tensor, start: Tensor) -> Tensor:
+        age = torch.where(start, 0.0, state[:, 0])
+        return (3.0 * torch.sin(obs[:, 0].double()) + 7.0 + 2.0 * age).float()
+
+    def greedy(self, obs: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        age = torch.where(start, 0.0, state[:, 0])
+        return obs[:, 0].long() % 2, (age + 1.0).unsqueeze(-1)
+
+
+MODES = {
+    "next_step": AutoresetMode.NEXT_STEP,
+    "same_step": AutoresetMode.SAME_STEP,
+    "disabled": AutoresetMode.DISABLED,
+    "own": None,
+}
+
+
+def make_chains(mode: str, chains: tuple[dict[str, tuple], ...] = CHAINS) -> VecEnv:
+    """Batch toy chains with Gymnasium's SyncVectorEnv in an autoreset mode, or with fastac's own."""
+    builds = [partial(ToyChain, **chain) for chain in chains]
+    if MODES[mode] is None:
+        queue = iter(builds)
+        return SyncEnvs(lambda: next(queue)(), [0] * len(builds), "own")
+    return adapt(SyncVectorEnv(builds, autoreset_mode=MODES[mode]), np.random.SeedSequence(0))
+
+
+def make_collector(envs: VecEnv, num_steps: int, policy: object = None) -> Collector:
+    """Collect with the known policy."""
+    generator = torch.Generator().manual_seed(0)
+    rollout = allocate(num_steps, envs.num_envs, state_size=1)
+    return Collector(envs, policy or KnownPolicy(), rollout, generator, CPU)
+
+
+class _StillModel:
+    """Says nothing, so that learning only estimates."""
+
+    def evaluate(self, obs: Tensor, action: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        zero = torch.zeros(obs.shape[:-1])
+        return zero, zero, zero
+
+
+class _NoApply:
+    def __call__(self, loss: Tensor, learning_rate: float) -> float:
+        return 0.0
+
+
+def estimate(rollout: Rollout, **settings: ConfigValue) -> dict[str, float]:
+    """Fill in advantages and returns the way the learner does."""
+    config = Config().replace(**({"gamma": GAMMA, "gae_lambda": LAMBDA} | settings))
+    minibatches = FlatMinibatches(1, torch.Generator())
+    learner = Learner(config, _StillModel(), policy_gradient, minibatches, _NoApply(), CPU)
+    return learner.learn(rollout, rollout.reward, 0.0, Phases())
+
+
+class Truth:
+    """Walks along with a collector and tells what each rollout's valid rows should hold."""
+
+    def __init__(self, chains: tuple[dict[str, tuple], ...] = CHAINS) -> None:
+        self._walks = [transitions(**chain) for chain in chains]
+
+    def next(self, valid: NDArray[np.bool_], gamma: float = GAMMA, lam: float = LAMBDA) -> dict[str, NDArray]:
+        """Return reward, obs, value, advantage and return `[T, N]`, NaN where not valid."""
+        names = ("obs", "reward", "value", "advantage", "return_")
+        rows = {name: np.full(valid.shape, np.nan) for name in names}
+        for n, walk in enumerate(self._walks):
+            steps = list(islice(walk, int(valid[:, n].sum())))
+            at = np.flatnonzero(valid[:, n])
+            rows["obs"][at, n] = [step.obs for step in steps]
+            rows["reward"][at, n] = [step.reward for step in steps]
+            rows["value"][at, n] = [known_value(step.obs, step.position) for step in steps]
+            rows["advantage"][at, n] = true_advantages(steps, gamma, lam)
+        rows["return_"] = rows["advantage"] + rows["value"]
+        return rows
+
+
+class EarlyStart:
+    """Marks the final observation as the start of an episode: "reset where done", the mutation of NEXT_STEP."""
+
+    def __init__(self, envs: VecEnv) -> None:
+        self._envs = envs
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._envs, name)
+
+    def step(self, action: NDArray, row: StepRow) -> None:
+        self._envs.step(action, row)
+        row.start[...] = row.terminated | row.truncated

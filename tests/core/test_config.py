@@ -1,0 +1,193 @@
+"""Configuration: round trips, unknown names, and every range."""
+
+import json
+import math
+from dataclasses import fields
+
+import pytest
+
+from fastac.config import AlgoConfig, Config, EnvConfig, ModelConfig, OptimConfig, RunConfig
+
+SECTIONS = (EnvConfig, ModelConfig, AlgoConfig, OptimConfig, RunConfig)
+
+EVERY_FIELD = {
+    "env_id": "Acrobot-v1",
+    "num_envs": 6,
+    "vectorization": "sync",
+    "hidden_sizes": (32, 16, 8),
+    "activation": "elu",
+    "shared_trunk": False,
+    "core": "lstm",
+    "lstm_size": 24,
+    "log_std_init": -0.5,
+    "normalize_obs": True,
+    "normalize_reward": True,
+    "algo": "ppo",
+    "collect": "steps",
+    "num_steps": 9,
+    "gamma": 0.97,
+    "gae_lambda": 0.9,
+    "baseline": True,
+    "normalize_advantage": True,
+    "vf_coef": 0.25,
+    "ent_coef": 0.0,
+    "num_epochs": 4,
+    "num_minibatches": 3,
+    "clip_coef": 0.1,
+    "optimizer": "rmsprop_tf",
+    "learning_rate": 1e-3,
+    "optimizer_eps": 1e-8,
+    "max_grad_norm": None,
+    "learning_rate_schedule": "linear",
+    "ent_coef_schedule": "linear",
+    "clip_coef_schedule": "linear",
+    "seed": 2**62,
+    "device": "cuda:1",
+    "total_env_steps": 123,
+    "until_return": 475.0,
+    "eval_every": 0,
+    "eval_episodes": 3,
+    "checkpoint_every": 0,
+    "keep_checkpoints": 1,
+    "tensorboard": False,
+}
+
+NAN, INF = math.nan, math.inf
+OUT_OF_RANGE = {
+    "env_id": [""],
+    "num_envs": [0, -1, NAN],
+    "vectorization": ["threads", ""],
+    "hidden_sizes": [(0,), (64, -1), (NAN,)],
+    "activation": ["Tanh"],
+    "core": ["gru"],
+    "lstm_size": [0, NAN],
+    "log_std_init": [-20.5, 2.5, NAN, INF],
+    "algo": ["A2C", "dqn"],
+    "collect": ["rows"],
+    "num_steps": [0, NAN],
+    "gamma": [-0.1, 1.1, NAN, INF],
+    "gae_lambda": [-0.1, 1.1, NAN],
+    "vf_coef": [-0.1, NAN, INF],
+    "ent_coef": [-0.1, NAN, INF],
+    "num_epochs": [0, NAN],
+    "num_minibatches": [0, NAN],
+    "clip_coef": [0.0, -0.2, NAN, INF],
+    "optimizer": ["sgd"],
+    "learning_rate": [0.0, -1e-3, NAN, INF],
+    "optimizer_eps": [0.0, NAN, INF],
+    "max_grad_norm": [0.0, -1.0, NAN, INF],
+    "learning_rate_schedule": ["cosine"],
+    "ent_coef_schedule": ["cosine"],
+    "clip_coef_schedule": ["cosine"],
+    "seed": [-1, 2**63, NAN],
+    "total_env_steps": [0, NAN],
+    "until_return": [NAN, INF, -INF],
+    "eval_every": [-1, NAN],
+    "eval_episodes": [0, NAN],
+    "checkpoint_every": [-1, NAN],
+    "keep_checkpoints": [0, NAN],
+}
+
+
+def test_the_table_above_names_every_field():
+    assert set(EVERY_FIELD) == {f.name for section in SECTIONS for f in fields(section)}
+
+
+def test_dict_and_json_round_trip():
+    for config in (Config(), Config().replace(**EVERY_FIELD)):
+        assert Config.from_dict(config.to_dict()) == config
+        assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_replace_sets_every_field_by_its_flat_name():
+    config = Config().replace(**EVERY_FIELD)
+    found = {name: value for section in vars(config).values() for name, value in vars(section).items()}
+    assert found == EVERY_FIELD
+    assert all(found[name] != value for name, value in _flat(Config()).items() if name not in _SAME_AS_DEFAULT)
+
+
+_SAME_AS_DEFAULT = {"collect", "baseline"}
+
+
+def _flat(config):
+    return {name: value for section in vars(config).values() for name, value in vars(section).items()}
+
+
+def test_absent_fields_keep_their_defaults():
+    assert Config.from_dict({}) == Config()
+    assert Config.from_dict({"algo": {"gamma": 0.5}}) == Config().replace(gamma=0.5)
+
+
+@pytest.mark.parametrize(("name", "near"), [("num_env", "num_envs"), ("gama", "gamma"), ("lr_schedule", "schedule")])
+def test_an_unknown_name_is_refused_with_the_nearest(name, near):
+    for build in (lambda: Config().replace(**{name: 1}), lambda: Config.from_dict({"algo": {name: 1}})):
+        with pytest.raises(ValueError, match=rf"'{name}' is not a fastac setting.*{near}"):
+            build()
+
+
+def test_a_name_like_no_other_is_refused_without_a_guess():
+    with pytest.raises(ValueError, match=r"'xyzzy' is not a fastac setting\.$"):
+        Config().replace(xyzzy=1)
+
+
+def test_unknown_sections_and_misplaced_keys_are_refused():
+    with pytest.raises(ValueError, match=r"'algorithm' is not a section.*env, model, algo, optim, run"):
+        Config.from_dict({"algorithm": {}})
+    with pytest.raises(ValueError, match="'env' is not a section"):
+        Config.from_dict({"env": "CartPole-v1"})
+    with pytest.raises(ValueError, match="'gamma' stands in 'optim', expected in 'algo'"):
+        Config.from_dict({"optim": {"gamma": 0.9}})
+
+
+def test_a_value_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="wrong kind"):
+        Config.from_dict({"env": {"num_envs": "16"}})
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, bad in OUT_OF_RANGE.items() for value in bad])
+def test_a_value_out_of_range_is_refused_by_name_and_value(name, value):
+    with pytest.raises(ValueError) as caught:
+        Config().replace(**{name: value})
+    assert str(caught.value).startswith(f"{name} is {value!r}, expected ")
+
+
+def test_every_field_with_a_range_is_in_the_table_of_ranges():
+    free = {"shared_trunk", "normalize_obs", "normalize_reward", "baseline", "normalize_advantage", "tensorboard"}
+    assert set(EVERY_FIELD) - set(OUT_OF_RANGE) == free | {"device"}  # the machine tells which devices there are
+
+
+@pytest.mark.parametrize(
+    "settings", [{"gamma": 0.0}, {"gamma": 1.0}, {"gae_lambda": 0.0}, {"vf_coef": 0.0}, {"seed": 0}]
+)
+def test_the_ends_of_a_range_belong_to_it(settings):
+    assert _flat(Config().replace(**settings)).items() >= settings.items()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_envs": 3, "num_steps": 5, "num_minibatches": 2}, "num_minibatches is 2, expected a divisor of 15"),
+        ({"num_envs": 6, "num_minibatches": 4, "core": "lstm"}, "num_minibatches is 4, expected a divisor of 6"),
+        ({"collect": "episodes", "num_minibatches": 2}, "num_minibatches is 2, expected 1 with collect episodes"),
+        ({"algo": "reinforce", "num_epochs": 2}, "num_epochs is 2"),
+        ({"algo": "reinforce", "num_minibatches": 2}, "num_minibatches is 2"),
+        ({"algo": "ppo", "baseline": False}, "baseline is False"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Config().replace(**settings)
+
+
+def test_derived_sizes():
+    config = Config().replace(num_envs=6, num_steps=10, num_minibatches=4)
+    assert (config.batch_size, config.minibatch_size) == (60, 15)
+
+
+@pytest.mark.parametrize(
+    "name", ["num_envs", "num_steps", "num_epochs", "lstm_size", "total_env_steps", "eval_episodes"]
+)
+@pytest.mark.parametrize("value", [2.5, math.inf])
+def test_whole_numbers_must_be_whole(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} is {value}"):
+        Config().replace(**{name: value})

@@ -1,0 +1,373 @@
+"""The learner: what does not count, ratio 1 where nothing has changed, schedules, and stopping at the first NaN."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from core_support import (
+    CHAINS,
+    CPU,
+    PROBES,
+    allocate,
+    estimate,
+    make_chains,
+    make_collector,
+    make_parts,
+    run_iterations,
+    weights,
+)
+
+from fastac.apply import LocalApply, RMSpropTF
+from fastac.build import build_optimizer
+from fastac.config import Config
+from fastac.contract import NonFiniteError, Phases
+from fastac.learner import Learner, anneal, explained_variance
+from fastac.losses import clipped_surrogate, policy_gradient
+from fastac.models import (
+    ActorCritic,
+    CategoricalHead,
+    IdentityCore,
+    LSTMCore,
+    MLPEncoder,
+    NoObsNormalizer,
+    ObsNormalizer,
+    Trunk,
+)
+from fastac.rollout import Batch, Collector, FlatMinibatches, SequenceMinibatches
+from fastac.rollout.minibatches import weigh
+
+CHAIN = PROBES + "ToyChain-v0"
+
+
+def make_model(core="identity", shared=True, seed=0):
+    torch.manual_seed(seed)
+    trunks = []
+    for _ in range(1 if shared else 2):
+        encoder = MLPEncoder(1, (6,), "tanh")
+        with torch.no_grad():
+            encoder.layers[0].weight.mul_(0.003)  # the chains show large numbers
+        trunks.append(Trunk(encoder, LSTMCore(6, 5) if core == "lstm" else IdentityCore(6)))
+    model = ActorCritic(trunks, CategoricalHead(trunks[0].core.output_size, 2), NoObsNormalizer())
+    with torch.no_grad():
+        model.head.layer.weight.mul_(100.0)
+    return model
+
+
+def collect(model, num_steps=12, rollouts=1, mode="next_step"):
+    rollout = allocate(num_steps, len(CHAINS), state_size=model.state_size)
+    collector = Collector(make_chains(mode), model, rollout, torch.Generator().manual_seed(0), CPU)
+    for _ in range(rollouts):
+        collector.collect(Phases())
+    return rollout
+
+
+def make_learner(model, minibatches, loss=policy_gradient, **settings):
+    config = Config().replace(**settings)
+    apply = LocalApply(model, build_optimizer(config.optim, model), config.optim.max_grad_norm)
+    return Learner(config, model, loss, minibatches, apply, CPU)
+
+
+def learn(learner, rollout, done_fraction=0.0):
+    return learner.learn(rollout, rollout.reward, done_fraction, Phases())
+
+
+def state_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_close(one, two, **tolerance):
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+def differ(one, two):
+    return any(not torch.equal(value, two[name]) for name, value in one.items())
+
+
+# --- rows without information --------------------------------------------------------------------
+
+
+class OnlyValid:
+    """One flat batch of the rows that are valid, and no others."""
+
+    def split(self, rollout):
+        kept, rows = rollout.valid, rollout.num_steps
+        parts = [rollout.obs[:rows], rollout.action, rollout.log_prob, rollout.value[:rows]]
+        parts += [rollout.advantage, rollout.return_]
+        yield Batch(*(part[kept] for part in parts), weigh(kept[kept]), rollout.start[:rows][kept], rollout.state)
+
+
+@pytest.mark.parametrize("normalize_advantage", [False, True])
+@pytest.mark.parametrize("loss", [policy_gradient, clipped_surrogate])
+def test_rows_that_are_not_valid_might_as_well_be_removed(loss, normalize_advantage):
+    settings = {"normalize_advantage": normalize_advantage, "ent_coef": 0.05, "learning_rate": 0.01}
+    ends, metrics = [], []
+    for minibatches in (FlatMinibatches(1, torch.Generator()), OnlyValid()):
+        model = make_model()
+        rollout = collect(model, rollouts=2)
+        assert not rollout.valid.all()
+        learner = make_learner(model, minibatches, loss, **settings)
+        metrics.append([learn(learner, rollout) for _ in range(3)][-1])
+        ends.append(state_of(model))
+    assert_close(*ends, rtol=1e-4, atol=1e-6)
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("core", ["identity", "lstm"])
+def test_garbage_in_rows_that_are_not_valid_changes_no_weight(core):
+    slicing = SequenceMinibatches if core == "lstm" else FlatMinibatches
+    ends = []
+    for garbage in (0.0, 1e3):
+        model = make_model(core)
+        rollout = collect(model)
+        rollout.reward[~rollout.valid] = garbage
+        rollout.log_prob[~rollout.valid] = -garbage / 1e3
+        rollout.action[~rollout.valid] = int(garbage > 0.0)
+        settings = {"num_epochs": 2, "num_minibatches": 2, "normalize_advantage": True}
+        learner = make_learner(model, slicing(2, torch.Generator().manual_seed(0)), clipped_surrogate, **settings)
+        learn(learner, rollout)
+        ends.append(state_of(model))
+    assert not differ(*ends)
+
+
+def test_explained_variance_is_of_valid_rows():
+    rollout = make_collector(make_chains("next_step"), 15).collect(Phases())
+    metrics = estimate(rollout)
+    valid = rollout.valid.numpy()
+    return_, value = rollout.return_.numpy()[valid], rollout.value[:-1].numpy()[valid]
+    expected = 1.0 - np.var(return_ - value) / np.var(return_)
+    assert metrics["explained_variance"] == pytest.approx(expected, rel=1e-3)
+    rollout.value[:-1] = rollout.return_
+    rollout.advantage.zero_()
+    assert explained_variance(rollout) == 1.0
+    rollout.return_.fill_(3.0)
+    assert math.isnan(explained_variance(rollout))
+
+
+# --- the same policy learns that acted -----------------------------------------------------------
+
+
+class Spy:
+    """A loss that keeps the log-ratios and value differences of the rows it was shown."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, log_prob, entropy, value, old_log_prob, advantage, return_, weight, *coefs):
+        self.seen.append((log_prob - old_log_prob).detach().abs().max().item())
+        return clipped_surrogate(log_prob, entropy, value, old_log_prob, advantage, return_, weight, *coefs)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("num_minibatches", [1, 2, 4])
+@pytest.mark.parametrize("mode", ["next_step", "same_step"])
+def test_the_first_epoch_sees_the_log_probs_that_acted_with_an_lstm(mode, num_minibatches, shared):
+    # A vanishing step: whatever is not ratio 1 is a memory that was not rebuilt as it was.
+    model = make_model("lstm", shared)
+    spy = Spy()
+    minibatches = SequenceMinibatches(num_minibatches, torch.Generator().manual_seed(1))
+    learner = make_learner(model, minibatches, spy, num_minibatches=num_minibatches, learning_rate=1e-12)
+    rollout = allocate(7, len(CHAINS), state_size=model.state_size)
+    collector = Collector(make_chains(mode), model, rollout, torch.Generator().manual_seed(0), CPU)
+    for _ in range(4):
+        learn(learner, collector.collect(Phases()))
+    assert len(spy.seen) == 4 * num_minibatches
+    assert max(spy.seen) < 1e-5
+    # The check is worth something: with the memory lost, the ratios are far from 1.
+    rollout.state.zero_()
+    learn(learner, rollout)
+    assert max(spy.seen[4 * num_minibatches :]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"core": "lstm", "lstm_size": 8, "shared_trunk": False}, {"normalize_obs": True}]
+)
+def test_whole_runs_begin_every_update_at_ratio_1(settings):
+    parts = make_parts(algo="ppo", num_envs=8, num_steps=24, learning_rate=0.02, total_env_steps=6 * 192, **settings)
+    for report in parts.trainer.run():
+        assert abs(report.losses["approx_kl"]) < 1e-6
+        assert report.losses["clip_fraction"] == 0.0
+    assert report.episodes > 5
+
+
+def test_minibatches_cover_every_row_once_per_pass():
+    rollout = collect(make_model("lstm"), num_steps=6)
+    rollout.advantage.copy_(torch.arange(24.0).view(6, 4))
+    for minibatches in (
+        FlatMinibatches(3, torch.Generator().manual_seed(0)),
+        SequenceMinibatches(2, torch.Generator().manual_seed(0)),
+    ):
+        orders = []
+        for _ in range(2):
+            batches = list(minibatches.split(rollout))
+            rows = torch.cat([batch.advantage.flatten() for batch in batches])
+            assert sorted(rows.tolist()) == list(range(24))
+            orders.append(rows.tolist())
+            for batch in batches:
+                assert batch.weight.sum().item() == pytest.approx(1.0)
+                assert torch.equal(batch.weight > 0, rollout.valid.flatten()[batch.advantage.long()])
+                assert torch.equal(batch.obs[..., 0], rollout.obs[:-1].flatten()[batch.advantage.long()])
+        assert orders[0] != orders[1]
+
+
+def test_sequence_minibatches_bring_each_envs_own_memory():
+    rollout = collect(make_model("lstm"), num_steps=3, rollouts=3)
+    rollout.advantage.copy_(torch.arange(4.0).expand(3, 4))
+    for batch in SequenceMinibatches(2, torch.Generator().manual_seed(0)).split(rollout):
+        assert batch.advantage.shape == (3, 2)
+        envs = batch.advantage[0].long()
+        assert torch.equal(batch.state, rollout.state[envs])
+        assert torch.equal(batch.start, rollout.start[:3, envs])
+
+
+# --- A2C is a special case of PPO ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "rmsprop_tf"])
+@pytest.mark.parametrize("core", ["identity", "lstm"])
+def test_ppo_with_one_epoch_and_one_batch_is_a2c(core, optimizer):
+    ends = []
+    for algo in ("a2c", "ppo"):
+        parts = make_parts(algo=algo, core=core, lstm_size=8, num_envs=4, num_steps=10, optimizer=optimizer, seed=3)
+        begin = weights(parts)
+        run_iterations(parts, 6)
+        ends.append(weights(parts))
+        assert differ(begin, ends[-1])
+    assert_close(*ends, rtol=1e-4, atol=2e-6)
+
+
+# --- stopping ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("poison", "term"),
+    [
+        (lambda rollout: rollout.reward[2].fill_(math.nan), "policy_loss"),
+        (lambda rollout: rollout.reward[2].fill_(math.inf), "policy_loss"),
+        (lambda rollout: rollout.reward.fill_(1e30), "value_loss"),
+        (lambda rollout: rollout.log_prob.fill_(-1e5), "policy_loss"),
+    ],
+)
+def test_a_term_that_is_not_finite_stops_before_the_parameters_change(poison, term):
+    model = make_model()
+    rollout = collect(model)
+    learner = make_learner(model, FlatMinibatches(1, torch.Generator()), clipped_surrogate)
+    learn(learner, rollout)
+    before = state_of(model)
+    poison(rollout)
+    with pytest.raises(NonFiniteError, match=f"^update 2: {term} is not finite"):
+        learn(learner, rollout)
+    assert not differ(before, state_of(model))
+    assert learner.updates == 1
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_parameters_change():
+    def loss(log_prob, entropy, value, *rest):
+        terms = policy_gradient(log_prob, entropy, value, *rest)
+        broken = (value - value.detach()).sum().abs().sqrt()  # worth 0, with an infinite slope
+        return type(terms)(terms.total + broken, *(getattr(terms, name) for name in terms.__slots__[1:]))
+
+    model = make_model()
+    rollout = collect(model)
+    learner = make_learner(model, FlatMinibatches(1, torch.Generator()), loss)
+    before = state_of(model)
+    with pytest.raises(NonFiniteError, match=r"^update 1: grad_norm is (nan|inf)"):
+        learn(learner, rollout)
+    assert not differ(before, state_of(model))
+    assert learner.updates == 0
+
+
+# --- schedules and steps -------------------------------------------------------------------------
+
+
+def test_anneal():
+    assert anneal("constant", 0.3, 0.9) == 0.3
+    assert [anneal("linear", 0.4, done) for done in (0.0, 0.5, 1.0, 1.5)] == [0.4, 0.2, 0.0, 0.0]
+
+
+def test_a_linear_learning_rate_falls_over_the_budget():
+    parts = make_parts(num_envs=2, num_steps=5, total_env_steps=40, learning_rate_schedule="linear")
+    reports = list(parts.trainer.run())
+    assert reports[0].losses["learning_rate"] == 7e-4
+    for before, after in itertools.pairwise(reports):
+        assert after.losses["learning_rate"] == pytest.approx(7e-4 * (1.0 - before.env_steps / 40))
+    assert 40 <= reports[-1].env_steps < 50
+
+
+def test_the_learning_rate_scales_the_step():
+    steps = []
+    for learning_rate in (1e-3, 2e-3):
+        model = make_model()
+        rollout = collect(model)
+        before = state_of(model)
+        minibatches = FlatMinibatches(1, torch.Generator())
+        learn(make_learner(model, minibatches, learning_rate=learning_rate), rollout)
+        steps.append(sum((model.state_dict()[name] - before[name]).abs().sum() for name in before))
+    assert float(steps[1] / steps[0]) == pytest.approx(2.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.1, None])
+def test_the_gradient_is_clipped_to_a_global_norm(max_grad_norm):
+    model = torch.nn.Linear(3, 2)
+    apply = LocalApply(model, torch.optim.SGD(model.parameters(), lr=1.0), max_grad_norm)
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    norm = apply(100.0 * model(torch.ones(1, 3)).sum(), 0.5)
+    moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+    assert norm == pytest.approx(100.0 * math.sqrt(8.0))
+    assert moved.norm().item() == pytest.approx(0.5 * (norm if max_grad_norm is None else max_grad_norm), rel=1e-4)
+
+
+def test_gradients_do_not_add_up_over_steps():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    model = torch.nn.ParameterList([weight])
+    apply = LocalApply(model, torch.optim.SGD(model.parameters(), lr=1.0), None)
+    assert [apply(weight.sum(), 1.0) for _ in range(4)] == [1.0, 1.0, 1.0, 1.0]
+    assert weight.item() == -4.0
+
+
+def test_rmsprop_tf_by_formula():
+    param = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+    optimizer = RMSpropTF([param], lr=0.1, alpha=0.9, eps=1e-3)
+    expected, average = param.detach().double().numpy().copy(), np.ones(3)
+    for step in range(5):
+        grad = np.array([0.5, -3.0, 0.001]) * (step + 1)
+        param.grad = torch.from_numpy(grad).float()
+        optimizer.step()
+        average = 0.9 * average + 0.1 * grad**2
+        expected -= 0.1 * grad / np.sqrt(average + 1e-3)
+        np.testing.assert_allclose(param.detach().numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "rmsprop_tf"])
+def test_an_optimiser_goes_on_bit_for_bit_from_its_state(optimizer):
+    def make():
+        model = make_model()
+        return model, make_learner(model, FlatMinibatches(1, torch.Generator()), optimizer=optimizer)
+
+    model, learner = make()
+    rollout = collect(model)
+    for _ in range(3):
+        learn(learner, rollout)
+    twin, twin_learner = make()
+    twin.load_state_dict(model.state_dict())
+    twin_learner.set_state(learner.get_state())
+    for _ in range(3):
+        learn(learner, rollout)
+        learn(twin_learner, rollout)
+    assert not differ(state_of(model), state_of(twin))
+    assert learner.updates == twin_learner.updates == 6
+
+
+def test_observation_statistics_change_after_an_update_and_not_before():
+    parts = make_parts(env_id=CHAIN, vectorization="sync", num_envs=3, num_steps=7, normalize_obs=True)
+    assert isinstance(parts.model.obs_normalizer, ObsNormalizer)
+    rows = []
+    for report in parts.trainer.run():
+        rows.append(parts.rollout.obs[:-1][parts.rollout.valid].double())
+        together = torch.cat(rows)
+        torch.testing.assert_close(parts.model.obs_normalizer.moments.mean, together.mean(dim=0))
+        assert report.env_steps == len(together)
+        if report.iteration == 4:
+            break

@@ -1,0 +1,307 @@
+"""Heads against brute force and torch.distributions, the LSTM against itself unrolled, and the normalisers."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Categorical, Independent, Normal
+
+from fastac.config import ModelConfig
+from fastac.models import (
+    ActorCritic,
+    CategoricalHead,
+    GaussianHead,
+    IdentityCore,
+    LSTMCore,
+    MLPEncoder,
+    MultiCategoricalHead,
+    NoObsNormalizer,
+    NoRewardNormalizer,
+    ObsNormalizer,
+    RewardNormalizer,
+    Trunk,
+)
+
+LARGEST_UNIFORM = 1.0 - 2.0**-24
+
+
+def sharpen(model):
+    """Make the policy depend on what it sees: the heads begin with tiny weights."""
+    with torch.no_grad():
+        model.head.layer.weight.mul_(200.0)
+    return model
+
+
+def make_model(shared, core="lstm", normalizer=None, hidden=8):
+    def trunk():
+        return Trunk(MLPEncoder(3, (6,), "tanh"), LSTMCore(6, hidden) if core == "lstm" else IdentityCore(6))
+
+    trunks = [trunk() for _ in range(1 if shared else 2)]
+    head = CategoricalHead(trunks[0].core.output_size, 4)
+    return sharpen(ActorCritic(trunks, head, normalizer or NoObsNormalizer()))
+
+
+# --- heads ---------------------------------------------------------------------------------------
+
+
+def test_categorical_log_prob_and_entropy():
+    logits = 3.0 * torch.randn(7, 2, 5)
+    action = torch.randint(5, (7, 2))
+    log_prob, entropy = CategoricalHead(3, 5).log_prob_entropy(logits, action)
+    torch.testing.assert_close(log_prob, Categorical(logits=logits).log_prob(action))
+    torch.testing.assert_close(entropy, Categorical(logits=logits).entropy())
+
+
+def test_categorical_survives_a_certain_policy():
+    logits = torch.tensor([[0.0, 500.0, -500.0]], requires_grad=True)
+    log_prob, entropy = CategoricalHead(3, 3).log_prob_entropy(logits, torch.tensor([0]))
+    assert log_prob.item() == -500.0 and entropy.item() == 0.0
+    (log_prob + entropy).sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_multi_categorical_is_the_brute_force_joint():
+    nvec = (2, 3, 4)
+    head = MultiCategoricalHead(5, nvec)
+    params = 2.0 * torch.randn(1, sum(nvec), dtype=torch.float64)
+    parts = [np.exp(part) / np.exp(part).sum() for part in np.split(params[0].numpy(), np.cumsum(nvec)[:-1])]
+    joint = {a: math.prod(p[i] for p, i in zip(parts, a, strict=True)) for a in itertools.product(*map(range, nvec))}
+    assert sum(joint.values()) == pytest.approx(1.0)
+    for action, probability in joint.items():
+        log_prob, entropy = head.log_prob_entropy(params, torch.tensor([action]))
+        assert log_prob.shape == entropy.shape == (1,)
+        assert log_prob.item() == pytest.approx(math.log(probability), rel=1e-10)
+        assert entropy.item() == pytest.approx(-sum(p * math.log(p) for p in joint.values()), rel=1e-10)
+    assert tuple(head.mode(params)[0].tolist()) == max(joint, key=joint.get)
+
+
+def test_gaussian_log_prob_and_entropy():
+    head = GaussianHead(3, 4, log_std_init=-0.7)
+    with torch.no_grad():
+        head.log_std += torch.tensor([0.0, 0.5, 1.0, -1.0])
+    mean, action = torch.randn(6, 2, 4), 2.0 * torch.randn(6, 2, 4)
+    log_prob, entropy = head.log_prob_entropy(mean, action)
+    expected = Independent(Normal(mean, head.log_std.exp().expand_as(mean)), 1)
+    torch.testing.assert_close(log_prob, expected.log_prob(action))
+    torch.testing.assert_close(entropy, expected.entropy())
+
+
+def test_gaussian_samples_have_the_mean_and_deviation_of_the_head():
+    head = GaussianHead(3, 2, log_std_init=math.log(0.3))
+    mean = torch.tensor([1.0, -2.0]).expand(40_000, 2)
+    sample = head.sample(mean, head.draw_noise((40_000,), torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(sample.mean(dim=0), mean[0], atol=0.01, rtol=0.0)
+    torch.testing.assert_close(sample.std(dim=0), torch.full((2,), 0.3), atol=0.01, rtol=0.0)
+    assert torch.equal(head.mode(mean), mean)
+
+
+def chi_square(counts, probabilities):
+    expected = counts.sum() * probabilities
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_categorical_samples_occur_as_often_as_they_should():
+    probabilities = torch.tensor([0.02, 0.5, 0.08, 0.3, 0.1])
+    head, num = CategoricalHead(3, 5), 50_000
+    noise = head.draw_noise((num,), torch.Generator().manual_seed(2))
+    counts = head.sample(probabilities.log().expand(num, 5), noise).bincount(minlength=5)
+    assert chi_square(counts, probabilities) < 18.5  # 4 degrees of freedom: one in a thousand
+    assert chi_square(counts, probabilities.flip(0)) > 1000.0
+
+
+def test_multi_categorical_samples_are_independent():
+    parts = (torch.tensor([0.25, 0.75]), torch.tensor([0.2, 0.5, 0.3]))
+    head, num = MultiCategoricalHead(3, (2, 3)), 50_000
+    noise = head.draw_noise((num,), torch.Generator().manual_seed(3))
+    sample = head.sample(torch.cat(parts).log().expand(num, 5), noise)
+    counts = (sample[:, 0] * 3 + sample[:, 1]).bincount(minlength=6)
+    assert chi_square(counts, torch.outer(*parts).flatten()) < 20.5  # 5 degrees of freedom
+
+
+@pytest.mark.parametrize("uniform", [0.0, 2.0**-24, 0.5, LARGEST_UNIFORM])
+@pytest.mark.parametrize("num_actions", [1, 2, 17, 1000])
+def test_categorical_samples_are_in_range_for_every_uniform(uniform, num_actions):
+    logits = 5.0 * torch.randn(200, num_actions)
+    sample = CategoricalHead(3, num_actions).sample(logits, torch.full((200,), uniform))
+    assert sample.dtype == torch.int64
+    assert sample.min() >= 0 and sample.max() < num_actions
+
+
+def test_categorical_never_samples_what_has_no_probability():
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0]]).expand(4, 4)
+    sample = CategoricalHead(3, 4).sample(logits, torch.tensor([0.0, 0.49, 0.5, LARGEST_UNIFORM]))
+    assert sample.tolist() == [1, 1, 3, 3]
+
+
+# --- network -------------------------------------------------------------------------------------
+
+
+def test_separate_trunks_share_nothing_and_a_shared_trunk_everything():
+    obs, none, start = torch.randn(5, 3), torch.zeros(5, 0), torch.zeros(5, dtype=torch.bool)
+    for shared in (True, False):
+        model = make_model(shared, core="identity")
+        _, _, value = model.evaluate(obs, torch.zeros(5, dtype=torch.int64), none, start)
+        value.sum().backward()
+        reached = [p.grad is not None and bool(p.grad.any()) for p in model.trunks[0].parameters()]
+        assert all(reached) if shared else not any(reached)
+
+
+def test_act_says_what_evaluate_says_of_its_action():
+    model = make_model(shared=True)
+    obs, state, start = torch.randn(5, 3), model.initial_state(5), torch.ones(5, dtype=torch.bool)
+    act = model.act(obs, state, start, model.draw_noise((5,), torch.Generator().manual_seed(0)))
+    log_prob, _, value = model.evaluate(obs, act.action, state, start)
+    torch.testing.assert_close(act.log_prob, log_prob)
+    torch.testing.assert_close(act.value, value)
+    torch.testing.assert_close(act.value, model.value(obs, state, start))
+    assert not act.log_prob.requires_grad and log_prob.requires_grad
+
+
+def test_first_policy_is_nearly_uniform():
+    head = CategoricalHead(64, 6)
+    _, entropy = head.log_prob_entropy(head(torch.randn(50, 64)), torch.zeros(50, dtype=torch.int64))
+    assert entropy.min() > 0.99 * math.log(6)
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_lstm_stepped_equals_the_sequence_with_starts_anywhere(shared):
+    model = make_model(shared)
+    assert model.state_size == (16 if shared else 32)
+    obs, action = torch.randn(9, 5, 3), torch.randint(4, (9, 5))
+    start = torch.rand(9, 5) < 0.3
+    first = torch.randn(5, model.state_size)
+    whole = model.evaluate(obs, action, first, start)
+    state, steps = first, []
+    for t in range(9):
+        params, value, after = model(obs[t], state, start[t])
+        steps.append((*model.head.log_prob_entropy(params, action[t]), value))
+        state = after
+    for got, want in zip(whole, zip(*steps, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.stack(want))
+    torch.testing.assert_close(model(obs, first, start)[2], state)
+
+
+def test_lstm_forgets_at_a_start_and_only_there():
+    core = LSTMCore(3, 4)
+    features, state = torch.randn(2, 3), torch.randn(2, 8)
+    out, after = core(features, state, torch.tensor([True, False]))
+    h, c = core.cell(features, (torch.zeros(2, 4), torch.zeros(2, 4)))
+    kept_h, kept_c = core.cell(features, (state[:, :4], state[:, 4:]))
+    torch.testing.assert_close(after[0], torch.cat((h[0], c[0])))
+    torch.testing.assert_close(after[1], torch.cat((kept_h[1], kept_c[1])))
+    torch.testing.assert_close(out, after[:, :4])
+
+
+def test_no_gradient_flows_over_a_start():
+    model = make_model(shared=True)
+    obs = torch.randn(4, 1, 3, requires_grad=True)
+    start = torch.tensor([[True], [False], [True], [False]])
+    _, value, _ = model(obs, model.initial_state(1), start)
+    value[3].sum().backward()
+    assert [bool(row.any()) for row in obs.grad] == [False, False, True, True]
+
+
+# --- normalisers ---------------------------------------------------------------------------------
+
+
+def test_obs_moments_are_those_of_all_valid_rows_so_far():
+    normalizer, rows = ObsNormalizer((3,)), []
+    rng = np.random.default_rng(0)
+    for num_steps in (1, 5, 8, 2):
+        obs = (100.0 + rng.normal(size=(num_steps, 4, 3)) * [1.0, 10.0, 0.01]).astype(np.float32)
+        valid = rng.random((num_steps, 4)) < 0.7
+        obs[~valid] = 1e6
+        normalizer.update(torch.from_numpy(obs), torch.from_numpy(valid))
+        rows.append(obs[valid].astype(np.float64))
+    together = np.concatenate(rows)
+    np.testing.assert_allclose(normalizer.moments.mean.numpy(), together.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(normalizer.moments.var.numpy(), together.var(axis=0), rtol=1e-9)
+    assert normalizer.moments.count.item() == len(together)
+    expected = (together - together.mean(axis=0)) / np.sqrt(together.var(axis=0) + 1e-8)
+    got = normalizer(torch.from_numpy(together).float())
+    np.testing.assert_allclose(got.numpy(), expected.clip(-10.0, 10.0), atol=2e-3)
+
+
+def test_obs_normalizer_begins_as_the_identity_and_takes_in_no_rows():
+    normalizer, obs = ObsNormalizer((2,)), torch.randn(6, 2)
+    normalizer.update(obs.unsqueeze(0), torch.zeros(1, 6, dtype=torch.bool))
+    torch.testing.assert_close(normalizer(obs), obs)
+    assert normalizer(torch.tensor([[99.0, -99.0]])).tolist() == [[10.0, -10.0]]
+
+
+def test_acting_and_learning_leave_the_statistics_alone():
+    model = make_model(shared=True, normalizer=ObsNormalizer((3,)))
+    model.obs_normalizer.update(torch.randn(8, 4, 3), torch.ones(8, 4, dtype=torch.bool))
+    before = {name: value.clone() for name, value in model.obs_normalizer.state_dict().items()}
+    obs, state, start = 50.0 * torch.randn(4, 3), model.initial_state(4), torch.ones(4, dtype=torch.bool)
+    act = model.act(obs, state, start, torch.rand(4))
+    model.greedy(obs, state, start)
+    model.value(obs, state, start)
+    model.evaluate(obs, act.action, state, start)
+    assert all(torch.equal(value, before[name]) for name, value in model.obs_normalizer.state_dict().items())
+
+
+def draw_rewards(rng, num_steps, num_envs, before):
+    """Return reward, valid and done of NEXT_STEP rows; `before` says which envs were done."""
+    reward = rng.normal(2.0, 3.0, (num_steps, num_envs)).astype(np.float32)
+    valid, done = np.ones((num_steps, num_envs), bool), np.zeros((num_steps, num_envs), bool)
+    for t in range(num_steps):
+        valid[t] = ~before
+        reward[t, before] = 0.0
+        before = done[t] = (rng.random(num_envs) < 0.3) & valid[t]
+    return reward, valid, done
+
+
+def test_reward_normalizer_equals_a_slow_one_across_rollouts():
+    normalizer, rng = RewardNormalizer(3, 0.9), np.random.default_rng(1)
+    returns, running, before = [], np.zeros(3), np.zeros(3, bool)
+    for num_steps in (4, 1, 7):
+        reward, valid, done = draw_rewards(rng, num_steps, 3, before)
+        before = done[-1]
+        got = normalizer(*(torch.from_numpy(part) for part in (reward, valid, done)))
+        for t, n in itertools.product(range(num_steps), range(3)):
+            if valid[t, n]:
+                running[n] = running[n] * 0.9 + float(reward[t, n])
+                returns.append(running[n])
+            if done[t, n]:
+                running[n] = 0.0
+        expected = (reward / np.sqrt(np.var(returns) + 1e-8)).clip(-10.0, 10.0)
+        np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5)
+        assert normalizer.moments.count.item() == len(returns)
+
+
+@pytest.mark.parametrize("make", [lambda: ObsNormalizer((3,)), lambda: RewardNormalizer(4, 0.99)])
+def test_normalizers_come_back_from_their_state_dict(make):
+    def feed(normalizer, seed):
+        rng = torch.Generator().manual_seed(seed)
+        valid, done = torch.rand(6, 4, generator=rng) < 0.8, torch.rand(6, 4, generator=rng) < 0.2
+        if isinstance(normalizer, ObsNormalizer):
+            normalizer.update(torch.randn(6, 4, 3, generator=rng), valid)
+        else:
+            normalizer(torch.randn(6, 4, generator=rng) * valid, valid, done)
+
+    one, two = make(), make()
+    feed(one, 0)
+    two.load_state_dict(one.state_dict())
+    feed(one, 1)
+    feed(two, 1)
+    assert one.state_dict()
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name]), name
+
+
+def test_null_normalizers_hand_back_what_they_are_given():
+    obs = torch.randn(2, 3)
+    assert NoObsNormalizer()(obs) is obs
+    assert NoRewardNormalizer()(obs, obs > 0, obs > 0) is obs
+    assert NoObsNormalizer().state_dict() == NoRewardNormalizer().state_dict() == {}
+
+
+def test_the_config_defaults_build_the_network_of_the_lecture():
+    config = ModelConfig()
+    assert (config.hidden_sizes, config.activation, config.shared_trunk) == ((128, 128), "relu", True)

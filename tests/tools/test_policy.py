@@ -1,0 +1,169 @@
+"""TrainedPolicy: forms, action spaces, memory, sampling."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from torch import nn
+
+from fastac.build import build_model
+from fastac.config import ModelConfig
+from fastac.tools.policy import TrainedPolicy
+
+OBS_SPACE = Box(-1.0, 1.0, (3,), np.float32)
+OBS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)  # [N, 3]
+LSTM = ModelConfig(core="lstm", lstm_size=8, hidden_sizes=(8,))
+
+
+def make_policy(action_space, config=ModelConfig(hidden_sizes=(8,)), seed=0, encoder=None) -> TrainedPolicy:  # noqa: B008
+    spaces = SimpleNamespace(single_observation_space=OBS_SPACE, single_action_space=action_space)
+    model = build_model(config, spaces, seed=1, encoder=encoder)
+    with torch.no_grad():  # first weights make all actions alike
+        model.head.layer.weight.mul_(300.0)
+    return TrainedPolicy(model, OBS_SPACE, action_space, seed)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize(
+    ("space", "batch_shape"),
+    [
+        (Discrete(3), (5,)),
+        (Discrete(3, start=-7), (5,)),
+        (MultiDiscrete([2, 4], start=[5, -1]), (5, 2)),
+        (Box(np.float32([-0.1, 0.0]), np.float32([0.1, 0.5])), (5, 2)),
+        (Box(-0.2, 0.2, (1,), np.float64), (5, 1)),
+    ],
+    ids=str,
+)
+def test_actions_lie_in_the_space_alone_and_batched(space, batch_shape, greedy):
+    policy = make_policy(space)
+    batch = policy.act(OBS, greedy=greedy)
+    assert batch.shape == batch_shape
+    assert all(space.contains(action) for action in batch)
+    single = policy.act(OBS[0], greedy=greedy)
+    assert space.contains(single)
+    assert single.dtype == batch.dtype == space.dtype
+
+
+def test_a_batch_acts_like_its_rows():
+    for space in (Discrete(3, start=2), Box(-1.0, 1.0, (2,), np.float32)):
+        policy = make_policy(space)
+        np.testing.assert_allclose(policy.act(OBS), [policy.act(obs) for obs in OBS], rtol=1e-5)
+        np.testing.assert_allclose(policy.value(OBS), [policy.value(obs) for obs in OBS], rtol=1e-5)
+
+
+def test_greedy_takes_the_most_likely_action_and_shifts_it():
+    policy = make_policy(Discrete(3, start=10))
+    model = policy._model
+    logits, values, _ = model(torch.from_numpy(OBS), model.initial_state(5), torch.ones(5, dtype=torch.bool))
+    expected = logits.argmax(dim=-1).numpy() + 10
+    assert len(set(expected)) > 1
+    np.testing.assert_array_equal(policy.act(OBS), expected)
+    np.testing.assert_allclose(policy.value(OBS), values.detach().numpy(), rtol=1e-6)
+    assert isinstance(policy.value(OBS[0]), float)
+
+
+def test_a_sample_is_clipped_to_the_box():
+    policy = make_policy(Box(-0.01, 0.01, (1,), np.float32))
+    sampled = np.concatenate([policy.act(OBS, greedy=False) for _ in range(10)])
+    assert set(np.unique(sampled)) == {np.float32(-0.01), np.float32(0.01)}
+
+
+def test_samples_follow_the_seed_and_not_the_global_stream():
+    def sample(seed):
+        policy = make_policy(Discrete(3), ModelConfig(hidden_sizes=()), seed)
+        with torch.no_grad():
+            policy._model.head.layer.weight.zero_()  # uniform
+        return [int(policy.act(OBS[0], greedy=False)) for _ in range(300)]
+
+    before = torch.get_rng_state()
+    first = sample(0)
+    assert torch.equal(before, torch.get_rng_state())
+    assert first == sample(0) != sample(1)
+    assert np.bincount(first).min() > 70  # of 100 expected; more than four deviations away
+
+
+def test_memory_carries_over_until_reset():
+    policy = make_policy(Box(-100.0, 100.0, (1,), np.float32), LSTM)
+    first, second = policy.act(OBS[0]), policy.act(OBS[0])
+    assert first != second
+    policy.reset()
+    assert policy.act(OBS[0]) == first
+    assert policy.act(OBS[0]) == second
+
+
+def test_memory_is_that_of_the_models_sequence():
+    policy = make_policy(Box(-100.0, 100.0, (1,), np.float32), LSTM)
+    start = torch.tensor([[True]] + [[False]] * 4)
+    model = policy._model
+    means, values, _ = model(torch.from_numpy(OBS[:, None]), model.initial_state(1), start)  # [T, 1, 1], [T, 1]
+    for t, obs in enumerate(OBS):
+        np.testing.assert_allclose(policy.value(obs), values[t, 0].item(), rtol=1e-5)
+        np.testing.assert_allclose(policy.act(obs), means[t, 0].detach().numpy(), rtol=1e-5)
+
+
+def test_value_leaves_the_memory_alone():
+    policy, other = (make_policy(Box(-100.0, 100.0, (1,), np.float32), LSTM) for _ in range(2))
+    policy.act(OBS[0])
+    other.act(OBS[0])
+    policy.value(OBS[1])
+    policy.value(OBS)  # of another size
+    assert policy.act(OBS[2]) == other.act(OBS[2])
+
+
+def test_another_batch_size_begins_anew():
+    policy = make_policy(Box(-100.0, 100.0, (1,), np.float32), LSTM)
+    first = policy.act(OBS)
+    policy.act(OBS[:2])
+    np.testing.assert_array_equal(policy.act(OBS), first)
+
+
+def test_any_array_like_is_taken_and_none_is_written():
+    policy = make_policy(Discrete(3))
+    expected = policy.act(OBS)
+    frozen = OBS.astype(np.float64)
+    frozen.flags.writeable = False
+    for obs in (frozen, OBS.tolist(), OBS[::-1].copy()[::-1], np.asfortranarray(OBS), torch.from_numpy(OBS)):
+        np.testing.assert_array_equal(policy.act(obs), expected)
+
+
+@pytest.mark.parametrize(
+    ("obs", "message"),
+    [
+        (np.zeros(4), r"shape \[4\], expected \[3\], or \[N, 3\]"),
+        (np.zeros((3, 4)), r"shape \[3, 4\]"),
+        (np.zeros((1, 1, 3)), r"shape \[1, 1, 3\]"),
+        (1.0, r"shape \[\]"),
+        ([[0.0, 0.0, 0.0], [0.0]], "not an array of numbers"),
+        ("abc", "not an array of numbers"),
+        (None, "shape|not an array of numbers"),
+    ],
+)
+def test_another_shape_is_refused_in_a_sentence(obs, message):
+    policy = make_policy(Discrete(3))
+    for call in (policy.act, policy.value):
+        with pytest.raises(ValueError, match=message):
+            call(obs)
+
+
+def test_a_custom_encoders_dropout_is_off_and_no_gradient_is_kept():
+    policy = make_policy(
+        Box(-100.0, 100.0, (1,), np.float32), encoder=lambda _: nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5))
+    )
+    np.testing.assert_array_equal(policy.act(OBS), policy.act(OBS))
+    assert policy._state is not None and not policy._state.requires_grad
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_model_on_the_gpu_acts_like_one_on_the_cpu():
+    policy = make_policy(Discrete(3), LSTM)
+    expected = policy.act(OBS)
+    policy._model.to("cuda")
+    policy.reset()
+    np.testing.assert_array_equal(policy.act(OBS), expected)
+    assert policy.act(OBS, greedy=False).shape == (5,)
