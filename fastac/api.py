@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ def train(
     run_dir: Path | str | None = None,
     encoder: EncoderFactory | None = None,
     show_progress: bool = False,
-    **settings: ConfigValue,
+    **settings: ConfigValue | Sequence[int],
 ) -> Run:
     """Train to the end and return the run.
 
@@ -91,7 +91,7 @@ def start(
     run_dir: Path | str | None = None,
     encoder: EncoderFactory | None = None,
     show_progress: bool = False,
-    **settings: ConfigValue,
+    **settings: ConfigValue | Sequence[int],
 ) -> Session:
     """Begin a run and return it as an iterator of reports; `finish` ends it. Arguments as in `train`."""
     factory = None if isinstance(env, str) else env

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 ConfigValue: TypeAlias = str | int | float | bool | tuple[int, ...] | None
 JsonValue: TypeAlias = str | int | float | bool | list["JsonValue"] | dict[str, "JsonValue"] | None
@@ -236,15 +236,15 @@ class Config:
         """Rows of a minibatch."""
         return self.batch_size // self.algo.num_minibatches
 
-    def replace(self, **changes: ConfigValue) -> Config:
-        """Return a copy with fields changed by their flat names.
+    def replace(self, **changes: ConfigValue | Sequence[int]) -> Config:
+        """Return a copy with fields changed by their flat names; 1e6 goes for a whole number.
 
         Raises:
-            ValueError: an unknown name, or a value out of its range.
+            ValueError: an unknown name, or a value of a wrong kind or out of its range.
         """
         sections: dict[str, dict[str, ConfigValue]] = {}
         for name, value in changes.items():
-            sections.setdefault(_section_of(name), {})[name] = value
+            sections.setdefault(_section_of(name), {})[name] = _coerce(name, value)
         return dataclasses.replace(
             self,
             **{section: dataclasses.replace(getattr(self, section), **new) for section, new in sections.items()},
@@ -269,11 +269,8 @@ class Config:
             for name, value in values.items():
                 if _section_of(name) != section:
                     raise ValueError(f"config key {name!r} stands in {section!r}, expected in {_section_of(name)!r}.")
-                flat[name] = tuple(value) if isinstance(value, list) else value
-        try:
-            return cls().replace(**flat)
-        except TypeError as error:
-            raise ValueError(f"a config value is of a wrong kind ({error}).") from error
+                flat[name] = value
+        return cls().replace(**flat)
 
 
 _SECTIONS: dict[str, type] = {
@@ -284,6 +281,7 @@ _SECTIONS: dict[str, type] = {
     "run": RunConfig,
 }
 _SECTION_OF: dict[str, str] = {f.name: section for section, kind in _SECTIONS.items() for f in fields(kind)}
+_KIND_OF: dict[str, object] = {n: k for kind in _SECTIONS.values() for n, k in get_type_hints(kind).items()}
 assert len(_SECTION_OF) == sum(len(fields(kind)) for kind in _SECTIONS.values()), "field names must be unique"
 
 
@@ -298,3 +296,36 @@ def _section_of(name: str) -> str:
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"{name!r} is not a fastac setting.{hint}")
     return _SECTION_OF[name]
+
+
+def _coerce(name: str, value: object) -> ConfigValue:
+    """Return `value` as its field's kind: an integral float as int, a list of ints as tuple.
+
+    Raises:
+        ValueError: a value of another kind.
+    """
+    kind = _KIND_OF[name]
+    optional = type(None) in get_args(kind)
+    if value is None and optional:
+        return None
+    if isinstance(value, bool | str) or value is None:
+        expected = bool if isinstance(value, bool) else str
+        if kind is expected or (expected is str and get_origin(kind) is Literal):
+            return value
+    elif isinstance(value, int | float):
+        if kind is float or optional:  # every optional setting is a float
+            return float(value)
+        if kind is int and value == value // 1:
+            return int(value)
+    elif isinstance(value, Sequence) and get_origin(kind) is tuple and all(type(v) is int for v in value):
+        return tuple(value)
+    raise ValueError(f"{name} is {value!r}, expected {_describe(kind)}.")
+
+
+def _describe(kind: object) -> str:
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+    if isinstance(kind, type) and kind in words:
+        return words[kind]
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    return "whole numbers, such as (64, 64)" if get_origin(kind) is tuple else "a number or None"

@@ -56,8 +56,8 @@ class Collector:
         finished = np.zeros(self.rollout.num_envs, dtype=np.bool_)
         for t, row in enumerate(self._rows):
             self._step(t, noise, phases)
-            for flags in (row.valid, row.terminated, row.truncated):
-                flags[finished] = False
+            for rows in (row.valid, row.reward, row.terminated, row.truncated):
+                rows[finished] = 0
             finished |= row.terminated | row.truncated
             if finished.all():
                 break

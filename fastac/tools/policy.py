@@ -25,6 +25,7 @@ class TrainedPolicy:
     `reset` or until a batch of another size comes.
 
     Attributes:
+        model: the network.
         observation_space: of one environment.
         action_space: of one environment.
     """

@@ -247,7 +247,7 @@ def test_ppo_with_one_epoch_and_one_batch_is_a2c(core, optimizer):
         (lambda rollout: rollout.reward[2].fill_(math.nan), "policy_loss"),
         (lambda rollout: rollout.reward[2].fill_(math.inf), "policy_loss"),
         (lambda rollout: rollout.reward.fill_(1e30), "value_loss"),
-        (lambda rollout: rollout.log_prob.fill_(-1e5), "policy_loss"),
+        (lambda rollout: rollout.log_prob.fill_(-1e5), "approx_kl"),
     ],
 )
 def test_a_term_that_is_not_finite_stops_before_the_parameters_change(poison, term):

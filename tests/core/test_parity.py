@@ -79,8 +79,9 @@ def make_ours(action_space, config):
 def pairs(model, policy):
     """Yield our parameters beside theirs."""
     nets = (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net)
-    layers = [pair for trunk, net in zip(model.trunks, nets, strict=True) for pair in zip(trunk.encoder.layers, net)]
-    layers += [(model.head.layer, policy.action_net), (model.value_head, policy.value_net)]
+    layers = [(model.head.layer, policy.action_net), (model.value_head, policy.value_net)]
+    for trunk, net in zip(model.trunks, nets, strict=True):
+        layers += zip(trunk.encoder.layers, net, strict=True)
     for ours, theirs in layers:
         yield from zip(ours.parameters(), theirs.parameters(), strict=True)
     if hasattr(model.head, "log_std"):
@@ -98,11 +99,12 @@ def draw_rollout(action_space, rng):
     rollout.reward.copy_(torch.from_numpy(rng.normal(size=rollout.reward.shape)))
     rollout.terminated.copy_(torch.from_numpy(rng.random(rollout.reward.shape) < 0.15))
     rollout.truncated.copy_(torch.from_numpy(rng.random(rollout.reward.shape) < 0.15))
+    rollout.terminated[3, 1] = rollout.truncated[3, 1] = True
     rollout.valid.fill_(True)
     rollout.start[0] = torch.arange(NUM_ENVS) % 2 == 0
     rollout.start[1:] = rollout.done
     rollout.out_of_band.copy_(rollout.truncated & ~rollout.terminated)
-    assert rollout.out_of_band.any() and (rollout.truncated & rollout.terminated).any()
+    assert rollout.out_of_band.any() and rollout.terminated.any()
     return rollout, torch.from_numpy(rng.normal(size=(NUM_STEPS, NUM_ENVS, OBS_SIZE)).astype(np.float32))
 
 

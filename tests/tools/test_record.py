@@ -1,0 +1,215 @@
+"""Films: GIF frames, speed and size, and what is said when one cannot be made."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.error import DependencyNotInstalled
+from gymnasium.spaces import Box, Discrete
+from PIL import Image
+
+from fastac.build import Streams, build_envs, build_model
+from fastac.config import EnvConfig, ModelConfig
+from fastac.contract import EnvFailure, Episode
+from fastac.records import RecordError
+from fastac.tools import record as record_module
+from fastac.tools.policy import TrainedPolicy
+from fastac.tools.record import record
+
+
+class Counter(gym.Env):
+    """Shows a grey that grows with each step; lasts `length` steps of reward 2; may fail."""
+
+    observation_space = Box(-1.0, 1.0, (2,), np.float32)
+    action_space = Discrete(2)
+    render_mode = "rgb_array"
+
+    def __init__(self, length=9, fps=50, size=(8, 10), fails_at=None, error=RuntimeError("boom"), frame=None):  # noqa: B008
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
+        self.length, self.size, self.fails_at, self.error, self.frame = length, size, fails_at, error, frame
+        self.closed = False
+
+    def reset(self, *, seed=None, options=None):
+        self.seed, self.t = seed, 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(2, np.float32), 2.0, self.t == self.length, False, {}
+
+    def render(self):
+        if self.t == self.fails_at:
+            raise self.error
+        return np.full((*self.size, 3), 10 * self.t, np.uint8) if self.frame is None else self.frame
+
+    def close(self):
+        self.closed = True
+
+
+def make_policy(env_id="CartPole-v1", config=ModelConfig(hidden_sizes=(8,))) -> TrainedPolicy:  # noqa: B008
+    envs = build_envs(EnvConfig(env_id, 1, "sync"), Streams.spawn(0).env)
+    try:
+        return TrainedPolicy(build_model(config, envs), envs.single_observation_space, envs.single_action_space)
+    finally:
+        envs.close()
+
+
+@pytest.fixture
+def policy():
+    class Envs:
+        single_observation_space, single_action_space = Counter.observation_space, Counter.action_space
+
+    model = build_model(ModelConfig(hidden_sizes=()), Envs())
+    return TrainedPolicy(model, Envs.single_observation_space, Envs.single_action_space)
+
+
+def read_gif(path) -> tuple[list[int], list[int], tuple[int, int], int]:
+    """Return the frames' greys, their durations in ms, the size and the loop count (0: forever)."""
+    greys, durations = [], []
+    with Image.open(path) as image:
+        for index in range(image.n_frames):
+            image.seek(index)
+            greys.append(image.convert("RGB").getpixel((0, 0))[0])
+            durations.append(image.info["duration"])
+        return greys, durations, image.size, image.info["loop"]
+
+
+def test_a_fast_environment_is_thinned_to_25_fps_and_keeps_its_speed_and_end(policy, tmp_path):
+    env = Counter(length=9, fps=50)
+    assert record(policy, lambda: env, tmp_path / "film.gif", seed=7) == Episode(18.0, 9)
+    greys, durations, size, loop = read_gif(tmp_path / "film.gif")
+    assert greys == [0, 20, 40, 60, 80, 90]  # every second of steps 0 to 9, and the last
+    assert durations == [40] * 5 + [1000]
+    assert size == (10, 8)
+    assert loop == 0
+    assert env.seed == 7
+    assert env.closed
+    assert list(tmp_path.iterdir()) == [tmp_path / "film.gif"]
+
+
+def test_a_slow_environment_keeps_every_frame(policy, tmp_path):
+    record(policy, lambda: Counter(length=3, fps=4), tmp_path / "film.gif")
+    assert read_gif(tmp_path / "film.gif")[:2] == ([0, 10, 20, 30], [250] * 3 + [1000])
+
+
+def test_a_rate_that_gif_cannot_tell_is_right_on_average(policy, tmp_path):
+    record(policy, lambda: Counter(length=24, fps=30), tmp_path / "film.gif")
+    durations = read_gif(tmp_path / "film.gif")[1]
+    assert set(durations[:-1]) == {60, 70}
+    assert sum(durations[:-1]) == 800  # 24 steps of 1/30 s
+
+
+def test_a_large_picture_is_scaled_down(policy, tmp_path):
+    record(policy, lambda: Counter(length=1, size=(300, 1000)), tmp_path / "film.gif")
+    assert read_gif(tmp_path / "film.gif")[2] == (400, 120)
+
+
+def test_max_steps_ends_the_film(policy, tmp_path):
+    assert record(policy, lambda: Counter(fps=10), tmp_path / "film.gif", max_steps=4) == Episode(8.0, 4)
+    assert read_gif(tmp_path / "film.gif")[0] == [0, 10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_a_film_by_id_shows_the_episode_that_is_played_without_a_camera(env_id, tmp_path):
+    policy = make_policy(env_id, ModelConfig(hidden_sizes=(8,), core="lstm", lstm_size=4))
+    policy.act(np.ones(policy.observation_space.shape))  # a memory that must not reach the film
+    episode = record(policy, env_id, tmp_path / "new" / "film.gif", seed=3, max_steps=60)
+    env = gym.make(env_id)
+    obs, _ = env.reset(seed=3)
+    return_, length, is_over = 0.0, 0, False
+    while not is_over and length < 60:
+        obs, reward, terminated, truncated, _ = env.step(policy.act(obs))
+        return_, length, is_over = return_ + float(reward), length + 1, terminated or truncated
+    env.close()
+    assert episode == Episode(return_, length)
+    with Image.open(tmp_path / "new" / "film.gif") as image:
+        assert image.width == 400
+        assert image.n_frames > 3
+        pixels = np.asarray(image.convert("RGB"))
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 3  # something is drawn
+
+
+def test_a_film_of_500_cartpole_steps_is_small(tmp_path):
+    class Balancing(TrainedPolicy):
+        def act(self, obs, greedy=True):
+            return np.int64(3.0 * obs[2] + obs[3] + 0.1 * obs[0] + 0.3 * obs[1] > 0.0)
+
+    trained = make_policy()
+    policy = Balancing(trained.model, trained.observation_space, trained.action_space)
+    assert record(policy, "CartPole-v1", tmp_path / "film.gif").length == 500
+    assert (tmp_path / "film.gif").stat().st_size < 1_500_000
+
+
+def test_the_environment_fails_and_the_older_film_stays(policy, tmp_path):
+    path = tmp_path / "film.gif"
+    path.write_bytes(b"older")
+    for fails_at in (0, 3):
+        env = Counter(fails_at=fails_at)
+        with pytest.raises(EnvFailure, match=r"^the environment raised RuntimeError: boom in render\.$"):
+            record(policy, lambda env=env: env, path)
+        assert env.closed
+    assert path.read_bytes() == b"older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("frame", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), "abc"])
+def test_what_is_no_picture_is_refused(policy, tmp_path, frame):
+    with pytest.raises(EnvFailure, match=r"rendered an array of .* expected uint8 of \[H, W, 3\]\.$"):
+        record(policy, lambda: Counter(frame=frame), tmp_path / "film.gif")
+
+
+def test_a_missing_renderer_is_told_with_the_extra(policy, tmp_path):
+    env = Counter(fails_at=0, error=DependencyNotInstalled("pygame is not installed"))
+    with pytest.raises(ValueError, match=r"pygame is not installed.*pip install 'fastac\[video\]'\.$"):
+        record(policy, lambda: env, tmp_path / "film.gif")
+
+
+@pytest.mark.parametrize(("suffix", "module"), [(".gif", "PIL"), (".mp4", "imageio_ffmpeg"), (".MP4", "imageio")])
+def test_a_missing_package_is_told_with_the_extra(policy, tmp_path, monkeypatch, suffix, module):
+    monkeypatch.setattr(record_module, "find_spec", lambda name: None if name == module else object())
+    with pytest.raises(ValueError, match=rf"not installed \({module}\): pip install 'fastac\[video\]'\.$"):
+        record(policy, Counter, tmp_path / f"film{suffix}")
+
+
+@pytest.mark.parametrize("name", ["film.avi", "film"])
+def test_another_kind_of_file_is_refused(policy, tmp_path, name):
+    with pytest.raises(ValueError, match=r"expected a file that ends with \.gif or \.mp4\.$"):
+        record(policy, Counter, tmp_path / name)
+
+
+def test_what_does_not_fit_is_refused(policy, tmp_path):
+    path = tmp_path / "film.gif"
+    with pytest.raises(ValueError, match="max_steps is 0, expected at least 1"):
+        record(policy, Counter, path, max_steps=0)
+    with pytest.raises(ValueError, match="NoSuchEnv-v0 cannot be built to be filmed"):
+        record(policy, "NoSuchEnv-v0", path)
+    with pytest.raises(ValueError, match="render_mode is None, expected 'rgb_array'"):
+        record(policy, lambda: gym.make("CartPole-v1"), path)
+    with pytest.raises(ValueError, match=r"action space is Box.* expected Discrete\(2\)"):
+        record(policy, "Pendulum-v1", path)
+    with pytest.raises(ValueError, match=r"shape \[4\], expected \[2\]"):
+        record(policy, "CartPole-v1", path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_told(policy, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match=r"^cannot write .*film\.gif: "):
+        record(policy, Counter, tmp_path / "file" / "film.gif")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed")
+def test_an_mp4_has_every_frame(policy, tmp_path):
+    import imageio.v2 as imageio
+
+    record(policy, lambda: Counter(length=9, fps=50, size=(65, 97)), tmp_path / "film.mp4")
+    with imageio.get_reader(tmp_path / "film.mp4") as reader:
+        meta = reader.get_meta_data()
+        assert (meta["fps"], meta["size"]) == (50.0, (96, 64))
+        assert reader.count_frames() == 10
+    with pytest.raises(EnvFailure, match="boom"):
+        record(policy, lambda: Counter(fails_at=0), tmp_path / "other.mp4")
+    assert list(tmp_path.iterdir()) == [tmp_path / "film.mp4"]
