@@ -146,7 +146,7 @@ def resume(
     )
     changes = {"total_env_steps": total_env_steps, "until_return": until_return}
     config = checkpoint.config.replace(**{name: value for name, value in changes.items() if value is not None})
-    _check_incomplete(config, checkpoint)
+    _check_incomplete(config, checkpoint, directory)
     # These environments' streams are overwritten by the saved ones, or new where none could be saved.
     parts = _assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), env, encoder)
     with _closing_on_error(parts):
@@ -197,10 +197,11 @@ def evaluate(run: Run, episodes: int = 100, seed: int = 0, *, env: EnvFactory | 
         envs.close()
 
 
-def _check_incomplete(config: Config, checkpoint: Checkpoint) -> None:
-    """Refuse to resume a run that has nothing left to do."""
+def _check_incomplete(config: Config, checkpoint: Checkpoint, directory: RunDirectory) -> None:
+    """Refuse to resume a run that has nothing left to do, not even its last evaluation."""
     budget, target = config.run.total_env_steps, config.run.until_return
-    if checkpoint.env_steps >= budget:
+    is_evaluated = directory.has_ended and directory.read_summary().get("stopped_by") is None
+    if checkpoint.env_steps >= budget and is_evaluated:
         raise ValueError(
             f"the run is complete: it has taken {checkpoint.env_steps} of {budget} environment steps; "
             "give a larger --total-env-steps to go on."

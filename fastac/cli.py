@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -25,6 +26,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from fastac.config import AlgoName, Config, JsonValue, setting_names
+from fastac.presets import PRESETS, find
 
 if TYPE_CHECKING:
     from fastac.run import Session
@@ -132,10 +134,16 @@ class ListOptions:
 def _train(words: Sequence[str]) -> int:
     env_id, words = _take_env_id(words)
     wants_help = any(word in ("-h", "--help") for word in words)
-    default = Config() if wants_help else _default_config(env_id, _peek(words, "--algo"), _peek(words, "--preset"))
+    algo, preset = _peek(words, "--algo"), _peek(words, "--preset")
+    # Help shows the preset's values, but for an environment without one it does not wait for torch.
+    default = (
+        (find(env_id, preset or algo or "a2c") or Config()) if wants_help else _default_config(env_id, algo, preset)
+    )
     options = _parse(TrainOptions, words, "fastac train ENV_ID", TrainOptions(default))
     from fastac.api import start_config
 
+    if options.config.env.env_id != env_id:
+        raise ValueError(f"the environment is named twice, {env_id} and --env-id {options.config.env.env_id}.")
     command = shlex.join(["fastac", "train", env_id, *words])
     return _follow(start_config(options.config, options.run_dir, show_progress=True, command=command), options.json)
 
@@ -155,7 +163,7 @@ def _take_env_id(words: Sequence[str]) -> tuple[str, list[str]]:
         return words[0], list(words[1:])
     if any(word in ("-h", "--help") for word in words):
         return "CartPole-v1", list(words)
-    raise ValueError("fastac train needs an environment id first, such as: fastac train CartPole-v1")
+    raise ValueError("train needs an environment id first, such as: fastac train CartPole-v1")
 
 
 def _peek(words: Sequence[str], flag: str) -> str | None:
@@ -249,8 +257,6 @@ def _plot(words: Sequence[str]) -> int:
 
 def _list(words: Sequence[str]) -> int:
     _parse(ListOptions, words, "fastac list")
-    from fastac.presets import PRESETS
-
     print(f"{'environment':<28}{'preset':<12}{'reaches':>8}  what it is")
     for preset in PRESETS:
         what = (preset.make.__doc__ or "").splitlines()[0]
@@ -281,6 +287,7 @@ def _parse(kind: type[Options], words: Sequence[str], prog: str, default: Option
         ValueError: in one sentence, instead of the parser's box.
         SystemExit: after --help.
     """
+    _check_flags(kind, words, prog)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -298,26 +305,46 @@ def _parse(kind: type[Options], words: Sequence[str], prog: str, default: Option
             raise
         raise ValueError(_unbox(box.getvalue())) from None
     if unknown:
-        near = get_close_matches(unknown[0], _flags_of(kind), n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"see {prog} --help."
-        raise ValueError(f"{unknown[0]!r} is not an option of {prog}: {hint}")
+        raise ValueError(f"{unknown[0]!r} is one word too many for {prog}: see {prog} --help.")
     assert options is not None
     return options
 
 
-def _flags_of(kind: type) -> list[str]:
-    """List a command's flags, for suggestions."""
+def _check_flags(kind: type, words: Sequence[str], prog: str) -> None:
+    """Refuse an unknown flag before the parser, which would take the word after it for an argument."""
     names = {f.name for f in fields(kind)}
     if "config" in names:
         names = names - {"config"} | set(setting_names())
-    return ["--" + name.replace("_", "-") for name in names]
+    flags = ["--" + name.replace("_", "-") for name in sorted(names)]
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag.replace("--no-", "--", 1) not in [*flags, "--help"]:
+            near = get_close_matches(flag, flags, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"see {prog} --help."
+            raise ValueError(f"{word!r} is not an option of {prog}: {hint}")
+
+
+# What the parser says, and how it reads better.
+_REWORDED = (
+    (r"^Error parsing config(\.[a-z]+)?: ", ""),
+    (r"^Error parsing ", ""),
+    (r"^Missing value for argument '(.*)'\. Expected 1 values\.", r"\1 needs a value."),
+    (r"^Missing from fastac (\w+): .*", r"\1 needs a run's directory, such as: fastac \1 runs/..."),
+)
 
 
 def _unbox(text: str) -> str:
-    """Return the sentence from the parser's box: its first paragraph, less the parser's own prefix."""
-    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
-    sentence = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines))
-    return re.sub(r"^Error parsing config(\.[a-z]+)?: ", "", sentence)
+    """Return the sentence from the parser's box, drawn in Unicode or ASCII: the paragraph below its title."""
+    _, *lines = [line.strip("│ ") for line in text.strip().splitlines()]
+    below = itertools.dropwhile(_is_rule, lines)
+    sentence = " ".join(itertools.takewhile(lambda line: not _is_rule(line), below))
+    for pattern, better in _REWORDED:
+        sentence = re.sub(pattern, better, sentence)
+    return sentence
+
+
+def _is_rule(line: str) -> bool:
+    return set(line) <= {"─", "-"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -331,7 +358,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(_COMMANDS)}."
         print(f"fastac: {words[0]!r} is not a command: {hint}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fastac").setLevel(logging.INFO)  # and of other packages only warnings
     try:
         return _COMMANDS[words[0]][0](words[1:])
     except ValueError as error:
@@ -339,6 +367,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except RuntimeError as error:
         return _tell_failure(error)
+    except KeyboardInterrupt:  # while starting or evaluating; a run that trains ends in order
+        if argv is None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would only disturb the exit
+        print("fastac: interrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _tell_failure(error: RuntimeError) -> int:

@@ -244,7 +244,8 @@ class Config:
         """
         sections: dict[str, dict[str, ConfigValue]] = {}
         for name, value in changes.items():
-            sections.setdefault(_section_of(name), {})[name] = _coerce(name, value)
+            section = sections.setdefault(_section_of(name), {})
+            section[name] = _coerce(name, value)
         return dataclasses.replace(
             self,
             **{section: dataclasses.replace(getattr(self, section), **new) for section, new in sections.items()},

@@ -169,6 +169,9 @@ class RewardScaling(Protocol):
     def __call__(self, reward: Tensor, valid: Tensor, done: Tensor) -> Tensor:
         """Take in a rollout's rewards `[T, N]` and return them scaled."""
 
+    def restart_episodes(self) -> None:
+        """Forget the episodes so far: every env begins a new one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Episode:

@@ -84,10 +84,101 @@ def lecture_a2c() -> Config:
     )
 
 
+def acrobot_a2c() -> Config:
+    """A2C on Acrobot-v1: rewards scaled, so that the critic's gradient does not use up the norm clip."""
+    return Config().replace(
+        env_id="Acrobot-v1",
+        algo="a2c",
+        num_envs=16,
+        num_steps=16,
+        normalize_obs=True,
+        normalize_reward=True,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        shared_trunk=False,
+        learning_rate=2e-3,
+        ent_coef=0.0,
+        total_env_steps=300_000,
+        eval_every=20_000,
+    )
+
+
+def acrobot_ppo() -> Config:
+    """PPO on Acrobot-v1: scaled rewards, few epochs at a high rate."""
+    return Config().replace(
+        env_id="Acrobot-v1",
+        algo="ppo",
+        num_envs=16,
+        num_steps=128,
+        normalize_obs=True,
+        normalize_reward=True,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        shared_trunk=False,
+        learning_rate=1e-3,
+        ent_coef=0.0,
+        num_epochs=4,
+        num_minibatches=8,
+        normalize_advantage=True,
+        total_env_steps=300_000,
+        eval_every=20_000,
+    )
+
+
+def pendulum_ppo() -> Config:
+    """PPO on Pendulum-v1: a short horizon, raw rewards, a rate that falls to 0."""
+    return Config().replace(
+        env_id="Pendulum-v1",
+        algo="ppo",
+        num_envs=16,
+        num_steps=256,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        shared_trunk=False,
+        learning_rate=1e-3,
+        learning_rate_schedule="linear",
+        gamma=0.9,
+        ent_coef=0.0,
+        num_epochs=10,
+        num_minibatches=32,
+        normalize_advantage=True,
+        total_env_steps=150_000,
+        eval_every=10_000,
+    )
+
+
+def lunarlander_ppo() -> Config:
+    """PPO on LunarLander-v3: a long horizon, everything normalised, many passes over short rollouts."""
+    return Config().replace(
+        env_id="LunarLander-v3",
+        algo="ppo",
+        num_envs=16,
+        num_steps=128,
+        normalize_obs=True,
+        normalize_reward=True,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        shared_trunk=False,
+        learning_rate=1e-3,
+        gamma=0.995,
+        gae_lambda=0.97,
+        ent_coef=0.005,
+        num_epochs=8,
+        num_minibatches=8,
+        normalize_advantage=True,
+        total_env_steps=1_000_000,
+        eval_every=25_000,
+    )
+
+
 PRESETS: tuple[Preset, ...] = (
     Preset("CartPole-v1", "a2c", 475.0, cartpole_a2c),
     Preset("CartPole-v1", "ppo", 475.0, cartpole_ppo),
     Preset("CartPole-v1", "lecture", 475.0, lecture_a2c),
+    Preset("Acrobot-v1", "a2c", -100.0, acrobot_a2c),
+    Preset("Acrobot-v1", "ppo", -100.0, acrobot_ppo),
+    Preset("Pendulum-v1", "ppo", -200.0, pendulum_ppo),
+    Preset("LunarLander-v3", "ppo", 200.0, lunarlander_ppo),
 )
 
 

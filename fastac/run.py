@@ -15,7 +15,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -25,12 +25,13 @@ import torch
 
 from fastac.build import EnvFactory, Parts, build_evaluation_envs, evaluation_seed
 from fastac.config import Config, JsonValue
-from fastac.contract import NonFiniteError, Report, StateTree, read_branch, read_number
+from fastac.contract import NonFiniteError, Phases, Report, StateTree, read_branch, read_number
 from fastac.records import (
     Bar,
     NullBar,
     NullWriter,
     ProgressWriter,
+    RecordError,
     ReturnTracker,
     RunDirectory,
     TensorBoardWriter,
@@ -71,8 +72,6 @@ class Session:
     ) -> None:
         """Take the assembled run; with `state`, continue from there. Made by `start` and `resume`."""
         self._began = perf_counter()
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # for small networks a second thread costs more than it brings
         self.config, self.directory = config, directory
         self._env_factory = env_factory
         self.parts, self._envs = parts, parts.envs
@@ -91,6 +90,8 @@ class Session:
             self._restore(state)
         self._writers = self._open_writers(state)
         self._bar: Bar = open_bar(config.run.total_env_steps) if show_progress else NullBar()
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # for small networks a second thread costs more than it brings
 
     @property
     def report(self) -> Report:
@@ -141,10 +142,10 @@ class Session:
                         break
         except NonFiniteError as error:
             saved = self._save_failure()
-            self._close()
+            self._abandon()
             raise NonFiniteError(f"{error}; {saved}.") from error
-        except Exception:
-            self._close()
+        except (Exception, KeyboardInterrupt):
+            self._abandon()
             raise
 
     def _consume(self, report: Report) -> None:
@@ -204,7 +205,11 @@ class Session:
             "rollout": {name: getattr(rollout, name) for name in ("obs", "action", "reward", "value", "valid")},
         }
         folder = self.directory.path / "failure"
-        path = save_checkpoint(folder, self.parts.trainer.env_steps, state, self.config)
+        try:
+            folder.mkdir(exist_ok=True)
+            path = save_checkpoint(folder, self.parts.trainer.env_steps, state, self.config)
+        except (OSError, RecordError) as error:
+            return f"the state before that update could not be saved ({error})"
         return f"the state before that update and its rollout are saved in {path}"
 
     def finish(self) -> dict[str, JsonValue]:
@@ -215,26 +220,34 @@ class Session:
         if not self._closed:
             try:
                 self._end()
-            finally:
-                self._close()
+            except (Exception, KeyboardInterrupt):
+                self._abandon()
+                raise
+            self._close()
         return self._summary
 
     def _end(self) -> None:
         report = self.report
+        if self._saved_at != report.env_steps:
+            self._save(report)  # before the evaluation, which may take long or fail
         if self.stop_signal is None and self._evaluated_at != report.env_steps:
             self._evaluate(report)
-        if self._saved_at != report.env_steps:
-            self._save(report)
         self._summary = self._summarize(report)
         self.directory.write_summary(self._summary)
 
     def _close(self) -> None:
         self._closed = True
-        self._bar.close()
-        for writer in self._writers:
-            writer.close()
-        self._envs.close()
-        torch.set_num_threads(self._threads)
+        with ExitStack() as closing:  # closes each of them, whatever another one raises
+            closing.callback(torch.set_num_threads, self._threads)
+            closing.callback(self._envs.close)
+            for writer in self._writers:
+                closing.callback(writer.close)
+            closing.callback(self._bar.close)
+
+    def _abandon(self) -> None:
+        """Close after an error; a disk that is full fails once more here, which is no news."""
+        with suppress(RecordError):
+            self._close()
 
     def _summarize(self, report: Report) -> dict[str, JsonValue]:
         """Return the content of `summary.json`; durations in seconds, memory in MB."""
@@ -279,6 +292,8 @@ class Session:
         if not self.parts.set_state(read_branch(state, "parts")):
             log.warning("the state of these environments cannot be saved: their episodes begin anew")
         self.tracker.load_state(read_branch(state, "tracker"))
+        self._report = _last_report(read_branch(read_branch(state, "parts"), "trainer"), self._envs.frame_skip)
+        self.tracker.update(self._report)
         # A run that has reached its target is resumed only towards a higher one: it is not solved yet.
         progress = _Progress.from_state(read_branch(state, "progress"))
         self._progress = replace(progress, solved_wall_s=None, solved_env_steps=None)
@@ -345,3 +360,22 @@ def _passes(every: int, before: int, after: int) -> bool:
 
 def _env_steps(state: StateTree) -> int:
     return int(read_number(read_branch(read_branch(state, "parts"), "trainer"), "env_steps"))
+
+
+def _last_report(trainer: StateTree, frame_skip: int) -> Report:
+    """Return the report after which a trainer's state was saved, less what is of that iteration alone."""
+    env_steps, train_wall_s = int(read_number(trainer, "env_steps")), read_number(trainer, "train_wall_s")
+    phases = Phases(**{name: read_number(read_branch(trainer, "phases"), name) for name in _CLOCKED})
+    return Report(
+        iteration=int(read_number(trainer, "iteration")),
+        env_steps=env_steps,
+        frames=env_steps * frame_skip,
+        updates=int(read_number(read_branch(trainer, "learner"), "updates")),
+        episodes=int(read_number(trainer, "episodes")),
+        finished=(),
+        train_wall_s=train_wall_s,
+        phases=replace(phases, other_s=train_wall_s - sum(asdict(phases).values())),
+    )
+
+
+_CLOCKED = ("env_s", "act_s", "advantage_s", "update_s")  # the phases that are measured; the rest is `other_s`

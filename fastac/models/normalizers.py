@@ -87,6 +87,10 @@ class RewardNormalizer(nn.Module):
         self.moments.update(returns[valid])
         return (reward * (self.moments.var + _EPS).rsqrt().float()).clamp(-_CLIP, _CLIP)
 
+    def restart_episodes(self) -> None:
+        """Forget the returns so far; the statistics stay."""
+        self.running.zero_()
+
 
 class NoObsNormalizer(nn.Module):
     """The null twin: observations as they are."""
@@ -105,3 +109,6 @@ class NoRewardNormalizer(nn.Module):
     def forward(self, reward: Tensor, valid: Tensor, done: Tensor) -> Tensor:
         """Return `reward`."""
         return reward
+
+    def restart_episodes(self) -> None:
+        """Do nothing."""

@@ -50,7 +50,7 @@ class Collector:
 
         Episodes longer than `num_steps` are cut there and bootstrap from the value of what follows.
         """
-        self._fresh = True
+        self.restart_episodes()
         self._begin()
         noise = self.policy.draw_noise((self.rollout.num_steps, self.rollout.num_envs), self._generator)
         finished = np.zeros(self.rollout.num_envs, dtype=np.bool_)

@@ -83,15 +83,23 @@ class SyncTrainer:
             )
 
     def _collect(self) -> Rollout:
-        by_episode = self._config.algo.collect == "episodes"
         try:
-            collect = self._collector.collect_episodes if by_episode else self._collector.collect
-            rollout = collect(self._phases)
+            if self._config.algo.collect == "episodes":
+                self._restart_episodes()
+                rollout = self._collector.collect_episodes(self._phases)
+            else:
+                rollout = self._collector.collect(self._phases)
             rollout.check_finite()
         except EnvFailure as error:
             where = f"in iteration {self.iteration + 1}, after {self.env_steps} environment steps"
             raise EnvFailure(f"{error}, {where}") from error
         return rollout
+
+    def _restart_episodes(self) -> None:
+        """Begin every env's next rollout from a reset, and forget what the episodes so far added up to."""
+        self._collector.restart_episodes()
+        self._episode_counter.restart_episodes()
+        self._reward_scaling.restart_episodes()
 
     def _timed_phases(self) -> Phases:
         known = self._phases.env_s + self._phases.act_s + self._phases.advantage_s + self._phases.update_s
@@ -123,8 +131,7 @@ class SyncTrainer:
         self._episodes = int(read_number(state, "episodes"))
         self.env_steps = int(read_number(state, "env_steps"))
         if state["envs"] is None:
-            self._collector.restart_episodes()
-            self._episode_counter.restart_episodes()
+            self._restart_episodes()
             return False
         self._envs.set_state(read_branch(state, "envs"))
         return True

@@ -13,6 +13,7 @@ from core_support import (
     Truth,
     allocate,
     estimate,
+    known_value,
     make_chains,
     make_collector,
     run_iterations,
@@ -237,6 +238,17 @@ def test_reinforce_advantages_are_monte_carlo_returns(mode, baseline):
                 expected = total - (value[t, n].item() if baseline else 0.0)
                 assert float(rollout.advantage[t, n]) == pytest.approx(expected, abs=1e-3)
                 assert float(rollout.return_[t, n]) == pytest.approx(total, abs=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["next_step", "same_step", "disabled", "own"])
+@pytest.mark.parametrize("baseline", [True, False])
+def test_reinforce_bootstraps_from_a_time_limit_only_with_a_baseline(mode, baseline):
+    collector = make_collector(make_chains(mode, ({"lengths": (2,), "endings": ("truncated",)},)), 5)
+    rollout = collector.collect_episodes(Phases())
+    estimate(rollout, algo="reinforce", collect="episodes", gae_lambda=1.0, baseline=baseline)
+    beyond = known_value(2.0, 2.0) if baseline else 0.0
+    expected = [1.0 + 0.9 * 2.1 + 0.81 * beyond, 2.1 + 0.9 * beyond]
+    assert rollout.return_[:2, 0].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_an_episode_longer_than_the_rollout_is_cut_and_bootstrapped():

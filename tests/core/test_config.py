@@ -139,9 +139,36 @@ def test_unknown_sections_and_misplaced_keys_are_refused():
         Config.from_dict({"optim": {"gamma": 0.9}})
 
 
-def test_a_value_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match="wrong kind"):
-        Config.from_dict({"env": {"num_envs": "16"}})
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_envs", "16"),
+        ("num_envs", True),
+        ("num_envs", None),
+        ("gamma", "0.9"),
+        ("gamma", False),
+        ("baseline", 1),
+        ("baseline", "no"),
+        ("algo", 3),
+        ("hidden_sizes", 64),
+        ("hidden_sizes", "64"),
+        ("hidden_sizes", [64, 1.5]),
+        ("until_return", "475"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(name, value):
+    section = next(section for section, values in Config().to_dict().items() if name in values)
+    for build in (lambda: Config().replace(**{name: value}), lambda: Config.from_dict({section: {name: value}})):
+        with pytest.raises(ValueError) as caught:
+            build()
+        assert str(caught.value).startswith(f"{name} is {value!r}, expected ")
+
+
+def test_numbers_and_lists_become_what_their_field_holds():
+    config = Config().replace(total_env_steps=1e6, gamma=1, until_return=475, hidden_sizes=[32, 16])
+    assert config == Config().replace(total_env_steps=10**6, gamma=1.0, until_return=475.0, hidden_sizes=(32, 16))
+    kinds = (config.run.total_env_steps, config.algo.gamma, config.run.until_return, config.model.hidden_sizes)
+    assert [type(value) for value in kinds] == [int, float, float, tuple]
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, bad in OUT_OF_RANGE.items() for value in bad])

@@ -182,7 +182,13 @@ def test_the_first_epoch_sees_the_log_probs_that_acted_with_an_lstm(mode, num_mi
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"core": "lstm", "lstm_size": 8, "shared_trunk": False}, {"normalize_obs": True}]
+    "settings",
+    [
+        {},
+        {"normalize_obs": True},
+        {"core": "lstm", "lstm_size": 8, "shared_trunk": False},
+        {"core": "lstm", "lstm_size": 8, "normalize_obs": True},
+    ],
 )
 def test_whole_runs_begin_every_update_at_ratio_1(settings):
     parts = make_parts(algo="ppo", num_envs=8, num_steps=24, learning_rate=0.02, total_env_steps=6 * 192, **settings)
@@ -207,8 +213,12 @@ def test_minibatches_cover_every_row_once_per_pass():
             orders.append(rows.tolist())
             for batch in batches:
                 assert batch.weight.sum().item() == pytest.approx(1.0)
-                assert torch.equal(batch.weight > 0, rollout.valid.flatten()[batch.advantage.long()])
-                assert torch.equal(batch.obs[..., 0], rollout.obs[:-1].flatten()[batch.advantage.long()])
+                row = batch.advantage.long()
+                assert torch.equal(batch.weight > 0, rollout.valid.flatten()[row])
+                assert torch.equal(batch.obs[..., 0], rollout.obs[:-1].flatten()[row])
+                assert torch.equal(batch.value, rollout.value[:-1].flatten()[row])
+                for name in ("action", "log_prob", "return_"):
+                    assert torch.equal(getattr(batch, name), getattr(rollout, name).flatten()[row]), name
         assert orders[0] != orders[1]
 
 
@@ -236,6 +246,17 @@ def test_ppo_with_one_epoch_and_one_batch_is_a2c(core, optimizer):
         ends.append(weights(parts))
         assert differ(begin, ends[-1])
     assert_close(*ends, rtol=1e-4, atol=2e-6)
+
+
+def test_several_epochs_of_ppo_are_clipped_and_those_of_a2c_are_not():
+    clipped = {}
+    for algo in ("ppo", "a2c"):
+        parts = make_parts(algo=algo, num_epochs=4, num_envs=4, num_steps=32, learning_rate=0.02)
+        (report,) = itertools.islice(parts.trainer.run(), 1)
+        assert report.updates == 4
+        clipped[algo] = report.losses["clip_fraction"], report.losses["approx_kl"]
+    assert min(clipped["ppo"]) > 0.01
+    assert clipped["a2c"] == (0.0, 0.0)
 
 
 # --- stopping ------------------------------------------------------------------------------------
@@ -358,6 +379,15 @@ def test_an_optimiser_goes_on_bit_for_bit_from_its_state(optimizer):
         learn(twin_learner, rollout)
     assert not differ(state_of(model), state_of(twin))
     assert learner.updates == twin_learner.updates == 6
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_without_a_baseline_the_critic_is_left_alone(baseline):
+    parts = make_parts(algo="reinforce", collect="episodes", num_envs=4, num_steps=20, baseline=baseline)
+    before = weights(parts)
+    run_iterations(parts, 2)
+    assert torch.equal(before["value_head.weight"], weights(parts)["value_head.weight"]) == (not baseline)
+    assert not torch.equal(before["head.layer.weight"], weights(parts)["head.layer.weight"])
 
 
 def test_observation_statistics_change_after_an_update_and_not_before():

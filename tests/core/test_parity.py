@@ -22,6 +22,8 @@ from fastac.rollout import FlatMinibatches, Rollout
 
 NUM_STEPS, NUM_ENVS, OBS_SIZE, UPDATES = 12, 5, 3, 5
 SPACES = {"discrete": Discrete(4), "box": Box(-1.0, 1.0, (2,), np.float32)}
+# RMSprop that begins with an average of 1 takes small steps at first.
+LEARNING_RATES = {"rmsprop": 3e-3, "rmsprop_tf": 0.1, "adam": 3e-3}
 SETTINGS = {
     "num_steps": NUM_STEPS,
     "num_envs": NUM_ENVS,
@@ -33,7 +35,6 @@ SETTINGS = {
     "vf_coef": 0.4,
     "ent_coef": 0.02,
     "max_grad_norm": 0.5,
-    "learning_rate": 3e-3,
     "optimizer_eps": 1e-5,
 }
 
@@ -55,7 +56,7 @@ def make_sb3(action_space, optimizer, normalize_advantage):
     agent = A2C(
         "MlpPolicy",
         DummyVecEnv([lambda: Blank(action_space)] * NUM_ENVS),
-        learning_rate=SETTINGS["learning_rate"],
+        learning_rate=LEARNING_RATES[optimizer],
         n_steps=NUM_STEPS,
         gamma=SETTINGS["gamma"],
         gae_lambda=SETTINGS["gae_lambda"],
@@ -135,10 +136,11 @@ def fill_sb3(agent, rollout, final_obs):
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop_tf", "adam"])
 def test_weights_equal_those_of_stable_baselines3_after_some_updates(optimizer, space):
-    config = Config().replace(**SETTINGS, optimizer=optimizer)
+    config = Config().replace(**SETTINGS, optimizer=optimizer, learning_rate=LEARNING_RATES[optimizer])
     agent = make_sb3(SPACES[space], optimizer, normalize_advantage=False)
     model = make_ours(SPACES[space], config)
     with torch.no_grad():
+        agent.policy.action_net.weight.mul_(50.0)  # else the actor's first layers hardly move
         for ours, theirs in pairs(model, agent.policy):
             ours.copy_(theirs)
     begin = [ours.detach().clone() for ours, _ in pairs(model, agent.policy)]
@@ -158,7 +160,7 @@ def test_weights_equal_those_of_stable_baselines3_after_some_updates(optimizer, 
         assert metrics["entropy"] == pytest.approx(-theirs["train/entropy_loss"], rel=1e-5)
         assert metrics["explained_variance"] == pytest.approx(theirs["train/explained_variance"], abs=1e-4)
     for before, (ours, theirs) in zip(begin, pairs(model, agent.policy), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=3e-6)
         assert (ours - before).abs().max() > 1e-3  # they went somewhere
 
 

@@ -1,0 +1,127 @@
+"""Learning on the probe environments finds their known values and best actions."""
+
+import numpy as np
+import pytest
+import torch
+from core_support import CPU, PROBES, make_parts
+
+from fastac.config import EnvConfig
+from fastac.envs import make_vec
+from fastac.tools.evaluate import evaluate
+
+GAMMA = 0.9
+ALGOS = {
+    "a2c": {"algo": "a2c", "learning_rate": 0.015},
+    "ppo": {"algo": "ppo", "learning_rate": 0.015, "num_epochs": 2, "normalize_advantage": True},
+}
+SMALL = {
+    "num_envs": 16,
+    "num_steps": 6,
+    "hidden_sizes": (16,),
+    "activation": "tanh",
+    "gamma": GAMMA,
+    "vectorization": "sync",
+    "total_env_steps": 10**9,
+}
+
+
+def train(probe, env_steps, **settings):
+    """Train on a probe."""
+    parts = make_parts(**(SMALL | {"env_id": f"{PROBES}{probe}-v0", "total_env_steps": env_steps} | settings))
+    for _ in parts.trainer.run():
+        pass
+    return parts
+
+
+def values(parts, *seen):
+    """Return V of observations of one number."""
+    obs = torch.tensor(seen).unsqueeze(-1)
+    start = torch.ones(len(seen), dtype=torch.bool)
+    return parts.model.value(obs, parts.model.initial_state(len(seen)), start).tolist()
+
+
+def greedy(parts, *seen):
+    """Return the most likely actions for observations of one number."""
+    obs = torch.tensor(seen).unsqueeze(-1)
+    start = torch.ones(len(seen), dtype=torch.bool)
+    action, _ = parts.model.greedy(obs, parts.model.initial_state(len(seen)), start)
+    return action.tolist()
+
+
+def mean_return(parts, probe, episodes=100):
+    """Play greedily in new environments."""
+    envs = make_vec(EnvConfig(f"{PROBES}{probe}-v0", 10, "sync"), np.random.SeedSequence(123))
+    return evaluate(parts.model, envs, episodes, CPU).mean_return
+
+
+@pytest.fixture(params=ALGOS)
+def algo(request):
+    return ALGOS[request.param]
+
+
+def test_the_value_of_a_constant_reward(algo):
+    assert values(train("ConstantReward", 6_000, **algo), 0.0) == pytest.approx([1.0], abs=0.02)
+
+
+def test_the_value_of_an_observation(algo):
+    assert values(train("ObsReward", 7_000, **algo), -1.0, 1.0) == pytest.approx([-1.0, 1.0], abs=0.1)
+
+
+def test_the_value_of_a_delayed_reward_is_discounted(algo):
+    assert values(train("DelayedReward", 7_000, **algo), 0.0, 1.0) == pytest.approx([GAMMA, 1.0], abs=0.05)
+
+
+def test_the_better_action(algo):
+    parts = train("ActionReward", 6_000, **algo)
+    assert greedy(parts, 0.0) == [1]
+    assert values(parts, 0.0) == pytest.approx([1.0], abs=0.1)
+
+
+def test_the_better_action_for_what_is_seen(algo):
+    parts = train("ObsActionReward", 8_000, **algo)
+    assert greedy(parts, -1.0, 1.0) == [0, 1]
+    assert values(parts, -1.0, 1.0) == pytest.approx([1.0, 1.0], abs=0.15)
+    assert mean_return(parts, "ObsActionReward") == 1.0
+
+
+def test_the_best_continuous_action(algo):
+    parts = train("ContinuousReward", 10_000, log_std_init=-0.5, **algo)
+    assert greedy(parts, 0.0)[0] == pytest.approx([0.5], abs=0.1)
+
+
+def test_the_best_of_several_discrete_actions(algo):
+    parts = train("MultiDiscreteReward", 7_000, **algo)
+    assert greedy(parts, 0.0) == [[1, 2]]
+    assert values(parts, 0.0) == pytest.approx([1.0], abs=0.1)
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_reinforce_finds_the_better_action(baseline):
+    settings = {"algo": "reinforce", "collect": "episodes", "gae_lambda": 1.0, "learning_rate": 0.03}
+    parts = train("ObsActionReward", 4_000, baseline=baseline, **settings)
+    assert greedy(parts, -1.0, 1.0) == [0, 1]
+
+
+MEMORY = {
+    "num_envs": 32,
+    "num_steps": 10,
+    "gae_lambda": 0.9,
+    "gamma": 0.95,
+    "algo": "ppo",
+    "num_epochs": 2,
+    "num_minibatches": 2,
+    "learning_rate": 0.01,
+    "normalize_advantage": True,
+    "lstm_size": 16,
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_memory_is_learned_by_an_lstm(seed):
+    parts = train("Memory", 12_000, core="lstm", seed=seed, **MEMORY)
+    assert mean_return(parts, "Memory") > 0.95
+
+
+def test_memory_stays_at_chance_without_one():
+    parts = train("Memory", 12_000, core="identity", seed=0, **MEMORY)
+    assert abs(mean_return(parts, "Memory", 400)) < 0.3

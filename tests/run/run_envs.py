@@ -1,0 +1,76 @@
+"""Environments that the tests of runs need; importing this module registers them, `run_envs:Opaque-v0` and so on."""
+
+from __future__ import annotations
+
+import itertools
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.vector import AutoresetMode
+
+from fastac.envs.probes import Probe
+
+EPISODE_STEPS = 10
+FAILING_STEP = 200  # of one environment's life; later than evaluations, which are short, ever come
+
+
+class Opaque(Probe):
+    """Episodes of ten steps with a random observation; its state cannot be saved."""
+
+    action_space = Discrete(2)
+
+    def first(self) -> float:
+        self._left = EPISODE_STEPS
+        return float(self.np_random.uniform(-1.0, 1.0))
+
+    def step(self, action):
+        self._left -= 1
+        return self._show(self.np_random.uniform(-1.0, 1.0)), float(action), self._left == 0, False, {}
+
+
+class Faulty(Opaque):
+    """Breaks late in its life, if it is the second environment to be seeded."""
+
+    seeded = itertools.count()  # set anew by each test
+
+    def __init__(self, how: str) -> None:
+        self._how, self._number, self._age = how, -1, 0
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self._number = next(Faulty.seeded)
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        self._age += 1
+        if self._number == 1 and self._age == FAILING_STEP:
+            if self._how == "raises":
+                raise RuntimeError("the wheel came off")
+            reward = np.nan if self._how == "reward" else reward
+            obs = {"obs": obs * np.nan, "shape": np.zeros(3, np.float32)}.get(self._how, obs)
+        return obs, reward, terminated, truncated, info
+
+
+class DictObs(Opaque):
+    """Its observation space is not supported."""
+
+    observation_space = Dict({"position": Box(-1.0, 1.0, (1,), np.float32)})
+
+
+gym.register("Opaque-v0", Opaque)
+gym.register("DictObs-v0", DictObs)
+for _how in ("raises", "obs", "reward", "shape"):
+    gym.register(f"Faulty-{_how}-v0", Faulty, kwargs={"how": _how})
+
+
+def make_next_step(num_envs: int) -> gym.vector.VectorEnv:
+    """A vector environment of the user's own; the native CartPole would be saved and restored."""
+    return gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")] * num_envs)
+
+
+def make_same_step(num_envs: int) -> gym.vector.VectorEnv:
+    """The same, resetting in the step that ends an episode."""
+    envs = [lambda: gym.make("CartPole-v1")] * num_envs
+    return gym.vector.SyncVectorEnv(envs, autoreset_mode=AutoresetMode.SAME_STEP)
