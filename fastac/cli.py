@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import re
 import shlex
 import signal
@@ -239,6 +240,8 @@ def _record(words: Sequence[str]) -> int:
     from fastac.api import load
     from fastac.tools.record import record
 
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are read, no window is shown
+
     output = options.output or options.run_dir / "episode.gif"
     run = load(options.run_dir)
     episode = record(run.policy, run.config.env.env_id, output, options.seed)
@@ -328,6 +331,7 @@ def _check_flags(kind: type, words: Sequence[str], prog: str) -> None:
 _REWORDED = (
     (r"^Error parsing config(\.[a-z]+)?: ", ""),
     (r"^Error parsing ", ""),
+    (r"no type matching \{None\}\|(\w+) could be instantiated from \['(.*)'\]\.", r"'\2' is neither None nor \1."),
     (r"^Missing value for argument '(.*)'\. Expected 1 values\.", r"\1 needs a value."),
     (r"^Missing from fastac (\w+): .*", r"\1 needs a run's directory, such as: fastac \1 runs/..."),
 )

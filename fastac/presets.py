@@ -29,23 +29,25 @@ class Preset:
 
 
 def cartpole_a2c() -> Config:
-    """A2C on CartPole-v1: short rollouts of many envs, a high rate, small tanh networks."""
+    """A2C: very short rollouts of 64 envs, a high rate, small separate tanh networks."""
     return Config().replace(
         env_id="CartPole-v1",
         algo="a2c",
         num_envs=64,
-        num_steps=16,
+        num_steps=8,
         hidden_sizes=(64, 64),
         activation="tanh",
-        learning_rate=0.01,
+        shared_trunk=False,
+        learning_rate=7e-3,
+        learning_rate_schedule="linear",
         ent_coef=0.0,
-        total_env_steps=1_000_000,
-        eval_every=10_000,
+        total_env_steps=500_000,
+        eval_every=5_000,
     )
 
 
 def cartpole_ppo() -> Config:
-    """PPO on CartPole-v1."""
+    """PPO: ten full-batch epochs on 256 steps, a very high rate, a short horizon."""
     return Config().replace(
         env_id="CartPole-v1",
         algo="ppo",
@@ -53,20 +55,21 @@ def cartpole_ppo() -> Config:
         num_steps=32,
         hidden_sizes=(64, 64),
         activation="tanh",
-        learning_rate=1e-3,
+        shared_trunk=False,
+        learning_rate=5e-3,
+        learning_rate_schedule="linear",
         gamma=0.98,
         gae_lambda=0.8,
         ent_coef=0.0,
-        num_epochs=20,
-        num_minibatches=1,
+        num_epochs=10,
         normalize_advantage=True,
-        total_env_steps=200_000,
-        eval_every=2_048,
+        total_env_steps=100_000,
+        eval_every=1_000,
     )
 
 
 def lecture_a2c() -> Config:
-    """The lecture's own A2C: one env, one whole episode per update, Monte Carlo advantages, normalised."""
+    """The lecture's A2C: one env, one whole episode per update, Monte Carlo returns."""
     return Config().replace(
         env_id="CartPole-v1",
         algo="a2c",

@@ -19,15 +19,16 @@ TABLE = {
     "models": "contract config",
     "rollout": "contract",
     "kernels": "",
-    "losses": "contract kernels config",
+    "losses": "contract kernels",
     "apply": "contract",
     "learner": "contract config rollout kernels losses apply",
     "trainers": "contract config learner rollout apply",
     "records": "contract config",
-    "build": "contract config presets envs models rollout kernels losses apply learner trainers records",
-    "tools": "contract config build records",
-    "run": "contract config presets envs models rollout kernels losses apply learner trainers records build tools",
-    "cli": "contract config presets envs models rollout kernels losses apply learner trainers records build tools run",
+    "build": "contract config presets envs models rollout kernels losses apply learner trainers",
+    "tools": "contract config envs models records",
+    "run": "contract config records build tools",
+    "api": "contract config records build tools run",
+    "cli": "contract config presets records build tools run api",
 }
 MAY_IMPORT = {room: set(names.split()) for room, names in TABLE.items()}
 # The two doors are no rooms: `python -m fastac` opens the command line, and the public face may show anything.

@@ -8,7 +8,7 @@ from fastac.records.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from fastac.records.files import RecordError
+from fastac.records.files import RecordError, replace_file
 from fastac.records.progress import Bar, NullBar, ProgressBar, open_bar
 from fastac.records.provenance import git_commit, peak_rss_mb, versions
 from fastac.records.run_dir import RunDirectory, default_run_dir
@@ -37,6 +37,7 @@ __all__ = [
     "peak_rss_mb",
     "progress_row",
     "prune_checkpoints",
+    "replace_file",
     "save_checkpoint",
     "versions",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -46,25 +47,38 @@ def _finite(value: JsonValue) -> JsonValue:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def replace_json(path: Path, content: Mapping[str, JsonValue]) -> None:
-    """Write `content` to `path`, so that a reader sees the old file or the new one, never half of one.
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path with the same suffix; it takes `path`'s place durably if the block succeeds.
 
-    Numbers that are not finite become null, because other programs' JSON has none.
+    A reader sees the old file or the new one, never half of one, and nothing is left if it fails.
 
     Raises:
         RecordError: the disk is full, or the place cannot be written.
     """
-    data = json.dumps(_finite(dict(content)), indent=2, allow_nan=False).encode() + b"\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         try:
-            write_durably(temporary, data)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
             temporary.replace(path)
             sync_directory(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise RecordError(f"cannot write {path}: {describe(error)}.") from error
+
+
+def replace_json(path: Path, content: Mapping[str, JsonValue]) -> None:
+    """Write `content` to `path` whole.
+
+    Numbers that are not finite become null, because other programs' JSON has none.
+
+    Raises:
+        RecordError: the disk is full, or the place cannot be written.
+    """
+    with replace_file(path) as temporary:
+        write_durably(temporary, json.dumps(_finite(dict(content)), indent=2, allow_nan=False).encode() + b"\n")
 
 
 def read_json(path: Path) -> dict[str, JsonValue]:

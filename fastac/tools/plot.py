@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastac.config import Config
-from fastac.records import RunDirectory
-from fastac.tools.record import replace_file
+from fastac.records import RunDirectory, replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

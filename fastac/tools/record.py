@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastac.contract import EnvFailure, Episode, ObsArray
 from fastac.envs.failure import describe
-from fastac.records import RecordError
+from fastac.records import replace_file
 from fastac.tools.policy import Action, TrainedPolicy
 
 if TYPE_CHECKING:
@@ -153,25 +152,6 @@ def record(
         policy.reset()
         played.close()
     return episode
-
-
-@contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path with the same suffix that takes `path`'s place if the block succeeds.
-
-    Raises:
-        RecordError: the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise RecordError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
 def _choose_format(path: Path) -> type[Gif] | type[Mp4]:
