@@ -194,9 +194,17 @@ def _resume(words: Sequence[str]) -> int:
 
 def _follow(session: Session, as_json: bool) -> int:
     """Consume a session's stream to its end and tell how it ended."""
-    for _ in session:
-        pass
-    summary = session.finish()
+    from fastac.contract import EnvFailure
+
+    try:
+        for _ in session:
+            pass
+        summary = session.finish()
+    except (EnvFailure, KeyboardInterrupt) as error:
+        if not session.is_saved:
+            raise
+        hint = f"continue from the last checkpoint with: fastac resume {session.directory.path}"
+        raise type(error)(f"{str(error) or 'interrupted'}; {hint}") from error
     print(_tell_end(session, summary), file=sys.stderr)
     if as_json:
         print(json.dumps(summary, allow_nan=False))
@@ -371,10 +379,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except RuntimeError as error:
         return _tell_failure(error)
-    except KeyboardInterrupt:  # while starting or evaluating; a run that trains ends in order
+    except KeyboardInterrupt as error:  # while starting or evaluating; a run that trains ends in order
         if argv is None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would only disturb the exit
-        print("fastac: interrupted.", file=sys.stderr)
+        print(f"fastac: {str(error) or 'interrupted'}", file=sys.stderr)
         return 128 + signal.SIGINT
 
 

@@ -174,6 +174,31 @@ def lunarlander_ppo() -> Config:
     )
 
 
+def mountain_car_continuous_ppo() -> Config:
+    """PPO on MountainCarContinuous-v0: actions so wide that clipping makes them full throttle, which finds the goal."""
+    return Config().replace(
+        env_id="MountainCarContinuous-v0",
+        algo="ppo",
+        num_envs=32,
+        num_steps=256,
+        normalize_obs=True,
+        normalize_reward=True,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        shared_trunk=False,
+        log_std_init=1.0,
+        learning_rate=1e-3,
+        gamma=0.999,
+        gae_lambda=0.98,
+        ent_coef=0.0,
+        num_epochs=10,
+        num_minibatches=16,
+        normalize_advantage=True,
+        total_env_steps=500_000,
+        eval_every=25_000,
+    )
+
+
 PRESETS: tuple[Preset, ...] = (
     Preset("CartPole-v1", "a2c", 475.0, cartpole_a2c),
     Preset("CartPole-v1", "ppo", 475.0, cartpole_ppo),
@@ -182,6 +207,7 @@ PRESETS: tuple[Preset, ...] = (
     Preset("Acrobot-v1", "ppo", -100.0, acrobot_ppo),
     Preset("Pendulum-v1", "ppo", -200.0, pendulum_ppo),
     Preset("LunarLander-v3", "ppo", 200.0, lunarlander_ppo),
+    Preset("MountainCarContinuous-v0", "ppo", 90.0, mountain_car_continuous_ppo),
 )
 
 

@@ -79,8 +79,8 @@ class Session:
         self.stop_signal: signal.Signals | None = None
         self._report: Report | None = None
         self.evaluation: Evaluation | None = None
-        self._evaluated_at = self._saved_at = -1  # env steps
         self._steps_seen = 0 if state is None else _env_steps(state)
+        self._evaluated_at, self._saved_at = -1, -1 if state is None else self._steps_seen  # env steps
         self._closed = False
         self._summary: dict[str, JsonValue] = {}
         self._command = command
@@ -98,6 +98,11 @@ class Session:
         """The latest report."""
         assert self._report is not None, "iterate over the session first"
         return self._report
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return self._saved_at >= 0
 
     def _log_start(self) -> None:
         config = self.config

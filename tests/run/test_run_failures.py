@@ -40,7 +40,8 @@ def test_an_environment_that_breaks(tmp_path, capsys, monkeypatch, how, says):
     assert out == ""
     assert err.count("\n") == 1
     # All four environments had taken this many steps of 10-step episodes when the second broke.
-    done = re.search(rf"fastac: {says}.* in iteration (\d+), after (\d+) environment steps", err)
+    where = r"in iteration (\d+), after (\d+) environment steps"
+    done = re.search(rf"fastac: {says}.* {where}; continue .* with: fastac resume {run_dir}\n", err)
     assert done, err
     assert 0 < 4 * FAILING_STEP - int(done[2]) <= 4 * 8 + 4 * EPISODE_STEPS
     last = checkpoints(run_dir)[-1]

@@ -1,0 +1,49 @@
+"""Times A2C on CartPole-v1 with the lecture's network: collecting, updating, and the two end to end.
+
+One call is one rollout of 16 steps in all envs, or one update on it, or one iteration of the trainer.
+End to end is the trainer's stream; logs, evaluations and checkpoints of a session are not in it. The
+policy is fixed (see `workloads`), so this says nothing of how fast anything is learned: `solve` does.
+"""
+
+import pytest
+
+from benchmarks.workloads import NUM_ENVS, collecting, count_valid, learning, lecture_net, whole_run
+from fastac.contract import Phases
+
+
+@pytest.mark.parametrize("num_envs", NUM_ENVS)
+def test_collect(measure, num_envs):
+    collector, _ = collecting(lecture_net(num_envs))
+    measure(f"collect, {num_envs} envs", lambda: count_valid(collector.collect(Phases())))
+    collector.envs.close()
+
+
+@pytest.mark.parametrize("num_envs", NUM_ENVS)
+def test_update(measure, num_envs):
+    config = lecture_net(num_envs)
+    collector, model = collecting(config)
+    collector.collect(Phases())
+    rollout = collector.collect(Phases())  # the first one holds hardly any end of an episode
+    learner, steps = learning(config, model), count_valid(rollout)
+
+    def work():
+        learner.learn(rollout, rollout.reward, 0.0, Phases())
+        return steps
+
+    measure(f"update, {num_envs} envs", work)
+    collector.envs.close()
+
+
+@pytest.mark.parametrize("num_envs", NUM_ENVS)
+def test_end_to_end(measure, num_envs):
+    parts = whole_run(lecture_net(num_envs))
+    reports = parts.trainer.run()
+    seen = 0
+
+    def work():
+        nonlocal seen
+        before, seen = seen, next(reports).env_steps
+        return seen - before
+
+    measure(f"a2c end to end, {num_envs} envs", work)
+    parts.envs.close()

@@ -1,0 +1,67 @@
+"""Names what a number was measured on; measures nothing, and names neither the host nor its user.
+
+`python -m benchmarks.machine` prints it. A number without these lines cannot be compared with another.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from fastac.records import git_commit, versions
+
+_CPUINFO = Path("/proc/cpuinfo")
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+_SMT = Path("/sys/devices/system/cpu/smt/active")
+
+Machine = dict[str, str | int | float | dict[str, str] | None]
+
+
+def describe_machine() -> Machine:
+    """Return CPU, cores, torch threads, load, versions and commit; None where the system does not tell."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": count_cores(),  # that this process may use
+        "smt": _read(_SMT),  # 1: two of those may share one core
+        "governor": _read(_GOVERNOR),
+        "torch_threads": torch.get_num_threads(),
+        "load_1min": round(os.getloadavg()[0], 2),  # processes wanting a core, this one among them
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions(),
+        "commit": git_commit(),
+    }
+
+
+def count_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def format_machine(machine: Machine) -> str:
+    """Two lines: the hardware and what shares it, the software."""
+    found = machine["versions"]
+    assert isinstance(found, dict)
+    software = ", ".join(f"{name} {version}" for name, version in found.items())
+    hardware = f"{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} torch thread(s)"
+    return f"{hardware}, load {machine['load_1min']}\n{software}, commit {machine['commit']}"
+
+
+def _cpu_model() -> str:
+    if _CPUINFO.exists():
+        for line in _CPUINFO.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+if __name__ == "__main__":
+    print(format_machine(describe_machine()))

@@ -1,0 +1,144 @@
+"""Measures how soon training reaches a return: `fastac train` as a user runs it, one seed after the other.
+
+    python -m benchmarks.solve --algo a2c --seeds 20
+    python -m benchmarks.solve --algo ppo --env LunarLander-v3 --until 200 --seeds 3
+
+Every seed is a fresh process with the environment's preset. Training seconds are the run's own clock
+up to the evaluation that reached the target, without evaluations and start-up; total seconds are from
+the process's start to its end, imports, evaluations and checkpoints among them (kernels are compiled
+already, as after any first run). A seed that did not solve counts as slower than all that did, so it
+moves the median, and the worst is then "not solved". Other flags go to `fastac train` as they are.
+
+It says nothing of what a policy is worth after the target, and a run stops at its first evaluation
+that reaches it: with another `--eval-every` the same training counts as another number of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import inf, isinf
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+from benchmarks.machine import Machine, describe_machine, format_machine
+from benchmarks.tables import format_table
+
+_RESULTS = Path(__file__).with_name("results")
+_DEFAULT_ENV = "CartPole-v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One seed; the numbers of a run that did not solve are those it ended with, None if it failed."""
+
+    seed: int
+    solved: bool
+    train_s: float | None
+    env_steps: int | None
+    total_s: float
+    eval_return: float | None
+    failure: str | None = None
+
+
+def run_seed(words: Sequence[str], seed: int, timeout_s: float) -> Result:
+    """Train once in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = str(Path(folder) / "run")
+        command = [sys.executable, "-m", *words, "--seed", str(seed), "--json", "--run-dir", run_dir]
+        began = perf_counter()
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            return _failed(seed, perf_counter() - began, f"no end after {timeout_s:g} s")
+        total_s = perf_counter() - began
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        return _failed(seed, total_s, f"exit code {done.returncode}: {last}")
+    return _read(seed, total_s, json.loads(done.stdout.splitlines()[-1]))
+
+
+def _failed(seed: int, total_s: float, failure: str) -> Result:
+    return Result(seed, False, None, None, round(total_s, 3), None, failure)
+
+
+def _read(seed: int, total_s: float, summary: dict) -> Result:
+    solved = bool(summary["solved"])
+    train_s = summary["solved_wall_s" if solved else "train_wall_s"]
+    env_steps = summary["solved_env_steps" if solved else "env_steps"]
+    return Result(seed, solved, round(train_s, 3), env_steps, round(total_s, 3), summary["eval_mean_return"])
+
+
+def format_results(results: Sequence[Result]) -> str:
+    """How many solved, and median and worst of what it took."""
+    solved = [result for result in results if result.solved]
+    rows = []
+    for title, name, form in (
+        ("training seconds", "train_s", ",.2f"),
+        ("env steps", "env_steps", ",.0f"),
+        ("total seconds", "total_s", ",.2f"),
+    ):
+        costs = [getattr(result, name) if result.solved else inf for result in results]
+        cells = ["not solved" if isinf(cost) else format(cost, form) for cost in (median(costs), max(costs))]
+        rows.append([title, *cells])
+    table = format_table([f"solved {len(solved)} of {len(results)}", "median", "worst"], rows)
+    lost = [f"seed {r.seed}: {r.failure or f'ended at a return of {r.eval_return}'}" for r in results if not r.solved]
+    return "\n".join([table, *(["", "Not solved:", *lost] if lost else [])])
+
+
+def format_json(machine: Machine, command: str, results: Sequence[Result]) -> str:
+    """One line per seed, so that a diff of the committed file reads."""
+    head = json.dumps({"command": command, "machine": machine}, indent=1).removesuffix("\n}")
+    rows = ",\n".join(f"  {json.dumps(asdict(result))}" for result in results)
+    return f'{head},\n "seeds": [\n{rows}\n ]\n}}\n'
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.solve", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("--algo", default="a2c")
+    parser.add_argument("--env", default=_DEFAULT_ENV)
+    parser.add_argument("--until", type=float, default=475.0, help="greedy mean return over 100 episodes")
+    parser.add_argument("--seeds", type=int, default=20, help="how many, from 0 on")
+    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for one seed, which then failed")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/solve-<algo>.json")
+    options, more = parser.parse_known_args(argv)
+    if options.seeds < 1:
+        parser.error(f"--seeds is {options.seeds}, expected at least 1")
+    if more and options.output is None:
+        parser.error(f"with flags of their own ({shlex.join(more)}) results need a file of their own: give --output")
+    return options, more
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all seeds, print the table, write the file; exit 1 if any seed did not solve."""
+    options, more = _parse(argv)
+    words = ["fastac", "train", options.env, "--algo", options.algo, "--until-return", f"{options.until:g}", *more]
+    machine = describe_machine()  # before the first run, whose own load it would name
+    results = []
+    for seed in range(options.seeds):
+        result = run_seed(words, seed, options.timeout)
+        results.append(result)
+        took = f"{result.env_steps} env steps, {result.train_s} s of training, {result.total_s} s in total"
+        print(
+            f"seed {seed}: {result.failure or ('solved' if result.solved else 'NOT SOLVED') + ', ' + took}", flush=True
+        )
+    command = f"{shlex.join(words)} --seed 0..{options.seeds - 1}"
+    print(f"\n`{command}`\n\n{format_results(results)}\n\n{format_machine(machine)}")
+    env = "" if options.env == _DEFAULT_ENV else options.env.replace("/", "_") + "-"
+    output = options.output or _RESULTS / f"solve-{env}{options.algo}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(format_json(machine, command, results))
+    return 0 if all(result.solved for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
