@@ -13,10 +13,10 @@ ARGS =
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format type bench check always
+.PHONY: help install train test test-slow lint format type bench bench-check bench-accept check always
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: .venv/.installed-dev ## set up .venv with fastac and the tools for working on it
 
@@ -40,8 +40,14 @@ format: .venv/.installed-dev ## fix style and formatting where that can be done 
 type: .venv/.installed-dev ## check the types
 	$(BIN)/mypy
 
-bench: .venv/.installed-bench ## run the benchmarks
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+bench: .venv/.installed-bench ## time the parts and the whole, into benchmarks/results/latest.json (ARGS="-k gae")
+	$(BIN)/python -m pytest benchmarks -q --benchmark-quiet --benchmark-json benchmarks/results/latest.json $(ARGS)
+
+bench-check: .venv/.installed-core ## fail if an iteration does more or less than benchmarks/counts.json says
+	@$(BIN)/python -m benchmarks.counts
+
+bench-accept: .venv/.installed-core ## write benchmarks/counts.json anew, to be committed with the reason
+	@$(BIN)/python -m benchmarks.counts --accept
 
 check: lint type test ## everything that must hold before a commit lands
 

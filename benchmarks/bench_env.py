@@ -6,15 +6,13 @@ and not the first reset; the resets after each episode are in it, and 22 steps a
 
 import pytest
 
-from benchmarks.workloads import NUM_ENVS, cartpoles, count_valid, lecture_net, random_actions
-from fastac.build import allocate_rollout
+from benchmarks.workloads import NUM_ENVS, count_valid, lecture_net, random_actions, whole_run
 
 
 @pytest.mark.parametrize("num_envs", NUM_ENVS)
 def test_step(measure, num_envs):
-    config = lecture_net(num_envs)
-    envs = cartpoles(config)
-    rollout = allocate_rollout(config, envs, state_size=0)
+    parts = whole_run(lecture_net(num_envs))
+    envs, rollout = parts.envs, parts.rollout
     rows, actions = rollout.step_rows(), random_actions(rollout.num_steps, num_envs)
     envs.reset(rollout.obs[0].numpy(), rollout.start[0].numpy())
 

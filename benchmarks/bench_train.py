@@ -7,31 +7,32 @@ policy is fixed (see `workloads`), so this says nothing of how fast anything is 
 
 import pytest
 
-from benchmarks.workloads import NUM_ENVS, collecting, count_valid, learning, lecture_net, whole_run
+from benchmarks.workloads import NUM_ENVS, count_valid, lecture_net, split, whole_run
 from fastac.contract import Phases
 
 
 @pytest.mark.parametrize("num_envs", NUM_ENVS)
 def test_collect(measure, num_envs):
-    collector, _ = collecting(lecture_net(num_envs))
+    parts = whole_run(lecture_net(num_envs))
+    collector, _ = split(parts)
     measure(f"collect, {num_envs} envs", lambda: count_valid(collector.collect(Phases())))
-    collector.envs.close()
+    parts.envs.close()
 
 
 @pytest.mark.parametrize("num_envs", NUM_ENVS)
 def test_update(measure, num_envs):
-    config = lecture_net(num_envs)
-    collector, model = collecting(config)
+    parts = whole_run(lecture_net(num_envs))
+    collector, learner = split(parts)
     collector.collect(Phases())
     rollout = collector.collect(Phases())  # the first one holds hardly any end of an episode
-    learner, steps = learning(config, model), count_valid(rollout)
+    steps = count_valid(rollout)
 
     def work():
         learner.learn(rollout, rollout.reward, 0.0, Phases())
         return steps
 
     measure(f"update, {num_envs} envs", work)
-    collector.envs.close()
+    parts.envs.close()
 
 
 @pytest.mark.parametrize("num_envs", NUM_ENVS)

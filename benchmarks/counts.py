@@ -55,14 +55,14 @@ _WARM_ITERATIONS = 2  # the first allocates the optimiser's slots
 Counts = dict[str, int | float]
 
 _A2C = Config().replace(env_id="CartPole-v1", algo="a2c", num_envs=64, num_steps=16, optimizer="adam")
-_SEPARATE = {"hidden_sizes": (64, 64), "activation": "tanh", "shared_trunk": False}
-_PPO = {"algo": "ppo", "num_envs": 8, "num_steps": 32, "num_epochs": 4, "num_minibatches": 4}
+_SEPARATE = _A2C.replace(hidden_sizes=(64, 64), activation="tanh", shared_trunk=False)
+_PPO = _SEPARATE.replace(algo="ppo", num_envs=8, num_steps=32, num_epochs=4, num_minibatches=4)
 
 # All explicit, not presets: tuning a preset must not move a count.
 CASES: dict[str, Config] = {
     "a2c 64x16, shared 128-128 relu": _A2C.replace(hidden_sizes=(128, 128), activation="relu", shared_trunk=True),
-    "a2c 64x16, separate 64-64 tanh": _A2C.replace(**_SEPARATE),
-    "ppo 8x32, 4 epochs of 4 minibatches": _A2C.replace(**_SEPARATE, **_PPO, normalize_advantage=True),
+    "a2c 64x16, separate 64-64 tanh": _SEPARATE,
+    "ppo 8x32, 4 epochs of 4 minibatches": _PPO.replace(normalize_advantage=True),
     "a2c 64x16, lstm 64": _A2C.replace(hidden_sizes=(64,), core="lstm", lstm_size=64),
 }
 
@@ -145,8 +145,8 @@ def _watched(tally: Tally) -> Iterator[None]:
         for owner, name, before, after in (
             (Collector, "collect", partial(enter, "collect"), partial(enter, "other")),
             (Learner, "learn", partial(enter, "advantages"), partial(enter, "other")),
-            (learner, "gae", partial(enter, "advantages"), partial(enter, "update")),
             (learner, "gae", partial(add, "kernel calls"), None),
+            (learner, "gae", partial(enter, "advantages"), partial(enter, "update")),  # before it is counted
             (ActorCritic, "forward", partial(add, "forwards"), None),
             (Tensor, "tolist", partial(add, "reads"), None),
             (Tensor, "cpu", partial(add, "reads"), None),
@@ -173,24 +173,24 @@ def _summarize(tally: Tally, updates: int) -> Counts:
     if per_step:
         counts["collect: ops per step"] = _mean(sum(per_step), len(per_step))
     counts["update: updates"] = updates
-    counts["update: ops per update"] = _mean(tally.counts["update: ops"], updates)
+    counts["update: ops per update"] = _mean(counts.pop("update: ops"), updates)
     return dict(sorted(counts.items()))
 
 
-def _mean(total: int, number: int) -> int | float:
-    """An int unless the parts differ."""
-    return total // number if total % number == 0 else round(total / number, 3)
+def _mean(total: int | float, number: int) -> int | float:
+    """A whole number unless the parts differ."""
+    return int(total // number) if total % number == 0 else round(total / number, 3)
 
 
 class Difference(NamedTuple):
     case: str
-    count: str
+    name: str
     committed: int | float
     now: int | float
 
     @property
     def verdict(self) -> str:
-        if self.count == "update: updates":
+        if self.name == "update: updates":
             return "another schedule"
         return "more" if self.now > self.committed else "fewer: better, accept it"
 
@@ -208,8 +208,8 @@ def compare(committed: Mapping[str, Counts], now: Mapping[str, Counts]) -> list[
 
 
 def format_differences(differences: list[Difference]) -> str:
-    header = ("configuration: count", "committed", "now", "which is")
-    rows = [(f"{d.case}: {d.count}", f"{d.committed:,}", f"{d.now:,}", d.verdict) for d in differences]
+    header = ("configuration: what", "committed", "now", "which is")
+    rows = [(f"{d.case}: {d.name}", f"{d.committed:,}", f"{d.now:,}", d.verdict) for d in differences]
     return format_table(header, rows)
 
 

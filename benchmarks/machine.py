@@ -20,14 +20,18 @@ _SMT = Path("/sys/devices/system/cpu/smt/active")
 Machine = dict[str, str | int | float | dict[str, str] | None]
 
 
-def describe_machine() -> Machine:
-    """Return CPU, cores, torch threads, load, versions and commit; None where the system does not tell."""
+def describe_machine(torch_threads: int | None = None) -> Machine:
+    """Return CPU, cores, torch threads, load, versions and commit; None where the system does not tell.
+
+    Args:
+        torch_threads: where another process is measured, how many that one has.
+    """
     return {
         "cpu": _cpu_model(),
         "cores": count_cores(),  # that this process may use
         "smt": _read(_SMT),  # 1: two of those may share one core
         "governor": _read(_GOVERNOR),
-        "torch_threads": torch.get_num_threads(),
+        "torch_threads": torch_threads or torch.get_num_threads(),
         "load_1min": round(os.getloadavg()[0], 2),  # processes wanting a core, this one among them
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions(),

@@ -27,6 +27,7 @@ from math import inf, isinf
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 from benchmarks.machine import Machine, describe_machine, format_machine
 from benchmarks.tables import format_table
@@ -69,7 +70,7 @@ def _failed(seed: int, total_s: float, failure: str) -> Result:
     return Result(seed, False, None, None, round(total_s, 3), None, failure)
 
 
-def _read(seed: int, total_s: float, summary: dict) -> Result:
+def _read(seed: int, total_s: float, summary: dict[str, Any]) -> Result:
     solved = bool(summary["solved"])
     train_s = summary["solved_wall_s" if solved else "train_wall_s"]
     env_steps = summary["solved_env_steps" if solved else "env_steps"]
@@ -122,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run all seeds, print the table, write the file; exit 1 if any seed did not solve."""
     options, more = _parse(argv)
     words = ["fastac", "train", options.env, "--algo", options.algo, "--until-return", f"{options.until:g}", *more]
-    machine = describe_machine()  # before the first run, whose own load it would name
+    # Now, as the runs' own load would be named otherwise; a session sets one thread by itself.
+    machine = describe_machine(torch_threads=1)
     results = []
     for seed in range(options.seeds):
         result = run_seed(words, seed, options.timeout)

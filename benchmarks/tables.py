@@ -13,5 +13,6 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _format_row(row: Sequence[str], widths: Sequence[int]) -> str:
-    cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
+    sized = list(zip(row, widths, strict=True))
+    cells = [cell.ljust(width) for cell, width in sized[:1]] + [cell.rjust(width) for cell, width in sized[1:]]
     return "| " + " | ".join(cells) + " |"

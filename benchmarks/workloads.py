@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from fastac.apply import LocalApply
-from fastac.build import Parts, allocate_rollout, build, build_envs, build_model, build_optimizer
+from fastac.build import Parts, build, build_envs
 from fastac.config import Config
 from fastac.contract import VecEnv
 from fastac.learner import Learner
-from fastac.losses import policy_gradient
-from fastac.models import ActorCritic
-from fastac.rollout import Collector, FlatMinibatches, Rollout
+from fastac.rollout import Collector, Rollout
 
 NUM_ENVS = (64, 256, 1024, 4096)
-_CPU = torch.device("cpu")
 
 
 def lecture_net(num_envs: int) -> Config:
@@ -44,17 +39,9 @@ def whole_run(config: Config) -> Parts:
     return build(config, cartpoles(config))
 
 
-def collecting(config: Config) -> tuple[Collector, ActorCritic]:
-    envs = cartpoles(config)
-    model = build_model(config.model, envs)
-    rollout = allocate_rollout(config, envs, model.state_size)
-    return Collector(envs, model, rollout, torch.Generator().manual_seed(0), _CPU), model
-
-
-def learning(config: Config, model: ActorCritic) -> Learner:
-    apply = LocalApply(model, build_optimizer(config.optim, model), config.optim.max_grad_norm)
-    minibatches = FlatMinibatches(config.algo.num_minibatches, torch.Generator().manual_seed(0))
-    return Learner(config, model, policy_gradient, minibatches, apply, _CPU)
+def split(parts: Parts) -> tuple[Collector, Learner]:
+    """Return the trainer's own two halves: assembled anew here, they could differ from what trains."""
+    return parts.trainer._collector, parts.trainer._learner
 
 
 def random_actions(num_steps: int, num_envs: int) -> NDArray[np.int64]:

@@ -52,7 +52,7 @@ class Run:
 
 def train(
     env: str | EnvFactory,
-    algo: AlgoName = "a2c",
+    algo: AlgoName | None = None,
     *,
     preset: str | None = None,
     run_dir: Path | str | None = None,
@@ -65,7 +65,7 @@ def train(
     Args:
         env: an environment id, or a function that takes a number and returns a
             `gymnasium.vector.VectorEnv` of so many environments (called again for evaluations).
-        algo: a2c, ppo or reinforce.
+        algo: a2c (if neither this nor a preset is given), ppo or reinforce.
         preset: a preset's name, where not the algorithm's own.
         run_dir: a new directory; by default a dated one under `runs/`.
         encoder: builds an `nn.Module` for an observation space, in place of the configured layers;
@@ -85,7 +85,7 @@ def train(
 
 def start(
     env: str | EnvFactory,
-    algo: AlgoName = "a2c",
+    algo: AlgoName | None = None,
     *,
     preset: str | None = None,
     run_dir: Path | str | None = None,
@@ -96,7 +96,12 @@ def start(
     """Begin a run and return it as an iterator of reports; `finish` ends it. Arguments as in `train`."""
     factory = None if isinstance(env, str) else env
     env_id = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
-    config = default_config(env_id, algo, preset, factory).replace(**settings)
+    if "env_id" in settings:
+        raise ValueError(
+            f"env_id is {settings['env_id']!r} beside the environment {env_id!r}, expected only the latter."
+        )
+    chosen = {} if algo is None else {"algo": algo}
+    config = default_config(env_id, algo or "a2c", preset, factory).replace(**(chosen | settings))
     directory = None if run_dir is None else Path(run_dir)
     return start_config(config, directory, factory, encoder, show_progress)
 
@@ -150,6 +155,7 @@ def resume(
     # These environments' streams are overwritten by the saved ones, or new where none could be saved.
     parts = _assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), env, encoder)
     with _closing_on_error(parts):
+        directory.reopen(config)
         return Session(config, directory, parts, env, checkpoint.state, show_progress, command)
 
 

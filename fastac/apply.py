@@ -1,15 +1,20 @@
-"""How a gradient reaches the parameters, and the optimisers that torch does not have."""
+"""How a gradient reaches the parameters.
+
+All parameters of a model are made views of one flat tensor, and so are their gradients: clipping is
+one norm, an optimiser step a few operations on one vector whatever the number of layers. The rules
+are written out here because `torch.optim` imports torch's compiler, which costs two seconds at
+start-up and is of no use to us; tests hold them to torch's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol, overload
+import math
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastac.contract import StateTree, read_branch, read_tensor
+from fastac.contract import StateTree, read_number, read_tensor
 
 
 class Apply(Protocol):
@@ -28,78 +33,140 @@ class Apply(Protocol):
         """Continue from `get_state`."""
 
 
-class LocalApply:
-    """One process, one model, one optimiser."""
+class Rule(Protocol):
+    """An optimiser's formula over one flat vector."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> None:
-        """Step `optimizer` on `model`'s parameters, clipped to a global norm (None: not clipped)."""
-        self._parameters = list(model.parameters())
-        self._optimizer = optimizer
-        self._max_norm = float("inf") if max_grad_norm is None else max_grad_norm
+    def prepare(self, param: Tensor) -> None:
+        """Allocate the slots for `param` `[P]`."""
 
-    def __call__(self, loss: Tensor, learning_rate: float) -> float:
-        """See `Apply`."""
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm).item()
-        if np.isfinite(norm):
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate
-            self._optimizer.step()
-        return norm
+    def step(self, param: Tensor, grad: Tensor, learning_rate: float) -> None:
+        """Step `param` `[P]` in place."""
 
     def get_state(self) -> StateTree:
-        """Return the slots by parameter index; hyperparameters are the config's."""
-        slots: Mapping[int, Mapping[str, Tensor]] = self._optimizer.state_dict()["state"]
-        return {str(index): {name: slot.clone() for name, slot in slots[index].items()} for index in slots}
+        """The slots."""
 
     def set_state(self, state: StateTree) -> None:
-        """Restore the slots bit for bit."""
-        slots: dict[int, dict[str, Tensor]] = {}
-        for index in state:
-            named = read_branch(state, index)
-            slots[int(index)] = {name: read_tensor(named, name) for name in named}
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        """Continue from `get_state`."""
 
 
-class RMSpropTF(torch.optim.Optimizer):
-    """RMSprop as in TensorFlow 1: epsilon inside the square root, the average starting at 1.
+class Adam:
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980), operation for operation as torch.optim.Adam does it."""
+
+    _BETA1, _BETA2 = 0.9, 0.999
+
+    def __init__(self, eps: float) -> None:
+        """Take epsilon, which is added to the root."""
+        self._eps = eps
+        self._steps = 0
+
+    def prepare(self, param: Tensor) -> None:
+        """Allocate both averages `[P]`."""
+        self._average, self._square = torch.zeros_like(param), torch.zeros_like(param)
+
+    def step(self, param: Tensor, grad: Tensor, learning_rate: float) -> None:
+        """Step in place."""
+        self._steps += 1
+        self._average.lerp_(grad, 1.0 - self._BETA1)
+        self._square.mul_(self._BETA2).addcmul_(grad, grad, value=1.0 - self._BETA2)
+        correction1 = 1.0 - self._BETA1**self._steps
+        correction2 = 1.0 - self._BETA2**self._steps
+        root = self._square.sqrt().div_(math.sqrt(correction2)).add_(self._eps)
+        param.addcdiv_(self._average, root, value=-learning_rate / correction1)
+
+    def get_state(self) -> StateTree:
+        """Return averages and step count."""
+        return {"average": self._average.clone(), "square": self._square.clone(), "steps": self._steps}
+
+    def set_state(self, state: StateTree) -> None:
+        """Restore them bit for bit."""
+        self._average.copy_(read_tensor(state, "average"))
+        self._square.copy_(read_tensor(state, "square"))
+        self._steps = int(read_number(state, "steps"))
+
+
+class RMSprop:
+    """RMSprop (Hinton 2012), in torch's form or in TensorFlow 1's.
 
     The difference decided A2C's stability in published results (DLR-RM/stable-baselines3 PR 110)::
 
-        average = alpha * average + (1 - alpha) * grad**2
-        param  -= lr * grad / sqrt(average + eps)
+        square = alpha * square + (1 - alpha) * grad**2          from 0 (torch) or 1 (TensorFlow)
+        param -= lr * grad / (sqrt(square) + eps)                torch
+        param -= lr * grad / sqrt(square + eps)                  TensorFlow
     """
 
-    def __init__(self, params: list[nn.Parameter], lr: float, alpha: float = 0.99, eps: float = 1e-5) -> None:
-        """Take the parameters and the usual settings."""
-        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps})
+    _ALPHA = 0.99
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
+    def __init__(self, eps: float, tensorflow: bool) -> None:
+        """Take epsilon and the form."""
+        self._eps, self._tensorflow = eps, tensorflow
 
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def prepare(self, param: Tensor) -> None:
+        """Allocate the average of squares `[P]`."""
+        self._square = torch.ones_like(param) if self._tensorflow else torch.zeros_like(param)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Step every parameter that has a gradient; closures are not supported."""
-        assert closure is None, "RMSpropTF takes no closure"
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            grads = [p.grad for p in params]
-            averages = [self._average(p) for p in params]
-            torch._foreach_mul_(averages, group["alpha"])
-            torch._foreach_addcmul_(averages, grads, grads, 1.0 - group["alpha"])
-            roots = torch._foreach_add(averages, group["eps"])
-            torch._foreach_sqrt_(roots)
-            torch._foreach_addcdiv_(params, grads, roots, -group["lr"])
-        return None
+    def step(self, param: Tensor, grad: Tensor, learning_rate: float) -> None:
+        """Step in place."""
+        self._square.mul_(self._ALPHA).addcmul_(grad, grad, value=1.0 - self._ALPHA)
+        root = self._square.add(self._eps).sqrt_() if self._tensorflow else self._square.sqrt().add_(self._eps)
+        param.addcdiv_(grad, root, value=-learning_rate)
 
-    def _average(self, param: nn.Parameter) -> Tensor:
-        state = self.state[param]
-        if not state:
-            state["square_avg"] = torch.ones_like(param)
-        average: Tensor = state["square_avg"]
-        return average
+    def get_state(self) -> StateTree:
+        """Return the average."""
+        return {"square": self._square.clone()}
+
+    def set_state(self, state: StateTree) -> None:
+        """Restore it bit for bit."""
+        self._square.copy_(read_tensor(state, "square"))
+
+
+class LocalApply:
+    """One process, one model, one rule."""
+
+    def __init__(self, model: nn.Module, rule: Rule, max_grad_norm: float | None) -> None:
+        """Make `model`'s parameters views of one vector, to be stepped by `rule`.
+
+        Args:
+            model: on its device already; its parameters keep their names and shapes.
+            rule: the optimiser.
+            max_grad_norm: clip the global gradient norm to this; None does not clip.
+
+        Raises:
+            ValueError: a parameter is not float32.
+        """
+        params = [p for p in model.parameters() if p.requires_grad]
+        odd = next((p.dtype for p in params if p.dtype != torch.float32), None)
+        if odd is not None:
+            raise ValueError(f"the model has parameters of {odd}, expected torch.float32: convert the encoder's.")
+        self._param, self._grad = _flatten(params)
+        self._rule, self._max_norm = rule, max_grad_norm
+        rule.prepare(self._param)
+
+    def __call__(self, loss: Tensor, learning_rate: float) -> float:
+        """See `Apply`."""
+        self._grad.zero_()
+        loss.backward()
+        norm = float(self._grad.norm())
+        if math.isfinite(norm):
+            if self._max_norm is not None and norm > self._max_norm:
+                self._grad.mul_(self._max_norm / (norm + 1e-6))
+            self._rule.step(self._param, self._grad, learning_rate)
+        return norm
+
+    def get_state(self) -> StateTree:
+        """Return the rule's slots; parameters are the model's."""
+        return self._rule.get_state()
+
+    def set_state(self, state: StateTree) -> None:
+        """Restore the slots bit for bit."""
+        self._rule.set_state(state)
+
+
+def _flatten(params: list[nn.Parameter]) -> tuple[Tensor, Tensor]:
+    """Move parameters into one vector `[P]` and give them gradients in another; return both."""
+    vector = torch.cat([p.detach().reshape(-1) for p in params])
+    grad = torch.zeros_like(vector)
+    sizes = [p.numel() for p in params]
+    for p, data, slot in zip(params, vector.split(sizes), grad.split(sizes), strict=True):
+        p.data = data.view_as(p)
+        p.grad = slot.view_as(p)
+    return vector, grad

@@ -14,7 +14,7 @@ from gymnasium.vector import VectorEnv
 from torch import nn
 
 from fastac import presets
-from fastac.apply import LocalApply, RMSpropTF
+from fastac.apply import Adam, LocalApply, RMSprop, Rule
 from fastac.config import AlgoName, Config, EnvConfig, ModelConfig, OptimConfig
 from fastac.contract import StateTree, VecEnv, read_branch, read_tensor
 from fastac.envs import adapt, has_native, make_vec
@@ -126,7 +126,7 @@ def build(config: Config, envs: VecEnv, encoder: EncoderFactory | None = None) -
     rollout = allocate_rollout(config, envs, model.state_size)
     collector = Collector(envs, model, rollout, generator, device)
     slicing = SequenceMinibatches if config.model.core == "lstm" else FlatMinibatches
-    apply = LocalApply(model, build_optimizer(config.optim, model), config.optim.max_grad_norm)
+    apply = LocalApply(model, build_rule(config.optim), config.optim.max_grad_norm)
     minibatches = slicing(config.algo.num_minibatches, generator)
     learner = Learner(config, model, _LOSSES[config.algo.algo], minibatches, apply, device)
     reward_normalizer = (
@@ -240,14 +240,11 @@ def _(space: Box, input_size: int, config: ModelConfig) -> GaussianHead:
     return GaussianHead(input_size, int(np.prod(space.shape)), config.log_std_init)
 
 
-def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimiser; fused and foreach forms only change speed."""
-    params, learning_rate, eps = list(model.parameters()), config.learning_rate, config.optimizer_eps
+def build_rule(config: OptimConfig) -> Rule:
+    """Build the optimiser's rule."""
     if config.optimizer == "adam":
-        return torch.optim.Adam(params, lr=learning_rate, eps=eps, fused=True)
-    if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(params, lr=learning_rate, alpha=0.99, eps=eps, foreach=True)
-    return RMSpropTF(params, lr=learning_rate, eps=eps)
+        return Adam(config.optimizer_eps)
+    return RMSprop(config.optimizer_eps, tensorflow=config.optimizer == "rmsprop_tf")
 
 
 def allocate_rollout(config: Config, envs: VecEnv, state_size: int) -> Rollout:

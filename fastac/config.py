@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 ConfigValue: TypeAlias = str | int | float | bool | tuple[int, ...] | None
@@ -50,7 +51,7 @@ class EnvConfig:
     def __post_init__(self) -> None:
         """Validate."""
         _check(bool(self.env_id), "env_id", self.env_id, "a Gymnasium environment id")
-        _check(self.num_envs >= 1, "num_envs", self.num_envs, "at least 1")
+        _check(1 <= self.num_envs <= 1_000_000, "num_envs", self.num_envs, "a whole number from 1 to 1,000,000")
         _check_choice("vectorization", self.vectorization, Vectorization)
 
 
@@ -173,7 +174,7 @@ class RunConfig:
     device: str = "cpu"
     """cpu, cuda or cuda:K."""
     total_env_steps: int = 500_000
-    """Budget in environment steps."""
+    """Budget in environment steps; the rollout in hand is finished."""
     until_return: float | None = None
     """Stop at the first greedy evaluation whose mean return reaches this."""
     eval_every: int = 25_000
@@ -313,13 +314,15 @@ def _coerce(name: str, value: object) -> ConfigValue:
         expected = bool if isinstance(value, bool) else str
         if kind is expected or (expected is str and get_origin(kind) is Literal):
             return value
-    elif isinstance(value, int | float):
+    elif isinstance(value, Real):  # NumPy's numbers too
         if kind is float or optional:  # every optional setting is a float
             return float(value)
-        if kind is int and value == value // 1:
-            return int(value)
-    elif isinstance(value, Sequence) and get_origin(kind) is tuple and all(type(v) is int for v in value):
-        return tuple(value)
+        if kind is int and float(value).is_integer():
+            return int(value) if isinstance(value, Integral) else int(float(value))
+    elif isinstance(value, Sequence) and get_origin(kind) is tuple:
+        whole = tuple(int(v) for v in value if isinstance(v, Integral) and not isinstance(v, bool))
+        if len(whole) == len(value):
+            return whole
     raise ValueError(f"{name} is {value!r}, expected {_describe(kind)}.")
 
 

@@ -151,7 +151,7 @@ def pendulum_ppo() -> Config:
 
 
 def lunarlander_ppo() -> Config:
-    """PPO on LunarLander-v3: a long horizon, everything normalised, many passes over short rollouts."""
+    """PPO on LunarLander-v3: everything normalised, ten passes over short rollouts."""
     return Config().replace(
         env_id="LunarLander-v3",
         algo="ppo",
@@ -162,12 +162,10 @@ def lunarlander_ppo() -> Config:
         hidden_sizes=(64, 64),
         activation="tanh",
         shared_trunk=False,
-        learning_rate=1e-3,
-        gamma=0.995,
-        gae_lambda=0.97,
-        ent_coef=0.005,
-        num_epochs=8,
-        num_minibatches=8,
+        learning_rate=3e-4,
+        ent_coef=0.0,
+        num_epochs=10,
+        num_minibatches=16,
         normalize_advantage=True,
         total_env_steps=1_000_000,
         eval_every=25_000,
@@ -226,7 +224,7 @@ def names(env_id: str) -> list[str]:
 
 def default(env_id: str, algo: AlgoName, actions: ActionKind) -> Config:
     """Return a starting point for an environment that nobody has tuned."""
-    config = Config().replace(env_id=env_id, algo=algo, normalize_obs=True, normalize_reward=actions == "continuous")
+    config = Config().replace(env_id=env_id, algo=algo, normalize_obs=True, normalize_reward=True)
     if algo == "ppo":
         return config.replace(
             num_envs=16,
@@ -248,7 +246,6 @@ def default(env_id: str, algo: AlgoName, actions: ActionKind) -> Config:
         hidden_sizes=(64, 64),
         activation="tanh",
         shared_trunk=False,
-        optimizer="rmsprop_tf",
         learning_rate=7e-4,
         ent_coef=0.0 if actions == "continuous" else 0.01,
     )

@@ -107,12 +107,15 @@ class Session:
     def _log_start(self) -> None:
         config = self.config
         log.info(
-            "%s on %s: %d envs x %d steps, vectorization %s, rollout %.2f MB, device %s, run directory %s",
+            "%s on %s: %d envs x %d steps, %s",
             config.algo.algo,
             config.env.env_id,
             config.env.num_envs,
             config.algo.num_steps,
             self._envs.description,
+        )
+        log.info(
+            "rollout %.2f MB, device %s, run directory %s",
             self.parts.rollout.nbytes / 1e6,
             config.run.device,
             self.directory.path,

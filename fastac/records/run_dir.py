@@ -80,6 +80,18 @@ class RunDirectory:
         except ValueError as error:
             raise ValueError(f"{self.path / _CONFIG} does not fit this fastac: {error}") from error
 
+    def reopen(self, config: Config) -> None:
+        """Go on with a run: `config` is its configuration from now on, and it has not ended.
+
+        Raises:
+            RecordError: the place cannot be written.
+        """
+        replace_json(self.path / _CONFIG, config.to_dict())
+        try:
+            (self.path / _SUMMARY).unlink(missing_ok=True)
+        except OSError as error:
+            raise RecordError(f"cannot remove {self.path / _SUMMARY}: {describe(error)}.") from error
+
     @property
     def has_ended(self) -> bool:
         """Whether there is a summary, which a run writes when it ends."""

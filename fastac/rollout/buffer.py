@@ -124,11 +124,11 @@ class Rollout:
 
         Once per rollout rather than per step: what was sampled on a NaN is discarded with the run.
         """
-        for name, rows in (("observation", self.obs.numpy()), ("reward", self.reward.numpy())):
+        for name, rows in (("an observation", self.obs.numpy()), ("a reward", self.reward.numpy())):
             # One reduction answers the usual case: NaN and inf both survive a sum.
             if np.isfinite(rows.sum(dtype=np.float64)):
                 continue
             bad = np.argwhere(~np.isfinite(rows))
             if len(bad):
                 t, n = int(bad[0][0]), int(bad[0][1])
-                raise EnvFailure(f"env {n} returned a {name} that is not finite in row {t} of the rollout")
+                raise EnvFailure(f"env {n} returned {name} that is not finite in row {t} of the rollout")

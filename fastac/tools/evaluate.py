@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastac.contract import ObsArray, Policy, StepRow, VecEnv
+from fastac.contract import EnvFailure, ObsArray, Policy, StepRow, VecEnv
+
+_MAX_LENGTH = 100_000  # several times the longest of Gymnasium's own time limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def evaluate(policy: Policy, envs: VecEnv, episodes: int, device: torch.device) 
     first so many that finish would favour short ones.
 
     Raises:
-        EnvFailure: an environment failed.
+        EnvFailure: an environment failed, or its episode does not end.
     """
     num = envs.num_envs
     quota = np.full(num, episodes // num)
@@ -83,6 +85,7 @@ def evaluate(policy: Policy, envs: VecEnv, episodes: int, device: torch.device) 
         length += slots.row.valid
         done = slots.row.terminated | slots.row.truncated
         if not done.any():
+            _check_length(length, quota)
             continue
         for n in np.flatnonzero(done & (quota > 0)):
             returns.append(float(total[n]))
@@ -90,3 +93,12 @@ def evaluate(policy: Policy, envs: VecEnv, episodes: int, device: torch.device) 
         quota -= done & (quota > 0)
         total[done], length[done] = 0.0, 0
     return Evaluation(np.array(returns), np.array(lengths))
+
+
+def _check_length(length: NDArray[np.int64], quota: NDArray[np.int64]) -> None:
+    endless = np.flatnonzero((length >= _MAX_LENGTH) & (quota > 0))
+    if endless.size:
+        raise EnvFailure(
+            f"env {endless[0]} has played {_MAX_LENGTH} steps of an evaluation episode without an end: "
+            "give the environment a time limit, such as max_episode_steps when it is registered."
+        )

@@ -92,7 +92,7 @@ class SyncTrainer:
             rollout.check_finite()
         except EnvFailure as error:
             where = f"in iteration {self.iteration + 1}, after {self.env_steps} environment steps"
-            raise EnvFailure(f"{error}, {where}") from error
+            raise EnvFailure(f"{str(error).removesuffix('.')}, {where}") from error
         return rollout
 
     def _restart_episodes(self) -> None:

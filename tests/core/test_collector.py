@@ -191,7 +191,7 @@ def test_a_number_that_is_not_finite_is_found(what, row):
     model = make_lstm()
     rollout = allocate(6, 2, state_size=model.state_size)
     collected = Collector(envs, model, rollout, torch.Generator().manual_seed(0), CPU).collect(Phases())
-    with pytest.raises(EnvFailure, match=f"env 1 returned a {what} that is not finite in row {row} "):
+    with pytest.raises(EnvFailure, match=f"env 1 returned an? {what} that is not finite in row {row} "):
         collected.check_finite()
 
 

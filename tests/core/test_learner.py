@@ -19,8 +19,8 @@ from core_support import (
     weights,
 )
 
-from fastac.apply import LocalApply, RMSpropTF
-from fastac.build import build_optimizer
+from fastac.apply import LocalApply, RMSprop
+from fastac.build import build_rule
 from fastac.config import Config
 from fastac.contract import NonFiniteError, Phases
 from fastac.learner import Learner, anneal, explained_variance
@@ -65,7 +65,7 @@ def collect(model, num_steps=12, rollouts=1, mode="next_step"):
 
 def make_learner(model, minibatches, loss=policy_gradient, **settings):
     config = Config().replace(**settings)
-    apply = LocalApply(model, build_optimizer(config.optim, model), config.optim.max_grad_norm)
+    apply = LocalApply(model, build_rule(config.optim), config.optim.max_grad_norm)
     return Learner(config, model, loss, minibatches, apply, CPU)
 
 
@@ -329,10 +329,20 @@ def test_the_learning_rate_scales_the_step():
     assert float(steps[1] / steps[0]) == pytest.approx(2.0, rel=1e-3)
 
 
+class PlainDescent:
+    """A rule without slots."""
+
+    def prepare(self, param):
+        pass
+
+    def step(self, param, grad, learning_rate):
+        param.sub_(grad, alpha=learning_rate)
+
+
 @pytest.mark.parametrize("max_grad_norm", [0.1, None])
 def test_the_gradient_is_clipped_to_a_global_norm(max_grad_norm):
     model = torch.nn.Linear(3, 2)
-    apply = LocalApply(model, torch.optim.SGD(model.parameters(), lr=1.0), max_grad_norm)
+    apply = LocalApply(model, PlainDescent(), max_grad_norm)
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
     norm = apply(100.0 * model(torch.ones(1, 3)).sum(), 0.5)
     moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
@@ -343,22 +353,44 @@ def test_the_gradient_is_clipped_to_a_global_norm(max_grad_norm):
 def test_gradients_do_not_add_up_over_steps():
     weight = torch.nn.Parameter(torch.zeros(1))
     model = torch.nn.ParameterList([weight])
-    apply = LocalApply(model, torch.optim.SGD(model.parameters(), lr=1.0), None)
+    apply = LocalApply(model, PlainDescent(), None)
     assert [apply(weight.sum(), 1.0) for _ in range(4)] == [1.0, 1.0, 1.0, 1.0]
     assert weight.item() == -4.0
 
 
 def test_rmsprop_tf_by_formula():
-    param = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
-    optimizer = RMSpropTF([param], lr=0.1, alpha=0.9, eps=1e-3)
-    expected, average = param.detach().double().numpy().copy(), np.ones(3)
+    param = torch.tensor([1.0, -2.0, 0.5])
+    rule = RMSprop(eps=1e-3, tensorflow=True)
+    rule.prepare(param)
+    expected, average = param.double().numpy().copy(), np.ones(3)
     for step in range(5):
         grad = np.array([0.5, -3.0, 0.001]) * (step + 1)
-        param.grad = torch.from_numpy(grad).float()
-        optimizer.step()
-        average = 0.9 * average + 0.1 * grad**2
+        rule.step(param, torch.from_numpy(grad).float(), 0.1)
+        average = 0.99 * average + 0.01 * grad**2
         expected -= 0.1 * grad / np.sqrt(average + 1e-3)
-        np.testing.assert_allclose(param.detach().numpy(), expected, rtol=1e-5)
+        np.testing.assert_allclose(param.numpy(), expected, rtol=1e-5)
+
+
+def test_parameters_keep_their_values_and_become_views_of_one_vector():
+    model = make_model()
+    before = state_of(model)
+    LocalApply(model, PlainDescent(), None)
+    assert not differ(before, state_of(model))
+    assert len({p.untyped_storage().data_ptr() for p in model.parameters()}) == 1
+    assert len({p.grad.untyped_storage().data_ptr() for p in model.parameters()}) == 1
+
+
+def test_frozen_parameters_stay():
+    model = torch.nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    before = model.bias.clone()
+    LocalApply(model, PlainDescent(), None)(model(torch.ones(1, 3)).sum(), 0.5)
+    assert torch.equal(model.bias, before) and model.bias.grad is None
+
+
+def test_parameters_of_another_precision_are_refused():
+    with pytest.raises(ValueError, match=r"torch\.float64, expected torch\.float32"):
+        LocalApply(torch.nn.Linear(3, 2).double(), PlainDescent(), None)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "rmsprop_tf"])

@@ -11,8 +11,8 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from fastac.apply import LocalApply, RMSpropTF
-from fastac.build import build_head, build_optimizer
+from fastac.apply import Adam, LocalApply, RMSprop
+from fastac.build import build_head, build_rule
 from fastac.config import Config
 from fastac.contract import Phases
 from fastac.learner import Learner
@@ -145,7 +145,7 @@ def test_weights_equal_those_of_stable_baselines3_after_some_updates(optimizer, 
             ours.copy_(theirs)
     begin = [ours.detach().clone() for ours, _ in pairs(model, agent.policy)]
     assert sum(p.numel() for p in begin) == sum(p.numel() for p in model.parameters())
-    apply = LocalApply(model, build_optimizer(config.optim, model), config.optim.max_grad_norm)
+    apply = LocalApply(model, build_rule(config.optim), config.optim.max_grad_norm)
     learner = Learner(config, model, policy_gradient, FlatMinibatches(1, torch.Generator()), apply, CPU)
     rollout, final_obs = draw_rollout(SPACES[space], np.random.default_rng(0))
     for _ in range(UPDATES):
@@ -164,12 +164,23 @@ def test_weights_equal_those_of_stable_baselines3_after_some_updates(optimizer, 
         assert (ours - before).abs().max() > 1e-3  # they went somewhere
 
 
-def test_rmsprop_tf_equals_rmsprop_tf_like():
-    ours, theirs = (torch.nn.Parameter(torch.linspace(-1.0, 1.0, 7)) for _ in range(2))
-    optimizers = RMSpropTF([ours], lr=0.05, eps=1e-5), RMSpropTFLike([theirs], lr=0.05, alpha=0.99, eps=1e-5)
+@pytest.mark.parametrize(
+    ("rule", "theirs"),
+    [
+        (Adam(eps=1e-5), lambda p: torch.optim.Adam(p, lr=0.05, eps=1e-5, foreach=False)),
+        (RMSprop(eps=1e-5, tensorflow=False), lambda p: torch.optim.RMSprop(p, lr=0.05, eps=1e-5, foreach=False)),
+        (RMSprop(eps=1e-5, tensorflow=True), lambda p: RMSpropTFLike(p, lr=0.05, alpha=0.99, eps=1e-5)),
+    ],
+    ids=["adam", "rmsprop", "rmsprop_tf"],
+)
+def test_our_rules_are_theirs_bit_for_bit(rule, theirs):
+    ours = torch.linspace(-1.0, 1.0, 7)
+    param = torch.nn.Parameter(ours.clone())
+    optimizer = theirs([param])
+    rule.prepare(ours)
     for step in range(20):
         grad = torch.randn(7, generator=torch.Generator().manual_seed(step))
-        for param, optimizer in zip((ours, theirs), optimizers, strict=True):
-            param.grad = grad.clone()
-            optimizer.step()
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+        rule.step(ours, grad, 0.05)
+        param.grad = grad.clone()
+        optimizer.step()
+    assert torch.equal(ours, param.detach())

@@ -100,7 +100,7 @@ def test_a_disk_that_is_full_when_logging(tmp_path):
     process = spawn_main(words, tmp_path, _allow_small_files)
     process.join()
     assert process.exitcode == 2
-    began, says = (tmp_path / "stderr").read_text().splitlines()
+    began, _, says = (tmp_path / "stderr").read_text().splitlines()
     assert began.startswith("a2c on CartPole-v1")
     assert re.search(r"fastac: cannot write .*progress.jsonl: File too large", says)
     assert load_checkpoint(checkpoints(run_dir)[-1]).env_steps > 0
