@@ -6,17 +6,19 @@ and not the first reset; the resets after each episode are in it, and 22 steps a
 
 import pytest
 
-from benchmarks.workloads import NUM_ENVS, count_valid, lecture_net, random_actions, whole_run
+from benchmarks.workloads import NUM_ENVS, Measure, count_valid, lecture_net, random_actions, whole_run
+
+pytestmark = pytest.mark.bench
 
 
 @pytest.mark.parametrize("num_envs", NUM_ENVS)
-def test_step(measure, num_envs):
+def test_step(measure: Measure, num_envs: int) -> None:
     parts = whole_run(lecture_net(num_envs))
     envs, rollout = parts.envs, parts.rollout
     rows, actions = rollout.step_rows(), random_actions(rollout.num_steps, num_envs)
     envs.reset(rollout.obs[0].numpy(), rollout.start[0].numpy())
 
-    def work():
+    def work() -> int:
         for t, row in enumerate(rows):
             envs.step(actions[t], row)
         return count_valid(rollout)

@@ -7,12 +7,14 @@ policy is fixed (see `workloads`), so this says nothing of how fast anything is 
 
 import pytest
 
-from benchmarks.workloads import NUM_ENVS, count_valid, lecture_net, split, whole_run
+from benchmarks.workloads import NUM_ENVS, Measure, count_valid, lecture_net, split, whole_run
 from fastac.contract import Phases
+
+pytestmark = pytest.mark.bench
 
 
 @pytest.mark.parametrize("num_envs", NUM_ENVS)
-def test_collect(measure, num_envs):
+def test_collect(measure: Measure, num_envs: int) -> None:
     parts = whole_run(lecture_net(num_envs))
     collector, _ = split(parts)
     measure(f"collect, {num_envs} envs", lambda: count_valid(collector.collect(Phases())))
@@ -20,14 +22,14 @@ def test_collect(measure, num_envs):
 
 
 @pytest.mark.parametrize("num_envs", NUM_ENVS)
-def test_update(measure, num_envs):
+def test_update(measure: Measure, num_envs: int) -> None:
     parts = whole_run(lecture_net(num_envs))
     collector, learner = split(parts)
     collector.collect(Phases())
     rollout = collector.collect(Phases())  # the first one holds hardly any end of an episode
     steps = count_valid(rollout)
 
-    def work():
+    def work() -> int:
         learner.learn(rollout, rollout.reward, 0.0, Phases())
         return steps
 
@@ -36,12 +38,12 @@ def test_update(measure, num_envs):
 
 
 @pytest.mark.parametrize("num_envs", NUM_ENVS)
-def test_end_to_end(measure, num_envs):
+def test_end_to_end(measure: Measure, num_envs: int) -> None:
     parts = whole_run(lecture_net(num_envs))
     reports = parts.trainer.run()
     seen = 0
 
-    def work():
+    def work() -> int:
         nonlocal seen
         before, seen = seen, next(reports).env_steps
         return seen - before

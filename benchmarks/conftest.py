@@ -7,16 +7,16 @@ distance of the quartiles in percent of that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from statistics import median, quantiles
 from time import perf_counter, process_time
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from benchmarks.machine import Machine, describe_machine, format_machine
 from benchmarks.tables import format_table
+from benchmarks.workloads import Measure, Work
 
 _ROUND_S = 0.05  # long against the clock and the scheduler
 _WORKLOAD_S = 1.2  # for all rounds of one workload, where a round is shorter than a twentieth of it
@@ -28,9 +28,6 @@ _CAVEAT = (
     "on these, or both. Far below 100 % core, others took part of the machine, and the rates are too low by as much."
 )
 
-# Does the workload once and returns how many steps that was.
-Work = Callable[[], int]
-
 
 class Row(NamedTuple):
     workload: str
@@ -39,10 +36,6 @@ class Row(NamedTuple):
     spread: float
     core: float
     rounds: int
-
-
-class Measure(Protocol):
-    def __call__(self, workload: str, work: Work) -> None: ...
 
 
 _rows = pytest.StashKey[list[Row]]()
@@ -56,10 +49,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def measure(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Measure]:
+def measure(benchmark: Any, request: pytest.FixtureRequest) -> Measure:
     """Warm a workload up, repeat it until a round is long enough, and take the median of the rounds."""
 
     def measured(workload: str, work: Work) -> None:
+        if benchmark.disabled:  # --benchmark-disable: only see that it runs
+            benchmark(work)
+            return
         steps: list[int] = []
         repeats, rounds = _plan(work)
         began, core_began = perf_counter(), process_time()
@@ -75,7 +71,7 @@ def measure(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Measure]
         benchmark.extra_info.update(row._asdict())
         request.config.stash[_rows].append(row)
 
-    yield measured
+    return measured
 
 
 def _plan(work: Work) -> tuple[int, int]:

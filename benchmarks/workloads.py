@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +15,15 @@ from fastac.learner import Learner
 from fastac.rollout import Collector, Rollout
 
 NUM_ENVS = (64, 256, 1024, 4096)
+
+# Does the workload once and returns how many steps that was.
+Work = Callable[[], int]
+
+
+class Measure(Protocol):
+    """The fixture `measure`: times a workload under a name."""
+
+    def __call__(self, workload: str, work: Work) -> None: ...
 
 
 def lecture_net(num_envs: int) -> Config:
@@ -24,8 +36,8 @@ def lecture_net(num_envs: int) -> Config:
         hidden_sizes=(128, 128),
         activation="relu",
         shared_trunk=True,
-        # Below what float32 weights can take in: the policy stays the untrained one, and with it the
-        # share of resets, however long is measured. An update costs the same at any rate.
+        # Too small to move the policy: it stays the untrained one, and with it the share of resets,
+        # however long is measured. An update costs the same at any rate.
         learning_rate=1e-12,
         total_env_steps=10**12,
     )

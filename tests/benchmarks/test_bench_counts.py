@@ -105,14 +105,13 @@ def test_a_read_more(committed, monkeypatch, read):
 
 def test_a_kernel_call_more(committed, monkeypatch):
     learn = Learner.learn
+    floats, flags = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool)
 
-    def learn_twice(self, *args):
-        learner.gae(
-            *[torch.zeros(1, 1)] * 2, *[torch.zeros(1, 1, dtype=torch.bool)] * 2, 1.0, 1.0, *[torch.zeros(1, 1)] * 2
-        )
-        return learn(self, *args)
+    def estimate_and_learn(*args):
+        learner.gae(floats, torch.zeros(2, 1), flags, flags, 1.0, 1.0, floats.clone(), floats.clone())
+        return learn(*args)
 
-    monkeypatch.setattr(Learner, "learn", learn_twice)
+    monkeypatch.setattr(Learner, "learn", estimate_and_learn)
     assert changes(committed)["advantages: kernel calls"] == 1
 
 
