@@ -1,4 +1,4 @@
-"""fastac: fast, exact actor-critic training (A2C, A3C, PPO) on the machine you have.
+"""fastac: fast, exact actor-critic training (A2C, PPO, REINFORCE) on the machine you have.
 
     import fastac
 

@@ -18,11 +18,11 @@ from fastac.build import (
     build_envs,
     build_evaluation_envs,
     build_model,
-    check_device,
     default_config,
     evaluation_seed,
     load_module,
     restart_seed,
+    single_thread,
 )
 from fastac.config import AlgoName, Config, ConfigValue, JsonValue
 from fastac.contract import read_branch
@@ -69,7 +69,7 @@ def train(
         preset: a preset's name, where not the algorithm's own.
         run_dir: a new directory; by default a dated one under `runs/`.
         encoder: builds an `nn.Module` for an observation space, in place of the configured layers;
-            it maps `[..., *obs_shape]` to `[..., D]`.
+            it maps `[..., *obs_shape]` to `[..., D]` and is kept in evaluation mode.
         show_progress: show a bar on a terminal.
         settings: any field of the configuration by its flat name, such as `num_envs=64`.
 
@@ -100,8 +100,7 @@ def start(
         raise ValueError(
             f"env_id is {settings['env_id']!r} beside the environment {env_id!r}, expected only the latter."
         )
-    chosen = {} if algo is None else {"algo": algo}
-    config = default_config(env_id, algo or "a2c", preset, factory).replace(**(chosen | settings))
+    config = default_config(env_id, algo, preset, factory).replace(**settings)
     directory = None if run_dir is None else Path(run_dir)
     return start_config(config, directory, factory, encoder, show_progress)
 
@@ -155,7 +154,6 @@ def resume(
     # These environments' streams are overwritten by the saved ones, or new where none could be saved.
     parts = _assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), env, encoder)
     with _closing_on_error(parts):
-        directory.reopen(config)
         return Session(config, directory, parts, env, checkpoint.state, show_progress, command)
 
 
@@ -168,7 +166,7 @@ def finish(session: Session) -> Run:
 
 
 def load(run_dir: Path | str, *, env: EnvFactory | None = None, encoder: EncoderFactory | None = None) -> Run:
-    """Load a run's best policy (the last where none was evaluated), for evaluation or use.
+    """Load a run's best policy (the last where none was evaluated) on the CPU, for evaluation or use.
 
     Raises:
         ValueError: no run, no checkpoint, or a damaged one.
@@ -179,7 +177,7 @@ def load(run_dir: Path | str, *, env: EnvFactory | None = None, encoder: Encoder
     config = checkpoint.config
     envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env)
     try:
-        model = build_model(config.model, envs, encoder=encoder).to(check_device(config.run.device))
+        model = build_model(config.model, envs, encoder=encoder)
         load_module(model, read_branch(read_branch(checkpoint.state, "parts"), "model"))
         policy = TrainedPolicy(model, envs.single_observation_space, envs.single_action_space)
     finally:
@@ -198,7 +196,8 @@ def evaluate(run: Run, episodes: int = 100, seed: int = 0, *, env: EnvFactory | 
         raise ValueError(f"episodes is {episodes}, expected at least 1.")
     envs = build_evaluation_envs(run.config.env, episodes, evaluation_seed(seed, 0), env)
     try:
-        return play_episodes(run.policy.model, envs, episodes, check_device(run.config.run.device))
+        with single_thread():
+            return play_episodes(run.policy.model, envs, episodes, run.policy.device)
     finally:
         envs.close()
 
@@ -206,8 +205,9 @@ def evaluate(run: Run, episodes: int = 100, seed: int = 0, *, env: EnvFactory | 
 def _check_incomplete(config: Config, checkpoint: Checkpoint, directory: RunDirectory) -> None:
     """Refuse to resume a run that has nothing left to do, not even its last evaluation."""
     budget, target = config.run.total_env_steps, config.run.until_return
-    is_evaluated = directory.has_ended and directory.read_summary().get("stopped_by") is None
-    if checkpoint.env_steps >= budget and is_evaluated:
+    if not directory.has_ended or directory.read_summary().get("stopped_by") is not None:
+        return
+    if checkpoint.env_steps >= budget:
         raise ValueError(
             f"the run is complete: it has taken {checkpoint.env_steps} of {budget} environment steps; "
             "give a larger --total-env-steps to go on."

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import singledispatch
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -67,6 +68,17 @@ class Streams:
         """Derive them from the run's seed."""
         model, actions, env = np.random.SeedSequence(seed).spawn(3)
         return cls(_to_int(model), _to_int(actions), env)
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Give torch one thread: faster for small networks, and results do not depend on the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def evaluation_seed(seed: int, env_steps: int) -> np.random.SeedSequence:
@@ -138,14 +150,18 @@ def build(config: Config, envs: VecEnv, encoder: EncoderFactory | None = None) -
     return Parts(envs, model, rollout, trainer, reward_normalizer)
 
 
-def default_config(env_id: str, algo: AlgoName, preset: str | None, factory: EnvFactory | None = None) -> Config:
+def default_config(env_id: str, algo: str | None, preset: str | None, factory: EnvFactory | None = None) -> Config:
     """Return the preset for an environment and algorithm, or else defaults by its kind of action space.
 
     Raises:
-        ValueError: an unknown preset or environment.
+        ValueError: an unknown algorithm, preset or environment, or a preset of another algorithm.
     """
-    found = presets.find(env_id, preset or algo)
+    if algo not in (None, *get_args(AlgoName)):
+        raise ValueError(f"algo is {algo!r}, expected one of {', '.join(get_args(AlgoName))}.")
+    found = presets.find(env_id, preset or algo or "a2c")
     if found is not None:
+        if algo not in (None, found.algo.algo):
+            raise ValueError(f"algo is {algo!r}, but the preset {preset!r} is for {found.algo.algo}: name one of them.")
         return found
     if preset is not None:
         raise ValueError(f"preset is {preset!r}, expected one of {', '.join(presets.names(env_id))} for {env_id}.")
@@ -154,7 +170,7 @@ def default_config(env_id: str, algo: AlgoName, preset: str | None, factory: Env
         continuous = isinstance(envs.single_action_space, Box)
     finally:
         envs.close()
-    return presets.default(env_id, algo, "continuous" if continuous else "discrete")
+    return presets.default(env_id, algo or "a2c", "continuous" if continuous else "discrete")
 
 
 def build_envs(config: EnvConfig, seed: np.random.SeedSequence, factory: EnvFactory | None = None) -> VecEnv:
@@ -187,10 +203,10 @@ def build_evaluation_envs(
 
 
 def build_model(config: ModelConfig, envs: VecEnv, seed: int = 0, encoder: EncoderFactory | None = None) -> ActorCritic:
-    """Build the network for the environments' spaces, initialised from `seed`; torch's global stream is untouched."""
+    """Build the network for the environments' spaces, initialised from `seed` without touching torch's CPU stream."""
     obs_shape = envs.single_observation_space.shape
     assert obs_shape is not None  # envs/ let only Box through
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), single_thread():
         torch.manual_seed(seed)
         make = encoder or (lambda _: MLPEncoder(obs_shape[0], config.hidden_sizes, config.activation))
         trunks = [
@@ -199,7 +215,9 @@ def build_model(config: ModelConfig, envs: VecEnv, seed: int = 0, encoder: Encod
         ]
         head = build_head(envs.single_action_space, trunks[0].core.output_size, config)
         normalizer = ObsNormalizer(obs_shape) if config.normalize_obs else NoObsNormalizer()
-        return ActorCritic(trunks, head, normalizer)
+        # In evaluation mode for good: with dropout, or statistics of the batch, the forward that learns
+        # would differ from the one that acted, and evaluations would change the model.
+        return ActorCritic(trunks, head, normalizer).eval()
 
 
 def _build_trunk(config: ModelConfig, encoder: nn.Module, obs_shape: tuple[int, ...]) -> Trunk:
@@ -269,6 +287,8 @@ def check_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"devices of type {device.type} are not supported")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {name!r}, which this machine or torch build does not offer: use cpu.") from error
@@ -285,4 +305,7 @@ def load_module(module: nn.Module, state: StateTree) -> None:
     try:
         module.load_state_dict(saved)
     except RuntimeError as error:
-        raise ValueError(f"the saved weights do not fit this network: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            "the saved weights do not fit this network: if the run began with an encoder of your own, "
+            "resume and load it from Python with the same encoder."
+        ) from error

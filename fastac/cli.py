@@ -20,13 +20,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from fastac.config import AlgoName, Config, JsonValue, setting_names
+from fastac.config import Config, JsonValue, setting_names
 from fastac.presets import PRESETS, find
 
 if TYPE_CHECKING:
@@ -153,10 +153,7 @@ def _default_config(env_id: str, algo: str | None, preset: str | None) -> Config
     """Find what the flags override."""
     from fastac.build import default_config
 
-    for name in get_args(AlgoName):
-        if name == (algo or "a2c"):
-            return default_config(env_id, name, preset)
-    raise ValueError(f"algo is {algo!r}, expected one of {', '.join(get_args(AlgoName))}.")
+    return default_config(env_id, algo, preset)
 
 
 def _take_env_id(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -168,13 +165,14 @@ def _take_env_id(words: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _peek(words: Sequence[str], flag: str) -> str | None:
-    """Return the value that follows a flag, before the parser that depends on it is built."""
+    """Return the last value that follows a flag, before the parser that depends on it is built."""
+    value = None
     for at, word in enumerate(words):
         if word == flag and at + 1 < len(words):
-            return words[at + 1]
-        if word.startswith(flag + "="):
-            return word.partition("=")[2]
-    return None
+            value = words[at + 1]
+        elif word.startswith(flag + "="):
+            value = word.partition("=")[2]
+    return value
 
 
 def _resume(words: Sequence[str]) -> int:
@@ -362,6 +360,8 @@ def _is_rule(line: str) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 2 for bad input, 1 for a run that failed."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for module:EnvId beside the user, as `python -m` would find it
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0 if words else 2

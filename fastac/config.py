@@ -118,7 +118,7 @@ class AlgoConfig:
         """Validate."""
         _check_choice("algo", self.algo, AlgoName)
         _check_choice("collect", self.collect, CollectMode)
-        _check(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
+        _check(1 <= self.num_steps <= 1_000_000, "num_steps", self.num_steps, "a whole number from 1 to 1,000,000")
         _check(0.0 <= self.gamma <= 1.0, "gamma", self.gamma, "a number from 0 to 1")
         _check(0.0 <= self.gae_lambda <= 1.0, "gae_lambda", self.gae_lambda, "a number from 0 to 1")
         _check(0.0 <= self.vf_coef < math.inf, "vf_coef", self.vf_coef, "a finite number of at least 0")
@@ -133,6 +133,11 @@ class AlgoConfig:
             )
         if self.algo == "ppo" and not self.baseline:
             raise ValueError("baseline is False with algo ppo, expected True: only reinforce and a2c can go without.")
+        if (self.algo == "reinforce" or not self.baseline) and (self.collect, self.gae_lambda) != ("episodes", 1.0):
+            raise ValueError(
+                f"collect is {self.collect!r} and gae_lambda is {self.gae_lambda}, expected 'episodes' and 1.0 with "
+                "algo reinforce or without a baseline: both learn from whole returns."
+            )
 
 
 @dataclass(frozen=True)
@@ -231,11 +236,6 @@ class Config:
     def batch_size(self) -> int:
         """Rows of a rollout, B = T * N."""
         return self.algo.num_steps * self.env.num_envs
-
-    @property
-    def minibatch_size(self) -> int:
-        """Rows of a minibatch."""
-        return self.batch_size // self.algo.num_minibatches
 
     def replace(self, **changes: ConfigValue | Sequence[int]) -> Config:
         """Return a copy with fields changed by their flat names; 1e6 goes for a whole number.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from fastac.config import AlgoName, Config
+from fastac.config import Config
 
 ActionKind = Literal["discrete", "continuous"]
 
@@ -38,10 +38,11 @@ def cartpole_a2c() -> Config:
         hidden_sizes=(64, 64),
         activation="tanh",
         shared_trunk=False,
+        gae_lambda=0.98,
         learning_rate=7e-3,
         learning_rate_schedule="linear",
         ent_coef=0.0,
-        total_env_steps=500_000,
+        total_env_steps=200_000,
         eval_every=5_000,
     )
 
@@ -222,11 +223,12 @@ def names(env_id: str) -> list[str]:
     return [preset.name for preset in PRESETS if preset.env_id == env_id]
 
 
-def default(env_id: str, algo: AlgoName, actions: ActionKind) -> Config:
+def default(env_id: str, algo: str, actions: ActionKind) -> Config:
     """Return a starting point for an environment that nobody has tuned."""
-    config = Config().replace(env_id=env_id, algo=algo, normalize_obs=True, normalize_reward=True)
+    config = Config().replace(env_id=env_id, normalize_obs=True, normalize_reward=True)
     if algo == "ppo":
         return config.replace(
+            algo="ppo",
             num_envs=16,
             num_steps=128,
             num_epochs=10,
@@ -239,7 +241,9 @@ def default(env_id: str, algo: AlgoName, actions: ActionKind) -> Config:
             ent_coef=0.0,
         )
     if algo == "reinforce":
-        return config.replace(collect="episodes", num_envs=8, num_steps=1000, gae_lambda=1.0, normalize_advantage=True)
+        return config.replace(
+            algo="reinforce", collect="episodes", num_envs=8, num_steps=1000, gae_lambda=1.0, normalize_advantage=True
+        )
     return config.replace(
         num_envs=16,
         num_steps=8,

@@ -25,7 +25,7 @@ import torch
 
 from fastac.build import EnvFactory, Parts, build_evaluation_envs, evaluation_seed
 from fastac.config import Config, JsonValue
-from fastac.contract import NonFiniteError, Phases, Report, StateTree, read_branch, read_number
+from fastac.contract import EnvFailure, NonFiniteError, Phases, Report, StateTree, read_branch, read_number
 from fastac.records import (
     Bar,
     NullBar,
@@ -88,6 +88,7 @@ class Session:
         self._log_start()
         if state is not None:
             self._restore(state)
+            directory.reopen(config)
         self._writers = self._open_writers(state)
         self._bar: Bar = open_bar(config.run.total_env_steps) if show_progress else NullBar()
         self._threads = torch.get_num_threads()
@@ -140,13 +141,17 @@ class Session:
             NonFiniteError: a loss or gradient is not finite; the state is saved under `failure/`.
             RecordError: the disk is full; the last checkpoint stays.
         """
+        if self._is_reached:  # resumed after its last evaluation: only the end is missing
+            return
         try:
             with _stop_signals() as stop:
                 for report in self.parts.trainer.run():
                     self._consume(report)
                     yield report
+                    if self._is_reached:
+                        break
                     self.stop_signal = stop.signal
-                    if self._progress.solved or self.stop_signal:
+                    if self.stop_signal:
                         break
         except NonFiniteError as error:
             saved = self._save_failure()
@@ -155,6 +160,11 @@ class Session:
         except (Exception, KeyboardInterrupt):
             self._abandon()
             raise
+
+    @property
+    def _is_reached(self) -> bool:
+        target, best = self.config.run.until_return, self._progress.best_mean_return
+        return target is not None and best is not None and best >= target
 
     def _consume(self, report: Report) -> None:
         before = self._steps_seen
@@ -173,7 +183,11 @@ class Session:
         """Evaluate greedily in environments of its own; note the best and whether the target is reached."""
         began = perf_counter()
         run = self.config.run
-        result = self._play(run.eval_episodes, report.env_steps)
+        try:
+            result = self._play(run.eval_episodes, report.env_steps)
+        except EnvFailure:
+            self._save(report)  # training itself is sound
+            raise
         self.evaluation, self._evaluated_at = result, report.env_steps
         for writer in self._writers:
             writer.write_evaluation(
@@ -194,6 +208,9 @@ class Session:
         envs = build_evaluation_envs(self.config.env, episodes, seed, self._env_factory)
         try:
             return evaluate(self.parts.model, envs, episodes, torch.device(run.device))
+        except EnvFailure as error:
+            where = f"in the evaluation after {env_steps} environment steps"
+            raise EnvFailure(f"{str(error).removesuffix('.')}, {where}") from error
         finally:
             envs.close()
 
@@ -350,6 +367,7 @@ def _stop_signals() -> Iterator[_Stop]:
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.signal = signal.Signals(number)
+        log.info("stopping after the update or evaluation in hand; once more stops at once")
         signal.signal(number, before[stop.signal])
 
     for number in before:

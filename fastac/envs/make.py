@@ -14,6 +14,7 @@ from statistics import median
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv
 
 from fastac.config import EnvConfig
 from fastac.contract import EnvFailure, VecEnv
@@ -85,6 +86,10 @@ def adapt(env: BatchedEnv, seed: np.random.SeedSequence) -> VecEnv:
         ValueError: a space that is not supported, or no autoreset mode in the metadata.
     """
     check_spaces(env.single_observation_space, env.single_action_space)
+    if isinstance(env.unwrapped, AsyncVectorEnv) and not env.unwrapped.shared_memory:
+        raise ValueError(
+            "the env is an AsyncVectorEnv(shared_memory=False), which resets twice: use shared_memory=True."
+        )
     return wrap(env, _to_int(seed.spawn(1)[0]), f"given ({type(env.unwrapped).__name__})")
 
 
@@ -176,7 +181,7 @@ def _find_spec(env_id: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # foreign code, which may raise anything
             raise ValueError(f"env_id is {env_id!r}, but {module!r} cannot be imported ({describe(error)}).") from error
     spec = gym.registry.get(name)
     if spec is not None:

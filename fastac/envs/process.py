@@ -273,7 +273,8 @@ def _start(context: SpawnContext | ForkServerContext, work: Callable[[Connection
 
 def _work(build: bytes, shared: _SharedRow, envs: slice, seeds: Sequence[int], pipe: Connection) -> None:
     """Live as a worker: build the environments, then obey until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # both may reach the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     try:
         with closing(SyncEnvs(pickle.loads(build), seeds, "", first_index=envs.start)) as own:
             action, row = shared.view(envs)

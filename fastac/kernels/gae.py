@@ -6,6 +6,8 @@ contiguous sweep over N, which the compiler vectorises and the prefetcher likes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +49,19 @@ def gae_reference(
     return advantage, advantage + value[:-1]
 
 
-# With a signature it is compiled, or read from the cache on disk, when imported: not in a timed run.
-@numba.njit("void(f4[:,::1],f4[:,::1],b1[:,::1],b1[:,::1],f4,f4,f4[:,::1],f4[:,::1])", cache=True)
+_SIGNATURE = "void(f4[:,::1],f4[:,::1],b1[:,::1],b1[:,::1],f4,f4,f4[:,::1],f4[:,::1])"
+
+
+def _compile(function: Callable[..., None]) -> Callable[..., None]:
+    """Compile at import, so not in a timed run; from the cache on disk where one can be written."""
+    try:
+        compiled: Callable[..., None] = numba.njit(_SIGNATURE, cache=True)(function)
+    except RuntimeError:  # neither the package nor the home directory is writable
+        compiled = numba.njit(_SIGNATURE)(function)
+    return compiled
+
+
+@_compile
 def _gae_numba(
     reward: _Floats,
     value: _Floats,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from fastac.contract import ObsArray, Phases, Policy, StateTree, VecEnv, read_tensor
+from fastac.contract import EnvFailure, ObsArray, Phases, Policy, StateTree, VecEnv, read_tensor
 from fastac.rollout.buffer import Rollout
 
 
@@ -110,6 +110,9 @@ class Collector:
         cut = self._truncated[t] & ~self._terminated[t]  # [N]
         if not cut.any():
             return
+        broken = cut & ~np.isfinite(final_obs).reshape(len(cut), -1).all(axis=1)
+        if broken.any():
+            raise EnvFailure(f"env {np.flatnonzero(broken)[0]} returned a final observation that is not finite")
         obs = torch.from_numpy(final_obs.astype(np.float32)).to(self._device)
         going_on = torch.zeros(len(cut), dtype=torch.bool, device=self._device)
         value = self.policy.value(obs, self._state, going_on).cpu()  # [N]

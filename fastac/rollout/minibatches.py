@@ -20,7 +20,6 @@ class Batch:
         obs: raw observations.
         action: unclipped.
         log_prob: of the policy that acted.
-        value: of the policy that acted.
         advantage: as estimated.
         return_: the critic's target.
         weight: 1 over the number of valid rows where valid, else 0: a weighted sum is the mean.
@@ -31,7 +30,6 @@ class Batch:
     obs: Tensor
     action: Tensor
     log_prob: Tensor
-    value: Tensor
     advantage: Tensor
     return_: Tensor
     weight: Tensor
@@ -101,7 +99,6 @@ def _rows(rollout: Rollout) -> list[Tensor]:
         rollout.obs[:rows],
         rollout.action,
         rollout.log_prob,
-        rollout.value[:rows],
         rollout.advantage,
         rollout.return_,
         rollout.valid,
@@ -110,5 +107,5 @@ def _rows(rollout: Rollout) -> list[Tensor]:
 
 
 def _batch(parts: list[Tensor], state: Tensor) -> Batch:
-    obs, action, log_prob, value, advantage, return_, valid, start = parts
-    return Batch(obs, action, log_prob, value, advantage, return_, weigh(valid), start, state)
+    obs, action, log_prob, advantage, return_, valid, start = parts
+    return Batch(obs, action, log_prob, advantage, return_, weigh(valid), start, state)

@@ -81,11 +81,11 @@ def evaluate(policy: Policy, envs: VecEnv, episodes: int, device: torch.device) 
     while quota.any():
         action, state = policy.greedy(obs.to(device), state, start.to(device))
         envs.step(action.cpu().numpy(), slots.row)
+        _check_row(slots.row, length, quota)
         total += slots.row.reward
         length += slots.row.valid
         done = slots.row.terminated | slots.row.truncated
         if not done.any():
-            _check_length(length, quota)
             continue
         for n in np.flatnonzero(done & (quota > 0)):
             returns.append(float(total[n]))
@@ -95,10 +95,15 @@ def evaluate(policy: Policy, envs: VecEnv, episodes: int, device: torch.device) 
     return Evaluation(np.array(returns), np.array(lengths))
 
 
-def _check_length(length: NDArray[np.int64], quota: NDArray[np.int64]) -> None:
+def _check_row(row: StepRow, length: NDArray[np.int64], quota: NDArray[np.int64]) -> None:
+    """Raise EnvFailure for what is not finite and for an episode that does not end."""
+    finite = np.isfinite(row.reward) & np.isfinite(row.obs).reshape(len(quota), -1).all(axis=1)  # [N]
+    if not finite.all():
+        n = int(np.flatnonzero(~finite)[0])
+        raise EnvFailure(f"env {n} returned an observation or reward that is not finite in step {length[n] + 1}")
     endless = np.flatnonzero((length >= _MAX_LENGTH) & (quota > 0))
     if endless.size:
         raise EnvFailure(
-            f"env {endless[0]} has played {_MAX_LENGTH} steps of an evaluation episode without an end: "
-            "give the environment a time limit, such as max_episode_steps when it is registered."
+            f"env {endless[0]} has played {_MAX_LENGTH} steps of an episode without an end (give it a time limit, "
+            "such as max_episode_steps where it is registered)"
         )

@@ -50,6 +50,11 @@ class TrainedPolicy:
         self._generator = torch.Generator().manual_seed(seed)
         self._state: Tensor | None = None  # [N, S], None at the begin of an episode
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.value_head.weight.device
+
     def act(self, obs: ArrayLike, greedy: bool = True) -> Action:
         """Return the environment's action: shifted by a Discrete space's `start`, clipped to a Box.
 
@@ -102,7 +107,7 @@ class TrainedPolicy:
                 f"the observation has shape {list(array.shape)}, expected [{expected}], or [N, {expected}] for a batch."
             )
         batch = torch.from_numpy(array[None] if is_single else array)
-        return batch.to(self.model.value_head.weight.device), is_single
+        return batch.to(self.device), is_single
 
     def _recall(self, num: int) -> tuple[Tensor, Tensor]:
         """Return the memory `[num, S]`, and `[num]` whether an episode begins."""

@@ -208,7 +208,7 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
 
 def test_derived_sizes():
     config = Config().replace(num_envs=6, num_steps=10, num_minibatches=4)
-    assert (config.batch_size, config.minibatch_size) == (60, 15)
+    assert config.batch_size == 60
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from core_support import assert_same, make_parts, run_iterations, weights
 
-from fastac.build import Streams, evaluation_seed, restart_seed
+from fastac.build import Streams, build, build_envs, evaluation_seed, restart_seed
 from fastac.config import Config
 from fastac.records.checkpoint import load_checkpoint, save_checkpoint
 
@@ -146,3 +146,20 @@ def test_reward_scaling_forgets_episodes_that_are_not_gone_on_with():
     second.set_state(state)
     assert first.reward_normalizer.running.any()
     assert not second.reward_normalizer.running.any()
+
+
+def test_the_same_seed_gives_the_same_weights_under_any_thread_count():
+    config = Config().replace(hidden_sizes=(64, 64), num_envs=4)
+    envs = build_envs(config.env, Streams.spawn(0).env)
+    before = torch.get_num_threads()
+    weights = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            model = build(config, envs).model
+            weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+        envs.close()
+    assert torch.equal(*weights)

@@ -1,12 +1,15 @@
 """Evaluation counts the episodes it was assigned, all of them, in raw reward."""
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from core_support import CHAINS, CPU, PROBES, EarlyStart, KnownPolicy, make_chains, make_parts, transitions
 
-from fastac.config import EnvConfig
-from fastac.envs import make_vec
+from fastac.build import build_envs, build_model
+from fastac.config import Config, EnvConfig, ModelConfig
+from fastac.contract import EnvFailure
+from fastac.envs import adapt, make_vec
 from fastac.tools.evaluate import evaluate
 
 SHORT_LONG = PROBES + "ShortLong-v0"
@@ -155,3 +158,46 @@ def test_rewards_are_raw_even_where_learning_scales_them():
         if report.iteration == 10:
             break
     assert finished and all(episode.return_ == episode.length for episode in finished)
+
+
+class Endless(gymnasium.Env):
+    """Never ends; `broken` makes its third reward NaN."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, broken=False):
+        self.broken = broken
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(1, np.float32), float("nan") if self.broken and self.steps == 3 else 1.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"), [(True, "env 0 .* not finite in step 3"), (False, "env 0 has played 50 steps .* time limit")]
+)
+def test_an_evaluation_that_cannot_be_trusted_stops(monkeypatch, broken, says):
+    monkeypatch.setattr("fastac.tools.evaluate._MAX_LENGTH", 50)
+    vector = gymnasium.vector.SyncVectorEnv([lambda: Endless(broken)])
+    envs = adapt(vector, np.random.SeedSequence(0))
+    model = build_model(ModelConfig(hidden_sizes=(4,)), envs)
+    with pytest.raises(EnvFailure, match=says):
+        evaluate(model, envs, 1, torch.device("cpu"))
+
+
+def test_evaluating_leaves_a_model_with_batch_statistics_as_it_is():
+    config = Config().replace(num_envs=2)
+    envs = build_envs(config.env, np.random.SeedSequence(0))
+
+    def encoder(space):
+        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout())
+
+    model = build_model(config.model, envs, encoder=encoder)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate(model, envs, 2, torch.device("cpu"))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

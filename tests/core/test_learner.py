@@ -94,7 +94,7 @@ class OnlyValid:
 
     def split(self, rollout):
         kept, rows = rollout.valid, rollout.num_steps
-        parts = [rollout.obs[:rows], rollout.action, rollout.log_prob, rollout.value[:rows]]
+        parts = [rollout.obs[:rows], rollout.action, rollout.log_prob]
         parts += [rollout.advantage, rollout.return_]
         yield Batch(*(part[kept] for part in parts), weigh(kept[kept]), rollout.start[:rows][kept], rollout.state)
 
@@ -216,7 +216,6 @@ def test_minibatches_cover_every_row_once_per_pass():
                 row = batch.advantage.long()
                 assert torch.equal(batch.weight > 0, rollout.valid.flatten()[row])
                 assert torch.equal(batch.obs[..., 0], rollout.obs[:-1].flatten()[row])
-                assert torch.equal(batch.value, rollout.value[:-1].flatten()[row])
                 for name in ("action", "log_prob", "return_"):
                     assert torch.equal(getattr(batch, name), getattr(rollout, name).flatten()[row]), name
         assert orders[0] != orders[1]
@@ -415,7 +414,9 @@ def test_an_optimiser_goes_on_bit_for_bit_from_its_state(optimizer):
 
 @pytest.mark.parametrize("baseline", [True, False])
 def test_without_a_baseline_the_critic_is_left_alone(baseline):
-    parts = make_parts(algo="reinforce", collect="episodes", num_envs=4, num_steps=20, baseline=baseline)
+    parts = make_parts(
+        algo="reinforce", collect="episodes", gae_lambda=1.0, num_envs=4, num_steps=20, baseline=baseline
+    )
     before = weights(parts)
     run_iterations(parts, 2)
     assert torch.equal(before["value_head.weight"], weights(parts)["value_head.weight"]) == (not baseline)
@@ -433,3 +434,18 @@ def test_observation_statistics_change_after_an_update_and_not_before():
         assert report.env_steps == len(together)
         if report.iteration == 4:
             break
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+def test_linear_schedules_reach_the_loss(fraction):
+    seen = []
+
+    def spy(*args):
+        seen.append(args[-3:])  # vf_coef, ent_coef, clip_coef
+        return policy_gradient(*args)
+
+    model = make_model()
+    settings = {"ent_coef": 0.02, "clip_coef": 0.2, "ent_coef_schedule": "linear", "clip_coef_schedule": "linear"}
+    learner = make_learner(model, FlatMinibatches(1, torch.Generator()), loss=spy, **settings)
+    learn(learner, collect(model), fraction)
+    assert seen == [(0.5, pytest.approx(0.02 * (1 - fraction)), pytest.approx(0.2 * (1 - fraction)))]
