@@ -38,11 +38,10 @@ def cartpole_a2c() -> Config:
         hidden_sizes=(64, 64),
         activation="tanh",
         shared_trunk=False,
-        gae_lambda=0.98,
         learning_rate=7e-3,
         learning_rate_schedule="linear",
         ent_coef=0.0,
-        total_env_steps=200_000,
+        total_env_steps=500_000,
         eval_every=5_000,
     )
 
