@@ -6,6 +6,7 @@ import logging
 import shutil
 
 import pytest
+import torch
 from run_envs import make_next_step
 from run_support import (
     SMALL,
@@ -145,3 +146,28 @@ def test_what_a_kill_in_the_last_evaluation_left_out_is_done_by_resume(tmp_path,
 
 def _interrupt(*_):
     raise KeyboardInterrupt
+
+
+def test_a_resume_that_fails_changes_nothing(tmp_path):
+    def encoder(space):
+        return torch.nn.Linear(space.shape[0], 5)
+
+    run = fastac.train("CartPole-v1", run_dir=tmp_path / "run", encoder=encoder, total_env_steps=600, eval_episodes=1)
+    before = {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="same encoder"):
+        fastac.resume(run.directory, total_env_steps=2000)
+    assert {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_was_killed_between_its_solution_and_its_summary_is_ended_by_resume(tmp_path):
+    settings = {"until_return": 1.0, "eval_every": 500, "eval_episodes": 2, "total_env_steps": 5000}
+    run = fastac.train("CartPole-v1", run_dir=tmp_path / "run", **settings)
+    (run.directory / "summary.json").unlink()
+    session = fastac.resume(run.directory)
+    assert list(session) == []
+    ended = fastac.finish(session)
+    assert ended.summary["solved"] is True
+    for name in ("env_steps", "solved_env_steps", "eval_mean_return"):
+        assert ended.summary[name] == run.summary[name]
+    with pytest.raises(ValueError, match="the run is complete"):
+        fastac.resume(run.directory)
