@@ -368,7 +368,9 @@ def _stop_signals() -> Iterator[_Stop]:
     def note(number: int, frame: FrameType | None) -> None:
         stop.signal = signal.Signals(number)
         log.info("stopping after the update or evaluation in hand; once more stops at once")
-        signal.signal(number, before[stop.signal])
+        second = before[stop.signal]
+        # Shells start background jobs with SIGINT ignored; a second one is meant all the same.
+        signal.signal(number, signal.default_int_handler if second is signal.SIG_IGN else second)
 
     for number in before:
         signal.signal(number, note)
