@@ -25,6 +25,7 @@ from fastac.models import (
     ActorCritic,
     CategoricalHead,
     GaussianHead,
+    Head,
     IdentityCore,
     LSTMCore,
     MLPEncoder,
@@ -232,9 +233,7 @@ def _build_trunk(config: ModelConfig, encoder: nn.Module, obs_shape: tuple[int, 
 
 
 @singledispatch
-def build_head(
-    space: object, input_size: int, config: ModelConfig
-) -> CategoricalHead | MultiCategoricalHead | GaussianHead:
+def build_head(space: object, input_size: int, config: ModelConfig) -> Head:
     """Build the head for an action space.
 
     Raises:

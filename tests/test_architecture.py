@@ -22,7 +22,7 @@ TABLE = {
     "losses": "contract kernels",
     "apply": "contract",
     "learner": "contract config rollout kernels losses apply",
-    "trainers": "contract config learner rollout apply",
+    "trainers": "contract config learner rollout",
     "records": "contract config",
     "build": "contract config presets envs models rollout kernels losses apply learner trainers",
     "tools": "contract config envs models records",

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from fastac.contract import Act
 from fastac.models.cores import IdentityCore, LSTMCore
 from fastac.models.encoders import make_linear
-from fastac.models.heads import CategoricalHead, GaussianHead, MultiCategoricalHead
+from fastac.models.heads import Head
 from fastac.models.normalizers import NoObsNormalizer, ObsNormalizer
 
 
@@ -44,7 +44,7 @@ class ActorCritic(nn.Module):
     def __init__(
         self,
         trunks: Sequence[Trunk],
-        head: CategoricalHead | MultiCategoricalHead | GaussianHead,
+        head: Head,
         obs_normalizer: ObsNormalizer | NoObsNormalizer,
     ) -> None:
         """Take one trunk (shared) or two (the actor's, the critic's)."""

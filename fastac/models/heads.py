@@ -9,7 +9,7 @@ network's forward at these sizes.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,25 +19,6 @@ from fastac.models.encoders import make_linear
 # A small gain makes the first policy nearly uniform (Engstrom et al. 2020, arXiv 2005.12729).
 _POLICY_GAIN = 0.01
 _LOG_2PI = math.log(2.0 * math.pi)
-
-
-class Head(Protocol):
-    """What an action head offers."""
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Map features `[..., D]` to distribution parameters `[..., P]`."""
-
-    def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
-        """Draw what `sample` needs for rows of shape `leading`."""
-
-    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Turn noise into actions `[..., *action_shape]`."""
-
-    def mode(self, params: Tensor) -> Tensor:
-        """Return the most likely actions."""
-
-    def log_prob_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log-prob and entropy, each `[...]`."""
 
 
 def _sample_categorical(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -155,3 +136,7 @@ class GaussianHead(nn.Module):
         log_prob = (-0.5 * (z.square() + _LOG_2PI) - self.log_std).sum(dim=-1)
         entropy = (0.5 * (1.0 + _LOG_2PI) + self.log_std).sum()
         return log_prob, entropy.expand(log_prob.shape)
+
+
+# Each has the same five methods: forward, draw_noise, sample, mode and log_prob_entropy.
+Head: TypeAlias = CategoricalHead | MultiCategoricalHead | GaussianHead
