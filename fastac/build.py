@@ -183,6 +183,8 @@ def build_envs(config: EnvConfig, seed: np.random.SeedSequence, factory: EnvFact
     if factory is None:
         return make_vec(config, seed)
     env = factory(config.num_envs)
+    if not isinstance(env, VectorEnv):
+        raise ValueError(f"the env function returned {env!r}, expected a gymnasium.vector.VectorEnv.")
     if env.num_envs != config.num_envs:
         raise ValueError(f"the env factory returned {env.num_envs} envs, expected num_envs = {config.num_envs}.")
     return adapt(env, seed)

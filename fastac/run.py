@@ -89,6 +89,7 @@ class Session:
         if state is not None:
             self._restore(state)
             directory.reopen(config)
+            log.info("continuing from step %d", self._steps_seen)
         self._writers = self._open_writers(state)
         self._bar: Bar = open_bar(config.run.total_env_steps) if show_progress else NullBar()
         self._threads = torch.get_num_threads()
