@@ -95,9 +95,7 @@ def start(
 ) -> Session:
     """Begin a run and return it as an iterator of reports; `finish` ends it. Arguments as in `train`."""
     if not isinstance(env, str) and not callable(env):
-        raise ValueError(
-            f"env is {env!r}, expected an id, or a function that returns a gymnasium.vector.VectorEnv."
-        )
+        raise ValueError(f"env is {env!r}, expected an id, or a function that returns a gymnasium.vector.VectorEnv.")
     factory = None if isinstance(env, str) else env
     env_id = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
     if "env_id" in settings:
