@@ -19,7 +19,10 @@ OBS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)  # [N, 3]
 LSTM = ModelConfig(core="lstm", lstm_size=8, hidden_sizes=(8,))
 
 
-def make_policy(action_space, config=ModelConfig(hidden_sizes=(8,)), seed=0, encoder=None) -> TrainedPolicy:  # noqa: B008
+SMALL = ModelConfig(hidden_sizes=(8,))
+
+
+def make_policy(action_space, config=SMALL, seed=0, encoder=None) -> TrainedPolicy:
     spaces = SimpleNamespace(single_observation_space=OBS_SPACE, single_action_space=action_space)
     model = build_model(config, spaces, seed=1, encoder=encoder)
     with torch.no_grad():  # first weights make all actions alike

@@ -27,9 +27,15 @@ class Counter(gym.Env):
     action_space = Discrete(2)
     render_mode = "rgb_array"
 
-    def __init__(self, length=9, fps=50, size=(8, 10), fails_at=None, error=RuntimeError("boom"), frame=None):  # noqa: B008
+    def __init__(self, length=9, fps=50, size=(8, 10), fails_at=None, error=None, frame=None):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
-        self.length, self.size, self.fails_at, self.error, self.frame = length, size, fails_at, error, frame
+        self.length, self.size, self.fails_at, self.error, self.frame = (
+            length,
+            size,
+            fails_at,
+            error or RuntimeError("boom"),
+            frame,
+        )
         self.closed = False
 
     def reset(self, *, seed=None, options=None):
@@ -49,7 +55,10 @@ class Counter(gym.Env):
         self.closed = True
 
 
-def make_policy(env_id="CartPole-v1", config=ModelConfig(hidden_sizes=(8,))) -> TrainedPolicy:  # noqa: B008
+SMALL = ModelConfig(hidden_sizes=(8,))
+
+
+def make_policy(env_id="CartPole-v1", config=SMALL) -> TrainedPolicy:
     envs = build_envs(EnvConfig(env_id, 1, "sync"), Streams.spawn(0).env)
     try:
         return TrainedPolicy(build_model(config, envs), envs.single_observation_space, envs.single_action_space)
