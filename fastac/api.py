@@ -7,20 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fastac.build import (
     EncoderFactory,
     EnvFactory,
     Parts,
     Streams,
-    build,
-    build_envs,
+    assemble,
     build_evaluation_envs,
     build_model,
     default_config,
     evaluation_seed,
     load_module,
+    resolve_workers,
     restart_seed,
     single_thread,
 )
@@ -116,7 +114,8 @@ def start_config(
     command: str = "",
 ) -> Session:
     """Begin a run of a complete configuration; see `start`. `command` goes into the summary."""
-    parts = _assemble(config, Streams.spawn(config.run.seed).env, env_factory, encoder)
+    config = resolve_workers(config, env_factory)
+    parts = assemble(config, Streams.spawn(config.run.seed).env, env_factory, encoder)
     with _closing_on_error(parts):
         directory = RunDirectory.create(run_dir or default_run_dir(config), config)
         return Session(config, directory, parts, env_factory, None, show_progress, command)
@@ -154,7 +153,7 @@ def resume(
     config = checkpoint.config.replace(**{name: value for name, value in changes.items() if value is not None})
     _check_incomplete(config, checkpoint, directory)
     # These environments' streams are overwritten by the saved ones, or new where none could be saved.
-    parts = _assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), env, encoder)
+    parts = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), env, encoder)
     with _closing_on_error(parts):
         return Session(config, directory, parts, env, checkpoint.state, show_progress, command)
 
@@ -222,21 +221,10 @@ def _check_incomplete(config: Config, checkpoint: Checkpoint, directory: RunDire
         )
 
 
-def _assemble(
-    config: Config, seed: np.random.SeedSequence, env_factory: EnvFactory | None, encoder: EncoderFactory | None
-) -> Parts:
-    envs = build_envs(config.env, seed, env_factory)
-    try:
-        return build(config, envs, encoder)
-    except Exception:
-        envs.close()
-        raise
-
-
 @contextmanager
 def _closing_on_error(parts: Parts) -> Iterator[None]:
     try:
         yield
-    except Exception:
-        parts.envs.close()
+    except BaseException:
+        parts.close()
         raise

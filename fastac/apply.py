@@ -11,17 +11,21 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastac.contract import StateTree, read_number, read_tensor
+from fastac.contract import Alone, Group, StateTree, read_number, read_tensor
 
 
 class Apply(Protocol):
-    """Takes one optimiser step on a loss."""
+    """Takes optimiser steps along the gradients that the parameters hold."""
 
-    def __call__(self, loss: Tensor, learning_rate: float) -> float:
-        """Differentiate, clip and step; return the gradient norm before clipping.
+    def zero_grad(self) -> None:
+        """Begin a new gradient."""
+
+    def step(self, learning_rate: float) -> float:
+        """Clip and step; return the gradient norm before clipping.
 
         A norm that is NaN or infinite is returned and nothing is stepped.
         """
@@ -62,6 +66,7 @@ class Adam:
     def prepare(self, param: Tensor) -> None:
         """Allocate both averages `[P]`."""
         self._average, self._square = torch.zeros_like(param), torch.zeros_like(param)
+        self._root = torch.zeros_like(param)
 
     def step(self, param: Tensor, grad: Tensor, learning_rate: float) -> None:
         """Step in place."""
@@ -70,7 +75,7 @@ class Adam:
         self._square.mul_(self._BETA2).addcmul_(grad, grad, value=1.0 - self._BETA2)
         correction1 = 1.0 - self._BETA1**self._steps
         correction2 = 1.0 - self._BETA2**self._steps
-        root = self._square.sqrt().div_(math.sqrt(correction2)).add_(self._eps)
+        root = torch.sqrt(self._square, out=self._root).div_(math.sqrt(correction2)).add_(self._eps)
         param.addcdiv_(self._average, root, value=-learning_rate / correction1)
 
     def get_state(self) -> StateTree:
@@ -120,15 +125,20 @@ class RMSprop:
 
 
 class LocalApply:
-    """One process, one model, one rule."""
+    """One rule for a model whose gradients are those of this process alone, or summed over a group.
 
-    def __init__(self, model: nn.Module, rule: Rule, max_grad_norm: float | None) -> None:
+    Every worker of a group holds its own copy of the model and takes the same step on the same sum,
+    so the copies stay equal bit for bit and no parameter is ever sent.
+    """
+
+    def __init__(self, model: nn.Module, rule: Rule, max_grad_norm: float | None, group: Group | None = None) -> None:
         """Make `model`'s parameters views of one vector, to be stepped by `rule`.
 
         Args:
             model: on its device already; its parameters keep their names and shapes.
             rule: the optimiser.
             max_grad_norm: clip the global gradient norm to this; None does not clip.
+            group: whose gradients add up; a worker's is that of its share of one mean.
 
         Raises:
             ValueError: a parameter is not float32.
@@ -138,13 +148,23 @@ class LocalApply:
         if odd is not None:
             raise ValueError(f"the model has parameters of {odd}, expected torch.float32: convert the encoder's.")
         self._param, self._grad = _flatten(params)
-        self._rule, self._max_norm = rule, max_grad_norm
+        self._rule, self._max_norm, self._group = rule, max_grad_norm, group or Alone()
         rule.prepare(self._param)
 
-    def __call__(self, loss: Tensor, learning_rate: float) -> float:
-        """See `Apply`."""
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return self._param.numel()
+
+    def zero_grad(self) -> None:
+        """Begin a new gradient."""
         self._grad.zero_()
-        loss.backward()
+
+    def step(self, learning_rate: float) -> float:
+        """See `Apply`."""
+        if self._group.size > 1:
+            grad = self._grad.numpy()
+            np.sum(self._group.gather(grad), axis=0, out=grad)
         norm = float(self._grad.norm())
         if math.isfinite(norm):
             if self._max_norm is not None and norm > self._max_norm:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import TypeAlias, get_args
 
 import numpy as np
@@ -16,9 +16,31 @@ from torch import nn
 
 from fastac import presets
 from fastac.apply import Adam, LocalApply, RMSprop, Rule
-from fastac.config import AlgoName, Config, EnvConfig, ModelConfig, OptimConfig
-from fastac.contract import StateTree, VecEnv, read_branch, read_tensor
+from fastac.config import AlgoName, Config, ConfigValue, EnvConfig, ModelConfig, OptimConfig
+from fastac.contract import Actor, Alone, Group, StateTree, VecEnv, read_branch, read_tensor
 from fastac.envs import adapt, has_native, make_vec
+from fastac.fused import (
+    CategoricalFusedObjective,
+    CategoricalSampler,
+    FusedActor,
+    FusedGradient,
+    FusedNetwork,
+    FusedObjective,
+    GaussianFusedObjective,
+    PlainFusedObjective,
+    PlainSampler,
+    Sampler,
+    Tape,
+    is_fusable,
+)
+from fastac.gradient import (
+    AutogradGradient,
+    CategoricalObjective,
+    GaussianObjective,
+    Gradient,
+    Objective,
+    PlainObjective,
+)
 from fastac.learner import Learner
 from fastac.losses import PolicyLoss, clipped_surrogate, policy_gradient
 from fastac.models import (
@@ -36,8 +58,9 @@ from fastac.models import (
     RewardNormalizer,
     Trunk,
 )
-from fastac.rollout import Collector, FlatMinibatches, Rollout, SequenceMinibatches
-from fastac.trainers import SyncTrainer
+from fastac.processes import count_physical_cores
+from fastac.rollout import Collector, FlatMinibatches, ModelActor, Rollout, SequenceMinibatches
+from fastac.trainers import Crew, GroupMemory, MakeMember, NoCrew, Pair, SyncTrainer
 
 # Builds the run's own vector environments: called with how many it should hold.
 EnvFactory: TypeAlias = Callable[[int], "VectorEnv[np.ndarray, np.ndarray, np.ndarray]"]
@@ -54,6 +77,10 @@ _LOSSES: dict[AlgoName, PolicyLoss] = {
 # costs its construction, and a step costs the same one after the other.
 _EVAL_ENVS_NATIVE = 128
 _EVAL_ENVS = 16
+
+# The fewest environments per worker for which `--workers auto` takes another worker.
+_LEAST_BATCHED_SHARE = 32
+_LEAST_SHARE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,58 +124,248 @@ def _to_int(seed: np.random.SeedSequence) -> int:
 
 
 @dataclass(slots=True)
-class Parts:
-    """The assembled run."""
+class WorkerParts:
+    """What every worker has: its environments, its copy of the model, and the pair that runs them.
+
+    Attributes:
+        envs: stepped by the pair.
+        model: the policy, equal in all workers.
+        rollout: the storage.
+        activations_nbytes: memory of what acting leaves behind for learning, and of the updates' own.
+        reward_normalizer: with this worker's returns so far.
+        pair: collects and learns.
+    """
 
     envs: VecEnv
     model: ActorCritic
     rollout: Rollout
-    trainer: SyncTrainer
+    activations_nbytes: int
     reward_normalizer: RewardNormalizer | NoRewardNormalizer
+    pair: Pair
+
+    def get_state(self) -> StateTree:
+        """What is this worker's own."""
+        own = {name: part for name, part in self.pair.get_state().items() if name != "learner"}
+        return {"reward_normalizer": self.reward_normalizer.state_dict(), **own}
+
+    def set_state(self, state: StateTree) -> bool:
+        """Continue from `get_state` and what is everybody's; return whether the environments continue too."""
+        load_module(self.model, read_branch(state, "model"))
+        load_module(self.reward_normalizer, read_branch(state, "reward_normalizer"))
+        return self.pair.set_state(state)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.envs.close()
+
+
+@dataclass(slots=True)
+class Parts:
+    """The assembled run, seen from the first worker; see `WorkerParts`."""
+
+    envs: VecEnv
+    model: ActorCritic
+    rollout: Rollout
+    activations_nbytes: int
+    reward_normalizer: RewardNormalizer | NoRewardNormalizer
+    trainer: SyncTrainer
+    crew: Crew | NoCrew
 
     def get_state(self) -> StateTree:
         """Everything that training continues from."""
+        workers, trainer = self.crew.get_states(), self.trainer.get_state()
+        if workers is None:  # their environments are lost, so nobody's episodes go on
+            workers, trainer = [], {**trainer, "envs": None}
         return {
             "model": self.model.state_dict(),
             "reward_normalizer": self.reward_normalizer.state_dict(),
-            "trainer": self.trainer.get_state(),
+            "trainer": trainer,
+            "workers": {str(rank): state for rank, state in enumerate(workers, start=1)},
         }
 
     def set_state(self, state: StateTree) -> bool:
         """Continue from `get_state`; return whether the environments continue too."""
+        trainer, saved = read_branch(state, "trainer"), read_branch(state, "workers")
+        common = {"model": state["model"], "learner": trainer["learner"]}
+        lost = {"envs": None, "reward_normalizer": state["reward_normalizer"]}
+        self.crew.set_states(
+            [
+                {**common, **(read_branch(saved, str(rank)) if str(rank) in saved else lost)}
+                for rank in range(1, self.crew.group.size)
+            ]
+        )
         load_module(self.model, read_branch(state, "model"))
         load_module(self.reward_normalizer, read_branch(state, "reward_normalizer"))
-        return self.trainer.set_state(read_branch(state, "trainer"))
+        return self.trainer.set_state(trainer)
+
+    def close(self) -> None:
+        """End the workers and close the environments."""
+        self.crew.close()
+        self.envs.close()
 
 
-def build(config: Config, envs: VecEnv, encoder: EncoderFactory | None = None) -> Parts:
-    """Assemble a run around its environments.
+def assemble(
+    config: Config,
+    seed: np.random.SeedSequence,
+    env_factory: EnvFactory | None = None,
+    encoder: EncoderFactory | None = None,
+) -> Parts:
+    """Assemble a run, its environments and its other workers.
 
     Args:
         config: what to build.
-        envs: from `build_envs`; stepped by the trainer, closed by the caller.
+        seed: the parent of the environments' streams, and of the other workers' actions.
+        env_factory: the user's own environments, in place of those that `config` names.
+        encoder: builds a custom encoder in place of the configured layers.
+
+    Raises:
+        ValueError: as `build_envs` and `build`.
+        EnvFailure: an environment could not be built.
+        WorkerFailure: a worker could not be started.
+    """
+    workers = config.run.workers
+    assert isinstance(workers, int), "resolve_workers first"
+    if workers == 1:
+        return _closing(build_envs(config.env, seed, env_factory), lambda envs: build(config, envs, encoder))
+    share, seeds = _share(config, env_factory), [child.spawn(2) for child in seed.spawn(workers)]
+    makes: list[MakeMember] = [
+        partial(_make_member, share, env_seed, _to_int(action_seed), env_factory, encoder)
+        for env_seed, action_seed in seeds[1:]
+    ]
+    envs = build_envs(share.env, seeds[0][0], env_factory)
+    return _closing(envs, lambda envs: _build_first(config, share, envs, makes, encoder))
+
+
+def _closing(envs: VecEnv, build_around: Callable[[VecEnv], Parts]) -> Parts:
+    try:
+        return build_around(envs)
+    except BaseException:
+        envs.close()
+        raise
+
+
+def _share(config: Config, env_factory: EnvFactory | None) -> Config:
+    """Return the configuration of one worker's share."""
+    workers = config.run.workers
+    assert isinstance(workers, int)
+    changes: dict[str, ConfigValue] = {"num_envs": config.env.num_envs // workers, "workers": 1}
+    if config.env.vectorization == "auto" and not _is_batched(config.env, env_factory):
+        changes["vectorization"] = "sync"  # a worker has a core to itself: more processes would only share it
+    return config.replace(**changes)
+
+
+def _is_batched(config: EnvConfig, env_factory: EnvFactory | None) -> bool:
+    return env_factory is not None or has_native(config.env_id)
+
+
+def _make_member(
+    share: Config,
+    env_seed: np.random.SeedSequence,
+    action_seed: int,
+    env_factory: EnvFactory | None,
+    encoder: EncoderFactory | None,
+    group: Group,
+) -> WorkerParts:
+    """Build a worker's part in its own process."""
+    envs = build_envs(share.env, env_seed, env_factory)
+    return _build_worker(share, envs, action_seed, encoder, group)
+
+
+def _build_first(
+    config: Config, share: Config, envs: VecEnv, makes: list[MakeMember], encoder: EncoderFactory | None
+) -> Parts:
+    """Start the other workers, and build the first one's part while they build theirs."""
+    streams = Streams.spawn(config.run.seed)
+    size = len(makes) + 1
+    model = build_model(share.model, envs, streams.model, encoder)
+    memory = GroupMemory.allocate(size, _slot_bytes(model, envs), share.batch_size)
+    crew = Crew(makes, memory)
+    try:
+        own = _build_worker(share, envs, streams.actions, encoder, crew.group)
+        crew.wait_ready()
+    except BaseException:
+        crew.close()
+        raise
+    return _to_parts(config, own, crew)
+
+
+def _slot_bytes(model: ActorCritic, envs: VecEnv) -> int:
+    """Return the size of the largest thing that workers exchange: the gradient, or observations' statistics."""
+    gradient = sum(p.numel() * p.element_size() for p in model.parameters())
+    statistics = 8 * (2 * int(np.prod(envs.single_observation_space.shape or ())) + 1)
+    return max(gradient, statistics, 64)
+
+
+def build(config: Config, envs: VecEnv, encoder: EncoderFactory | None = None) -> Parts:
+    """Assemble a run with one worker around its environments.
+
+    Args:
+        config: what to build.
+        envs: from `build_envs`; stepped by the trainer.
         encoder: builds a custom encoder in place of the configured layers.
 
     Raises:
         ValueError: a device that is not there, or an encoder that does not fit.
     """
+    own = _build_worker(config, envs, Streams.spawn(config.run.seed).actions, encoder, Alone())
+    return _to_parts(config, own, NoCrew())
+
+
+def _to_parts(config: Config, own: WorkerParts, crew: Crew | NoCrew) -> Parts:
+    trainer = SyncTrainer(config.run.total_env_steps, own.envs.frame_skip, own.pair, crew)
+    return Parts(own.envs, own.model, own.rollout, own.activations_nbytes, own.reward_normalizer, trainer, crew)
+
+
+def _build_worker(
+    config: Config, envs: VecEnv, action_seed: int, encoder: EncoderFactory | None, group: Group
+) -> WorkerParts:
+    """Build one worker's part, out of its share of the configuration."""
     device = check_device(config.run.device)
-    streams = Streams.spawn(config.run.seed)
-    model = build_model(config.model, envs, streams.model, encoder).to(device)
-    generator = torch.Generator().manual_seed(streams.actions)
+    model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder).to(device)
+    generator = torch.Generator().manual_seed(action_seed)
     rollout = allocate_rollout(config, envs, model.state_size)
-    collector = Collector(envs, model, rollout, generator, device)
+    apply = LocalApply(model, build_rule(config.optim), config.optim.max_grad_norm, group)
+    actor, gradient, nbytes = _build_engine(config, model, rollout, generator, device)
     slicing = SequenceMinibatches if config.model.core == "lstm" else FlatMinibatches
-    apply = LocalApply(model, build_rule(config.optim), config.optim.max_grad_norm)
-    minibatches = slicing(config.algo.num_minibatches, generator)
-    learner = Learner(config, model, _LOSSES[config.algo.algo], minibatches, apply, device)
+    learner = Learner(config, gradient, slicing(config.algo.num_minibatches, generator), apply, group)
     reward_normalizer = (
         RewardNormalizer(config.env.num_envs, config.algo.gamma)
         if config.model.normalize_reward
         else NoRewardNormalizer()
     )
-    trainer = SyncTrainer(config, envs, collector, learner, model.obs_normalizer, reward_normalizer)
-    return Parts(envs, model, rollout, trainer, reward_normalizer)
+    collector = Collector(envs, actor, rollout)
+    pair = Pair(config.algo.collect, envs, collector, learner, model.obs_normalizer, reward_normalizer, group)
+    return WorkerParts(envs, model, rollout, nbytes, reward_normalizer, pair)
+
+
+def _build_engine(
+    config: Config, model: ActorCritic, rollout: Rollout, generator: torch.Generator, device: torch.device
+) -> tuple[Actor, Gradient, int]:
+    """Build what runs the model forward and backward; return also the bytes that it keeps."""
+    loss = _LOSSES[config.algo.algo]
+    if device.type != "cpu" or not is_fusable(model):
+        actor = ModelActor(model, rollout, generator, device)
+        return actor, AutogradGradient(model, build_objective(model.head, loss), device), 0
+    network = FusedNetwork(model)
+    keeps = config.run.reuse_forward and config.algo.num_minibatches == 1
+    fused_actor = FusedActor(network, build_sampler(model.head, rollout.num_envs), rollout, generator, keeps)
+    rows = config.batch_size // config.algo.num_minibatches
+    kept: Tape | None = fused_actor.tape if keeps else None
+    gradient = FusedGradient(network, build_fused_objective(model.head, loss), rollout.obs.shape[-1], kept, rows)
+    return fused_actor, gradient, fused_actor.nbytes + gradient.nbytes
+
+
+def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Config:
+    """Put a number where `workers` is auto: one per physical core, or one where more would not pay."""
+    if config.run.workers != "auto":
+        return config
+    least = _LEAST_BATCHED_SHARE if _is_batched(config.env, env_factory) else _LEAST_SHARE
+    most = count_physical_cores() if config.run.device == "cpu" else 1
+    for workers in range(most, 1, -1):
+        share, odd = divmod(config.env.num_envs, workers)
+        if not odd and share >= least and share * config.algo.num_steps % config.algo.num_minibatches == 0:
+            return config.replace(workers=workers)
+    return config.replace(workers=1)
 
 
 def default_config(env_id: str, algo: str | None, preset: str | None, factory: EnvFactory | None = None) -> Config:
@@ -257,6 +474,43 @@ def _(space: MultiDiscrete, input_size: int, config: ModelConfig) -> MultiCatego
 @build_head.register
 def _(space: Box, input_size: int, config: ModelConfig) -> GaussianHead:
     return GaussianHead(input_size, int(np.prod(space.shape)), config.log_std_init)
+
+
+@singledispatch
+def build_objective(head: Head, loss: PolicyLoss) -> Objective:
+    """Build the objective of an autograd model: fused where there is a kernel for the head."""
+    return PlainObjective(head, loss)
+
+
+@build_objective.register
+def _(head: CategoricalHead, loss: PolicyLoss) -> Objective:
+    return CategoricalObjective()
+
+
+@build_objective.register
+def _(head: GaussianHead, loss: PolicyLoss) -> Objective:
+    return GaussianObjective(head.log_std)
+
+
+@singledispatch
+def build_fused_objective(head: Head, loss: PolicyLoss) -> FusedObjective:
+    """Build the objective of a fused network."""
+    return PlainFusedObjective(PlainObjective(head, loss))
+
+
+@build_fused_objective.register
+def _(head: CategoricalHead, loss: PolicyLoss) -> FusedObjective:
+    return CategoricalFusedObjective()
+
+
+@build_fused_objective.register
+def _(head: GaussianHead, loss: PolicyLoss) -> FusedObjective:
+    return GaussianFusedObjective(head)
+
+
+def build_sampler(head: Head, num_envs: int) -> Sampler:
+    """Build what samples a fused network's actions."""
+    return CategoricalSampler(head, num_envs) if isinstance(head, CategoricalHead) else PlainSampler(head)
 
 
 def build_rule(config: OptimConfig) -> Rule:

@@ -192,13 +192,13 @@ def _resume(words: Sequence[str]) -> int:
 
 def _follow(session: Session, as_json: bool) -> int:
     """Consume a session's stream to its end and tell how it ended."""
-    from fastac.contract import EnvFailure
+    from fastac.contract import EnvFailure, WorkerFailure
 
     try:
         for _ in session:
             pass
         summary = session.finish()
-    except (EnvFailure, KeyboardInterrupt) as error:
+    except (EnvFailure, WorkerFailure, KeyboardInterrupt) as error:
         if not session.is_saved:
             raise
         hint = f"continue from the last checkpoint with: fastac resume {session.directory.path}"
@@ -388,10 +388,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _tell_failure(error: RuntimeError) -> int:
     """Tell of an environment, disk or numbers that failed; anything else is a bug and keeps its traceback."""
-    from fastac.contract import EnvFailure, NonFiniteError
+    from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
     from fastac.records import RecordError
 
-    if not isinstance(error, EnvFailure | NonFiniteError | RecordError):
+    if not isinstance(error, EnvFailure | NonFiniteError | RecordError | WorkerFailure):
         raise error
+    if isinstance(error, WorkerFailure):
+        print(_find_traceback(error), end="", file=sys.stderr)
     print(f"fastac: {error}", file=sys.stderr)
-    return 1 if isinstance(error, NonFiniteError) else 2
+    return 1 if isinstance(error, NonFiniteError | WorkerFailure) else 2
+
+
+def _find_traceback(error: BaseException) -> str:
+    """Return the traceback that a worker sent, or nothing where it died without one."""
+    from fastac.processes import WorkerTraceback
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, WorkerTraceback):
+        cause = cause.__cause__
+    return str(cause or "")

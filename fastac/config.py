@@ -178,6 +178,10 @@ class RunConfig:
     """Seeds every random stream; seeds 0 and 1 share none."""
     device: str = "cpu"
     """cpu, cuda or cuda:K."""
+    workers: int | Literal["auto"] = 1
+    """Processes that share num_envs and learn in step; auto: one per physical core where that pays."""
+    reuse_forward: bool = True
+    """Learn from the activations that acting left behind, where parameters are still the same."""
     total_env_steps: int = 500_000
     """Budget in environment steps; the rollout in hand is finished."""
     until_return: float | None = None
@@ -196,6 +200,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Validate."""
         _check(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
+        is_number = not isinstance(self.workers, str) and 1 <= self.workers <= 1024
+        _check(self.workers == "auto" or is_number, "workers", self.workers, "a whole number from 1 to 1024, or auto")
         _check(self.total_env_steps >= 1, "total_env_steps", self.total_env_steps, "at least 1")
         if self.until_return is not None:
             _check(math.isfinite(self.until_return), "until_return", self.until_return, "a finite number, or None")
@@ -217,14 +223,20 @@ class Config:
 
     def __post_init__(self) -> None:
         """Validate what concerns more than one section."""
+        workers = 1 if self.run.workers == "auto" else self.run.workers
+        if self.env.num_envs % workers:
+            raise ValueError(f"num_envs is {self.env.num_envs}, expected a multiple of workers, which is {workers}.")
+        if workers > 1 and self.run.device != "cpu":
+            raise ValueError(f"workers is {workers} with device {self.run.device}, expected 1: they share CPU cores.")
         sliced, what = (
             (self.env.num_envs, "num_envs (a recurrent core's minibatches are whole sequences)")
             if self.model.core == "lstm"
             else (self.batch_size, "num_envs * num_steps")
         )
-        if sliced % self.algo.num_minibatches:
+        if sliced // workers % self.algo.num_minibatches:
             raise ValueError(
-                f"num_minibatches is {self.algo.num_minibatches}, expected a divisor of {sliced}, which is {what}."
+                f"num_minibatches is {self.algo.num_minibatches}, expected a divisor of {sliced // workers}, "
+                f"which is {what}{' of one worker' if workers > 1 else ''}."
             )
         if self.algo.collect == "episodes" and self.algo.num_minibatches != 1:
             raise ValueError(
@@ -307,17 +319,18 @@ def _coerce(name: str, value: object) -> ConfigValue:
         ValueError: a value of another kind.
     """
     kind = _KIND_OF[name]
-    optional = type(None) in get_args(kind)
+    kinds = (kind,) if get_origin(kind) in (None, tuple, Literal) else get_args(kind)
+    optional = type(None) in kinds
     if value is None and optional:
         return None
     if isinstance(value, bool | str) or value is None:
         expected = bool if isinstance(value, bool) else str
-        if kind is expected or (expected is str and get_origin(kind) is Literal):
+        if expected in kinds or (expected is str and any(get_origin(k) is Literal for k in kinds)):
             return value
     elif isinstance(value, Real):  # NumPy's numbers too
-        if kind is float or optional:  # every optional setting is a float
+        if float in kinds:
             return float(value)
-        if kind is int and float(value).is_integer():
+        if int in kinds and float(value).is_integer():
             return int(value) if isinstance(value, Integral) else int(float(value))
     elif isinstance(value, Sequence) and get_origin(kind) is tuple:
         whole = tuple(int(v) for v in value if isinstance(v, Integral) and not isinstance(v, bool))
@@ -332,4 +345,6 @@ def _describe(kind: object) -> str:
         return words[kind]
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
-    return "whole numbers, such as (64, 64)" if get_origin(kind) is tuple else "a number or None"
+    if get_origin(kind) is tuple:
+        return "whole numbers, such as (64, 64)"
+    return "a number or None" if type(None) in get_args(kind) else "a whole number or auto"

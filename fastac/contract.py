@@ -30,9 +30,9 @@ Shapes: ``T`` steps per rollout, ``N`` envs, ``B = T*N``, ``A`` action size, ``S
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -58,6 +58,10 @@ class EnvFailure(RuntimeError):
     The message is one sentence that names the env index and what was wrong; the caller adds the
     step. The command line prints it and exits with 2.
     """
+
+
+class WorkerFailure(RuntimeError):
+    """A worker process raised, died or hung; the message names the worker, the cause is its traceback."""
 
 
 class NonFiniteError(RuntimeError):
@@ -149,25 +153,70 @@ class Policy(Protocol):
         """Return the most likely actions `[N, ...]` and the next recurrent state."""
 
 
+class Actor(Protocol):
+    """Acts at the rows of one rollout, which it is bound to and writes in place."""
+
+    def begin(self) -> None:
+        """Prepare for row 0: note the memory that it starts with, draw the rollout's randomness."""
+
+    def act(self, t: int) -> None:
+        """Write row t of actions, log-probs and values, from row t of observations."""
+
+    def value(self, t: int) -> None:
+        """Write row t of values and commit to nothing: the row after the last step."""
+
+    def value_of(self, obs: Tensor) -> Tensor:
+        """Return the values `[N]` of `obs` `[N, ...]`, which go on from the last row acted on; on the CPU."""
+
+    def forget(self) -> None:
+        """Begin every env's next row without memory."""
+
+    def get_state(self) -> StateTree:
+        """The memory and the random stream."""
+
+    def set_state(self, state: StateTree) -> None:
+        """Continue from `get_state`."""
+
+
 class Trainable(Protocol):
     """What learning needs of a model."""
 
-    def evaluate(self, obs: Tensor, action: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-prob, entropy and value, with gradients, of rows `[M]` or sequences `[T, n]`."""
+    def __call__(self, obs: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return distribution parameters `[..., P]`, values `[...]` and the next state, with gradients."""
+
+
+class Group(Protocol):
+    """The workers that train one model together; all of them make the same calls in the same order."""
+
+    size: int
+    rank: int
+
+    def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Return every worker's `array`, `[size, *shape]`, by rank; valid until the call after the next."""
+
+
+class Alone:
+    """The group of one."""
+
+    size, rank = 1, 0
+
+    def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Return `array[None]`, a view."""
+        return array[None]
 
 
 class ObsStatistics(Protocol):
     """Running statistics of observations, taken in between rollouts."""
 
-    def update(self, obs: Tensor, valid: Tensor) -> None:
-        """Take in `obs` `[T, N, *obs_shape]` where `valid` `[T, N]`."""
+    def update(self, obs: Tensor, valid: Tensor, group: Group) -> None:
+        """Take in `obs` `[T, N, *obs_shape]` where `valid` `[T, N]`, and what the other workers take in."""
 
 
 class RewardScaling(Protocol):
     """From raw rewards to what is learned from."""
 
-    def __call__(self, reward: Tensor, valid: Tensor, done: Tensor) -> Tensor:
-        """Take in a rollout's rewards `[T, N]` and return them scaled."""
+    def __call__(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
+        """Take in a rollout's rewards `[T, N]`, and what the other workers take in; return them scaled."""
 
     def restart_episodes(self) -> None:
         """Forget the episodes so far: every env begins a new one."""
@@ -179,6 +228,49 @@ class Episode:
 
     return_: float
     length: int
+
+
+class Episodes(Sequence[Episode]):
+    """Finished episodes; two arrays, because an object per episode would cost more than its learning.
+
+    Attributes:
+        return_: `[E]` float64, raw.
+        length: `[E]` int64, in env steps.
+    """
+
+    __slots__ = ("length", "return_")
+
+    def __init__(self, return_: NDArray[np.float64], length: NDArray[np.int64]) -> None:
+        """Take the arrays."""
+        self.return_, self.length = return_, length
+
+    def __len__(self) -> int:
+        """E."""
+        return len(self.return_)
+
+    @overload
+    def __getitem__(self, index: int) -> Episode: ...
+    @overload
+    def __getitem__(self, index: slice) -> Episodes: ...
+    def __getitem__(self, index: int | slice) -> Episode | Episodes:
+        """Return one episode, or some."""
+        if isinstance(index, slice):
+            return Episodes(self.return_[index], self.length[index])
+        return Episode(float(self.return_[index]), int(self.length[index]))
+
+    def __iter__(self) -> Iterator[Episode]:
+        """Yield them in order."""
+        return (self[index] for index in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        """Compare episode by episode, with any sequence of them."""
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # arrays change
+
+    def __repr__(self) -> str:
+        """List them."""
+        return f"Episodes({list(self)})"
 
 
 @dataclass(slots=True)
@@ -214,7 +306,7 @@ class Report:
     frames: int
     updates: int
     episodes: int
-    finished: tuple[Episode, ...]
+    finished: Episodes
     train_wall_s: float
     phases: Phases
     losses: Mapping[str, float] = field(default_factory=dict)

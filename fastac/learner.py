@@ -1,22 +1,27 @@
 """A rollout in, updated parameters and metrics out: one learner for A2C, PPO and REINFORCE.
 
-The algorithms differ by their loss, epochs, minibatches, lambda and baseline: all data.
+The algorithms differ by their objective, epochs, minibatches, lambda and baseline: all data.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastac.apply import Apply
 from fastac.config import Config, Schedule
-from fastac.contract import NonFiniteError, Phases, StateTree, Trainable, read_branch, read_number
-from fastac.kernels import gae
-from fastac.losses import LossTerms, PolicyLoss, normalize_advantage
+from fastac.contract import Alone, Group, NonFiniteError, Phases, StateTree, read_branch, read_number
+from fastac.gradient import TERMS, Coefs, Gradient
+from fastac.kernels import batch_moments, gae
 from fastac.rollout import Batch, Minibatches, Rollout
+
+_EPS = 1e-8  # added to the deviation that advantages are divided by
 
 
 def anneal(schedule: Schedule, start: float, done_fraction: float) -> float:
@@ -24,27 +29,50 @@ def anneal(schedule: Schedule, start: float, done_fraction: float) -> float:
     return start if schedule == "constant" else start * max(0.0, 1.0 - done_fraction)
 
 
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """How many rows, their mean, and the sum of their squared distances from it."""
+
+    count: float
+    mean: float
+    m2: float
+
+    @property
+    def var(self) -> float:
+        """Population variance."""
+        return self.m2 / self.count if self.count else 0.0
+
+
+def merge_moments(parts: NDArray[np.generic]) -> Moments:
+    """Join the moments `[K, 3]` of disjoint rows (Chan, Golub and LeVeque 1979)."""
+    count, mean, m2 = parts[0].tolist()
+    for more, its_mean, its_m2 in parts[1:].tolist():
+        if more:
+            total, delta = count + more, its_mean - mean
+            m2 += its_m2 + delta * delta * count * more / total
+            mean += delta * more / total
+            count = total
+    return Moments(count, mean, m2)
+
+
 class Learner:
     """Computes advantages and takes the updates of one rollout.
 
     Attributes:
         updates: optimiser steps taken since the run began.
+        rows: valid rows of the last rollout, the other workers' among them.
     """
 
     def __init__(
-        self,
-        config: Config,
-        model: Trainable,
-        loss: PolicyLoss,
-        minibatches: Minibatches,
-        apply: Apply,
-        device: torch.device,
+        self, config: Config, gradient: Gradient, minibatches: Minibatches, apply: Apply, group: Group | None = None
     ) -> None:
         """Take the parts; only settings are read from `config`."""
         self._algo, self._optim = config.algo, config.optim
-        self._model, self._loss, self._minibatches, self._apply = model, loss, minibatches, apply
-        self._device = device
+        self._gradient, self._minibatches, self._apply = gradient, minibatches, apply
+        self._group = group or Alone()
+        self._moments = torch.zeros(5, dtype=torch.float64)
         self.updates = 0
+        self.rows = 0
 
     def learn(self, rollout: Rollout, reward: Tensor, done_fraction: float, phases: Phases) -> dict[str, float]:
         """Update the model on one rollout.
@@ -63,26 +91,27 @@ class Learner:
                 that update.
         """
         begin = perf_counter()
-        self._estimate(rollout, reward)
+        advantages, returns = self._estimate(rollout, reward)
         middle = perf_counter()
         learning_rate = anneal(self._optim.learning_rate_schedule, self._optim.learning_rate, done_fraction)
-        totals = [0.0] * len(_METRICS)
-        count = 0
-        for _ in range(self._algo.num_epochs):
+        is_whole = self._algo.num_minibatches == 1
+        totals, count = np.zeros(len(_METRICS)), 0
+        for epoch in range(self._algo.num_epochs):
             for batch in self._minibatches.split(rollout):
-                terms = self._terms(batch.to(self._device), done_fraction)
-                row = self._update(terms, learning_rate)
-                totals = [total + value for total, value in zip(totals, row, strict=True)]
+                coefs = self._coefs(advantages if is_whole else self._moments_of(batch), done_fraction)
+                totals += self._update(batch, coefs, learning_rate, is_fresh=is_whole and epoch == 0)
                 count += 1
-        metrics = {name: total / count for name, total in zip(_METRICS, totals, strict=True)}
-        metrics["explained_variance"] = explained_variance(rollout)
+        metrics: dict[str, float] = dict(zip(_METRICS, (totals / count).tolist(), strict=True))
+        # 1 - Var[return - value] / Var[return]: 1 is a perfect critic, 0 one no better than a constant.
+        metrics["explained_variance"] = 1.0 - advantages.m2 / returns.m2 if returns.m2 > 0.0 else math.nan
         metrics["learning_rate"] = learning_rate
+        self.rows = int(advantages.count)
         phases.advantage_s += middle - begin
         phases.update_s += perf_counter() - middle
         return metrics
 
-    def _estimate(self, rollout: Rollout, reward: Tensor) -> None:
-        """Fill the rollout's advantages and returns."""
+    def _estimate(self, rollout: Rollout, reward: Tensor) -> tuple[Moments, Moments]:
+        """Fill the rollout's advantages and returns; return their moments over all workers' valid rows."""
         terminated, gamma = rollout.terminated, self._algo.gamma
         if not self._algo.baseline:
             rollout.value.zero_()  # plain REINFORCE: the advantage is the return
@@ -96,42 +125,45 @@ class Learner:
             rollout.value,
             terminated,
             rollout.truncated,
+            rollout.valid,
             gamma,
             self._algo.gae_lambda,
             rollout.advantage,
             rollout.return_,
+            self._moments,
+        )
+        everyones = self._group.gather(self._moments.numpy())  # [K, 5]
+        return merge_moments(everyones[:, :3]), merge_moments(everyones[:, [0, 3, 4]])
+
+    def _moments_of(self, batch: Batch) -> Moments:
+        """Return the moments of a minibatch's advantages, over all workers' minibatches."""
+        batch_moments(batch.advantage.flatten(), batch.valid.flatten(), self._moments[:3])
+        return merge_moments(self._group.gather(self._moments[:3].numpy()))
+
+    def _coefs(self, advantages: Moments, done_fraction: float) -> Coefs:
+        algo, optim = self._algo, self._optim
+        is_ppo = algo.algo == "ppo"
+        return Coefs(
+            inverse_count=1.0 / max(advantages.count, 1.0),
+            shift=advantages.mean if algo.normalize_advantage else 0.0,
+            scale=1.0 / (math.sqrt(advantages.var) + _EPS) if algo.normalize_advantage else 1.0,
+            vf_coef=algo.vf_coef if algo.baseline else 0.0,
+            ent_coef=anneal(optim.ent_coef_schedule, algo.ent_coef, done_fraction),
+            clip_coef=anneal(optim.clip_coef_schedule, algo.clip_coef, done_fraction) if is_ppo else None,
         )
 
-    def _terms(self, batch: Batch, done_fraction: float) -> LossTerms:
-        log_prob, entropy, value = self._model.evaluate(batch.obs, batch.action, batch.state, batch.start)
-        advantage = batch.advantage
-        if self._algo.normalize_advantage:
-            advantage = normalize_advantage(advantage, batch.weight)
-        return self._loss(
-            log_prob,
-            entropy,
-            value,
-            batch.log_prob,
-            advantage,
-            batch.return_,
-            batch.weight,
-            self._algo.vf_coef if self._algo.baseline else 0.0,
-            anneal(self._optim.ent_coef_schedule, self._algo.ent_coef, done_fraction),
-            anneal(self._optim.clip_coef_schedule, self._algo.clip_coef, done_fraction),
-        )
-
-    def _update(self, terms: LossTerms, learning_rate: float) -> list[float]:
-        """Step once and return the values of `_METRICS`; the only reads of tensors per update."""
-        named = [terms.policy_loss, terms.value_loss, terms.entropy, terms.approx_kl, terms.clip_fraction]
-        values: list[float] = torch.stack([term.detach() for term in named]).tolist()
-        if not math.isfinite(sum(values)):
-            name = next(name for name, value in zip(_METRICS, values, strict=False) if not math.isfinite(value))
+    def _update(self, batch: Batch, coefs: Coefs, learning_rate: float, is_fresh: bool) -> NDArray[np.float64]:
+        """Step once and return the values of `_METRICS`."""
+        self._apply.zero_grad()
+        terms = self._group.gather(self._gradient(batch, coefs, is_fresh).numpy()).sum(axis=0)
+        if not math.isfinite(terms.sum()):
+            name = next(name for name, value in zip(TERMS, terms.tolist(), strict=True) if not math.isfinite(value))
             raise NonFiniteError(f"update {self.updates + 1}: {name} is not finite")
-        grad_norm = self._apply(terms.total, learning_rate)
+        grad_norm = self._apply.step(learning_rate)
         if not math.isfinite(grad_norm):
             raise NonFiniteError(f"update {self.updates + 1}: grad_norm is {grad_norm}")
         self.updates += 1
-        return [*values, grad_norm]
+        return np.append(terms, grad_norm)
 
     def get_state(self) -> StateTree:
         """The optimiser's slots and the update count."""
@@ -143,16 +175,4 @@ class Learner:
         self.updates = int(read_number(state, "updates"))
 
 
-_METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
-
-
-def explained_variance(rollout: Rollout) -> float:
-    """Return 1 - Var[return - value] / Var[return] over valid rows; NaN where returns do not vary.
-
-    1 is a perfect critic, 0 one no better than a constant.
-    """
-    valid = rollout.valid.numpy()
-    return_ = rollout.return_.numpy()[valid]
-    residual = rollout.advantage.numpy()[valid]
-    var = float(return_.var()) if return_.size else 0.0
-    return 1.0 - float(residual.var()) / var if var > 0.0 else math.nan
+_METRICS = (*TERMS, "grad_norm")

@@ -67,19 +67,6 @@ class PolicyLoss(Protocol):
         """
 
 
-def normalize_advantage(advantage: Tensor, weight: Tensor) -> Tensor:
-    """Standardise over valid rows (population deviation, so that one row gives 0 and not NaN).
-
-    In float64: the rounding of equal float32 advantages would otherwise be scaled up to size one.
-    """
-    valid = weight > 0
-    rows = advantage.double()
-    count = valid.sum().clamp(min=1)
-    mean = (rows * valid).sum() / count
-    std = ((rows - mean).square() * valid).sum().div(count).sqrt()
-    return ((rows - mean) / (std + 1e-8)).to(advantage.dtype)
-
-
 def policy_gradient(
     log_prob: Tensor,
     entropy: Tensor,

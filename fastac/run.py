@@ -21,11 +21,22 @@ from pathlib import Path
 from time import perf_counter
 from types import FrameType
 
+import numpy as np
 import torch
 
 from fastac.build import EnvFactory, Parts, build_evaluation_envs, evaluation_seed
 from fastac.config import Config, JsonValue
-from fastac.contract import EnvFailure, NonFiniteError, Phases, Report, StateTree, read_branch, read_number
+from fastac.contract import (
+    EnvFailure,
+    Episodes,
+    NonFiniteError,
+    Phases,
+    Report,
+    StateTree,
+    WorkerFailure,
+    read_branch,
+    read_number,
+)
 from fastac.records import (
     Bar,
     NullBar,
@@ -116,9 +127,12 @@ class Session:
             config.algo.num_steps,
             self._envs.description,
         )
+        workers = config.run.workers
         log.info(
-            "rollout %.2f MB, device %s, run directory %s",
+            "rollout %.2f MB, activations %.2f MB%s, device %s, run directory %s",
             self.parts.rollout.nbytes / 1e6,
+            self.parts.activations_nbytes / 1e6,
+            f" in each of {workers} workers" if workers != 1 else "",
             config.run.device,
             self.directory.path,
         )
@@ -158,6 +172,10 @@ class Session:
             saved = self._save_failure()
             self._abandon()
             raise NonFiniteError(f"{error}; {saved}.") from error
+        except WorkerFailure:
+            self._save_without_workers()
+            self._abandon()
+            raise
         except (Exception, KeyboardInterrupt):
             self._abandon()
             raise
@@ -223,6 +241,12 @@ class Session:
         self._saved_at = report.env_steps
         return path
 
+    def _save_without_workers(self) -> None:
+        """Save the last good parameters after a worker was lost, with its environments."""
+        if self._report is not None:
+            with suppress(RecordError):
+                self._save(self._report)
+
     def _save_failure(self) -> str:
         """Save the last good parameters beside the rollout that broke them; say where."""
         rollout = self.parts.rollout
@@ -265,7 +289,7 @@ class Session:
         self._closed = True
         with ExitStack() as closing:  # closes each of them, whatever another one raises
             closing.callback(torch.set_num_threads, self._threads)
-            closing.callback(self._envs.close)
+            closing.callback(self.parts.close)
             for writer in self._writers:
                 closing.callback(writer.close)
             closing.callback(self._bar.close)
@@ -302,6 +326,8 @@ class Session:
             "phases": {**asdict(report.phases)},
             "peak_rss_mb": peak_rss_mb(),
             "rollout_mb": self.parts.rollout.nbytes / 1e6,
+            "activations_mb": self.parts.activations_nbytes / 1e6,
+            "workers": config.run.workers,
             "vectorization": self._envs.description,
             "stopped_by": self.stop_signal.name if self.stop_signal else None,
             "versions": {**versions()},
@@ -401,7 +427,7 @@ def _last_report(trainer: StateTree, frame_skip: int) -> Report:
         frames=env_steps * frame_skip,
         updates=int(read_number(read_branch(trainer, "learner"), "updates")),
         episodes=int(read_number(trainer, "episodes")),
-        finished=(),
+        finished=Episodes(np.empty(0), np.empty(0, dtype=np.int64)),
         train_wall_s=train_wall_s,
         phases=replace(phases, other_s=train_wall_s - sum(asdict(phases).values())),
     )

@@ -15,20 +15,25 @@ TABLE = {
     "contract": "",
     "config": "contract",
     "presets": "config",
-    "envs": "contract config",
+    "processes": "",
+    "envs": "contract config processes",
     "models": "contract config",
-    "rollout": "contract",
     "kernels": "",
-    "losses": "contract kernels",
+    "rollout": "contract kernels",
+    "losses": "contract",
+    "gradient": "contract kernels rollout losses",
+    "fused": "contract models kernels rollout gradient",
     "apply": "contract",
-    "learner": "contract config rollout kernels losses apply",
-    "trainers": "contract config learner rollout",
+    "learner": "contract config kernels rollout gradient apply",
+    "trainers": "contract config processes rollout learner",
     "records": "contract config",
-    "build": "contract config presets envs models rollout kernels losses apply learner trainers",
+    "build": (
+        "contract config presets processes envs models kernels rollout losses gradient fused apply learner trainers"
+    ),
     "tools": "contract config envs models records",
     "run": "contract config records build tools",
     "api": "contract config records build tools run",
-    "cli": "contract config presets records build tools run api",
+    "cli": "contract config presets processes records build tools run api",
 }
 MAY_IMPORT = {room: set(names.split()) for room, names in TABLE.items()}
 # The two doors are no rooms: `python -m fastac` opens the command line, and the public face may show anything.
@@ -36,8 +41,8 @@ DOORS: dict[str, set[str]] = {"__main__": {"cli"}, "__init__": set(MAY_IMPORT) -
 
 # Unpickling runs code from the file. What fastac saves is safetensors and JSON, and nothing else.
 PICKLING = {"pickle", "cloudpickle", "dill", "torch.load", "torch.save", "allow_pickle"}
-# These hand an environment's factory to a worker process of their own, in memory: no file is involved.
-TO_WORKERS = {Path("fastac/envs/make.py"), Path("fastac/envs/process.py")}
+# These hand factories to a worker process of their own, in memory: no file is involved.
+TO_WORKERS = {Path("fastac/envs/make.py"), Path("fastac/processes.py")}
 
 
 def imported(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:
@@ -135,7 +140,7 @@ def test_a_forbidden_import_is_seen(path, source):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("losses.py", "import torch\nfrom fastac.kernels.gae import gae\nfrom .contract import Act"),
+        ("learner.py", "import torch\nfrom fastac.kernels.dispatch import gae\nfrom .contract import Act"),
         ("kernels/gae.py", "from . import reference\nfrom .reference import gae\nfrom fastac.kernels import reference"),
         ("__main__.py", "from fastac.cli import main"),
         ("__init__.py", "def __getattr__(name):\n    from fastac.run import train"),

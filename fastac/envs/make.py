@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import pickle
 import time
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from fastac.envs.process import ProcessEnvs
 from fastac.envs.spaces import check_spaces
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.envs.sync import SyncEnvs
+from fastac.processes import count_cores
 
 # A step in another process costs a wake-up and two copies, about 100 us on a busy machine; below this
 # cost of one environment's step, doing them one after the other here is as fast.
@@ -127,7 +127,7 @@ class _Choice:
 
 
 def _choose(config: EnvConfig, spec: EnvSpec, trial: SingleEnv, num_envs: int) -> _Choice:
-    processes = min(_count_cores(), num_envs)
+    processes = min(count_cores(), num_envs)
     if config.vectorization == "process":
         return _Choice(processes, f"process (as asked, {processes} workers)")
     if config.vectorization == "sync":
@@ -137,11 +137,6 @@ def _choose(config: EnvConfig, spec: EnvSpec, trial: SingleEnv, num_envs: int) -
     if cost_us > _PROCESS_WORTH_US and processes > 1 and _is_picklable(spec):
         return _Choice(processes, f"process ({why}, {processes} workers)")
     return _Choice(0, f"sync ({why})")
-
-
-def _count_cores() -> int:
-    """Return the cores that this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_picklable(spec: EnvSpec) -> bool:

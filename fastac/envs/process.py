@@ -6,9 +6,6 @@ reads them; only commands and replies go through pipes. So the trajectories are 
 
 from __future__ import annotations
 
-import multiprocessing
-import pickle
-import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,54 +13,38 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from math import prod
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, SpawnContext
-from multiprocessing.process import BaseProcess
-from multiprocessing.sharedctypes import RawArray
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastac.contract import ActionArray, BoolArray, EnvFailure, ObsArray, StateTree, StepRow
 from fastac.envs.failure import describe
 from fastac.envs.spaces import action_dtype, space_dtype
 from fastac.envs.state import SingleEnv, subtree
 from fastac.envs.sync import SyncEnvs
+from fastac.processes import (
+    START_TIMEOUT_S,
+    Child,
+    Failed,
+    SharedArray,
+    WorkerTraceback,
+    close,
+    get_context,
+    ignore_signals,
+    pickled,
+    start,
+    unpickled,
+)
 
 Build: TypeAlias = Callable[[], SingleEnv]
 Command: TypeAlias = Literal["reset", "step", "get_state", "set_state"]
 Payload: TypeAlias = StateTree | None
-Scalar = TypeVar("Scalar", bound=np.generic)
 
-_START_TIMEOUT_S = 120.0  # a worker imports torch and the environment's package, perhaps from a cold disk
-_CLOSE_TIMEOUT_S = 2.0
-
-
-class WorkerTraceback(Exception):
-    """The traceback of a worker, as text; the cause of the `EnvFailure` raised here."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """A worker's reply when an environment failed."""
-
-    message: str
-    traceback: str
-
-
-class _SharedArray(Generic[Scalar]):
-    """An array in anonymous shared memory, which goes with its last process even if that is killed."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Scalar]) -> None:
-        """Allocate zeros."""
-        self._shape, self._dtype = shape, dtype
-        self._memory = RawArray("B", prod(shape) * dtype.itemsize)
-
-    def view(self) -> NDArray[Scalar]:
-        """Return the array over the shared memory, in whichever process this is."""
-        return np.frombuffer(self._memory, dtype=self._dtype).reshape(self._shape)
+_UNSENDABLE = (
+    "vectorization 'process' cannot send the environment to its workers: register it with an entry point "
+    "'module:Class', or use sync"
+)
 
 
 class _SharedRow:
@@ -72,10 +53,10 @@ class _SharedRow:
     def __init__(self, sample: SingleEnv, num_envs: int) -> None:
         """Allocate for environments like `sample`."""
         obs_space, action_space = sample.observation_space, sample.action_space
-        self._obs = _SharedArray((num_envs, *(obs_space.shape or ())), space_dtype(obs_space))
-        self._action = _SharedArray((num_envs, *(action_space.shape or ())), action_dtype(action_space))
-        self._reward = _SharedArray((num_envs,), np.dtype(np.float32))
-        self._flags = _SharedArray((4, num_envs), np.dtype(np.bool_))
+        self._obs = SharedArray((num_envs, *(obs_space.shape or ())), space_dtype(obs_space))
+        self._action = SharedArray((num_envs, *(action_space.shape or ())), action_dtype(action_space))
+        self._reward = SharedArray((num_envs,), np.dtype(np.float32))
+        self._flags = SharedArray((4, num_envs), np.dtype(np.bool_))
 
     def view(self, envs: slice) -> tuple[ActionArray, StepRow]:
         """Return the actions and the row of a slice of the environments."""
@@ -88,8 +69,7 @@ class _SharedRow:
 class _Worker:
     """One worker, seen from here."""
 
-    process: BaseProcess
-    pipe: Connection
+    child: Child
     envs: slice
 
     @property
@@ -100,7 +80,7 @@ class _Worker:
     def send(self, command: Command, payload: Payload) -> None:
         """Ask for something; the reply comes by `receive`."""
         try:
-            self.pipe.send((command, payload))
+            self.child.pipe.send((command, payload))
         except OSError as error:
             raise self._died() from error
 
@@ -111,18 +91,17 @@ class _Worker:
             EnvFailure: an environment failed, or the worker died or hung.
         """
         try:
-            if not self.pipe.poll(max(0.0, deadline_s - time.monotonic())):
+            if not self.child.pipe.poll(max(0.0, deadline_s - time.monotonic())):
                 raise EnvFailure(f"{self.name} gave no answer for {timeout_s:g} s.")
-            reply: Payload | _Failed = self.pipe.recv()
+            reply: Payload | Failed = self.child.pipe.recv()
         except (EOFError, OSError) as error:
             raise self._died() from error
-        if isinstance(reply, _Failed):
+        if isinstance(reply, Failed):
             raise EnvFailure(reply.message) from WorkerTraceback(reply.traceback)
         return reply
 
     def _died(self) -> EnvFailure:
-        self.process.join(_CLOSE_TIMEOUT_S)  # the pipe closes a moment before there is an exit code
-        return EnvFailure(f"{self.name} died (exit code {self.process.exitcode}).")
+        return EnvFailure(f"{self.name} died (exit code {self.child.exit_code()}).")
 
 
 class ProcessEnvs:
@@ -162,12 +141,14 @@ class ProcessEnvs:
         self._action, self._row = shared.view(slice(0, self.num_envs))
         self._workers: list[_Worker] = []
         edges = [self.num_envs * k // num_workers for k in range(num_workers + 1)]
-        context = _get_context()
+        context = get_context(__name__)
+        sent = pickled(build, _UNSENDABLE)
         try:
             for begin, end in pairwise(edges):
-                work = partial(_work, _pickle(build), shared, slice(begin, end), list(seeds[begin:end]))
-                self._workers.append(_start(context, work, slice(begin, end)))
-            self._collect(_START_TIMEOUT_S)
+                envs = slice(begin, end)
+                child = start(context, partial(_work, sent, shared, envs, list(seeds[begin:end])))
+                self._workers.append(_Worker(child, envs))
+            self._collect(START_TIMEOUT_S)
         except BaseException:
             self.close()
             raise
@@ -208,17 +189,9 @@ class ProcessEnvs:
         self._ask("set_state", [{**state, "done": done[w.envs], "envs": envs} for w in self._workers])
 
     def close(self) -> None:
-        """Close the pipes, at which the workers end by themselves; kill those that do not."""
-        for worker in self._workers:
-            worker.pipe.close()
-        deadline_s = time.monotonic() + _CLOSE_TIMEOUT_S
-        while self._workers:
-            process = self._workers.pop().process
-            process.join(max(0.0, deadline_s - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
-            process.close()
+        """End the workers."""
+        close([worker.child for worker in self._workers])
+        self._workers.clear()
 
     def _ask(self, command: Command, payloads: Sequence[Payload] | None = None) -> list[Payload]:
         """Send a command to all workers and wait for all replies.
@@ -240,43 +213,11 @@ class ProcessEnvs:
         return [worker.receive(deadline_s, timeout_s) for worker in self._workers]
 
 
-def _get_context() -> SpawnContext | ForkServerContext:
-    """Return a context that never forks this process, whose threads (torch's, CUDA's) a fork would break.
-
-    A fork server imports this module, and torch with it, once; each worker then starts in
-    milliseconds. Windows has only spawn.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _pickle(build: Build) -> bytes:
-    try:
-        return pickle.dumps(build)
-    except Exception as error:  # pickling runs foreign code, which may raise anything
-        raise ValueError(
-            f"vectorization 'process' cannot send the environment to its workers ({describe(error)}): register it "
-            "with an entry point 'module:Class', or use sync."
-        ) from error
-
-
-def _start(context: SpawnContext | ForkServerContext, work: Callable[[Connection], None], envs: slice) -> _Worker:
-    ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()  # or this process would hold the pipe of a dead worker open, and wait
-    return _Worker(process, ours, envs)
-
-
 def _work(build: bytes, shared: _SharedRow, envs: slice, seeds: Sequence[int], pipe: Connection) -> None:
     """Live as a worker: build the environments, then obey until the pipe closes."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # both may reach the whole group; the parent decides
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     try:
-        with closing(SyncEnvs(pickle.loads(build), seeds, "", first_index=envs.start)) as own:
+        with closing(SyncEnvs(cast(Build, unpickled(build)), seeds, "", first_index=envs.start)) as own:
             action, row = shared.view(envs)
             pipe.send(None)
             while True:
@@ -286,7 +227,7 @@ def _work(build: bytes, shared: _SharedRow, envs: slice, seeds: Sequence[int], p
         return  # the parent closed the pipe, or is gone
     except Exception as error:
         message = str(error) if isinstance(error, EnvFailure) else f"the worker raised {describe(error)}."
-        pipe.send(_Failed(message, traceback.format_exc()))
+        pipe.send(Failed(message, traceback.format_exc(), of_env=True))
 
 
 def _obey(own: SyncEnvs, command: Command, payload: Payload, action: ActionArray, row: StepRow) -> Payload:

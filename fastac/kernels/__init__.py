@@ -1,9 +1,31 @@
 """The numerical kernels of the hot loop: each one readable reference and fast twins, one signature.
 
-A kernel knows nothing of rollouts, configs or models: arrays in, arrays out. Tests hold every fast
-twin to its reference by fuzzing.
+A kernel knows nothing of rollouts, configs or models: arrays in, arrays out. `reference` defines and
+documents each; tests hold every fast twin to it by fuzzing.
 """
 
-from fastac.kernels.gae import gae, gae_reference
+from fastac.kernels.dispatch import (
+    batch_moments,
+    cache_folder,
+    categorical_loss,
+    find_episodes,
+    gae,
+    gaussian_loss,
+    sample_categorical,
+)
+from fastac.kernels.fused_loss import fused_categorical_loss, fused_gaussian_loss
+from fastac.kernels.reference import gae_reference, moments_reference
 
-__all__ = ["gae", "gae_reference"]
+__all__ = [
+    "batch_moments",
+    "cache_folder",
+    "categorical_loss",
+    "find_episodes",
+    "fused_categorical_loss",
+    "fused_gaussian_loss",
+    "gae",
+    "gae_reference",
+    "gaussian_loss",
+    "moments_reference",
+    "sample_categorical",
+]

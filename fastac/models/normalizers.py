@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastac.contract import Group
+
 _EPS = 1e-8
 _CLIP = 10.0
 
@@ -28,13 +30,21 @@ class RunningMoments(nn.Module):
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
-    def update(self, rows: Tensor) -> None:
-        """Merge the statistics of `rows` `[M, *shape]`; M = 0 changes nothing."""
+    def update(self, rows: Tensor, group: Group) -> None:
+        """Merge the statistics of `rows` `[M, *shape]`, and of the other workers' rows, by rank; M = 0 is none."""
+        rows = rows.to(self.mean.dtype).flatten(1)  # [M, D]
         num = rows.shape[0]
-        if num == 0:
+        part = torch.zeros(2 * rows.shape[1] + 1, dtype=self.mean.dtype)
+        if num:
+            part[0] = num
+            part[1:] = torch.cat([rows.mean(dim=0), rows.var(dim=0, unbiased=False)])
+        for everyones in torch.from_numpy(group.gather(part.numpy()).copy()).to(self.mean.device):
+            mean, var = everyones[1:].view(2, *self.mean.shape)
+            self._merge(everyones[0], mean, var)
+
+    def _merge(self, num: Tensor, mean: Tensor, var: Tensor) -> None:
+        if not num:
             return
-        rows = rows.to(self.mean.dtype)
-        mean, var = rows.mean(dim=0), rows.var(dim=0, unbiased=False)
         total = self.count + num
         delta = mean - self.mean
         square_sum = self.var * self.count + var * num + delta.square() * self.count * num / total
@@ -56,9 +66,9 @@ class ObsNormalizer(nn.Module):
         scale = (self.moments.var + _EPS).rsqrt().float()
         return ((obs - self.moments.mean.float()) * scale).clamp(-_CLIP, _CLIP)
 
-    def update(self, obs: Tensor, valid: Tensor) -> None:
-        """Take in the rows of `obs` `[T, N, *obs_shape]` where `valid` `[T, N]`."""
-        self.moments.update(obs[valid].to(self.moments.mean.device))
+    def update(self, obs: Tensor, valid: Tensor, group: Group) -> None:
+        """Take in the rows of `obs` `[T, N, *obs_shape]`, on the CPU, where `valid` `[T, N]`; and the group's."""
+        self.moments.update(obs[valid], group)
 
 
 class RewardNormalizer(nn.Module):
@@ -77,14 +87,14 @@ class RewardNormalizer(nn.Module):
         self.moments = RunningMoments(())
         self.register_buffer("running", torch.zeros(num_envs, dtype=torch.float64))
 
-    def forward(self, reward: Tensor, valid: Tensor, done: Tensor) -> Tensor:
-        """Take in a rollout's rewards `[T, N]` and return them scaled, by the statistics after it."""
+    def forward(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
+        """Take in a rollout's rewards `[T, N]`, and the group's; return them scaled, by the statistics after it."""
         returns = torch.empty(reward.shape, dtype=torch.float64)
         for t in range(reward.shape[0]):
             self.running.mul_(self.gamma).add_(reward[t])
             returns[t] = self.running
             self.running.masked_fill_(done[t], 0.0)
-        self.moments.update(returns[valid])
+        self.moments.update(returns[valid].unsqueeze(-1), group)
         return (reward * (self.moments.var + _EPS).rsqrt().float()).clamp(-_CLIP, _CLIP)
 
     def restart_episodes(self) -> None:
@@ -99,14 +109,14 @@ class NoObsNormalizer(nn.Module):
         """Return `obs`."""
         return obs
 
-    def update(self, obs: Tensor, valid: Tensor) -> None:
+    def update(self, obs: Tensor, valid: Tensor, group: Group) -> None:
         """Learn nothing."""
 
 
 class NoRewardNormalizer(nn.Module):
     """The null twin: rewards as they are."""
 
-    def forward(self, reward: Tensor, valid: Tensor, done: Tensor) -> Tensor:
+    def forward(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
         """Return `reward`."""
         return reward
 

@@ -23,9 +23,9 @@ class ReturnTracker:
 
     def update(self, report: Report) -> None:
         """Take in one iteration."""
-        for episode in report.finished:
-            self._returns.append(episode.return_)
-            self._lengths.append(episode.length)
+        window = self._returns.maxlen or 0
+        self._returns.extend(report.finished.return_[-window:].tolist())
+        self._lengths.extend(report.finished.length[-window:].tolist())
         self._samples.append((report.train_wall_s, report.env_steps))
         while len(self._samples) > 2 and report.train_wall_s - self._samples[1][0] >= _RATE_WINDOW_S:
             self._samples.popleft()

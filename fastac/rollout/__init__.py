@@ -1,5 +1,6 @@
 """Preallocated storage, the hot loop that fills it, minibatch slicing, and the episodes found in it."""
 
+from fastac.rollout.actor import ModelActor
 from fastac.rollout.buffer import Rollout
 from fastac.rollout.collector import Collector
 from fastac.rollout.episodes import EpisodeCounter
@@ -11,6 +12,7 @@ __all__ = [
     "EpisodeCounter",
     "FlatMinibatches",
     "Minibatches",
+    "ModelActor",
     "Rollout",
     "SequenceMinibatches",
 ]

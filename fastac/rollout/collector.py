@@ -6,30 +6,25 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
 
-from fastac.contract import EnvFailure, ObsArray, Phases, Policy, StateTree, VecEnv, read_tensor
+from fastac.contract import Actor, EnvFailure, ObsArray, Phases, StateTree, VecEnv, read_branch, read_tensor
 from fastac.rollout.buffer import Rollout
 
 
 class Collector:
-    """Fills a rollout from environments and a policy; carries observation and memory across rollouts.
+    """Fills a rollout from environments and an actor; carries the observation across rollouts.
 
     Attributes:
         rollout: the storage, overwritten by every `collect`.
     """
 
-    def __init__(
-        self, envs: VecEnv, policy: Policy, rollout: Rollout, generator: Generator, device: torch.device
-    ) -> None:
-        """Take ownership of the rollout; `generator` (CPU) drives the actions."""
-        self.envs, self.policy, self.rollout = envs, policy, rollout
-        self._generator, self._device = generator, device
+    def __init__(self, envs: VecEnv, actor: Actor, rollout: Rollout) -> None:
+        """Take ownership of the rollout, which `actor` is bound to."""
+        self.envs, self.rollout = envs, rollout
+        self._actor = actor
         self._rows = rollout.step_rows()
-        self._action = rollout.action.numpy()
-        self._value, self._log_prob = rollout.value.numpy(), rollout.log_prob.numpy()
+        self._action = list(rollout.action.numpy())  # T views [N, ...]
         self._terminated, self._truncated = rollout.terminated.numpy(), rollout.truncated.numpy()
-        self._state = policy.initial_state(rollout.num_envs)  # [N, S]
         self._last = 0  # the row that the next rollout begins from
         self._fresh = True
 
@@ -39,10 +34,9 @@ class Collector:
         Raises:
             EnvFailure: an environment failed; the message tells the row.
         """
-        self._begin()
-        noise = self.policy.draw_noise((self.rollout.num_steps, self.rollout.num_envs), self._generator)
+        self._begin(phases)
         for t in range(self.rollout.num_steps):
-            self._step(t, noise, phases)
+            self._step(t, phases)
         return self._end(self.rollout.num_steps, phases)
 
     def collect_episodes(self, phases: Phases) -> Rollout:
@@ -51,11 +45,10 @@ class Collector:
         Episodes longer than `num_steps` are cut there and bootstrap from the value of what follows.
         """
         self.restart_episodes()
-        self._begin()
-        noise = self.policy.draw_noise((self.rollout.num_steps, self.rollout.num_envs), self._generator)
+        self._begin(phases)
         finished = np.zeros(self.rollout.num_envs, dtype=np.bool_)
         for t, row in enumerate(self._rows):
-            self._step(t, noise, phases)
+            self._step(t, phases)
             for rows in (row.valid, row.reward, row.terminated, row.truncated):
                 rows[finished] = 0
             finished |= row.terminated | row.truncated
@@ -63,47 +56,41 @@ class Collector:
                 break
         return self._end(t + 1, phases)
 
-    def _begin(self) -> None:
+    def _begin(self, phases: Phases) -> None:
         """Fill row 0: reset, or carry over the row that the last rollout ended with."""
+        before = perf_counter()
         rollout = self.rollout
         if self._fresh:
             self.envs.reset(rollout.obs[0].numpy(), rollout.start[0].numpy())
-            self._state = self.policy.initial_state(rollout.num_envs)
+            self._actor.forget()
             self._fresh = False
         else:
             rollout.obs[0] = rollout.obs[self._last]
             rollout.start[0] = rollout.start[self._last]
-        rollout.state.copy_(self._state)
         rollout.final_value.zero_()
         rollout.out_of_band.zero_()
+        between = perf_counter()
+        self._actor.begin()
+        phases.env_s += between - before
+        phases.act_s += perf_counter() - between
 
-    def _step(self, t: int, noise: Tensor, phases: Phases) -> None:
+    def _step(self, t: int, phases: Phases) -> None:
         before = perf_counter()
-        obs, start = self._look(t)
-        act = self.policy.act(obs, self._state, start, noise[t].to(self._device))
-        self._action[t] = act.action.cpu().numpy()
-        self._value[t] = act.value.cpu().numpy()
-        self._log_prob[t] = act.log_prob.cpu().numpy()
-        self._state = act.state
+        self._actor.act(t)
         between = perf_counter()
         final_obs = self.envs.step(self._action[t], self._rows[t])
-        after = perf_counter()
         phases.act_s += between - before
-        phases.env_s += after - between
+        phases.env_s += perf_counter() - between
         if final_obs is not None:
             self._bootstrap(t, final_obs)
 
     def _end(self, num_steps: int, phases: Phases) -> Rollout:
         """Value the row after the last step, without committing to an action there."""
         before = perf_counter()
-        obs, start = self._look(num_steps)
-        self._value[num_steps] = self.policy.value(obs, self._state, start).cpu().numpy()
+        self._actor.value(num_steps)
         self._last = num_steps
         phases.act_s += perf_counter() - before
         return self.rollout.first(num_steps)
-
-    def _look(self, t: int) -> tuple[Tensor, Tensor]:
-        return self.rollout.obs[t].to(self._device), self.rollout.start[t].to(self._device)
 
     def _bootstrap(self, t: int, final_obs: ObsArray) -> None:
         """Value final observations that came out of band, where an episode was cut and not over."""
@@ -113,20 +100,17 @@ class Collector:
         broken = cut & ~np.isfinite(final_obs).reshape(len(cut), -1).all(axis=1)
         if broken.any():
             raise EnvFailure(f"env {np.flatnonzero(broken)[0]} returned a final observation that is not finite")
-        obs = torch.from_numpy(final_obs.astype(np.float32)).to(self._device)
-        going_on = torch.zeros(len(cut), dtype=torch.bool, device=self._device)
-        value = self.policy.value(obs, self._state, going_on).cpu()  # [N]
+        value = self._actor.value_of(torch.from_numpy(final_obs.astype(np.float32)))  # [N]
         mask = torch.from_numpy(cut)
         self.rollout.final_value[t] = torch.where(mask, value, 0.0)
         self.rollout.out_of_band[t] = mask
 
     def get_state(self) -> StateTree:
-        """Where collection stands: the next row's observation, start and memory, and the action stream."""
+        """Where collection stands: the next row's observation and start, and the actor."""
         return {
             "obs": self.rollout.obs[self._last].clone(),
             "start": self.rollout.start[self._last].clone(),
-            "state": self._state.clone(),
-            "generator": self._generator.get_state(),
+            "actor": self._actor.get_state(),
         }
 
     def set_state(self, state: StateTree) -> None:
@@ -134,8 +118,7 @@ class Collector:
         self._last = 0
         self.rollout.obs[0] = read_tensor(state, "obs")
         self.rollout.start[0] = read_tensor(state, "start")
-        self._state = read_tensor(state, "state").to(self._device)
-        self._generator.set_state(read_tensor(state, "generator"))
+        self._actor.set_state(read_branch(state, "actor"))
         self._fresh = False
 
     def restart_episodes(self) -> None:

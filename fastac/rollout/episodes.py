@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-import numpy as np
+import torch
 
-from fastac.contract import BoolArray, Episode, FloatArray, StateTree, read_tensor
+from fastac.contract import Episodes, StateTree, read_tensor
+from fastac.kernels import find_episodes
 from fastac.rollout.buffer import Rollout
 
 
 class EpisodeCounter:
     """Adds up every env's episode so far; own statistics, because Gymnasium's differ between modes."""
 
-    def __init__(self, num_envs: int) -> None:
-        """Start every env at zero."""
-        self._return = np.zeros(num_envs)  # [N], of the episode so far
-        self._length = np.zeros(num_envs, dtype=np.int64)  # [N]
+    def __init__(self, num_steps: int, num_envs: int) -> None:
+        """Start every env at zero; a rollout holds at most `num_steps` rows."""
+        rows = num_steps * num_envs
+        self._return = torch.zeros(num_envs, dtype=torch.float64)  # [N], of the episode so far
+        self._length = torch.zeros(num_envs, dtype=torch.int64)  # [N]
+        self._found = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.int64)
 
-    def count(self, rollout: Rollout) -> tuple[Episode, ...]:
+    def count(self, rollout: Rollout) -> Episodes:
         """Take in a rollout, return the episodes that ended in it, in order of time, then env."""
-        reward, valid, done = rollout.reward.numpy(), rollout.valid.numpy(), rollout.done.numpy()
-        finished: list[Episode] = []
-        last = 0
-        for t in np.flatnonzero(done.any(axis=1)).tolist():
-            self._add(reward[last : t + 1], valid[last : t + 1])
-            for n in np.flatnonzero(done[t]).tolist():
-                finished.append(Episode(float(self._return[n]), int(self._length[n])))
-            self._return[done[t]] = 0.0
-            self._length[done[t]] = 0
-            last = t + 1
-        self._add(reward[last:], valid[last:])
-        return tuple(finished)
-
-    def _add(self, reward: FloatArray, valid: BoolArray) -> None:
-        self._return += np.where(valid, reward, 0.0).sum(axis=0)
-        self._length += valid.sum(axis=0)
+        rows = (rollout.reward, rollout.valid, rollout.terminated, rollout.truncated)
+        room = [found[: rollout.reward.numel()] for found in self._found]
+        num = find_episodes(*rows, self._return, self._length, *room)
+        return_, length = (found[:num].numpy().copy() for found in room)
+        return Episodes(return_, length)
 
     def restart_episodes(self) -> None:
         """Forget the episodes so far."""
-        self._return[:] = 0.0
-        self._length[:] = 0
+        self._return.zero_()
+        self._length.zero_()
 
     def get_state(self) -> StateTree:
         """The sums so far."""
-        return {"return": self._return.copy(), "length": self._length.copy()}
+        return {"return": self._return.clone(), "length": self._length.clone()}
 
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`."""
-        self._return[:] = read_tensor(state, "return").numpy()
-        self._length[:] = read_tensor(state, "length").numpy()
+        self._return.copy_(read_tensor(state, "return"))
+        self._length.copy_(read_tensor(state, "length"))

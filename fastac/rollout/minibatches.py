@@ -22,7 +22,7 @@ class Batch:
         log_prob: of the policy that acted.
         advantage: as estimated.
         return_: the critic's target.
-        weight: 1 over the number of valid rows where valid, else 0: a weighted sum is the mean.
+        valid: which rows count.
         start: where an episode begins.
         state: `[n, S]`, the recurrent state before row 0 of sequences.
     """
@@ -32,7 +32,7 @@ class Batch:
     log_prob: Tensor
     advantage: Tensor
     return_: Tensor
-    weight: Tensor
+    valid: Tensor
     start: Tensor
     state: Tensor
 
@@ -42,18 +42,16 @@ class Batch:
             return self
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
+    def rows(self, begin: int, end: int) -> Batch:
+        """View some rows of a flat batch."""
+        return _batch([getattr(self, f.name)[begin:end] for f in fields(self)[:-1]], self.state)
+
 
 class Minibatches(Protocol):
     """Yields the minibatches of one pass over a rollout."""
 
     def split(self, rollout: Rollout) -> Iterator[Batch]:
-        """Cover every row once."""
-
-
-def weigh(valid: Tensor) -> Tensor:
-    """Return weights that make a sum the mean over valid rows (all 0 if there is none)."""
-    weight = valid.float()
-    return weight / weight.sum().clamp(min=1.0)
+        """Cover every row once; a batch may be overwritten by the next one."""
 
 
 class FlatMinibatches:
@@ -62,6 +60,7 @@ class FlatMinibatches:
     def __init__(self, num_minibatches: int, generator: Generator) -> None:
         """Draw the order from `generator`, afresh for every pass."""
         self._num, self._generator = num_minibatches, generator
+        self._gathered: list[Tensor] = []  # of one minibatch, kept for the next
 
     def split(self, rollout: Rollout) -> Iterator[Batch]:
         """Yield `[B / num_minibatches, ...]` each."""
@@ -71,7 +70,11 @@ class FlatMinibatches:
             return
         order = torch.randperm(flat[0].shape[0], generator=self._generator)
         for index in order.chunk(self._num):
-            yield _batch([part[index] for part in flat], rollout.state)
+            if not self._gathered or self._gathered[0].shape[0] != len(index):
+                self._gathered = [part[: len(index)].clone() for part in flat]
+            for part, kept in zip(flat, self._gathered, strict=True):
+                torch.index_select(part, 0, index, out=kept)
+            yield _batch(self._gathered, rollout.state)
 
 
 class SequenceMinibatches:
@@ -93,7 +96,7 @@ class SequenceMinibatches:
 
 
 def _rows(rollout: Rollout) -> list[Tensor]:
-    """List what a batch holds, `[T, N, ...]` each, in the order of `_batch`."""
+    """List what a batch holds, `[T, N, ...]` each, in its order."""
     rows = rollout.num_steps
     return [
         rollout.obs[:rows],
@@ -108,4 +111,4 @@ def _rows(rollout: Rollout) -> list[Tensor]:
 
 def _batch(parts: list[Tensor], state: Tensor) -> Batch:
     obs, action, log_prob, advantage, return_, valid, start = parts
-    return Batch(obs, action, log_prob, advantage, return_, weigh(valid), start, state)
+    return Batch(obs, action, log_prob, advantage, return_, valid, start, state)

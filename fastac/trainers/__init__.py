@@ -1,5 +1,8 @@
-"""Who runs a (collector, learner) pair, and in how many processes; trainers are generators of reports."""
+"""Who runs (collector, learner) pairs, and in how many processes; trainers are generators of reports."""
 
+from fastac.trainers.crew import Crew, MakeMember, Member, NoCrew
+from fastac.trainers.group import GroupMemory
+from fastac.trainers.pair import Pair
 from fastac.trainers.sync import SyncTrainer
 
-__all__ = ["SyncTrainer"]
+__all__ = ["Crew", "GroupMemory", "MakeMember", "Member", "NoCrew", "Pair", "SyncTrainer"]

@@ -20,8 +20,7 @@ from fastac.envs import adapt
 from fastac.envs.probes import ToyChain
 from fastac.envs.sync import SyncEnvs
 from fastac.learner import Learner
-from fastac.losses import policy_gradient
-from fastac.rollout import Collector, FlatMinibatches, Rollout
+from fastac.rollout import Collector, FlatMinibatches, ModelActor, Rollout
 
 CPU = torch.device("cpu")
 PROBES = "fastac.envs.probes:fastac/"
@@ -165,19 +164,19 @@ def make_collector(envs: VecEnv, num_steps: int, policy: object = None) -> Colle
     """Collect with the known policy."""
     generator = torch.Generator().manual_seed(0)
     rollout = allocate(num_steps, envs.num_envs, state_size=1)
-    return Collector(envs, policy or KnownPolicy(), rollout, generator, CPU)
+    return Collector(envs, ModelActor(policy or KnownPolicy(), rollout, generator, CPU), rollout)
 
 
-class _StillModel:
-    """Says nothing, so that learning only estimates."""
-
-    def evaluate(self, obs: Tensor, action: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        zero = torch.zeros(obs.shape[:-1])
-        return zero, zero, zero
+def weigh(valid: Tensor) -> Tensor:
+    """Return weights that make a sum the mean over valid rows (all 0 if there is none)."""
+    return valid / valid.sum().clamp(min=1)
 
 
 class _NoApply:
-    def __call__(self, loss: Tensor, learning_rate: float) -> float:
+    def zero_grad(self) -> None:
+        pass
+
+    def step(self, learning_rate: float) -> float:
         return 0.0
 
 
@@ -185,7 +184,7 @@ def estimate(rollout: Rollout, **settings: ConfigValue) -> dict[str, float]:
     """Fill in advantages and returns the way the learner does."""
     config = Config().replace(**({"gamma": GAMMA, "gae_lambda": LAMBDA} | settings))
     minibatches = FlatMinibatches(1, torch.Generator())
-    learner = Learner(config, _StillModel(), policy_gradient, minibatches, _NoApply(), CPU)
+    learner = Learner(config, lambda *_: torch.zeros(5, dtype=torch.float64), minibatches, _NoApply())
     return learner.learn(rollout, rollout.reward, 0.0, Phases())
 
 

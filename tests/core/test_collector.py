@@ -33,7 +33,7 @@ from fastac.models import (
     NoObsNormalizer,
     Trunk,
 )
-from fastac.rollout import Collector, Rollout
+from fastac.rollout import Collector, ModelActor, Rollout
 
 
 class Recorder(gym.Env):
@@ -53,6 +53,10 @@ class Recorder(gym.Env):
         return np.zeros(1, np.float32), 0.0, False, False, {}
 
 
+def act_with(model, rollout):
+    return ModelActor(model, rollout, torch.Generator().manual_seed(0), CPU)
+
+
 def make_lstm(num_actions=2, shared=True):
     trunks = [Trunk(MLPEncoder(1, (5,), "tanh"), LSTMCore(5, 4)) for _ in range(1 if shared else 2)]
     model = ActorCritic(trunks, CategoricalHead(4, num_actions), NoObsNormalizer())
@@ -70,7 +74,7 @@ def test_the_rollout_keeps_the_unclipped_action_and_the_env_gets_the_clipped_one
     trunk = Trunk(MLPEncoder(1, (), "tanh"), IdentityCore(1))
     model = ActorCritic([trunk], GaussianHead(1, 2, 0.0), NoObsNormalizer())
     rollout = Rollout.allocate(10, 2, (1,), (2,), torch.float32, 0)
-    Collector(envs, model, rollout, torch.Generator().manual_seed(0), CPU).collect(Phases())
+    Collector(envs, act_with(model, rollout), rollout).collect(Phases())
     assert rollout.action.abs().max() > 0.5
     for n, recorder in enumerate(recorders):
         stored = rollout.action[:, n].numpy()
@@ -95,7 +99,7 @@ def unroll(model, rollout):
 def test_lstm_values_and_the_memory_before_row_0_across_rollouts(mode, shared):
     envs, model = make_chains(mode), make_lstm(shared=shared)
     rollout = allocate(6, len(CHAINS), state_size=model.state_size)
-    collector = Collector(envs, model, rollout, torch.Generator().manual_seed(0), CPU)
+    collector = Collector(envs, act_with(model, rollout), rollout)
     carried = torch.zeros(len(CHAINS), model.state_size)
     for _ in range(5):
         collector.collect(Phases())
@@ -109,7 +113,7 @@ def test_lstm_values_and_the_memory_before_row_0_across_rollouts(mode, shared):
 def test_the_final_observation_is_valued_with_the_old_memory_and_the_reset_one_with_none():
     model = make_lstm()
     rollout = allocate(12, len(CHAINS), state_size=model.state_size)
-    Collector(make_chains("next_step"), model, rollout, torch.Generator().manual_seed(0), CPU).collect(Phases())
+    Collector(make_chains("next_step"), act_with(model, rollout), rollout).collect(Phases())
     _, states = unroll(model, rollout)
     fresh = model.initial_state(len(CHAINS))
     going_on, anew = torch.zeros(len(CHAINS), dtype=torch.bool), torch.ones(len(CHAINS), dtype=torch.bool)
@@ -129,7 +133,7 @@ def test_the_final_observation_is_valued_with_the_old_memory_and_the_reset_one_w
 def test_a_final_observation_out_of_band_is_valued_with_the_old_memory(mode):
     model = make_lstm()
     rollout = allocate(12, len(CHAINS), state_size=model.state_size)
-    Collector(make_chains(mode), model, rollout, torch.Generator().manual_seed(0), CPU).collect(Phases())
+    Collector(make_chains(mode), act_with(model, rollout), rollout).collect(Phases())
     _, states = unroll(model, rollout)
     going_on = torch.zeros(len(CHAINS), dtype=torch.bool)
     cut = (rollout.truncated & ~rollout.terminated).numpy()
@@ -190,7 +194,7 @@ def test_a_number_that_is_not_finite_is_found(what, row):
     envs = SyncEnvs(lambda: Broken(next(queue)), [0, 1], "broken")
     model = make_lstm()
     rollout = allocate(6, 2, state_size=model.state_size)
-    collected = Collector(envs, model, rollout, torch.Generator().manual_seed(0), CPU).collect(Phases())
+    collected = Collector(envs, act_with(model, rollout), rollout).collect(Phases())
     with pytest.raises(EnvFailure, match=f"env 1 returned an? {what} that is not finite in row {row} "):
         collected.check_finite()
 

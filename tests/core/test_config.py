@@ -50,6 +50,8 @@ EVERY_FIELD = {
     "checkpoint_every": 0,
     "keep_checkpoints": 1,
     "tensorboard": False,
+    "workers": "auto",
+    "reuse_forward": False,
 }
 
 NAN, INF = math.nan, math.inf
@@ -86,6 +88,7 @@ OUT_OF_RANGE = {
     "eval_episodes": [0, NAN],
     "checkpoint_every": [-1, NAN],
     "keep_checkpoints": [0, NAN],
+    "workers": [0, -1, NAN, "two"],
 }
 
 
@@ -179,7 +182,8 @@ def test_a_value_out_of_range_is_refused_by_name_and_value(name, value):
 
 
 def test_every_field_with_a_range_is_in_the_table_of_ranges():
-    free = {"shared_trunk", "normalize_obs", "normalize_reward", "baseline", "normalize_advantage", "tensorboard"}
+    free = {"shared_trunk", "normalize_obs", "normalize_reward", "baseline", "normalize_advantage"}
+    free |= {"tensorboard", "reuse_forward"}
     assert set(EVERY_FIELD) - set(OUT_OF_RANGE) == free | {"device"}  # the machine tells which devices there are
 
 

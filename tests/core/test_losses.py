@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from core_support import weigh
 from torch.autograd import gradcheck
 
-from fastac.losses import clipped_surrogate, normalize_advantage, policy_gradient
-from fastac.rollout.minibatches import weigh
+from fastac.losses import clipped_surrogate, policy_gradient
 
 LOSSES = pytest.mark.parametrize("loss", [policy_gradient, clipped_surrogate])
 COEFS = {"vf_coef": 0.5, "ent_coef": 0.01, "clip_coef": 0.2}
@@ -110,35 +110,11 @@ def test_rows_that_are_not_valid_change_nothing(loss):
         assert torch.equal(clean, poisoned)
 
 
-def test_normalized_advantage_has_mean_0_and_deviation_1_over_valid_rows():
-    parts, valid = draw()
-    advantage, weight = parts[4] * 7.0 + 3.0, parts[6]
-    advantage[~valid] = 1e6
-    normalized = normalize_advantage(advantage, weight)[valid]
-    kept = advantage[valid]
-    assert torch.allclose(normalized, (kept - kept.mean()) / kept.std(unbiased=False))
-
-
-@pytest.mark.parametrize("rows", [1, 5])
-def test_normalized_advantage_of_one_valid_row_is_0(rows):
-    valid = torch.arange(rows) == rows // 2
-    normalized = normalize_advantage(torch.full((rows,), 3.7), weigh(valid))
-    assert normalized[valid].item() == 0.0
-    assert normalized.isfinite().all()
-
-
 def test_no_valid_row_gives_a_loss_of_0_and_no_gradient():
     log_prob = torch.zeros(3, requires_grad=True)
     ones, none = torch.ones(3), weigh(torch.zeros(3, dtype=torch.bool))
     for loss in (policy_gradient, clipped_surrogate):
-        terms = loss(log_prob, ones, ones, ones, normalize_advantage(ones, none), ones * 2.0, none, **COEFS)
+        terms = loss(log_prob, ones, ones, ones, ones, ones * 2.0, none, **COEFS)
         assert terms.total.item() == 0.0
         terms.total.backward()
     assert (log_prob.grad == 0.0).all()
-
-
-def test_equal_advantages_stay_small_when_normalized():
-    # No row is better than another, so none may be pushed: rounding must not become a signal of size 1.
-    for num in (3, 6, 7, 48, 100):
-        normalized = normalize_advantage(torch.full((num,), 1.7), weigh(torch.ones(num, dtype=torch.bool)))
-        assert normalized.abs().max() < 0.1, num

@@ -12,9 +12,11 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from fastac.apply import Adam, LocalApply, RMSprop
-from fastac.build import build_head, build_rule
+from fastac.build import build_fused_objective, build_head, build_objective, build_rule
 from fastac.config import Config
 from fastac.contract import Phases
+from fastac.fused import FusedGradient, FusedNetwork
+from fastac.gradient import AutogradGradient, PlainObjective
 from fastac.learner import Learner
 from fastac.losses import policy_gradient
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, Trunk
@@ -36,6 +38,16 @@ SETTINGS = {
     "ent_coef": 0.02,
     "max_grad_norm": 0.5,
     "optimizer_eps": 1e-5,
+}
+
+
+# The three ways to a gradient; all read the same parameters, flattened before.
+GRADIENTS = {
+    "plain": lambda model: AutogradGradient(model, PlainObjective(model.head, policy_gradient), CPU),
+    "kernels": lambda model: AutogradGradient(model, build_objective(model.head, policy_gradient), CPU),
+    "fused": lambda model: FusedGradient(
+        FusedNetwork(model), build_fused_objective(model.head, policy_gradient), OBS_SIZE, None, NUM_STEPS * NUM_ENVS
+    ),
 }
 
 
@@ -135,7 +147,8 @@ def fill_sb3(agent, rollout, final_obs):
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop_tf", "adam"])
-def test_weights_equal_those_of_stable_baselines3_after_some_updates(optimizer, space):
+@pytest.mark.parametrize("engine", GRADIENTS)
+def test_weights_equal_those_of_stable_baselines3_after_some_updates(optimizer, space, engine):
     config = Config().replace(**SETTINGS, optimizer=optimizer, learning_rate=LEARNING_RATES[optimizer])
     agent = make_sb3(SPACES[space], optimizer, normalize_advantage=False)
     model = make_ours(SPACES[space], config)
@@ -146,7 +159,8 @@ def test_weights_equal_those_of_stable_baselines3_after_some_updates(optimizer, 
     begin = [ours.detach().clone() for ours, _ in pairs(model, agent.policy)]
     assert sum(p.numel() for p in begin) == sum(p.numel() for p in model.parameters())
     apply = LocalApply(model, build_rule(config.optim), config.optim.max_grad_norm)
-    learner = Learner(config, model, policy_gradient, FlatMinibatches(1, torch.Generator()), apply, CPU)
+    gradient = GRADIENTS[engine](model)
+    learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), apply)
     rollout, final_obs = draw_rollout(SPACES[space], np.random.default_rng(0))
     for _ in range(UPDATES):
         fill_sb3(agent, rollout, final_obs)

@@ -14,6 +14,7 @@ from core_support import (
     estimate,
     make_chains,
     make_collector,
+    weigh,
 )
 
 from fastac.contract import Phases
@@ -99,7 +100,7 @@ def test_first_advantages_by_hand():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_episodes_are_counted_over_valid_rows_in_every_mode(mode):
-    collector, counter = make_collector(make_chains(mode), 5), EpisodeCounter(len(CHAINS))
+    collector, counter = make_collector(make_chains(mode), 5), EpisodeCounter(5, len(CHAINS))
     finished = [episode for _ in range(20) for episode in counter.count(collector.collect(Phases()))]
     # Env 1's k-th episode is one step that pays 10 k + 1 (100 k is even).
     singles = [episode.return_ for episode in finished if episode.length == 1]
@@ -197,7 +198,7 @@ def test_mutant_memory_never_reset():
 def test_mutant_no_mask_on_rows_that_are_not_transitions(rollout):
     advantage = expected_of(rollout)["advantage"]
     batch = next(FlatMinibatches(1, torch.Generator()).split(rollout))
-    weighted = float((batch.advantage * batch.weight).sum())
+    weighted = float((batch.advantage * weigh(batch.valid)).sum())
     assert weighted == pytest.approx(np.nanmean(advantage), rel=1e-5)
     assert abs(float(rollout.advantage.mean()) - np.nanmean(advantage)) > 0.5
 
@@ -206,7 +207,7 @@ def test_mutant_valid_taken_from_the_same_row(rollout):
     # Masking the row that is done, in place of the one after it, throws the ends away and keeps the resets.
     batch = next(FlatMinibatches(1, torch.Generator()).split(rollout))
     wrong = (~rollout.done).float().flatten()
-    second_moments = [float((batch.advantage.square() * w).sum()) for w in (batch.weight, wrong / wrong.sum())]
+    second_moments = [float((batch.advantage.square() * w).sum()) for w in (weigh(batch.valid), wrong / wrong.sum())]
     truth = np.nanmean(np.square(expected_of(rollout)["advantage"]))
     assert second_moments[0] == pytest.approx(truth, rel=1e-5)
     assert second_moments[1] != pytest.approx(truth, rel=0.02)

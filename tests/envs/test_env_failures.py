@@ -76,7 +76,7 @@ def test_failures_name_the_env(how: str, words: str) -> None:
 @pytest.mark.parametrize(("how", "words"), WAYS[:2])
 def test_failures_in_workers_name_the_env(how: str, words: str) -> None:
     env = in_processes(how, 13)
-    workers = [worker.process.pid for worker in env._workers]
+    workers = [worker.child.process.pid for worker in env._workers]
     with pytest.raises(EnvFailure, match=words) as failure:
         step_twice(env)
     assert isinstance(failure.value.__cause__, WorkerTraceback)
@@ -105,7 +105,7 @@ def test_build_failure_names_the_env() -> None:
 
 def test_dead_worker() -> None:
     env = in_processes("die", 11)
-    workers = [worker.process.pid for worker in env._workers]
+    workers = [worker.child.process.pid for worker in env._workers]
     with pytest.raises(EnvFailure, match=r"the worker of envs 0 to 1 died \(exit code -9\)"):
         step_twice(env)
     assert_gone(workers)
@@ -114,9 +114,9 @@ def test_dead_worker() -> None:
 def test_worker_killed_between_steps() -> None:
     env = in_processes("", 0)
     begin(env)
-    workers = [worker.process.pid for worker in env._workers]
+    workers = [worker.child.process.pid for worker in env._workers]
     os.kill(workers[1], signal.SIGKILL)
-    env._workers[1].process.join()
+    env._workers[1].child.process.join()
     with pytest.raises(EnvFailure, match=r"the worker of envs 2 to 4 died \(exit code -9\)"):
         env.step(np.zeros(5, np.int64), make_row(env))
     assert_gone(workers)
@@ -124,7 +124,7 @@ def test_worker_killed_between_steps() -> None:
 
 def test_hanging_worker() -> None:
     env = in_processes("hang", 14, timeout_s=0.5)
-    workers = [worker.process.pid for worker in env._workers]
+    workers = [worker.child.process.pid for worker in env._workers]
     with pytest.raises(EnvFailure, match=r"the worker of envs 2 to 4 gave no answer for 0.5 s"):
         step_twice(env)
     assert_gone(workers)
@@ -135,7 +135,7 @@ def test_interrupt_leaves_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     env = in_processes("", 0)
-    workers = [worker.process.pid for worker in env._workers]
+    workers = [worker.child.process.pid for worker in env._workers]
     monkeypatch.setattr(env, "_collect", interrupt)
     with pytest.raises(KeyboardInterrupt):
         begin(env)
@@ -144,7 +144,7 @@ def test_interrupt_leaves_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_close_leaves_no_worker() -> None:
     env = in_processes("", 0)
-    workers = [worker.process.pid for worker in env._workers]
+    workers = [worker.child.process.pid for worker in env._workers]
     env.close()
     env.close()
     assert_gone(workers)

@@ -43,7 +43,7 @@ def test_cheap_env_is_sync_and_says_why() -> None:
 @pytest.mark.parametrize(("cores", "num_envs", "kind"), [(2, 4, ProcessEnvs), (1, 4, SyncEnvs), (2, 1, SyncEnvs)])
 def test_dear_env_goes_to_processes(monkeypatch: pytest.MonkeyPatch, cores: int, num_envs: int, kind: type) -> None:
     monkeypatch.setattr(make, "_measure_step_us", lambda env_id, trial: 812.3)
-    monkeypatch.setattr(make, "_count_cores", lambda: cores)
+    monkeypatch.setattr(make, "count_cores", lambda: cores)
     env = build("MountainCar-v0", num_envs=num_envs)
     assert isinstance(env, kind)
     assert "one step of MountainCar-v0 takes 812 us" in env.description
@@ -52,7 +52,7 @@ def test_dear_env_goes_to_processes(monkeypatch: pytest.MonkeyPatch, cores: int,
 
 def test_dear_env_that_cannot_be_sent_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make, "_measure_step_us", lambda env_id, trial: 812.3)
-    monkeypatch.setattr(make, "_count_cores", lambda: 2)
+    monkeypatch.setattr(make, "count_cores", lambda: 2)
     monkeypatch.setitem(gym.registry, "Local-v0", gym.envs.registration.EnvSpec("Local-v0", lambda: None))
     gym.registry["Local-v0"].entry_point = lambda: gym.make("MountainCar-v0").unwrapped
     assert isinstance(build("Local-v0"), SyncEnvs)

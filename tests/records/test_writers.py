@@ -16,7 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastac.config import Config
-from fastac.contract import Episode, Phases, Report
+from fastac.contract import Episode, Episodes, Phases, Report
 from fastac.records import (
     Bar,
     NullBar,
@@ -56,10 +56,23 @@ class Clock:
         return self.now
 
 
+def collected(episodes: tuple[Episode, ...]) -> Episodes:
+    returns, lengths = [e.return_ for e in episodes], [e.length for e in episodes]
+    return Episodes(np.array(returns, np.float64), np.array(lengths, np.int64))
+
+
 def make_report(iteration: int, finished: tuple[Episode, ...] = (), seconds: float = 0.5) -> Report:
     steps = 100 * iteration
     return Report(
-        iteration, steps, 4 * steps, 2 * iteration, 3 * iteration, finished, seconds * iteration, Phases(), LOSSES
+        iteration,
+        steps,
+        4 * steps,
+        2 * iteration,
+        3 * iteration,
+        collected(finished),
+        seconds * iteration,
+        Phases(),
+        LOSSES,
     )
 
 
@@ -88,11 +101,11 @@ def test_tracker_means_over_the_last_episodes() -> None:
 def test_tracker_rates() -> None:
     tracker = ReturnTracker()
     assert (tracker.sps, tracker.sps_window) == (0.0, 0.0)
-    tracker.update(Report(1, 0, 0, 0, 0, (), 0.0, Phases()))
+    tracker.update(Report(1, 0, 0, 0, 0, collected(()), 0.0, Phases()))
     assert (tracker.sps, tracker.sps_window) == (0.0, 0.0)
     for second in range(1, 21):  # 100 a second for ten seconds, then 1000
         steps = 100 * min(second, 10) + 1000 * max(0, second - 10)
-        tracker.update(Report(second, steps, steps, 0, 0, (), float(second), Phases()))
+        tracker.update(Report(second, steps, steps, 0, 0, collected(()), float(second), Phases()))
     assert tracker.sps == 11_000 / 20
     assert tracker.sps_window == 1000.0
 
@@ -100,10 +113,10 @@ def test_tracker_rates() -> None:
 def test_tracker_rate_window_is_bounded_and_survives_a_long_iteration() -> None:
     tracker = ReturnTracker()
     for k in range(5000):
-        tracker.update(Report(k, k, k, 0, 0, (), k * 1e-4, Phases()))
+        tracker.update(Report(k, k, k, 0, 0, collected(()), k * 1e-4, Phases()))
     assert tracker.sps_window == pytest.approx(1e4)
     assert len(tracker._samples) <= 2048
-    tracker.update(Report(5000, 6000, 0, 0, 0, (), 60.0, Phases()))  # one iteration longer than the window
+    tracker.update(Report(5000, 6000, 0, 0, 0, collected(()), 60.0, Phases()))  # one iteration longer than the window
     assert tracker.sps_window == pytest.approx((6000 - 4999) / (60.0 - 0.4999))
 
 
@@ -325,7 +338,7 @@ def test_bar_shows_progress_at_most_ten_times_a_second(monkeypatch: pytest.Monke
     bar = ProgressBar(1_200_000, clock)
     draws = []
     for k in range(1, 41):
-        report = Report(k, k * 10_000, 0, 0, 0, (Episode(9.5, 5),), k / 10, Phases())
+        report = Report(k, k * 10_000, 0, 0, 0, collected((Episode(9.5, 5),)), k / 10, Phases())
         tracker.update(report)
         before = terminal.tell()
         bar.update(report, tracker)
@@ -344,7 +357,7 @@ def test_bar_before_any_episode_and_past_the_end(monkeypatch: pytest.MonkeyPatch
     bar = open_bar(50)
     assert isinstance(bar, ProgressBar)
     tracker = ReturnTracker()
-    bar.update(Report(0, 0, 0, 0, 0, (), 0.0, Phases()), tracker)
+    bar.update(Report(0, 0, 0, 0, 0, collected(()), 0.0, Phases()), tracker)
     tracker.update(make_report(1))
     bar.update(make_report(1), tracker)
     bar.close()

@@ -68,7 +68,7 @@ def test_ctrl_c_before_training_is_no_traceback(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fastac.api.build_envs", interrupt)
+    monkeypatch.setattr("fastac.build.build_envs", interrupt)
     assert main(["train", "CartPole-v1"]) == 130
     assert capsys.readouterr().err == "fastac: interrupted\n"
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,30 @@
+"""Networks of linear layers without autograd: acting leaves its activations behind, and learning starts from them.
+
+The readable twin is `ActorCritic` under autograd, which tests hold this to.
+"""
+
+from fastac.fused.actor import FusedActor, Sampler
+from fastac.fused.gradient import FusedGradient, FusedObjective
+from fastac.fused.heads import (
+    CategoricalFusedObjective,
+    CategoricalSampler,
+    GaussianFusedObjective,
+    PlainFusedObjective,
+    PlainSampler,
+)
+from fastac.fused.network import FusedNetwork, Tape, is_fusable
+
+__all__ = [
+    "CategoricalFusedObjective",
+    "CategoricalSampler",
+    "FusedActor",
+    "FusedGradient",
+    "FusedNetwork",
+    "FusedObjective",
+    "GaussianFusedObjective",
+    "PlainFusedObjective",
+    "PlainSampler",
+    "Sampler",
+    "Tape",
+    "is_fusable",
+]

@@ -1,0 +1,85 @@
+"""The actor of a fused network: one forward per step, whose activations stay for the update."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from fastac.contract import StateTree, read_tensor
+from fastac.fused.network import FusedNetwork, Pass, Tape
+from fastac.rollout import Rollout
+
+
+class Sampler(Protocol):
+    """Turns what a head says into actions, in place."""
+
+    def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
+        """Draw the randomness of `sample` for actions of shape `leading`."""
+
+    def sample(self, params: Tensor, noise: Tensor, action: Tensor, log_prob: Tensor) -> None:
+        """Write actions `[N, ...]` and their log-probs `[N]` for `params` `[N, P]`."""
+
+
+class FusedActor:
+    """An `Actor` over a fused network, on the CPU.
+
+    Attributes:
+        tape: the activations of the rollout `[T*N]`, or of one step `[N]` where they are not kept.
+        keeps: whether they are.
+    """
+
+    def __init__(
+        self, network: FusedNetwork, sampler: Sampler, rollout: Rollout, generator: Generator, keeps: bool
+    ) -> None:
+        """Bind the network to the rollout; `generator` drives the actions."""
+        steps, envs, size = rollout.num_steps, rollout.num_envs, rollout.obs.shape[-1]
+        self._rollout, self._sampler, self._generator = rollout, sampler, generator
+        self.keeps = keeps
+        self.tape = Tape(network, steps * envs if keeps else envs, size)
+        self._passes = [Pass(network, self.tape, at, at + envs) for at in range(0, self.tape.value.shape[0], envs)]
+        beside = self._passes[0] if not keeps else Pass(network, Tape(network, envs, size), 0, envs)
+        self._beside = beside  # for the row after the last, which leaves nothing behind
+        self._obs, self._action, self._log_prob = list(rollout.obs), list(rollout.action), list(rollout.log_prob)
+        self._value = list(rollout.value.numpy())
+        self._step_value = [p.value.numpy() for p in self._passes]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the activations."""
+        return self.tape.nbytes
+
+    def begin(self) -> None:
+        """Draw the rollout's noise."""
+        rows = (self._rollout.num_steps, self._rollout.num_envs)
+        self._noise = self._sampler.draw_noise(rows, self._generator).unbind(0)  # T of [N, ...]
+
+    def act(self, t: int) -> None:
+        """Write row t."""
+        at = t if self.keeps else 0
+        step = self._passes[at]
+        step.forward(self._obs[t])
+        self._sampler.sample(step.params, self._noise[t], self._action[t], self._log_prob[t])
+        self._value[t][:] = self._step_value[at]
+
+    def value(self, t: int) -> None:
+        """Write row t of values."""
+        self._beside.forward_critic(self._obs[t])
+        self._value[t][:] = self._beside.value.numpy()
+
+    def value_of(self, obs: Tensor) -> Tensor:
+        """Value `obs`; there is no memory to go on from."""
+        self._beside.forward_critic(obs)
+        return self._beside.value
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
+    def get_state(self) -> StateTree:
+        """The action stream, and the memory that there is none of."""
+        return {"state": torch.zeros(self._rollout.num_envs, 0), "generator": self._generator.get_state()}
+
+    def set_state(self, state: StateTree) -> None:
+        """Continue from `get_state`."""
+        self._generator.set_state(read_tensor(state, "generator"))

@@ -1,0 +1,85 @@
+"""The gradient of a fused network: from the activations that acting left behind, or from a forward of its own."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastac.fused.network import BackwardPass, FusedNetwork, Scratch, Tape
+from fastac.gradient import Coefs
+from fastac.rollout import Batch
+
+# Rows per pass: their activations and gradients (1.5 MB at two layers of 128) stay in a core's own cache
+# from the forward to the backward. See benchmarks/LOG.md for the rates at other sizes.
+CHUNK = 1024
+
+
+class FusedObjective(Protocol):
+    """The objective of a batch and its gradient, in one pass without autograd."""
+
+    def __call__(
+        self,
+        params: Tensor,
+        value: Tensor,
+        batch: Batch,
+        coefs: Coefs,
+        d_params: Tensor,
+        d_value: Tensor,
+        terms: Tensor,
+    ) -> None:
+        """Write `d_params` `[M, P]` and `d_value` `[M]`; add to `terms` `[5]` and to the head's own gradients."""
+
+
+class FusedGradient:
+    """A `Gradient` that goes through a batch in chunks: forward where needed, objective, backward."""
+
+    def __init__(
+        self, network: FusedNetwork, objective: FusedObjective, obs_size: int, kept: Tape | None, max_rows: int
+    ) -> None:
+        """Allocate for batches of at most `max_rows` rows.
+
+        Args:
+            network: what to differentiate.
+            objective: what to minimise.
+            obs_size: D.
+            kept: the activations of the rollout that acting leaves behind, or None.
+            max_rows: of a batch.
+        """
+        rows = min(CHUNK, max_rows)
+        self._network, self._objective, self._kept = network, objective, kept
+        self._own = kept if kept is not None and kept.value.shape[0] <= rows else Tape(network, rows, obs_size)
+        self._scratch = Scratch(network, rows)
+        self._terms = torch.zeros(5, dtype=torch.float64)
+        self._passes: dict[tuple[bool, int, int], BackwardPass] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its own, the kept activations excepted."""
+        return self._scratch.nbytes + (0 if self._own is self._kept else self._own.nbytes)
+
+    def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
+        """See `Gradient`."""
+        rows, chunk = batch.valid.shape[0], self._scratch.ones.shape[0]
+        keep = is_fresh and self._kept is not None
+        self._terms.zero_()
+        for begin in range(0, rows, chunk):
+            end = min(begin + chunk, rows)
+            part = batch if rows <= chunk else batch.rows(begin, end)
+            step = self._pass(keep, begin, end)
+            if not keep:
+                step.forward(part.obs)
+            self._objective(step.params, step.value, part, coefs, step.d_params, step.d_value, self._terms)
+            step.backward(part.obs)
+        return self._terms
+
+    def _pass(self, is_kept: bool, begin: int, end: int) -> BackwardPass:
+        """Return the views of a chunk, made once: in the kept tape, or of as many rows of the own one."""
+        if not is_kept:
+            begin, end = 0, end - begin
+        key = (is_kept, begin, end)
+        if key not in self._passes:
+            tape = self._kept if is_kept and self._kept is not None else self._own
+            self._passes[key] = BackwardPass(self._network, tape, begin, end, self._scratch)
+        return self._passes[key]

@@ -1,0 +1,1123 @@
+"""The Numba twins of `reference`, for float32 on the CPU: same signatures, same results to rounding.
+
+Numba's cache on disk notices a change only in the file that a function is in, so all of them live in
+this one. Three things make them fast:
+
+- Tensors are handed over as addresses: `Tensor.numpy()` costs 0.6 us, an address 0.07 us, and a
+  kernel takes up to 15 tensors. `_addresses` checks what Numba's array types would have checked.
+- The inner loops run over unsigned indices of flat arrays (a signed index could be negative, which
+  numpy counts from the end), without branches, over few enough arrays for LLVM's run-time alias
+  checks: so LLVM vectorises them. Categorical kernels work on blocks of rows, transposed, for the
+  same reason: one loop per action, over rows.
+- exp and log are polynomials, part of the loop that needs them.
+
+`fastmath` is given flag by flag and never has nnan or ninf: a NaN has to surface.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numba
+import numpy as np
+import torch
+from numba import carray, types  # type: ignore[attr-defined]
+from numba.extending import intrinsic, overload
+from numpy.typing import NDArray
+from torch import Tensor
+
+# What kernels take, flat. Floats are float32, or float64 where gradcheck asks; sizes and indices of
+# inner loops are `_U`.
+_Floats: TypeAlias = NDArray[Any]
+_Doubles: TypeAlias = NDArray[np.float64]
+_Bools: TypeAlias = NDArray[np.bool_]
+_Ints: TypeAlias = NDArray[np.int64]
+_Kernel: TypeAlias = Callable[..., Any]
+_Number: TypeAlias = Any  # of whatever type Numba finds
+
+_U = np.uint64
+_FUSED = {"contract"}  # a * b + c may be rounded once
+_SUMS = {"contract", "reassoc", "nsz"}  # and sums taken in any order, which reductions need to vectorise
+
+
+def _jit(fastmath: set[str] | bool = False) -> Callable[[_Kernel], _Kernel]:
+    """A part of kernels, compiled when a kernel is."""
+    return numba.njit(fastmath=fastmath, error_model="numpy")
+
+
+def _entry(signature: str) -> Callable[[_Kernel], _Kernel]:
+    """What Python calls: compiled at import, or loaded from the cache on disk."""
+    return numba.njit(signature, cache=True, error_model="numpy")
+
+
+# ---- exp and log, from Cephes (S. L. Moshier, single/expf.c and logf.c), at most 2 ulp off ----------
+
+_ONE, _TWO, _HALF, _ZERO = np.float32(1.0), np.float32(2.0), np.float32(0.5), np.float32(0.0)
+_LOG2_E = np.float32(1.44269504088896341)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_EXP_MIN, _EXP_MAX = np.float32(-86.0), np.float32(89.0)  # below, 0 instead of denormals; above, inf
+_E0, _E1, _E2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
+_E3, _E4, _E5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+_L0, _L1, _L2 = np.float32(7.0376836292e-2), np.float32(-1.1514610310e-1), np.float32(1.1676998740e-1)
+_L3, _L4, _L5 = np.float32(-1.2420140846e-1), np.float32(1.4249322787e-1), np.float32(-1.6668057665e-1)
+_L6, _L7, _L8 = np.float32(2.0000714765e-1), np.float32(-2.4999993993e-1), np.float32(3.3333331174e-1)
+_INF = np.float32(np.inf)
+_SQRT_HALF_BITS = np.int32(0x3F3504F3)
+_MANTISSA_SIZE = np.int32(23)
+_EXPONENT_BIAS = np.int32(127)
+
+
+def _exp(x: _Number) -> _Number:
+    """Return e to the x: the polynomial for float32, libm's for float64."""
+    raise NotImplementedError("for Numba only")
+
+
+def _log(x: _Number) -> _Number:
+    """Return the natural logarithm of a positive, not denormal x: the polynomial for float32, libm's for float64."""
+    raise NotImplementedError("for Numba only")
+
+
+@overload(_exp, jit_options={"fastmath": _FUSED})
+def _choose_exp(x: _Number) -> _Kernel:
+    def polynomial(x: _Number) -> _Number:
+        clamped = min(max(_EXP_MIN, x), _EXP_MAX)
+        exponent = np.floor(clamped * _LOG2_E + _HALF)
+        r = (x - exponent * _LN2_HIGH) - exponent * _LN2_LOW
+        y = ((((_E0 * r + _E1) * r + _E2) * r + _E3) * r + _E4) * r + _E5
+        y = y * r * r + r + _ONE
+        # Half of the power of two, so that the largest result's fits.
+        half_power = np.int32((np.int32(exponent) + (_EXPONENT_BIAS - np.int32(1))) << _MANTISSA_SIZE)
+        y = y * half_power.view(np.float32) * _TWO
+        y = _ZERO if x < _EXP_MIN else y
+        return _INF if x > _EXP_MAX else y  # x = NaN made y NaN
+
+    def libm(x: _Number) -> _Number:
+        return math.exp(x)
+
+    return polynomial if x == types.float32 else libm
+
+
+@overload(_log, jit_options={"fastmath": _FUSED})
+def _choose_log(x: _Number) -> _Kernel:
+    def polynomial(x: _Number) -> _Number:
+        bits = np.float32(x).view(np.int32)
+        exponent = (bits - _SQRT_HALF_BITS) >> _MANTISSA_SIZE
+        z = np.int32(bits - (exponent << _MANTISSA_SIZE)).view(np.float32) - _ONE  # in sqrt(1/2) - 1 .. sqrt(2) - 1
+        y = (((((((_L0 * z + _L1) * z + _L2) * z + _L3) * z + _L4) * z + _L5) * z + _L6) * z + _L7) * z + _L8
+        y = y * z * z * z + np.float32(exponent) * _LN2_LOW - _HALF * z * z
+        y = (z + y) + np.float32(exponent) * _LN2_HIGH
+        return y if x == x else x  # NaN
+
+    def libm(x: _Number) -> _Number:
+        return math.log(x)
+
+    return polynomial if x == types.float32 else libm
+
+
+# ---- addresses --------------------------------------------------------------------------------------
+
+
+def _array_at(element: types.Type) -> _Kernel:
+    """Make the function that turns an address and a size into an array."""
+
+    def cast(_context: _Number, address: _Number) -> _Number:
+        def generate(context: _Number, builder: _Number, signature: _Number, arguments: _Number) -> _Number:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(element)(address), generate  # type: ignore[no-untyped-call]
+
+    pointer: _Kernel = intrinsic(cast)
+
+    @_jit()
+    def array(address: int, size: int) -> NDArray[Any]:
+        return carray(pointer(address), size)
+
+    return array
+
+
+_floats, _doubles = _array_at(types.float32), _array_at(types.float64)
+_bools, _ints = _array_at(types.boolean), _array_at(types.int64)
+
+_F4, _F8, _B1, _I8 = torch.float32, torch.float64, torch.bool, torch.int64
+
+
+def _addresses(tensors: tuple[Tensor, ...], dtypes: tuple[torch.dtype, ...], sizes: tuple[int, ...]) -> list[int]:
+    """Return where the data lie; the kernels read and write there without any check of their own.
+
+    Raises:
+        ValueError: a tensor is not contiguous, or not of the dtype or size that the kernel takes.
+    """
+    addresses = []
+    for tensor, dtype, size in zip(tensors, dtypes, sizes, strict=True):
+        if tensor.dtype is not dtype or tensor.numel() != size or not tensor.is_contiguous():
+            raise ValueError(
+                f"argument of shape {tuple(tensor.shape)}, {tensor.dtype}, strides {tensor.stride()}: the kernel takes "
+                f"a contiguous one of {size} elements, {dtype}; convert it, or call the reference."
+            )
+        addresses.append(tensor.data_ptr())
+    return addresses
+
+
+# ---- moments ----------------------------------------------------------------------------------------
+
+# Rows whose deviations are summed in float32 before float64 takes over; their data stay in L1.
+_STRIP = 1024
+
+
+@_jit()
+def _first_valid(valid: _Bools, start: int, size: int) -> _Number:
+    """Return the index of the first valid row, or of the first row where none is."""
+    for k in range(size):
+        if valid[start + k]:
+            return start + k
+    return start
+
+
+@_jit()
+def _merge(moments: _Doubles, k: int, count: int, shift: float, total: float, squares: float) -> _Number:
+    """Merge sums of deviations from `shift` into mean and M2, `moments[k]` and `[k+1]`, of `moments[0]` rows.
+
+    As in Chan, Golub and LeVeque 1983. Returns the new mean: deviations of the next strip from it are
+    small enough for float32, and exactly 0 where all numbers are equal.
+    """
+    mean = np.float64(total) / count
+    delta = np.float64(shift) + mean - moments[k]
+    share = count / (moments[0] + count)
+    moments[k] += delta * share
+    moments[k + 1] += max(0.0, np.float64(squares) - total * mean) + delta * delta * moments[0] * share
+    return moments[k]
+
+
+@_jit(_SUMS)
+def _sum_strip(row: _Floats, valid: _Bools, start: int, size: int, shift: float) -> _Number:
+    zero = row.dtype.type(0.0)
+    count, total, squares = np.int32(0), zero, zero
+    for k in range(size):
+        deviation = row[start + k] - shift if valid[start + k] else zero
+        count += np.int32(valid[start + k])
+        total += deviation
+        squares += deviation * deviation
+    return count, total, squares
+
+
+@_entry("void(i8,i8,i8,i8)")
+def _batch_moments_at(size: int, advantage_at: int, valid_at: int, moments_at: int) -> None:
+    advantage, valid = _floats(advantage_at, size), _bools(valid_at, size)
+    moments = _doubles(moments_at, 3)
+    moments[:] = 0.0
+    shift = advantage[_first_valid(valid, _U(0), _U(size))] if size else np.float32(0.0)
+    for start in range(0, size, _STRIP):
+        strip = _U(min(_STRIP, size - start))
+        count, total, squares = _sum_strip(advantage, valid, _U(start), strip, shift)
+        if count and moments[0] == 0.0:
+            shift += np.float32(total / count)
+            count, total, squares = _sum_strip(advantage, valid, _U(start), strip, shift)
+        if count:
+            shift = np.float32(_merge(moments, 1, count, shift, total, squares))
+            moments[0] += count
+
+
+def batch_moments(advantage: Tensor, valid: Tensor, moments: Tensor) -> None:
+    """See `reference.batch_moments`."""
+    size = advantage.numel()
+    _batch_moments_at(size, *_addresses((advantage, valid, moments), (_F4, _B1, _F8), (size, size, 3)))
+
+
+# ---- advantages -------------------------------------------------------------------------------------
+
+# Rows of fewer envs are not worth a vectorised loop of their own.
+_NARROW = 32
+
+
+@_jit(_FUSED)
+def _next_advantage(
+    reward: _Floats,
+    value: _Floats,
+    terminated: _Bools,
+    truncated: _Bools,
+    gamma: float,
+    decay: float,
+    advantage: _Floats,
+    k: int,
+    num_envs: int,
+) -> _Number:
+    zero = advantage.dtype.type(0.0)
+    next_value = zero if terminated[k] else value[k + num_envs]
+    following = zero if terminated[k] | truncated[k] else advantage[k + num_envs]
+    return reward[k] + gamma * next_value - value[k] + decay * following
+
+
+@_jit(_FUSED)
+def _last_row(
+    reward: _Floats, value: _Floats, terminated: _Bools, gamma: float, advantage: _Floats, start: int, num_envs: int
+) -> None:
+    for n in range(num_envs):
+        k = start + n
+        next_value = advantage.dtype.type(0.0) if terminated[k] else value[k + num_envs]
+        advantage[k] = reward[k] + gamma * next_value - value[k]
+
+
+@_jit(_FUSED)
+def _row(
+    reward: _Floats,
+    value: _Floats,
+    terminated: _Bools,
+    truncated: _Bools,
+    gamma: float,
+    decay: float,
+    advantage: _Floats,
+    start: int,
+    num_envs: int,
+) -> None:
+    for n in range(num_envs):
+        advantage[start + n] = _next_advantage(
+            reward, value, terminated, truncated, gamma, decay, advantage, start + n, num_envs
+        )
+
+
+@_jit(_FUSED)
+def _narrow_rows(
+    reward: _Floats,
+    value: _Floats,
+    terminated: _Bools,
+    truncated: _Bools,
+    gamma: float,
+    decay: float,
+    advantage: _Floats,
+    start: int,
+    stop: int,
+    num_envs: int,
+) -> None:
+    for k in range(stop - start):
+        advantage[stop - _U(1) - k] = _next_advantage(
+            reward, value, terminated, truncated, gamma, decay, advantage, stop - _U(1) - k, num_envs
+        )
+
+
+@_jit(_SUMS)
+def _finish_strip(
+    advantage: _Floats,
+    value: _Floats,
+    return_: _Floats,
+    valid: _Bools,
+    start: int,
+    size: int,
+    shift: float,
+    other: float,
+) -> _Number:
+    """Write the returns and sum what moments need, in one loop: it costs as much as the recursion."""
+    zero = advantage.dtype.type(0.0)
+    count, total_a, squares_a, total_r, squares_r = np.int32(0), zero, zero, zero, zero
+    for k in range(size):
+        estimate = advantage[start + k] + value[start + k]
+        return_[start + k] = estimate
+        deviation = advantage[start + k] - shift if valid[start + k] else zero
+        deviation_r = estimate - other if valid[start + k] else zero
+        count += np.int32(valid[start + k])
+        total_a += deviation
+        squares_a += deviation * deviation
+        total_r += deviation_r
+        squares_r += deviation_r * deviation_r
+    return count, total_a, squares_a, total_r, squares_r
+
+
+@_jit()
+def _gae(
+    num_steps: int,
+    num_envs: int,
+    reward: _Floats,
+    value: _Floats,
+    terminated: _Bools,
+    truncated: _Bools,
+    valid: _Bools,
+    gamma: float,
+    decay: float,
+    advantage: _Floats,
+    return_: _Floats,
+    moments: _Doubles,
+) -> None:
+    moments[:] = 0.0
+    width = _U(num_envs)
+    num_rows = max(1, _STRIP // num_envs)
+    stop = num_steps
+    shift: _Number = np.float32(0.0)
+    other: _Number = np.float32(0.0)
+    _last_row(reward, value, terminated, gamma, advantage, _U(stop - 1) * width, width)
+    while stop > 0:
+        start = max(0, stop - num_rows)
+        last = min(stop, num_steps - 1)
+        if num_envs < _NARROW:
+            _narrow_rows(
+                reward,
+                value,
+                terminated,
+                truncated,
+                gamma,
+                decay,
+                advantage,
+                _U(start) * width,
+                _U(last) * width,
+                width,
+            )
+        else:
+            for t in range(last - 1, start - 1, -1):
+                _row(reward, value, terminated, truncated, gamma, decay, advantage, _U(t) * width, width)
+        for k in range(start * num_envs, stop * num_envs, _STRIP):
+            size = _U(min(_STRIP, stop * num_envs - k))
+            if moments[0] == 0.0:
+                first = _first_valid(valid, _U(k), size)
+                shift, other = advantage[first], advantage[first] + value[first]
+                count, a1, a2, r1, r2 = _finish_strip(advantage, value, return_, valid, _U(k), size, shift, other)
+                if count:
+                    shift += np.float32(a1 / count)
+                    other += np.float32(r1 / count)
+            count, a1, a2, r1, r2 = _finish_strip(advantage, value, return_, valid, _U(k), size, shift, other)
+            if count:
+                shift = np.float32(_merge(moments, 1, count, shift, a1, a2))
+                other = np.float32(_merge(moments, 3, count, other, r1, r2))
+                moments[0] += count
+        stop = start
+
+
+@_entry("void(i8,i8,i8,i8,i8,i8,i8,f8,f8,i8,i8,i8)")
+def _gae_at(
+    num_steps: int,
+    num_envs: int,
+    reward_at: int,
+    value_at: int,
+    terminated_at: int,
+    truncated_at: int,
+    valid_at: int,
+    gamma: float,
+    gae_lambda: float,
+    advantage_at: int,
+    return_at: int,
+    moments_at: int,
+) -> None:
+    size = num_steps * num_envs
+    _gae(
+        num_steps,
+        num_envs,
+        _floats(reward_at, size),
+        _floats(value_at, size + num_envs),
+        _bools(terminated_at, size),
+        _bools(truncated_at, size),
+        _bools(valid_at, size),
+        np.float32(gamma),
+        np.float32(gamma * gae_lambda),
+        _floats(advantage_at, size),
+        _floats(return_at, size),
+        _doubles(moments_at, 5),
+    )
+
+
+_GAE_DTYPES = (_F4, _F4, _B1, _B1, _B1, _F4, _F4, _F8)
+
+
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    gamma: float,
+    gae_lambda: float,
+    advantage: Tensor,
+    return_: Tensor,
+    moments: Tensor,
+) -> None:
+    """See `reference.gae`."""
+    num_steps, num_envs = reward.shape
+    size = num_steps * num_envs
+    *inputs, advantage_at, return_at, moments_at = _addresses(
+        (reward, value, terminated, truncated, valid, advantage, return_, moments),
+        _GAE_DTYPES,
+        (size, size + num_envs, size, size, size, size, size, 5),
+    )
+    _gae_at(num_steps, num_envs, *inputs, gamma, gae_lambda, advantage_at, return_at, moments_at)
+
+
+# ---- categorical ------------------------------------------------------------------------------------
+
+# Rows worked on together; their scratch stays in L1 up to about 30 actions.
+_BLOCK = 128
+
+
+@_jit()
+def _load(source: _Floats, block: _Floats, start: int, size: int, num_columns: int) -> None:
+    """Transpose a block of rows; a loop that does nothing else can do it by gathering."""
+    for a in range(num_columns):
+        for n in range(size):
+            block[a, n] = source[(start + n) * num_columns + a]
+
+
+@_jit()
+def _store(block: _Floats, target: _Floats, start: int, size: int, num_columns: int) -> None:
+    """Transpose a block back."""
+    for a in range(num_columns):
+        for n in range(size):
+            target[(start + n) * num_columns + a] = block[a, n]
+
+
+@_jit()
+def _blank(block: _Floats, valid: _Bools, start: int, size: int, num_columns: int) -> None:
+    """Put 0 in the place of what rows hold that are not valid."""
+    for a in range(num_columns):
+        for n in range(size):
+            number = block[a, n]
+            block[a, n] = number if valid[start + n] else block.dtype.type(0.0)
+
+
+@_jit(_FUSED)
+def _softmax(shifted: _Floats, weight: _Floats, row: _Floats, size: int, num_actions: int) -> None:
+    """Turn logits, transposed, into logits less their maximum, the exp of that, and in `row[0]` its sum.
+
+    A NaN among the logits makes the sum NaN, and with it everything that follows.
+    """
+    for n in range(size):
+        row[1, n] = shifted[0, n]
+        row[0, n] = 0.0
+    for a in range(_U(1), num_actions):
+        for n in range(size):
+            logit, largest = shifted[a, n], row[1, n]
+            row[1, n] = logit if logit > largest else largest
+    for a in range(num_actions):
+        for n in range(size):
+            difference = shifted[a, n] - row[1, n]
+            exp = _exp(difference)
+            shifted[a, n] = difference
+            weight[a, n] = exp
+            row[0, n] += exp
+
+
+@_jit(_FUSED)
+def _entropy(shifted: _Floats, weight: _Floats, row: _Floats, size: int, num_actions: int) -> None:
+    """From what `_softmax` left: the log of the sum in `row[1]`, its inverse in `row[2]`, the entropy in `row[3]`."""
+    zero = shifted.dtype.type(0.0)
+    for n in range(size):
+        row[1, n] = _log(row[0, n])
+        row[2, n] = shifted.dtype.type(1.0) / row[0, n]
+        row[3, n] = zero
+    for a in range(num_actions):
+        for n in range(size):
+            probable = weight[a, n]
+            term = probable * shifted[a, n]
+            row[3, n] += term if probable > zero else zero  # nothing, where -inf makes it NaN
+    for n in range(size):
+        row[3, n] = row[1, n] - row[3, n] * row[2, n]
+
+
+@_jit(_FUSED)
+def _draw(
+    shifted: _Floats,
+    weight: _Floats,
+    row: _Floats,
+    uniform: _Floats,
+    action: _Ints,
+    start: int,
+    size: int,
+    num_actions: int,
+) -> None:
+    """Invert the cumulative distribution into `action`; what `shifted` says of it goes to `row[4]`."""
+    for n in range(size):
+        action[start + n] = 0
+        row[4, n] = shifted[0, n]
+        row[5, n] = 0.0
+    for a in range(_U(1), num_actions):
+        for n in range(size):
+            row[5, n] += weight[a - _U(1), n] * row[2, n]
+        for n in range(size):
+            beyond = row[5, n] <= uniform[start + n]
+            before, chosen, logit = action[start + n], row[4, n], shifted[a, n]
+            action[start + n] = np.int64(a) if beyond else before
+            row[4, n] = logit if beyond else chosen
+
+
+@_entry("void(i8,i8,i8,i8,i8,i8,i8)")
+def _sample_categorical_at(
+    num_rows: int, num_actions: int, logits_at: int, uniform_at: int, action_at: int, log_prob_at: int, entropy_at: int
+) -> None:
+    logits, uniform = _floats(logits_at, num_rows * num_actions), _floats(uniform_at, num_rows)
+    action, log_prob, entropy = (
+        _ints(action_at, num_rows),
+        _floats(log_prob_at, num_rows),
+        _floats(entropy_at, num_rows),
+    )
+    block = min(_BLOCK, num_rows)
+    shifted = np.empty((num_actions, block), dtype=np.float32)
+    weight = np.empty((num_actions, block), dtype=np.float32)
+    row = np.empty((6, block), dtype=np.float32)
+    width = _U(num_actions)
+    for begin in range(0, num_rows, _BLOCK):
+        start, size = _U(begin), _U(min(_BLOCK, num_rows - begin))
+        _load(logits, shifted, start, size, width)
+        _softmax(shifted, weight, row, size, width)
+        _entropy(shifted, weight, row, size, width)
+        _draw(shifted, weight, row, uniform, action, start, size, width)
+        for n in range(size):
+            log_prob[start + n] = row[4, n] - row[1, n]
+            entropy[start + n] = row[3, n]
+
+
+_SAMPLE_DTYPES = (_F4, _F4, _I8, _F4, _F4)
+
+
+def sample_categorical(logits: Tensor, uniform: Tensor, action: Tensor, log_prob: Tensor, entropy: Tensor) -> None:
+    """See `reference.sample_categorical`."""
+    num_rows, num_actions = logits.shape
+    addresses = _addresses(
+        (logits, uniform, action, log_prob, entropy),
+        _SAMPLE_DTYPES,
+        (num_rows * num_actions, num_rows, num_rows, num_rows, num_rows),
+    )
+    _sample_categorical_at(num_rows, num_actions, *addresses)
+
+
+# ---- losses -----------------------------------------------------------------------------------------
+
+# Rows of `row`, per-row scratch of one block: 0 to 3 as `_entropy` leaves them (sum of exp, its log,
+# its inverse, entropy), then
+_LOG_PROB = 4  # of the action
+_SLOPE = 5  # d total / d log-prob
+_NUM_SCRATCH = 6
+
+
+@_jit(_SUMS)
+def _policy_gradient(
+    row: _Floats, advantage: _Floats, valid: _Bools, start: int, size: int, weight: float, shift: float, scale: float
+) -> _Number:
+    """Fill in the slopes of minus log-prob times advantage; return the sum of that."""
+    zero = row.dtype.type(0.0)
+    total = zero
+    for n in range(size):
+        # In float64: the rounding of nearly equal float32 advantages would be scaled up.
+        scaled = row.dtype.type((np.float64(advantage[start + n]) - shift) * scale)
+        effective = scaled if valid[start + n] else zero
+        row[5, n] = -effective * weight
+        total -= row[4, n] * effective
+    return total
+
+
+@_jit(_SUMS)
+def _clipped_surrogate(
+    row: _Floats,
+    old_log_prob: _Floats,
+    advantage: _Floats,
+    valid: _Bools,
+    start: int,
+    size: int,
+    weight: float,
+    shift: float,
+    scale: float,
+    clip_coef: float,
+) -> _Number:
+    """Fill in the slopes of PPO's surrogate; return the sums of surrogate, KL and clipped rows."""
+    zero, half, one = row.dtype.type(0.0), row.dtype.type(0.5), row.dtype.type(1.0)
+    low, high = row.dtype.type(1.0 - clip_coef), row.dtype.type(1.0 + clip_coef)
+    total, kl, beyond = zero, zero, zero
+    for n in range(size):
+        scaled = row.dtype.type((np.float64(advantage[start + n]) - shift) * scale)
+        effective = scaled if valid[start + n] else zero
+        difference = row[4, n] - old_log_prob[start + n]
+        log_ratio = difference if valid[start + n] else zero
+        ratio = _exp(log_ratio)
+        clipped = low if ratio < low else (high if ratio > high else ratio)
+        plain, limited = ratio * effective, clipped * effective
+        total -= limited if limited < plain else plain
+        # Autograd's: the gradient of a tie is shared, and clamp passes it on within the range only.
+        inside = clipped == ratio
+        share = one if inside or plain < limited else (half if plain == limited else zero)
+        row[5, n] = -share * plain * weight
+        kl += ratio - one - log_ratio
+        beyond += one if abs(ratio - one) > clip_coef else zero
+    return total, kl, beyond
+
+
+@_jit(_SUMS)
+def _value_loss(
+    value: _Floats, return_: _Floats, valid: _Bools, d_value: _Floats, start: int, size: int, slope: float
+) -> _Number:
+    """Fill in the gradient of the squared error times `slope` / 2; return the sum of squares."""
+    total = value.dtype.type(0.0)
+    for n in range(size):
+        difference = value[start + n] - return_[start + n]
+        error = difference if valid[start + n] else value.dtype.type(0.0)
+        d_value[start + n] = slope * error
+        total += error * error
+    return total
+
+
+@_jit(_SUMS)
+def _rows_loss(
+    row: _Floats,
+    value: _Floats,
+    old_log_prob: _Floats,
+    advantage: _Floats,
+    return_: _Floats,
+    valid: _Bools,
+    start: int,
+    size: int,
+    weight: float,
+    shift: float,
+    scale: float,
+    vf_coef: float,
+    clip_coef: float,
+    d_value: _Floats,
+    sums: _Doubles,
+) -> None:
+    """Do what all heads have in common, from `row`'s log-probs to its slopes; add to `sums`."""
+    number = row.dtype.type
+    if clip_coef < 0.0:
+        sums[0] += _policy_gradient(row, advantage, valid, start, size, number(weight), shift, scale)
+    else:
+        policy, kl, beyond = _clipped_surrogate(
+            row, old_log_prob, advantage, valid, start, size, number(weight), shift, scale, number(clip_coef)
+        )
+        sums[0] += policy
+        sums[3] += kl
+        sums[4] += beyond
+    sums[1] += _value_loss(value, return_, valid, d_value, start, size, number(2.0 * vf_coef * weight))
+
+
+@_jit(_SUMS)
+def _sum_valid(row: _Floats, valid: _Bools, start: int, size: int) -> _Number:
+    total = row.dtype.type(0.0)
+    for n in range(size):
+        total += row[3, n] if valid[start + n] else row.dtype.type(0.0)
+    return total
+
+
+@_jit(_FUSED)
+def _choose(
+    shifted: _Floats, row: _Floats, action: _Ints, valid: _Bools, start: int, size: int, num_actions: int
+) -> None:
+    """Fill in the log-probs of the actions; NaN for a valid row's action that does not exist."""
+    nan, zero = row.dtype.type(np.nan), row.dtype.type(0.0)
+    for n in range(size):
+        row[4, n] = nan if valid[start + n] else zero
+    for a in range(num_actions):
+        for n in range(size):
+            log_prob, before = shifted[a, n] - row[1, n], row[4, n]
+            row[4, n] = log_prob if action[start + n] == np.int64(a) else before
+
+
+@_jit(_FUSED)
+def _logits_gradient(
+    shifted: _Floats,
+    weight: _Floats,
+    row: _Floats,
+    action: _Ints,
+    valid: _Bools,
+    start: int,
+    size: int,
+    num_actions: int,
+    entropy_slope: float,
+) -> None:
+    """Put the gradient, transposed, in the place of the exps in `weight`."""
+    zero, one = row.dtype.type(0.0), row.dtype.type(1.0)
+    for a in range(num_actions):
+        for n in range(size):
+            probability = weight[a, n] * row[2, n]
+            bend = probability * (shifted[a, n] - row[1, n] + row[3, n])  # minus d entropy / d logit
+            bend = bend if probability > zero else zero
+            chosen = one if action[start + n] == np.int64(a) else zero
+            slope = row[5, n] * (chosen - probability) + entropy_slope * bend
+            weight[a, n] = slope if valid[start + n] else zero
+
+
+@_jit()
+def _categorical_loss(
+    num_rows: int,
+    num_actions: int,
+    logits: _Floats,
+    value: _Floats,
+    action: _Ints,
+    old_log_prob: _Floats,
+    advantage: _Floats,
+    return_: _Floats,
+    valid: _Bools,
+    weight: float,
+    shift: float,
+    scale: float,
+    vf_coef: float,
+    ent_coef: float,
+    clip_coef: float,
+    d_logits: _Floats,
+    d_value: _Floats,
+    terms: _Doubles,
+) -> None:
+    block = min(_BLOCK, num_rows)
+    shifted = np.empty((num_actions, block), dtype=logits.dtype)
+    exps = np.empty((num_actions, block), dtype=logits.dtype)
+    row = np.empty((_NUM_SCRATCH, block), dtype=logits.dtype)
+    sums = np.zeros(5)
+    width = _U(num_actions)
+    for begin in range(0, num_rows, _BLOCK):
+        start, size = _U(begin), _U(min(_BLOCK, num_rows - begin))
+        _load(logits, shifted, start, size, width)
+        _blank(shifted, valid, start, size, width)
+        _softmax(shifted, exps, row, size, width)
+        _entropy(shifted, exps, row, size, width)
+        _choose(shifted, row, action, valid, start, size, width)
+        _rows_loss(
+            row, value, old_log_prob, advantage, return_, valid, start, size,
+            weight, shift, scale, vf_coef, clip_coef, d_value, sums,
+        )  # fmt: skip
+        sums[2] += _sum_valid(row, valid, start, size)
+        _logits_gradient(shifted, exps, row, action, valid, start, size, width, logits.dtype.type(ent_coef * weight))
+        _store(exps, d_logits, start, size, width)
+    for k in range(5):
+        terms[k] += weight * sums[k]
+
+
+@_entry("void(i8,i8,i8,i8,i8,i8,i8,i8,i8,f8,f8,f8,f8,f8,f8,i8,i8,i8)")
+def _categorical_loss_at(
+    num_rows: int,
+    num_actions: int,
+    logits_at: int,
+    value_at: int,
+    action_at: int,
+    old_log_prob_at: int,
+    advantage_at: int,
+    return_at: int,
+    valid_at: int,
+    weight: float,
+    shift: float,
+    scale: float,
+    vf_coef: float,
+    ent_coef: float,
+    clip_coef: float,
+    d_logits_at: int,
+    d_value_at: int,
+    terms_at: int,
+) -> None:
+    _categorical_loss(
+        num_rows,
+        num_actions,
+        _floats(logits_at, num_rows * num_actions),
+        _floats(value_at, num_rows),
+        _ints(action_at, num_rows),
+        _floats(old_log_prob_at, num_rows),
+        _floats(advantage_at, num_rows),
+        _floats(return_at, num_rows),
+        _bools(valid_at, num_rows),
+        weight,
+        shift,
+        scale,
+        vf_coef,
+        ent_coef,
+        clip_coef,
+        _floats(d_logits_at, num_rows * num_actions),
+        _floats(d_value_at, num_rows),
+        _doubles(terms_at, 5),
+    )
+
+
+def _locate(
+    float64: bool, tensors: tuple[Tensor, ...], dtypes: tuple[torch.dtype, ...], sizes: tuple[int, ...]
+) -> list[Any]:
+    """Return addresses, or for float64 flat arrays, which Numba compiles its kernels for when they come."""
+    if not float64:
+        return _addresses(tensors, dtypes, sizes)
+    _addresses(tensors, tuple(_F8 if dtype is _F4 else dtype for dtype in dtypes), sizes)
+    return [tensor.numpy().reshape(-1) for tensor in tensors]
+
+
+_CATEGORICAL_DTYPES = (_F4, _F4, _I8, _F4, _F4, _F4, _B1, _F4, _F4, _F8)
+
+
+def categorical_loss(
+    logits: Tensor,
+    value: Tensor,
+    action: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    return_: Tensor,
+    valid: Tensor,
+    inverse_count: float,
+    shift: float,
+    scale: float,
+    vf_coef: float,
+    ent_coef: float,
+    clip_coef: float | None,
+    d_logits: Tensor,
+    d_value: Tensor,
+    terms: Tensor,
+) -> None:
+    """See `reference.categorical_loss`."""
+    rows, num_actions = logits.shape
+    size = rows * num_actions
+    float64 = logits.dtype is _F8
+    *inputs, d_logits_at, d_value_at, terms_at = _locate(
+        float64,
+        (logits, value, action, old_log_prob, advantage, return_, valid, d_logits, d_value, terms),
+        _CATEGORICAL_DTYPES,
+        (size, rows, rows, rows, rows, rows, rows, size, rows, 5),
+    )
+    kernel = _categorical_loss if float64 else _categorical_loss_at
+    clip = -1.0 if clip_coef is None else clip_coef
+    numbers = (inverse_count, shift, scale, vf_coef, ent_coef, clip)
+    kernel(rows, num_actions, *inputs, *numbers, d_logits_at, d_value_at, terms_at)
+
+
+_LOG_2PI = math.log(2.0 * math.pi)
+
+
+@_jit(_FUSED)
+def _standardize(
+    z: _Floats, mean: _Floats, inverse_std: _Floats, constant: float, row: _Floats, size: int, num_columns: int
+) -> None:
+    """Turn the actions in `z`, transposed, into (action - mean) / std; fill in the log-probs."""
+    for n in range(size):
+        row[4, n] = constant
+    for a in range(num_columns):
+        inverse = inverse_std[a]
+        for n in range(size):
+            standard = (z[a, n] - mean[a, n]) * inverse
+            z[a, n] = standard
+            row[4, n] -= row.dtype.type(0.5) * standard * standard
+
+
+@_jit(_SUMS)
+def _mean_gradient(
+    z: _Floats, row: _Floats, inverse_std: _Floats, d_log_std: _Doubles, size: int, num_columns: int
+) -> None:
+    """Put the gradient of the means, transposed, in the place of `z`; add up that of `log_std`."""
+    for a in range(num_columns):
+        inverse, total = inverse_std[a], row.dtype.type(0.0)
+        for n in range(size):
+            slope = row[5, n] * z[a, n]
+            total += slope * z[a, n] - row[5, n]
+            z[a, n] = slope * inverse
+        d_log_std[a] += total
+
+
+@_jit()
+def _gaussian_loss(
+    num_rows: int,
+    num_columns: int,
+    mean: _Floats,
+    log_std: _Floats,
+    value: _Floats,
+    action: _Floats,
+    old_log_prob: _Floats,
+    advantage: _Floats,
+    return_: _Floats,
+    valid: _Bools,
+    weight: float,
+    shift: float,
+    scale: float,
+    vf_coef: float,
+    ent_coef: float,
+    clip_coef: float,
+    d_mean: _Floats,
+    d_log_std: _Floats,
+    d_value: _Floats,
+    terms: _Doubles,
+) -> None:
+    block = min(_BLOCK, num_rows)
+    z = np.empty((num_columns, block), dtype=mean.dtype)
+    means = np.empty((num_columns, block), dtype=mean.dtype)
+    row = np.empty((_NUM_SCRATCH, block), dtype=mean.dtype)
+    inverse_std = np.empty(num_columns, dtype=mean.dtype)
+    sums, slopes = np.zeros(5), np.zeros(num_columns)
+    log_volume, count = 0.0, 0
+    for a in range(num_columns):
+        inverse_std[a] = math.exp(-np.float64(log_std[a]))
+        log_volume += np.float64(log_std[a])
+    entropy = num_columns * 0.5 * (1.0 + _LOG_2PI) + log_volume
+    constant = mean.dtype.type(-0.5 * num_columns * _LOG_2PI - log_volume)
+    width = _U(num_columns)
+    for begin in range(0, num_rows, _BLOCK):
+        start, size = _U(begin), _U(min(_BLOCK, num_rows - begin))
+        _load(action, z, start, size, width)
+        _load(mean, means, start, size, width)
+        _blank(z, valid, start, size, width)
+        _blank(means, valid, start, size, width)
+        _standardize(z, means, inverse_std, constant, row, size, width)
+        _rows_loss(
+            row, value, old_log_prob, advantage, return_, valid, start, size,
+            weight, shift, scale, vf_coef, clip_coef, d_value, sums,
+        )  # fmt: skip
+        _mean_gradient(z, row, inverse_std, slopes, size, width)
+        _store(z, d_mean, start, size, width)
+        for n in range(size):
+            count += valid[start + n]
+    if count > 0:
+        sums[2] = count * entropy
+    for a in range(num_columns):
+        d_log_std[a] += slopes[a] - ent_coef * weight * count
+    for k in range(5):
+        terms[k] += weight * sums[k]
+
+
+@_entry("void(i8,i8,i8,i8,i8,i8,i8,i8,i8,i8,f8,f8,f8,f8,f8,f8,i8,i8,i8,i8)")
+def _gaussian_loss_at(
+    num_rows: int,
+    num_columns: int,
+    mean_at: int,
+    log_std_at: int,
+    value_at: int,
+    action_at: int,
+    old_log_prob_at: int,
+    advantage_at: int,
+    return_at: int,
+    valid_at: int,
+    weight: float,
+    shift: float,
+    scale: float,
+    vf_coef: float,
+    ent_coef: float,
+    clip_coef: float,
+    d_mean_at: int,
+    d_log_std_at: int,
+    d_value_at: int,
+    terms_at: int,
+) -> None:
+    _gaussian_loss(
+        num_rows,
+        num_columns,
+        _floats(mean_at, num_rows * num_columns),
+        _floats(log_std_at, num_columns),
+        _floats(value_at, num_rows),
+        _floats(action_at, num_rows * num_columns),
+        _floats(old_log_prob_at, num_rows),
+        _floats(advantage_at, num_rows),
+        _floats(return_at, num_rows),
+        _bools(valid_at, num_rows),
+        weight,
+        shift,
+        scale,
+        vf_coef,
+        ent_coef,
+        clip_coef,
+        _floats(d_mean_at, num_rows * num_columns),
+        _floats(d_log_std_at, num_columns),
+        _floats(d_value_at, num_rows),
+        _doubles(terms_at, 5),
+    )
+
+
+_GAUSSIAN_DTYPES = (_F4, _F4, _F4, _F4, _F4, _F4, _F4, _B1, _F4, _F4, _F4, _F8)
+
+
+def gaussian_loss(
+    mean: Tensor,
+    log_std: Tensor,
+    value: Tensor,
+    action: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    return_: Tensor,
+    valid: Tensor,
+    inverse_count: float,
+    shift: float,
+    scale: float,
+    vf_coef: float,
+    ent_coef: float,
+    clip_coef: float | None,
+    d_mean: Tensor,
+    d_log_std: Tensor,
+    d_value: Tensor,
+    terms: Tensor,
+) -> None:
+    """See `reference.gaussian_loss`."""
+    rows, columns = mean.shape
+    size = rows * columns
+    float64 = mean.dtype is _F8
+    *inputs, d_mean_at, d_log_std_at, d_value_at, terms_at = _locate(
+        float64,
+        (mean, log_std, value, action, old_log_prob, advantage, return_, valid, d_mean, d_log_std, d_value, terms),
+        _GAUSSIAN_DTYPES,
+        (size, columns, rows, size, rows, rows, rows, rows, size, columns, rows, 5),
+    )
+    kernel = _gaussian_loss if float64 else _gaussian_loss_at
+    clip = -1.0 if clip_coef is None else clip_coef
+    numbers = (inverse_count, shift, scale, vf_coef, ent_coef, clip)
+    kernel(rows, columns, *inputs, *numbers, d_mean_at, d_log_std_at, d_value_at, terms_at)
+
+
+# ---- episodes ---------------------------------------------------------------------------------------
+
+
+@_jit()
+def _add_row(
+    reward: _Floats, valid: _Bools, running_return: _Doubles, running_length: _Ints, start: int, num_envs: int
+) -> None:
+    for n in range(num_envs):
+        number = np.float64(reward[start + n])
+        running_return[n] += number if valid[start + n] else 0.0
+    for n in range(num_envs):
+        running_length[n] += np.int64(valid[start + n])
+
+
+@_jit()
+def _any_done(terminated: _Bools, truncated: _Bools, start: int, num_envs: int) -> _Number:
+    done = np.uint8(0)
+    for n in range(num_envs):
+        done |= np.uint8(terminated[start + n]) | np.uint8(truncated[start + n])
+    return done != 0
+
+
+@_entry("i8(i8,i8,i8,i8,i8,i8,i8,i8,i8,i8)")
+def _find_episodes_at(
+    num_steps: int,
+    num_envs: int,
+    reward_at: int,
+    valid_at: int,
+    terminated_at: int,
+    truncated_at: int,
+    running_return_at: int,
+    running_length_at: int,
+    return_at: int,
+    length_at: int,
+) -> _Number:
+    size = num_steps * num_envs
+    reward, valid = _floats(reward_at, size), _bools(valid_at, size)
+    terminated, truncated = _bools(terminated_at, size), _bools(truncated_at, size)
+    running_return, running_length = _doubles(running_return_at, num_envs), _ints(running_length_at, num_envs)
+    return_, length = _doubles(return_at, size), _ints(length_at, size)
+    found, width = _U(0), _U(num_envs)
+    for t in range(_U(num_steps)):
+        start = t * width
+        _add_row(reward, valid, running_return, running_length, start, width)
+        if _any_done(terminated, truncated, start, width):
+            for n in range(width):
+                if terminated[start + n] or truncated[start + n]:
+                    return_[found], length[found] = running_return[n], running_length[n]
+                    running_return[n], running_length[n] = 0.0, 0
+                    found += _U(1)
+    return np.int64(found)
+
+
+_EPISODE_DTYPES = (_F4, _B1, _B1, _B1, _F8, _I8, _F8, _I8)
+
+
+def find_episodes(
+    reward: Tensor,
+    valid: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    running_return: Tensor,
+    running_length: Tensor,
+    return_: Tensor,
+    length: Tensor,
+) -> int:
+    """See `reference.find_episodes`."""
+    num_steps, num_envs = reward.shape
+    size = num_steps * num_envs
+    addresses = _addresses(
+        (reward, valid, terminated, truncated, running_return, running_length, return_, length),
+        _EPISODE_DTYPES,
+        (size, size, size, size, num_envs, num_envs, size, size),
+    )
+    found: int = _find_episodes_at(num_steps, num_envs, *addresses)
+    return found
+
+
+def cache_folder() -> str:
+    """Return where Numba keeps the kernels on disk."""
+    dispatcher: _Number = _gae_at
+    return str(dispatcher.stats.cache_path)

@@ -1,0 +1,203 @@
+"""The fused network against the same model under autograd: what it acts, values and learns, forwards kept or not."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from core_support import CPU, make_parts, weights
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+
+from fastac.apply import Adam, LocalApply
+from fastac.build import build_fused_objective, build_head, build_objective, build_sampler
+from fastac.config import Config
+from fastac.fused import FusedActor, FusedGradient, FusedNetwork, is_fusable
+from fastac.fused import gradient as fused_gradient
+from fastac.gradient import AutogradGradient, Coefs, PlainObjective
+from fastac.losses import clipped_surrogate, policy_gradient
+from fastac.models import ActorCritic, IdentityCore, LSTMCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, Trunk
+from fastac.rollout import FlatMinibatches, ModelActor, Rollout
+
+OBS_SIZE, NUM_STEPS, NUM_ENVS = 3, 7, 5
+SPACES = {
+    "discrete": Discrete(4),
+    "multi": MultiDiscrete([2, 3]),
+    "box": Box(-1.0, 1.0, (2,), np.float32),
+}
+NETS = [
+    ((8, 8), "tanh", True),
+    ((8, 6), "relu", False),
+    ((9,), "elu", True),
+    ((), "relu", False),
+    ((), "relu", True),
+    ((6, 5, 4), "elu", False),
+]
+A2C = Coefs(1.0 / 23.0, 0.0, 1.0, 0.5, 0.01, None)
+PPO = Coefs(1.0 / 23.0, 0.3, 1.7, 0.4, 0.02, 0.1)
+
+
+def make_model(space, hidden, activation, shared, normalizes=False):
+    torch.manual_seed(1)
+    trunks = []
+    for _ in range(1 if shared else 2):
+        encoder = MLPEncoder(OBS_SIZE, hidden, activation)
+        trunks.append(Trunk(encoder, IdentityCore(encoder.output_size)))
+    head = build_head(space, trunks[0].core.output_size, Config().model)
+    normalizer = NoObsNormalizer()
+    if normalizes:
+        normalizer = ObsNormalizer((OBS_SIZE,))
+        normalizer.moments.mean.copy_(torch.tensor([0.3, -1.0, 2.0]))
+        normalizer.moments.var.copy_(torch.tensor([0.5, 2.0, 1.0]))
+    model = ActorCritic(trunks, head, normalizer)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+        head.layer.weight.mul_(50.0)
+    return model
+
+
+def make_rollout(space):
+    discrete = not isinstance(space, Box)
+    dtype = torch.int64 if discrete else torch.float32
+    rollout = Rollout.allocate(NUM_STEPS, NUM_ENVS, (OBS_SIZE,), space.shape, dtype, 0)
+    rng = torch.Generator().manual_seed(3)
+    rollout.obs.copy_(torch.randn(rollout.obs.shape, generator=rng))
+    rollout.advantage.copy_(torch.randn(rollout.advantage.shape, generator=rng))
+    rollout.return_.copy_(torch.randn(rollout.return_.shape, generator=rng))
+    rollout.valid.copy_(torch.rand(rollout.valid.shape, generator=rng) < 0.7)
+    return rollout
+
+
+def act(actor):
+    actor.begin()
+    for t in range(NUM_STEPS):
+        actor.act(t)
+    actor.value(NUM_STEPS)
+
+
+def act_fused(model, rollout, keeps=True):
+    LocalApply(model, Adam(1e-5), None)  # flattens the parameters
+    network = FusedNetwork(model)
+    actor = FusedActor(network, build_sampler(model.head, NUM_ENVS), rollout, torch.Generator().manual_seed(0), keeps)
+    act(actor)
+    return network, actor
+
+
+@pytest.mark.parametrize("normalizes", [False, True])
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(("hidden", "activation", "shared"), NETS)
+def test_it_acts_and_values_as_the_model_does(hidden, activation, shared, space, normalizes):
+    model = make_model(SPACES[space], hidden, activation, shared, normalizes)
+    theirs, ours = make_rollout(SPACES[space]), make_rollout(SPACES[space])
+    act(ModelActor(model, theirs, torch.Generator().manual_seed(0), CPU))
+    _, actor = act_fused(model, ours)
+    torch.testing.assert_close(ours.value, theirs.value, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.log_prob, theirs.log_prob, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.action, theirs.action, rtol=1e-4, atol=1e-5)
+    assert ours.value.std() > 0.1 and ours.log_prob.std() > 0.01
+    final = torch.randn(NUM_ENVS, OBS_SIZE)
+    none, start = torch.zeros(NUM_ENVS, 0), torch.zeros(NUM_ENVS, dtype=torch.bool)
+    torch.testing.assert_close(actor.value_of(final), model.value(final, none, start), rtol=1e-4, atol=1e-5)
+
+
+def gradient_of(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("chunk", [4, 1024])
+@pytest.mark.parametrize("coefs", [A2C, PPO], ids=["a2c", "ppo"])
+@pytest.mark.parametrize("normalizes", [False, True])
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(("hidden", "activation", "shared"), NETS)
+def test_its_gradients_are_autograds(hidden, activation, shared, space, normalizes, coefs, chunk, monkeypatch):
+    monkeypatch.setattr(fused_gradient, "CHUNK", chunk)
+    model, rollout = make_model(SPACES[space], hidden, activation, shared, normalizes), make_rollout(SPACES[space])
+    network, actor = act_fused(model, rollout)
+    rollout.log_prob.add_(0.3 * torch.randn(rollout.log_prob.shape, generator=torch.Generator().manual_seed(9)))
+    (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
+    loss = policy_gradient if coefs.clip_coef is None else clipped_surrogate
+    results = []
+    objective = build_fused_objective(model.head, loss)
+    for gradient, is_fresh in (
+        (AutogradGradient(model, PlainObjective(model.head, loss), CPU), False),
+        (AutogradGradient(model, build_objective(model.head, loss), CPU), False),
+        (FusedGradient(network, objective, OBS_SIZE, None, NUM_STEPS * NUM_ENVS), True),
+        (FusedGradient(network, objective, OBS_SIZE, actor.tape, NUM_STEPS * NUM_ENVS), True),
+        (FusedGradient(network, objective, OBS_SIZE, actor.tape, NUM_STEPS * NUM_ENVS), False),
+    ):
+        for p in model.parameters():
+            p.grad.zero_()
+        terms = gradient(batch, coefs, is_fresh).clone()
+        results.append((terms, gradient_of(model)))
+    (terms, expected), *others = results
+    assert expected.abs().max() > 1e-2
+    for their_terms, found in others:
+        torch.testing.assert_close(their_terms, terms, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5)
+
+
+def test_kept_activations_are_used_only_while_they_are_fresh():
+    model, rollout = make_model(SPACES["discrete"], (8,), "tanh", True), make_rollout(SPACES["discrete"])
+    network, actor = act_fused(model, rollout)
+    objective = build_fused_objective(model.head, policy_gradient)
+    gradient = FusedGradient(network, objective, OBS_SIZE, actor.tape, NUM_STEPS * NUM_ENVS)
+    (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
+    found = {}
+    for is_fresh in (True, False):
+        for p in model.parameters():
+            p.grad.zero_()
+        if not is_fresh:
+            with torch.no_grad():
+                model.value_head.bias.add_(1.0)  # as an update would
+        found[is_fresh] = gradient(batch, A2C, is_fresh)[1].item()
+    assert found[False] == pytest.approx(value_loss(model, rollout), rel=1e-4)
+    assert found[True] != pytest.approx(found[False], rel=1e-2)
+
+
+def value_loss(model, rollout):
+    none = torch.zeros(NUM_ENVS, 0)
+    value = model.value(rollout.obs[:-1], none, rollout.start[:-1])
+    return float(((value - rollout.return_).square() * rollout.valid).sum() * A2C.inverse_count)
+
+
+RUNS = {
+    "a2c": {"num_steps": 9},
+    "ppo": {"algo": "ppo", "num_steps": 9, "num_epochs": 3, "normalize_advantage": True},
+    "episodes": {"collect": "episodes", "num_steps": 60, "gae_lambda": 1.0},
+    "normalised": {"num_steps": 9, "normalize_obs": True, "shared_trunk": False, "activation": "tanh"},
+}
+
+
+@pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
+def test_a_run_learns_the_same_whether_forwards_are_kept_or_made_again(settings):
+    ends = []
+    for reuse in (True, False):
+        parts = make_parts(num_envs=4, hidden_sizes=(16, 16), learning_rate=1e-3, reuse_forward=reuse, **settings)
+        reports = list(islice(parts.trainer.run(), 5))
+        ends.append((weights(parts), reports[-1].env_steps))
+        parts.close()
+    assert ends[0][1] == ends[1][1]
+    for name, value in ends[0][0].items():
+        torch.testing.assert_close(value, ends[1][0][name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_run_learns_what_autograd_would_have_learned(monkeypatch):
+    settings = {"num_envs": 4, "num_steps": 9, "learning_rate": 1e-3, "algo": "ppo", "num_epochs": 2}
+    ends = []
+    for fuses in (True, False):
+        monkeypatch.setattr("fastac.build.is_fusable", lambda model, fuses=fuses: fuses)
+        parts = make_parts(**settings)
+        list(islice(parts.trainer.run(), 5))
+        ends.append(weights(parts))
+        parts.close()
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_what_has_a_memory_or_an_encoder_of_its_own_is_not_fused():
+    encoder = MLPEncoder(OBS_SIZE, (6,), "tanh")
+    head = build_head(SPACES["discrete"], 6, Config().model)
+    assert is_fusable(ActorCritic([Trunk(encoder, IdentityCore(6))], head, NoObsNormalizer()))
+    assert not is_fusable(ActorCritic([Trunk(encoder, LSTMCore(6, 6))], head, NoObsNormalizer()))
+    own = torch.nn.Linear(OBS_SIZE, 6)
+    assert not is_fusable(ActorCritic([Trunk(own, IdentityCore(6))], head, NoObsNormalizer()))

@@ -1,0 +1,386 @@
+"""Workers: equal to one of them on the same data, equal to each other, resumable, and never left behind."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from core_support import assert_same, weights
+from gymnasium.spaces import Box, Discrete
+
+from fastac.apply import Adam, LocalApply
+from fastac.build import Streams, assemble, build_fused_objective, build_head, resolve_workers
+from fastac.config import Config
+from fastac.contract import Alone, EnvFailure, NonFiniteError, Phases, WorkerFailure
+from fastac.fused import FusedGradient, FusedNetwork
+from fastac.learner import Learner, merge_moments
+from fastac.losses import policy_gradient
+from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, RewardNormalizer, Trunk
+from fastac.rollout import FlatMinibatches, Rollout
+from fastac.trainers.group import GroupMemory, SharedGroup
+
+SMALL = {"num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "total_env_steps": 10**6}
+
+
+def assemble_parts(factory=None, **settings):
+    config = Config().replace(**(SMALL | settings))
+    return assemble(config, Streams.spawn(config.run.seed).env, factory)
+
+
+def in_threads(works):
+    """Run one function per member of a group at the same time; return what they return, by rank."""
+    memory = GroupMemory.allocate(len(works), 1 << 16, 64)
+    results, errors = [None] * len(works), []
+
+    def run(rank):
+        try:
+            results[rank] = works[rank](SharedGroup(memory, rank, lambda waited_s: None))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60.0)
+    if errors:
+        raise errors[0]
+    return results
+
+
+# --- the group -----------------------------------------------------------------------------------
+
+
+def test_everybody_sees_everybodys_numbers_in_every_exchange():
+    def work(rank, group):
+        seen = []
+        for turn in range(200):
+            kind, size = (np.float32, 3) if turn % 3 else (np.float64, 5)
+            seen.append(group.gather(np.full(size, 1000 * rank + turn, kind)).copy())
+            if turn % 50 == rank:
+                time.sleep(0.002)
+        return seen
+
+    results = in_threads([partial(work, rank) for rank in range(3)])
+    for turn in range(200):
+        for seen in results:
+            assert seen[turn].shape == (3, 3 if turn % 3 else 5)
+            assert (seen[turn] == np.array([[turn], [1000 + turn], [2000 + turn]])).all()
+
+
+def test_alone_is_a_group_of_one():
+    array = np.arange(3.0)
+    assert Alone().gather(array).tolist() == [[0.0, 1.0, 2.0]]
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(3.0, 2.0, size) for size in (5, 0, 1, 40)]
+    parts = np.array(
+        [[len(r), r.mean() if len(r) else 0.0, ((r - r.mean()) ** 2).sum() if len(r) else 0.0] for r in rows]
+    )
+    whole = np.concatenate(rows)
+    merged = merge_moments(parts)
+    assert (merged.count, merged.mean, merged.var) == pytest.approx((46, whole.mean(), whole.var()))
+    assert merge_moments(np.zeros((2, 3))).var == 0.0
+
+
+# --- K workers with N/K envs each are one worker with N envs --------------------------------------
+
+
+def make_model():
+    torch.manual_seed(0)
+    trunks = [Trunk(MLPEncoder(3, (8, 8), "tanh"), IdentityCore(8)) for _ in range(2)]
+    return ActorCritic(trunks, build_head(Discrete(4), 8, Config().model), NoObsNormalizer())
+
+
+def make_rollout(num_steps=9, num_envs=6):
+    rng = torch.Generator().manual_seed(4)
+    rollout = Rollout.allocate(num_steps, num_envs, (3,), (), torch.int64, 0)
+    for part in (rollout.obs, rollout.value, rollout.reward):
+        part.copy_(torch.randn(part.shape, generator=rng))
+    rollout.log_prob.copy_(-torch.rand(rollout.log_prob.shape, generator=rng))
+    rollout.action.copy_(torch.randint(4, rollout.action.shape, generator=rng))
+    rollout.terminated.copy_(torch.rand(rollout.reward.shape, generator=rng) < 0.1)
+    rollout.valid.copy_(torch.rand(rollout.reward.shape, generator=rng) < 0.7)
+    return rollout
+
+
+def slice_envs(rollout, envs):
+    fields = {name: getattr(rollout, name) for name in rollout.__slots__}
+    return replace(
+        rollout, **{n: (t[envs] if n == "state" else t[:, envs]).clone().contiguous() for n, t in fields.items()}
+    )
+
+
+def learn(rollout, model, settings, group):
+    config = Config().replace(num_envs=6, num_steps=9, learning_rate=0.01, **settings)
+    apply = LocalApply(model, Adam(1e-5), 0.5, group)
+    objective = build_fused_objective(model.head, policy_gradient)
+    gradient = FusedGradient(FusedNetwork(model), objective, 3, None, rollout.reward.numel())
+    learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), apply, group)
+    metrics = [learner.learn(rollout, rollout.reward, 0.1, Phases()) for _ in range(3)]
+    return model.state_dict(), metrics[-1], learner.rows
+
+
+@pytest.mark.parametrize("shares", [[slice(0, 3), slice(3, 6)], [slice(0, 1), slice(1, 2), slice(2, 6)]])
+@pytest.mark.parametrize(
+    "settings",
+    [{"algo": "a2c"}, {"algo": "a2c", "normalize_advantage": True}, {"algo": "ppo", "num_epochs": 3, "clip_coef": 0.1}],
+)
+def test_workers_learn_what_one_learns_from_all_their_envs(settings, shares):
+    whole = make_rollout()
+    expected, metrics, rows = learn(whole, make_model(), settings, Alone())
+    results = in_threads([partial(learn, slice_envs(whole, envs), make_model(), settings) for envs in shares])
+    assert rows == int(whole.valid.sum())
+    for state, its_metrics, its_rows in results:
+        assert its_rows == rows
+        assert its_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+        for name, value in state.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+            assert torch.equal(value, results[0][0][name]), "the workers' copies must not drift apart"
+
+
+def test_normalizers_see_all_workers_rows():
+    rng = torch.Generator().manual_seed(0)
+    obs, reward = torch.randn(5, 6, 3, generator=rng), torch.randn(5, 6, generator=rng)
+    valid, done = torch.rand(5, 6, generator=rng) < 0.7, torch.rand(5, 6, generator=rng) < 0.2
+
+    def work(envs, group):
+        of_obs, of_reward = ObsNormalizer((3,)), RewardNormalizer(len(range(6)[envs]), 0.9)
+        scaled = []
+        for _ in range(3):
+            of_obs.update(obs[:, envs], valid[:, envs], group)
+            scaled.append(of_reward(reward[:, envs], valid[:, envs], done[:, envs], group))
+        return of_obs.state_dict(), of_reward.moments.state_dict(), torch.stack(scaled)
+
+    whole = work(slice(0, 6), Alone())
+    parts = in_threads([partial(work, slice(0, 2)), partial(work, slice(2, 6))])
+    for which in (0, 1):
+        for name, value in whole[which].items():
+            for part in parts:
+                torch.testing.assert_close(part[which][name], value, msg=name)
+    torch.testing.assert_close(torch.cat([part[2] for part in parts], dim=-1), whole[2])
+
+
+# --- in processes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"algo": "ppo", "num_epochs": 2, "num_minibatches": 2}, {"core": "lstm"}])
+def test_a_run_with_workers_learns_and_counts_everybodys_steps(settings):
+    parts = assemble_parts(normalize_obs=True, normalize_reward=True, lstm_size=8, **settings)
+    try:
+        before = weights(parts)
+        reports = list(islice(parts.trainer.run(), 40))
+        state = parts.get_state()
+    finally:
+        parts.close()
+    assert any(not torch.equal(value, weights(parts)[name]) for name, value in before.items())
+    assert reports[0].env_steps <= 32 and reports[-1].env_steps > 40 * 32 * 0.8
+    seen = sum(e.length for r in reports for e in r.finished)
+    going_on = int(
+        state["trainer"]["episode_counter"]["length"].sum() + state["workers"]["1"]["episode_counter"]["length"].sum()
+    )
+    assert seen + going_on == reports[-1].env_steps, "every step belongs to one episode of one worker"
+    rank_0, rank_1 = (s["collector"]["obs"] for s in (state["trainer"], state["workers"]["1"]))
+    assert not torch.equal(torch.as_tensor(rank_0), torch.as_tensor(rank_1)), "the workers' streams are the same"
+
+
+def without_clocks(state):
+    trainer = {name: value for name, value in state["trainer"].items() if name not in ("phases", "train_wall_s")}
+    return to_dict(state | {"trainer": trainer})
+
+
+def to_dict(tree):
+    return {name: to_dict(value) for name, value in tree.items()} if hasattr(tree, "items") else tree
+
+
+@pytest.mark.parametrize("settings", [{}, {"normalize_obs": True, "normalize_reward": True, "vectorization": "sync"}])
+def test_a_saved_run_with_workers_goes_on_bit_for_bit(settings):
+    straight, first, second = (assemble_parts(**settings) for _ in range(3))
+    try:
+        list(islice(straight.trainer.run(), 6))
+        list(islice(first.trainer.run(), 3))
+        assert second.set_state(first.get_state()) is True
+        list(islice(second.trainer.run(), 3))
+        assert_same(without_clocks(straight.get_state()), without_clocks(second.get_state()))
+    finally:
+        for parts in (straight, first, second):
+            parts.close()
+
+
+def children_of(parts):
+    return [child.process.pid for child in parts.crew._children]
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_gone(pids, seconds=10.0):
+    until = time.monotonic() + seconds
+    while any(is_alive(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.02)
+    return not any(is_alive(pid) for pid in pids)
+
+
+def test_closing_ends_the_workers():
+    parts = assemble_parts()
+    pids = children_of(parts)
+    assert len(pids) == 1 and all(is_alive(pid) for pid in pids)
+    parts.close()
+    assert wait_gone(pids)
+    parts.close()
+
+
+def test_a_worker_that_is_killed_ends_the_run_and_leaves_a_state_to_go_on_from():
+    parts = assemble_parts(normalize_reward=True)
+    try:
+        reports = parts.trainer.run()
+        list(islice(reports, 3))
+        os.kill(children_of(parts)[0], signal.SIGKILL)
+        with pytest.raises(
+            WorkerFailure, match=r"worker 1 died \(exit code -9\), in iteration \d+, after \d+ environment"
+        ):
+            list(islice(reports, 50))
+        state = parts.get_state()
+    finally:
+        parts.close()
+    assert state["trainer"]["envs"] is None and state["workers"] == {}
+    again = assemble_parts(normalize_reward=True)
+    try:
+        assert again.set_state(state) is False
+        (report,) = islice(again.trainer.run(), 1)
+        assert report.iteration == state["trainer"]["iteration"] + 1
+    finally:
+        again.close()
+
+
+def test_a_worker_that_hangs_ends_the_run():
+    parts = assemble_parts()
+    try:
+        reports = parts.trainer.run()
+        list(islice(reports, 2))
+        parts.crew._timeout_s = 0.3
+        os.kill(children_of(parts)[0], signal.SIGSTOP)
+        with pytest.raises(WorkerFailure, match="kept the others waiting"):
+            list(islice(reports, 50))
+        assert parts.crew._children == []
+    finally:
+        parts.close()
+
+
+class Fails(gym.Env):
+    """Raises in its fifth step, if it is not in the first worker."""
+
+    observation_space = Box(-1.0, 1.0, (2,), np.float32)
+    action_space = Discrete(2)
+    parent = os.getpid()
+
+    def __init__(self, first, kind):
+        self._breaks, self._kind, self._steps = os.getpid() != first, kind, 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self._steps += 1
+        if self._breaks and self._steps == 5:
+            raise self._kind("the wheel came off")
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+def vector_of(first, kind, num):
+    return gym.vector.SyncVectorEnv([partial(Fails, first, kind)] * num)
+
+
+def test_an_environment_that_fails_in_a_worker_is_named_with_its_traceback():
+    parts = assemble_parts(partial(vector_of, os.getpid(), ArithmeticError))
+    try:
+        with pytest.raises(
+            EnvFailure, match=r"worker 1: .*ArithmeticError: the wheel came off.*in iteration 1, "
+        ) as caught:
+            list(islice(parts.trainer.run(), 3))
+    finally:
+        parts.close()
+    assert "in step" in str(caught.value)
+    assert 'raise self._kind("the wheel came off")' in str(caught.value.__cause__)
+
+
+def test_a_factory_that_cannot_be_sent_is_refused():
+    with pytest.raises(ValueError, match="top level of a module; use workers 1"):
+        assemble_parts(lambda num: vector_of(0, ValueError, num))
+
+
+def test_numbers_that_are_not_finite_stop_every_worker_and_can_be_saved():
+    parts = assemble_parts(learning_rate=1e30, max_grad_norm=None)
+    try:
+        with pytest.raises(NonFiniteError):
+            list(islice(parts.trainer.run(), 50))
+        assert "1" in parts.get_state()["workers"]
+    finally:
+        parts.close()
+
+
+def test_workers_go_when_the_first_is_killed(tmp_path):
+    import subprocess
+    import sys
+
+    script = tmp_path / "run.py"
+    script.write_text(
+        "from core_support import *\nfrom test_workers import assemble_parts, children_of\n"
+        "if __name__ == '__main__':\n"
+        "    parts = assemble_parts()\n    print(*children_of(parts), flush=True)\n"
+        "    for _ in parts.trainer.run(): pass\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.getcwd()])}
+    run = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=env)
+    pids = [int(word) for word in run.stdout.readline().split()]
+    assert len(pids) == 1
+    time.sleep(0.3)
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    assert wait_gone(pids, 5.0)
+
+
+# --- how many ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cores", "settings", "workers"),
+    [
+        (4, {"num_envs": 256}, 4),
+        (4, {"num_envs": 64}, 2),  # too few for four
+        (4, {"num_envs": 16}, 1),
+        (4, {"num_envs": 129}, 3),
+        (2, {"num_envs": 8, "vectorization": "sync", "env_id": "Pendulum-v1"}, 2),
+        (1, {"num_envs": 256}, 1),
+        (2, {"num_envs": 64, "num_steps": 1, "num_minibatches": 64}, 1),
+    ],
+)
+def test_auto_workers(monkeypatch, cores, settings, workers):
+    monkeypatch.setattr("fastac.build.count_physical_cores", lambda: cores)
+    config = Config().replace(workers="auto", **settings)
+    assert resolve_workers(config).run.workers == workers
+    assert resolve_workers(config.replace(workers=1)).run.workers == 1
+
+
+def test_nothing_is_shared_by_name():
+    before = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
+    parts = assemble_parts()
+    list(islice(parts.trainer.run(), 2))
+    parts.close()
+    after = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
+    assert after <= before
