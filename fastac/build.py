@@ -30,7 +30,8 @@ from fastac.fused import (
     PlainFusedObjective,
     PlainSampler,
     Sampler,
-    Tape,
+    StagedActor,
+    StagedGradient,
     is_fusable,
 )
 from fastac.gradient import (
@@ -343,16 +344,20 @@ def _build_engine(
 ) -> tuple[Actor, Gradient, int]:
     """Build what runs the model forward and backward; return also the bytes that it keeps."""
     loss = _LOSSES[config.algo.algo]
-    if device.type != "cpu" or not is_fusable(model):
+    if not is_fusable(model):
         actor = ModelActor(model, rollout, generator, device)
         return actor, AutogradGradient(model, build_objective(model.head, loss), device), 0
-    network = FusedNetwork(model)
-    keeps = config.run.reuse_forward and config.algo.num_minibatches == 1
-    fused_actor = FusedActor(network, build_sampler(model.head, rollout.num_envs), rollout, generator, keeps)
+    network, sampler = FusedNetwork(model), build_sampler(model.head, rollout.num_envs)
+    objective = build_fused_objective(model.head, loss)
     rows = config.batch_size // config.algo.num_minibatches
-    kept: Tape | None = fused_actor.tape if keeps else None
-    gradient = FusedGradient(network, build_fused_objective(model.head, loss), rollout.obs.shape[-1], kept, rows)
-    return fused_actor, gradient, fused_actor.nbytes + gradient.nbytes
+    if device.type != "cpu":
+        (whole,) = FlatMinibatches(1, generator).split(rollout)
+        staged = StagedGradient(network, objective, whole.rows(0, rows))
+        return StagedActor(network, sampler, rollout, generator), staged, staged.nbytes
+    keeps = config.run.reuse_forward and config.algo.num_minibatches == 1
+    fused = FusedActor(network, sampler, rollout, generator, keeps)
+    gradient = FusedGradient(network, objective, rollout.obs.shape[-1], fused.tape if keeps else None, rows)
+    return fused, gradient, fused.nbytes + gradient.nbytes
 
 
 def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Config:
@@ -531,6 +536,7 @@ def allocate_rollout(config: Config, envs: VecEnv, state_size: int) -> Rollout:
         action_space.shape,
         torch.float32 if isinstance(action_space, Box) else torch.int64,
         state_size,
+        pin=config.run.device != "cpu",
     )
 
 

@@ -13,6 +13,7 @@ from fastac.fused.heads import (
     PlainSampler,
 )
 from fastac.fused.network import FusedNetwork, Tape, is_fusable
+from fastac.fused.staged import StagedActor, StagedGradient
 
 __all__ = [
     "CategoricalFusedObjective",
@@ -25,6 +26,8 @@ __all__ = [
     "PlainFusedObjective",
     "PlainSampler",
     "Sampler",
+    "StagedActor",
+    "StagedGradient",
     "Tape",
     "is_fusable",
 ]

@@ -35,7 +35,7 @@ class CategoricalSampler(PlainSampler):
     def __init__(self, head: CategoricalHead, num_envs: int) -> None:
         """Take the head; the entropies `[N]`, which acting has no use for, are overwritten every step."""
         super().__init__(head)
-        self._entropy = torch.empty(num_envs)
+        self._entropy = torch.empty(num_envs, device=head.layer.weight.device)
 
     def sample(self, params: Tensor, noise: Tensor, action: Tensor, log_prob: Tensor) -> None:
         """See `Sampler`."""

@@ -7,6 +7,7 @@ counters, and a numpy copy costs less than a torch call at these sizes.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -61,24 +62,26 @@ class Rollout:
         action_shape: tuple[int, ...],
         action_dtype: torch.dtype,
         state_size: int,
+        pin: bool = False,
     ) -> Rollout:
-        """Allocate zeros on the CPU."""
+        """Allocate zeros on the CPU, in pinned memory if copies go to a CUDA device."""
         rows, rows_and_next = (num_steps, num_envs), (num_steps + 1, num_envs)
+        zeros = partial(torch.zeros, pin_memory=pin)
         return cls(
-            obs=torch.zeros(*rows_and_next, *obs_shape),
-            start=torch.zeros(rows_and_next, dtype=torch.bool),
-            state=torch.zeros(num_envs, state_size),
-            action=torch.zeros(*rows, *action_shape, dtype=action_dtype),
-            log_prob=torch.zeros(rows),
-            value=torch.zeros(rows_and_next),
-            reward=torch.zeros(rows),
-            terminated=torch.zeros(rows, dtype=torch.bool),
-            truncated=torch.zeros(rows, dtype=torch.bool),
-            valid=torch.zeros(rows, dtype=torch.bool),
-            final_value=torch.zeros(rows),
-            out_of_band=torch.zeros(rows, dtype=torch.bool),
-            advantage=torch.zeros(rows),
-            return_=torch.zeros(rows),
+            obs=zeros(*rows_and_next, *obs_shape),
+            start=zeros(rows_and_next, dtype=torch.bool),
+            state=zeros(num_envs, state_size),
+            action=zeros(*rows, *action_shape, dtype=action_dtype),
+            log_prob=zeros(rows),
+            value=zeros(rows_and_next),
+            reward=zeros(rows),
+            terminated=zeros(rows, dtype=torch.bool),
+            truncated=zeros(rows, dtype=torch.bool),
+            valid=zeros(rows, dtype=torch.bool),
+            final_value=zeros(rows),
+            out_of_band=zeros(rows, dtype=torch.bool),
+            advantage=zeros(rows),
+            return_=zeros(rows),
         )
 
     @property

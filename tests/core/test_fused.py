@@ -11,7 +11,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from fastac.apply import Adam, LocalApply
 from fastac.build import build_fused_objective, build_head, build_objective, build_sampler
 from fastac.config import Config
-from fastac.fused import FusedActor, FusedGradient, FusedNetwork, is_fusable
+from fastac.fused import FusedActor, FusedGradient, FusedNetwork, StagedActor, StagedGradient, is_fusable
 from fastac.fused import gradient as fused_gradient
 from fastac.gradient import AutogradGradient, Coefs, PlainObjective
 from fastac.losses import clipped_surrogate, policy_gradient
@@ -90,11 +90,15 @@ def test_it_acts_and_values_as_the_model_does(hidden, activation, shared, space,
     model = make_model(SPACES[space], hidden, activation, shared, normalizes)
     theirs, ours = make_rollout(SPACES[space]), make_rollout(SPACES[space])
     act(ModelActor(model, theirs, torch.Generator().manual_seed(0), CPU))
-    _, actor = act_fused(model, ours)
+    network, actor = act_fused(model, ours)
     torch.testing.assert_close(ours.value, theirs.value, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.log_prob, theirs.log_prob, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.action, theirs.action, rtol=1e-4, atol=1e-5)
     assert ours.value.std() > 0.1 and ours.log_prob.std() > 0.01
+    act(StagedActor(network, build_sampler(model.head, NUM_ENVS), ours, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(ours.value, theirs.value, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.log_prob, theirs.log_prob, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.action, theirs.action, rtol=1e-4, atol=1e-5)
     final = torch.randn(NUM_ENVS, OBS_SIZE)
     none, start = torch.zeros(NUM_ENVS, 0), torch.zeros(NUM_ENVS, dtype=torch.bool)
     torch.testing.assert_close(actor.value_of(final), model.value(final, none, start), rtol=1e-4, atol=1e-5)
@@ -124,6 +128,7 @@ def test_its_gradients_are_autograds(hidden, activation, shared, space, normaliz
         (FusedGradient(network, objective, OBS_SIZE, None, NUM_STEPS * NUM_ENVS), True),
         (FusedGradient(network, objective, OBS_SIZE, actor.tape, NUM_STEPS * NUM_ENVS), True),
         (FusedGradient(network, objective, OBS_SIZE, actor.tape, NUM_STEPS * NUM_ENVS), False),
+        (StagedGradient(network, objective, batch), False),
     ):
         for p in model.parameters():
             p.grad.zero_()
@@ -201,3 +206,21 @@ def test_what_has_a_memory_or_an_encoder_of_its_own_is_not_fused():
     assert not is_fusable(ActorCritic([Trunk(encoder, LSTMCore(6, 6))], head, NoObsNormalizer()))
     own = torch.nn.Linear(OBS_SIZE, 6)
     assert not is_fusable(ActorCritic([Trunk(own, IdentityCore(6))], head, NoObsNormalizer()))
+
+
+# --- CUDA ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the captured graphs are not tested here")
+@pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
+def test_a_run_on_cuda_learns_what_one_on_the_cpu_does(settings):
+    # Updates come between the replays, so a graph that had kept the weights it was captured with would show.
+    ends = []
+    for device in ("cpu", "cuda"):
+        parts = make_parts(num_envs=4, hidden_sizes=(16, 16), learning_rate=1e-3, device=device, **settings)
+        list(islice(parts.trainer.run(), 5))
+        ends.append({name: value.cpu() for name, value in weights(parts).items()})
+        parts.close()
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-3, atol=1e-4, msg=name)
