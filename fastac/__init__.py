@@ -17,13 +17,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastac.api import Run, evaluate, finish, load, resume, start, train
     from fastac.config import Config
-    from fastac.contract import EnvFailure, NonFiniteError
+    from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
 
-__all__ = ["Config", "EnvFailure", "NonFiniteError", "Run", "evaluate", "finish", "load", "resume", "start", "train"]
+__all__ = [
+    "Config",
+    "EnvFailure",
+    "NonFiniteError",
+    "Run",
+    "WorkerFailure",
+    "evaluate",
+    "finish",
+    "load",
+    "resume",
+    "start",
+    "train",
+]
 
 # Imported when first used: `fastac --help` and worker processes need not wait seconds for torch.
 _HOMES = dict.fromkeys(("Run", "evaluate", "finish", "load", "resume", "start", "train"), "fastac.api")
-_HOMES |= {"Config": "fastac.config", "EnvFailure": "fastac.contract", "NonFiniteError": "fastac.contract"}
+_HOMES |= dict.fromkeys(("EnvFailure", "NonFiniteError", "WorkerFailure"), "fastac.contract")
+_HOMES |= {"Config": "fastac.config"}
 
 
 def __getattr__(name: str) -> object:

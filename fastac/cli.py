@@ -393,8 +393,7 @@ def _tell_failure(error: RuntimeError) -> int:
 
     if not isinstance(error, EnvFailure | NonFiniteError | RecordError | WorkerFailure):
         raise error
-    if isinstance(error, WorkerFailure):
-        print(_find_traceback(error), end="", file=sys.stderr)
+    print(_find_traceback(error), end="", file=sys.stderr)
     print(f"fastac: {error}", file=sys.stderr)
     return 1 if isinstance(error, NonFiniteError | WorkerFailure) else 2
 

@@ -153,6 +153,7 @@ class Session:
 
         Raises:
             EnvFailure: an environment failed; the last checkpoint stays.
+            WorkerFailure: a worker was lost; the last good parameters are saved.
             NonFiniteError: a loss or gradient is not finite; the state is saved under `failure/`.
             RecordError: the disk is full; the last checkpoint stays.
         """
@@ -172,8 +173,9 @@ class Session:
             saved = self._save_failure()
             self._abandon()
             raise NonFiniteError(f"{error}; {saved}.") from error
-        except WorkerFailure:
-            self._save_without_workers()
+        except (EnvFailure, WorkerFailure):
+            if self.config.run.workers != 1:
+                self._save_without_workers()
             self._abandon()
             raise
         except (Exception, KeyboardInterrupt):
@@ -242,7 +244,8 @@ class Session:
         return path
 
     def _save_without_workers(self) -> None:
-        """Save the last good parameters after a worker was lost, with its environments."""
+        """Save the last good parameters after a worker was lost; its environments, and so all, begin anew."""
+        self.parts.crew.close()  # those that are left are in the middle of an iteration
         if self._report is not None:
             with suppress(RecordError):
                 self._save(self._report)
@@ -342,7 +345,7 @@ class Session:
 
     def _restore(self, state: StateTree) -> None:
         if not self.parts.set_state(read_branch(state, "parts")):
-            log.warning("the state of these environments cannot be saved: their episodes begin anew")
+            log.warning("the state of the environments is not in the checkpoint: their episodes begin anew")
         self.tracker.load_state(read_branch(state, "tracker"))
         self._report = _last_report(read_branch(read_branch(state, "parts"), "trainer"), self._envs.frame_skip)
         self.tracker.update(self._report)

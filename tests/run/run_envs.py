@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import gymnasium as gym
 import numpy as np
@@ -53,6 +54,15 @@ class Faulty(Opaque):
         return obs, reward, terminated, truncated, info
 
 
+class BreaksElsewhere(Opaque):
+    """Breaks in every process but the one that the test runs in."""
+
+    def step(self, action):
+        if os.environ.get("FASTAC_TEST_HOME") != str(os.getpid()):
+            raise MemoryError("no more")
+        return super().step(action)
+
+
 class DictObs(Opaque):
     """Its observation space is not supported."""
 
@@ -60,6 +70,7 @@ class DictObs(Opaque):
 
 
 gym.register("Opaque-v0", Opaque)
+gym.register("BreaksElsewhere-v0", BreaksElsewhere)
 gym.register("DictObs-v0", DictObs)
 for _how in ("raises", "obs", "reward", "shape"):
     gym.register(f"Faulty-{_how}-v0", Faulty, kwargs={"how": _how})

@@ -97,7 +97,7 @@ def test_episodes_begin_anew_where_envs_cannot_be_saved(tmp_path, caplog, kind):
     with caplog.at_level(logging.WARNING, "fastac"):
         session = fastac.resume(tmp_path / "run", env=factory)
     assert [record.message for record in caplog.records] == [
-        "the state of these environments cannot be saved: their episodes begin anew"
+        "the state of the environments is not in the checkpoint: their episodes begin anew"
     ]
     lengths = [episode.length for report in session for episode in report.finished]
     run = fastac.finish(session)

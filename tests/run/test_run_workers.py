@@ -1,0 +1,117 @@
+"""Runs with workers, as a user meets them: what is said and saved when one is lost, and that nothing stays behind."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from run_support import SMALL, SMALL_FLAGS, checkpoints
+
+import fastac
+from fastac.cli import main
+from fastac.records import load_checkpoint
+
+TWO = [*SMALL_FLAGS, "--workers", "2", "--total-env-steps", "1e6"]
+
+
+def pids_of(session):
+    return [child.process.pid for child in session.parts.crew._children]
+
+
+def test_a_run_with_workers_ends_as_any_other(tmp_path, capsys, caplog):
+    words = ["train", "CartPole-v1", *SMALL_FLAGS, "--workers", "2", "--total-env-steps", "400"]
+    assert main([*words, "--run-dir", str(tmp_path / "run"), "--json"]) == 0
+    out, _ = capsys.readouterr()
+    summary = json.loads(out)
+    assert summary["workers"] == 2 and 400 <= summary["env_steps"] < 440
+    assert "in each of 2 workers" in caplog.text
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["workers"] == 2
+
+
+def test_auto_is_written_down_as_the_number_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastac.build.count_physical_cores", lambda: 2)
+    session = fastac.start("CartPole-v1", workers="auto", run_dir=tmp_path / "run", **(SMALL | {"num_envs": 64}))
+    assert session.config.run.workers == session.directory.read_config().run.workers == 2
+    next(iter(session))
+    session.finish()
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [(signal.SIGKILL, r"worker 1 died \(exit code -9\)"), (signal.SIGSTOP, "kept the others waiting")],
+)
+def test_a_lost_worker_leaves_a_checkpoint_of_that_moment(tmp_path, monkeypatch, number, says):
+    session = fastac.start("CartPole-v1", workers=2, run_dir=tmp_path / "run", total_env_steps=10**6, **SMALL)
+    session.parts.crew._timeout_s = 1.0
+    pids, steps = pids_of(session), 0
+    with pytest.raises(fastac.WorkerFailure, match=says):
+        for report in session:
+            steps = report.env_steps
+            if report.iteration == 5:
+                os.kill(pids[0], number)
+    assert load_checkpoint(checkpoints(tmp_path / "run")[-1]).env_steps == steps
+    for pid in pids:
+        with pytest.raises(OSError):
+            os.kill(pid, 0)
+    again = fastac.resume(tmp_path / "run", total_env_steps=steps + 100)
+    assert [report.env_steps for report in again][-1] >= steps + 100
+    again.finish()
+
+
+def test_the_command_line_shows_the_workers_own_traceback(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FASTAC_TEST_HOME", str(os.getpid()))
+    words = [
+        "train",
+        "run_envs:BreaksElsewhere-v0",
+        *TWO,
+        "--vectorization",
+        "sync",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert 'raise MemoryError("no more")' in err
+    assert re.search(r"fastac: worker 1: env 0 raised MemoryError: no more.*, in iteration 1, after 0 environment", err)
+
+
+def test_what_does_not_divide_is_refused_before_anything_is_written(tmp_path, capsys):
+    words = ["train", "CartPole-v1", "--num-envs", "5", "--workers", "2", "--run-dir", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert "num_envs is 5, expected a multiple of workers, which is 2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_leaves_no_worker(tmp_path):
+    words = ["-m", "fastac", "train", "CartPole-v1", *TWO, "--run-dir", str(tmp_path / "run")]
+    run = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for line in run.stderr:
+        if "rollout" in line:
+            break
+    progress = tmp_path / "run" / "progress.jsonl"
+    for _ in itertools.count():
+        if progress.exists() and progress.stat().st_size:
+            break
+        assert run.poll() is None
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    rest = run.communicate(timeout=60)[1]
+    assert run.returncode == 130, rest
+    assert "Continue with: fastac resume" in rest and "Traceback" not in rest
+    until = time.monotonic() + 5.0  # the fork server sees a moment later that nobody needs it
+    while left := [p for p in Path("/proc").glob("[0-9]*/stat") if _session_of(p) == run.pid]:
+        assert time.monotonic() < until, left
+        time.sleep(0.05)
+
+
+def _session_of(stat):
+    try:
+        state, _, _, session, *_ = stat.read_text().rsplit(")", 1)[1].split()
+        return None if state == "Z" else int(session)
+    except OSError:
+        return None
