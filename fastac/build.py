@@ -60,7 +60,7 @@ from fastac.models import (
     Trunk,
 )
 from fastac.processes import count_physical_cores
-from fastac.rollout import Collector, FlatMinibatches, ModelActor, Rollout, SequenceMinibatches
+from fastac.rollout import Collector, FlatMinibatches, GraphActor, ModelActor, Rollout, SequenceMinibatches
 from fastac.trainers import Crew, GroupMemory, MakeMember, NoCrew, Pair, SyncTrainer
 
 # Builds the run's own vector environments: called with how many it should hold.
@@ -228,7 +228,7 @@ def assemble(
     assert isinstance(workers, int), "resolve_workers first"
     if workers == 1:
         return _closing(build_envs(config.env, seed, env_factory), lambda envs: build(config, envs, encoder))
-    share, seeds = _share(config, env_factory), [child.spawn(2) for child in seed.spawn(workers)]
+    share, seeds = worker_share(config, env_factory), [child.spawn(2) for child in seed.spawn(workers)]
     makes: list[MakeMember] = [
         partial(_make_member, share, env_seed, _to_int(action_seed), env_factory, encoder)
         for env_seed, action_seed in seeds[1:]
@@ -245,10 +245,12 @@ def _closing(envs: VecEnv, build_around: Callable[[VecEnv], Parts]) -> Parts:
         raise
 
 
-def _share(config: Config, env_factory: EnvFactory | None) -> Config:
-    """Return the configuration of one worker's share."""
+def worker_share(config: Config, env_factory: EnvFactory | None) -> Config:
+    """Return the configuration of one worker's share, the run's own where it has one worker."""
     workers = config.run.workers
-    assert isinstance(workers, int)
+    assert isinstance(workers, int), "resolve_workers first"
+    if workers == 1:
+        return config
     changes: dict[str, ConfigValue] = {"num_envs": config.env.num_envs // workers, "workers": 1}
     if config.env.vectorization == "auto" and not _is_batched(config.env, env_factory):
         changes["vectorization"] = "sync"  # a worker has a core to itself: more processes would only share it
@@ -342,11 +344,14 @@ def _build_worker(
 def _build_engine(
     config: Config, model: ActorCritic, rollout: Rollout, generator: torch.Generator, device: torch.device
 ) -> tuple[Actor, Gradient, int]:
-    """Build what runs the model forward and backward; return also the bytes that it keeps."""
+    """Build what runs the model forward and backward; return also the bytes that it keeps.
+
+    What acting leaves behind serves the first update of a rollout if that is of the whole rollout.
+    """
+    keeps = config.run.reuse_forward and config.algo.num_minibatches == 1
     loss = _LOSSES[config.algo.algo]
     if not is_fusable(model):
-        actor = ModelActor(model, rollout, generator, device)
-        return actor, AutogradGradient(model, build_objective(model.head, loss), device), 0
+        return _build_autograd(model, build_objective(model.head, loss), rollout, generator, device, keeps)
     network, sampler = FusedNetwork(model), build_sampler(model.head, rollout.num_envs)
     objective = build_fused_objective(model.head, loss)
     rows = config.batch_size // config.algo.num_minibatches
@@ -354,10 +359,24 @@ def _build_engine(
         (whole,) = FlatMinibatches(1, generator).split(rollout)
         staged = StagedGradient(network, objective, whole.rows(0, rows))
         return StagedActor(network, sampler, rollout, generator), staged, staged.nbytes
-    keeps = config.run.reuse_forward and config.algo.num_minibatches == 1
     fused = FusedActor(network, sampler, rollout, generator, keeps)
     gradient = FusedGradient(network, objective, rollout.obs.shape[-1], fused.tape if keeps else None, rows)
     return fused, gradient, fused.nbytes + gradient.nbytes
+
+
+def _build_autograd(
+    model: ActorCritic,
+    objective: Objective,
+    rollout: Rollout,
+    generator: torch.Generator,
+    device: torch.device,
+    keeps: bool,
+) -> tuple[Actor, Gradient, int]:
+    """Build the same for any model; what autograd's graphs keep is not known beforehand, and not counted."""
+    if not keeps:
+        return ModelActor(model, rollout, generator, device), AutogradGradient(model, objective, device), 0
+    actor = GraphActor(model, model, model.head, rollout, generator, device)
+    return actor, AutogradGradient(model, objective, device, actor.graphs), 0
 
 
 def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Config:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastac.contract import Trainable
 from fastac.kernels import fused_categorical_loss, fused_gaussian_loss
 from fastac.losses import PolicyLoss
-from fastac.rollout import Batch
+from fastac.rollout import Batch, Graphs
 
 TERMS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 
@@ -80,16 +80,22 @@ class Scored(Protocol):
 
 
 class AutogradGradient:
-    """Runs the model forward and autograd backward."""
+    """Runs the model forward, where acting left nothing behind, and autograd backward."""
 
-    def __init__(self, model: Trainable, objective: Objective, device: torch.device) -> None:
-        """Take the model, which is on `device`."""
-        self._model, self._objective, self._device = model, objective, device
+    def __init__(
+        self, model: Trainable, objective: Objective, device: torch.device, graphs: Graphs | None = None
+    ) -> None:
+        """Take the model, which is on `device`, and the graphs that acting leaves behind, if it does."""
+        self._model, self._objective, self._device, self._graphs = model, objective, device, graphs
 
     def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
         """See `Gradient`."""
         batch = batch.to(self._device)
-        params, value, _ = self._model(batch.obs, batch.state, batch.start)
+        if is_fresh and self._graphs is not None:
+            params = torch.stack(self._graphs.params).view(*batch.valid.shape, -1)  # [T, N, P] or [M, P]
+            value = torch.stack(self._graphs.value).view(batch.valid.shape)
+        else:
+            params, value, _ = self._model(batch.obs, batch.state, batch.start)
         total, terms = self._objective(params, value, batch, coefs)
         total.backward()
         return terms.cpu()

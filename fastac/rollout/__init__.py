@@ -1,6 +1,6 @@
 """Preallocated storage, the hot loop that fills it, minibatch slicing, and the episodes found in it."""
 
-from fastac.rollout.actor import ModelActor
+from fastac.rollout.actor import GraphActor, Graphs, ModelActor
 from fastac.rollout.buffer import Rollout
 from fastac.rollout.collector import Collector
 from fastac.rollout.episodes import EpisodeCounter
@@ -11,6 +11,8 @@ __all__ = [
     "Collector",
     "EpisodeCounter",
     "FlatMinibatches",
+    "GraphActor",
+    "Graphs",
     "Minibatches",
     "ModelActor",
     "Rollout",

@@ -1,11 +1,14 @@
-"""The actor of any model: what the policy says, copied into the rollout, on whichever device the model is."""
+"""The actors of any model: what the policy says, copied into the rollout, on whichever device the model is."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from fastac.contract import Policy, StateTree, read_tensor
+from fastac.contract import Act, Policy, StateTree, Trainable, read_tensor
 from fastac.rollout.buffer import Rollout
 
 
@@ -29,11 +32,14 @@ class ModelActor:
 
     def act(self, t: int) -> None:
         """Write row t."""
-        act = self._policy.act(*self._look(t), self._noise[t])
+        act = self._act(*self._look(t), self._noise[t])
         self._action[t] = act.action.cpu().numpy()
         self._value[t] = act.value.cpu().numpy()
         self._log_prob[t] = act.log_prob.cpu().numpy()
         self._state = act.state
+
+    def _act(self, obs: Tensor, state: Tensor, start: Tensor, noise: Tensor) -> Act:
+        return self._policy.act(obs, state, start, noise)
 
     def value(self, t: int) -> None:
         """Write row t of values; the memory stays as it was."""
@@ -59,3 +65,64 @@ class ModelActor:
         """Continue from `get_state`."""
         self._state = read_tensor(state, "state").to(self._device)
         self._generator.set_state(read_tensor(state, "generator"))
+
+
+@dataclass(slots=True)
+class Graphs:
+    """The forwards of a rollout's rows, by row, with the graphs that autograd goes back through."""
+
+    params: list[Tensor] = field(default_factory=list)  # [N, P] each
+    value: list[Tensor] = field(default_factory=list)  # [N] each
+
+
+class Sampling(Protocol):
+    """A head that samples and scores actions."""
+
+    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
+        """Return actions `[N, ...]`."""
+
+    def log_prob_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probs and entropies `[N]`."""
+
+
+class GraphActor(ModelActor):
+    """Acts with gradients on, and keeps the graphs: the update needs no forward of its own.
+
+    Attributes:
+        graphs: of the rollout, or of what there is of it so far.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        model: Trainable,
+        head: Sampling,
+        rollout: Rollout,
+        generator: Generator,
+        device: torch.device,
+    ) -> None:
+        """Bind `policy` to the rollout; `model` and `head` are the same network's, seen as what learns."""
+        super().__init__(policy, rollout, generator, device)
+        self._model, self._head = model, head
+        self.graphs = Graphs()
+
+    def begin(self) -> None:
+        """Cut the memory off from the last rollout's graphs, which are freed."""
+        self._state = self._state.detach()
+        self.graphs.params.clear()
+        self.graphs.value.clear()
+        super().begin()
+
+    def _act(self, obs: Tensor, state: Tensor, start: Tensor, noise: Tensor) -> Act:
+        params, value, state = self._model(obs, state, start)
+        self.graphs.params.append(params)
+        self.graphs.value.append(value)
+        with torch.no_grad():
+            action = self._head.sample(params, noise)
+            log_prob, _ = self._head.log_prob_entropy(params, action)
+        return Act(action, log_prob, value.detach(), state)
+
+    def get_state(self) -> StateTree:
+        """The memory and the action stream."""
+        self._state = self._state.detach()
+        return super().get_state()

@@ -171,9 +171,16 @@ RUNS = {
     "episodes": {"collect": "episodes", "num_steps": 60, "gae_lambda": 1.0},
     "normalised": {"num_steps": 9, "normalize_obs": True, "shared_trunk": False, "activation": "tanh"},
 }
+# These keep autograd's graphs in place of activations.
+GRAPHS = {
+    "lstm": {"num_steps": 9, "core": "lstm", "lstm_size": 8},
+    "lstm ppo": {"num_steps": 9, "core": "lstm", "lstm_size": 8, "algo": "ppo", "num_epochs": 3},
+    "lstm episodes": {"num_steps": 60, "core": "lstm", "lstm_size": 8, "collect": "episodes", "gae_lambda": 1.0},
+    "lstm normalised": {"num_steps": 9, "core": "lstm", "lstm_size": 8, "normalize_obs": True, "shared_trunk": False},
+}
 
 
-@pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("settings", (RUNS | GRAPHS).values(), ids=RUNS | GRAPHS)
 def test_a_run_learns_the_same_whether_forwards_are_kept_or_made_again(settings):
     ends = []
     for reuse in (True, False):
