@@ -43,8 +43,9 @@ type: .venv/.installed-dev ## check the types
 bench: .venv/.installed-bench ## time the parts and the whole, into benchmarks/results/latest.json (ARGS="-k gae")
 	$(BIN)/python -m pytest benchmarks -q --benchmark-quiet --benchmark-json benchmarks/results/latest.json $(ARGS)
 
-bench-check: .venv/.installed-core ## fail if an iteration does more or less than benchmarks/counts.json says
+bench-check: .venv/.installed-dev ## fail if this tree does more, or is slower, than its base (BASE=rev, ARGS=--quick)
 	@$(BIN)/python -m benchmarks.counts
+	@$(BIN)/python -m benchmarks.gate $(if $(BASE),--base '$(BASE)') $(ARGS)
 
 bench-accept: .venv/.installed-core ## write benchmarks/counts.json anew, to be committed with the reason
 	@$(BIN)/python -m benchmarks.counts --accept
@@ -57,6 +58,7 @@ EXTRAS-bench := [bench]
 .venv/.installed-%: .venv/.made pyproject.toml .constraints.txt
 	@echo "Installing fastac ($*) and what it needs into .venv; the first time this takes a minute or two."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c .constraints.txt -e '.$(EXTRAS-$*)'
+	@$(BIN)/python -m fastac.kernels
 	@touch .venv/.installed-core $@
 
 # .made holds the path that .venv was made for, since the scripts in it do too.

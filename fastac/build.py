@@ -348,7 +348,7 @@ def _build_engine(
 
     What acting leaves behind serves the first update of a rollout if that is of the whole rollout.
     """
-    keeps = config.run.reuse_forward and config.algo.num_minibatches == 1
+    keeps = config.keeps_forward
     loss = _LOSSES[config.algo.algo]
     if not is_fusable(model):
         return _build_autograd(model, build_objective(model.head, loss), rollout, generator, device, keeps)

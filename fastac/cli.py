@@ -16,11 +16,12 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TextIO, TypeVar
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -30,7 +31,9 @@ from fastac.config import Config, JsonValue, setting_names
 from fastac.presets import PRESETS, find
 
 if TYPE_CHECKING:
+    from fastac.contract import Phases
     from fastac.run import Session
+    from fastac.tools.tune import Search, Trial
 
 Options = TypeVar("Options")
 
@@ -71,8 +74,21 @@ class TrainOptions:
     """A preset's name, where not the algorithm's own (see fastac list)."""
     run_dir: Path | None = None
     """A new directory for the run. Default: a dated one under runs/."""
+    tuned: bool = False
+    """Take the workers, vectorization and reuse-forward that fastac tune found, where not given; else find them."""
     json: bool = False
     """Print summary.json as the last line of stdout."""
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """Find the fastest settings for an environment on this machine; every flag of train's says what to tune for."""
+
+    config: Config
+    preset: str | None = None
+    """A preset's name, where not the algorithm's own (see fastac list)."""
+    seconds: float = 3.0
+    """How long to measure each setting."""
 
 
 @dataclass(frozen=True)
@@ -133,35 +149,38 @@ class ListOptions:
 
 
 def _train(words: Sequence[str]) -> int:
-    env_id, words = _take_env_id(words)
-    wants_help = any(word in ("-h", "--help") for word in words)
-    algo, preset = _peek(words, "--algo"), _peek(words, "--preset")
-    # Help shows the preset's values, but for an environment without one it does not wait for torch.
-    default = (
-        (find(env_id, preset or algo or "a2c") or Config()) if wants_help else _default_config(env_id, algo, preset)
-    )
-    options = _parse(TrainOptions, words, "fastac train ENV_ID", TrainOptions(default))
+    env_id, words = _take_env_id(words, "train")
+    options = _parse(TrainOptions, words, "fastac train ENV_ID", TrainOptions(_find_default(env_id, words)))
+    _check_env_id(options.config, env_id)
+    config = _take_tuned(options.config, words) if options.tuned else options.config
     from fastac.api import start_config
 
-    if options.config.env.env_id != env_id:
-        raise ValueError(f"the environment is named twice, {env_id} and --env-id {options.config.env.env_id}.")
     command = shlex.join(["fastac", "train", env_id, *words])
-    return _follow(start_config(options.config, options.run_dir, show_progress=True, command=command), options.json)
+    return _follow(start_config(config, options.run_dir, show_progress=True, command=command), options.json)
 
 
-def _default_config(env_id: str, algo: str | None, preset: str | None) -> Config:
+def _find_default(env_id: str, words: Sequence[str]) -> Config:
     """Find what the flags override."""
+    algo, preset = _peek(words, "--algo"), _peek(words, "--preset")
+    if any(word in ("-h", "--help") for word in words):
+        # Help shows the preset's values, but for an environment without one it does not wait for torch.
+        return find(env_id, preset or algo or "a2c") or Config()
     from fastac.build import default_config
 
     return default_config(env_id, algo, preset)
 
 
-def _take_env_id(words: Sequence[str]) -> tuple[str, list[str]]:
+def _check_env_id(config: Config, env_id: str) -> None:
+    if config.env.env_id != env_id:
+        raise ValueError(f"the environment is named twice, {env_id} and --env-id {config.env.env_id}.")
+
+
+def _take_env_id(words: Sequence[str], command: str) -> tuple[str, list[str]]:
     if words and not words[0].startswith("-"):
         return words[0], list(words[1:])
     if any(word in ("-h", "--help") for word in words):
         return "CartPole-v1", list(words)
-    raise ValueError("train needs an environment id first, such as: fastac train CartPole-v1")
+    raise ValueError(f"{command} needs an environment id first, such as: fastac {command} CartPole-v1")
 
 
 def _peek(words: Sequence[str], flag: str) -> str | None:
@@ -173,6 +192,125 @@ def _peek(words: Sequence[str], flag: str) -> str | None:
         elif word.startswith(flag + "="):
             value = word.partition("=")[2]
     return value
+
+
+def _given(words: Sequence[str]) -> set[str]:
+    """Return the names of the settings that are given on the command line."""
+    return {_to_flag(word).removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+
+
+def _to_flag(word: str) -> str:
+    """Return a flag as it is listed: without its value, without `no-`, with hyphens."""
+    return word.partition("=")[0].replace("_", "-").replace("--no-", "--", 1)
+
+
+def _tune(words: Sequence[str]) -> int:
+    env_id, words = _take_env_id(words, "tune")
+    options = _parse(TuneOptions, words, "fastac tune ENV_ID", TuneOptions(_find_default(env_id, words)))
+    config, seconds = options.config, options.seconds
+    _check_env_id(config, env_id)
+    if not 0.0 < seconds <= 3600.0:
+        raise ValueError(f"seconds is {seconds!r}, expected a number above 0, up to 3600.")
+    from fastac.tools.tune import TUNED, Search, measure_sps
+
+    for name in sorted(_given(words) & set(TUNED)):
+        raise ValueError(f"--{name.replace('_', '-')} is what fastac tune finds: leave it out.")
+    search = Search(config, partial(measure_sps, seconds=seconds), seconds)
+    _print_trials(search, search.run(), config, sys.stdout)
+    kept = _keep_tuned(search, config)
+    _print_trials(search, search.grow(), config, sys.stdout)
+    print(_tell_tuned(search, ["fastac", "train", env_id, *_without(words, "--seconds")], kept))
+    return 0
+
+
+def _take_tuned(config: Config, words: Sequence[str]) -> Config:
+    """Return the configuration with what `fastac tune` found for it, now or before; flags win."""
+    from fastac.tools.tune import TUNED, Search, load_tuned, measure_sps
+
+    setting = load_tuned(config)
+    if setting is None:
+        print("Nothing is tuned for this on this machine yet, so that comes first.", file=sys.stderr)
+        seconds = TuneOptions.seconds
+        search = Search(config, partial(measure_sps, seconds=seconds), seconds)
+        _print_trials(search, search.run(), config, sys.stderr)
+        print(_keep_tuned(search, config), file=sys.stderr)
+        setting = search.best.setting
+    given = _given(words)
+    config = config.replace(**{name: getattr(setting, name) for name in TUNED if name not in given})
+    print(f"tuned: {setting.flags}{' (but for what is given)' if given & set(TUNED) else ''}", file=sys.stderr)
+    return config
+
+
+def _keep_tuned(search: Search, config: Config) -> str:
+    """Keep what was found; say in a sentence where, or why not."""
+    from fastac.records import RecordError
+    from fastac.tools.tune import save_tuned
+
+    try:
+        return f"Kept in {save_tuned(config, search.best)}"
+    except RecordError as error:
+        return f"It is not kept for next time: {error}"
+
+
+def _print_trials(search: Search, trials: Iterator[Trial], config: Config, out: TextIO) -> None:
+    """Print a line per trial when it is done, and what they are above the first."""
+    for trial in trials:
+        if len(search.own) + len(search.larger) == 1:
+            print(_tell_trials(search, config), file=out)
+        print(_tell_trial(trial), file=out, flush=True)
+
+
+def _tell_trials(search: Search, config: Config) -> str:
+    from fastac.processes import count_cores
+    from fastac.tools.tune import cpu_model
+
+    where = f"{config.env.env_id}, {config.algo.algo}, {count_cores()} cores ({cpu_model()})"
+    head = f"{'envs':>8}{'workers':>9}  {'vectorization':<15}{'reuse-forward':<15}{'steps/s':>12}{'took':>9}"
+    return f"{where}: {search.seconds:g} s each, untrained policy\n\n{head}"
+
+
+def _tell_trial(trial: Trial) -> str:
+    setting = trial.setting
+    sps = "-" if trial.failure else f"{trial.sps:,.0f}"
+    row = (
+        f"{setting.num_envs:>8}{setting.workers:>9}  {setting.vectorization:<15}"
+        f"{'yes' if setting.reuse_forward else 'no':<15}{sps:>12}{trial.took_s:>7.1f} s"
+    )
+    return row + (f"\n          which does not work here: {trial.failure}" if trial.failure else "")
+
+
+def _tell_tuned(search: Search, command: Sequence[str], kept: str) -> str:
+    """Tell what to do with what was found."""
+    best, fastest = search.best, search.fastest
+    lines = [
+        "",
+        f"Fastest with {best.setting.num_envs} envs, {best.sps:,.0f} steps/s. These flags change no algorithm;",
+        "random numbers may be others, as with another seed:",
+        f"  {shlex.join(command)} {best.setting.flags}",
+        "or, as long as the rest stays the same:",
+        f"  {shlex.join(command)} --tuned",
+        kept,
+    ]
+    if fastest.setting.num_envs != best.setting.num_envs:
+        times = fastest.setting.num_envs // best.setting.num_envs
+        lines += [
+            "",
+            f"Fastest of all, {fastest.sps:,.0f} steps/s. But every update then learns from {times} times the rows:",
+            "fewer updates in as many steps, which need other learning rates to learn as much:",
+            f"  {shlex.join(command)} --num-envs {fastest.setting.num_envs} {fastest.setting.flags}",
+        ]
+    return "\n".join(lines)
+
+
+def _without(words: Sequence[str], flag: str) -> list[str]:
+    """Return the words without a flag and its value."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if not skip and word != flag and not word.startswith(flag + "="):
+            kept.append(word)
+        skip = word == flag
+    return kept
 
 
 def _resume(words: Sequence[str]) -> int:
@@ -197,16 +335,44 @@ def _follow(session: Session, as_json: bool) -> int:
     try:
         for _ in session:
             pass
-        summary = session.finish()
+        summary = session.finish(measure_efficiency=True)
     except (EnvFailure, WorkerFailure, KeyboardInterrupt) as error:
         if not session.is_saved:
             raise
         hint = f"continue from the last checkpoint with: fastac resume {session.directory.path}"
         raise type(error)(f"{str(error) or 'interrupted'}; {hint}") from error
+    print(_tell_phases(session.report.train_wall_s, session.report.phases), file=sys.stderr)
+    if summary["efficiency"] is not None:
+        print(_tell_efficiency(session, summary), file=sys.stderr)
     print(_tell_end(session, summary), file=sys.stderr)
     if as_json:
         print(json.dumps(summary, allow_nan=False))
     return 0 if session.stop_signal is None else 128 + session.stop_signal
+
+
+def _tell_phases(train_wall_s: float, phases: Phases) -> str:
+    """Tell where training time went, in two lines."""
+    names = ("env", "act", "advantage", "update", "other")
+    spent: list[float] = [getattr(phases, f"{name}_s") for name in names]
+    cells = [f"{_tell_seconds(s)} {s / max(train_wall_s, 1e-9):>3.0%}" for s in spent]
+    widths = [max(map(len, (name, cell))) + 2 for name, cell in zip(names, cells, strict=True)]
+    total = _tell_seconds(train_wall_s)
+    first = max(len("Training"), len(total))
+    above = "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
+    below = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+    return f"{'Training':<{first}}{above}\n{total:<{first}}{below}"
+
+
+def _tell_seconds(seconds: float) -> str:
+    return f"{seconds:,.2f} s" if seconds < 100.0 else f"{seconds:,.0f} s"
+
+
+def _tell_efficiency(run: Session, summary: Mapping[str, JsonValue]) -> str:
+    fraction, workers = summary["efficiency"], run.config.run.workers
+    assert isinstance(fraction, float)
+    bound = run.tracker.sps / fraction
+    share = "" if workers == 1 else f", {workers} times the share of one worker while the others idle"
+    return f"Efficiency {fraction:.0%}: environments and network, timed bare, make {bound:,.0f} steps/s{share}."
 
 
 def _tell_end(run: Session, summary: Mapping[str, JsonValue]) -> str:
@@ -276,6 +442,7 @@ def _list(words: Sequence[str]) -> int:
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "train an agent: fastac train CartPole-v1"),
     "resume": (_resume, "continue a run: fastac resume DIR"),
+    "tune": (_tune, "find the fastest settings on this machine: fastac tune CartPole-v1"),
     "eval": (_eval, "play greedy episodes: fastac eval DIR --episodes 100"),
     "record": (_record, "record an episode as GIF or MP4: fastac record DIR"),
     "plot": (_plot, "draw learning curves: fastac plot DIR..."),
@@ -327,7 +494,7 @@ def _check_flags(kind: type, words: Sequence[str], prog: str) -> None:
     flags = ["--" + name.replace("_", "-") for name in sorted(names)]
     for word in words:
         flag = word.partition("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag.replace("--no-", "--", 1) not in [*flags, "--help"]:
+        if flag.startswith("--") and _to_flag(word) not in [*flags, "--help"]:
             near = get_close_matches(flag, flags, n=2)
             hint = f"did you mean {' or '.join(near)}?" if near else f"see {prog} --help."
             raise ValueError(f"{word!r} is not an option of {prog}: {hint}")

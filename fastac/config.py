@@ -249,6 +249,11 @@ class Config:
         """Rows of a rollout, B = T * N."""
         return self.algo.num_steps * self.env.num_envs
 
+    @property
+    def keeps_forward(self) -> bool:
+        """Whether the forward that acts serves the first update too: that is of the whole rollout."""
+        return self.run.reuse_forward and self.algo.num_minibatches == 1
+
     def replace(self, **changes: ConfigValue | Sequence[int]) -> Config:
         """Return a copy with fields changed by their flat names; 1e6 goes for a whole number.
 

@@ -55,9 +55,12 @@ from fastac.records import (
     save_checkpoint,
     versions,
 )
+from fastac.tools.efficiency import BareTimes, count_rows, efficiency, measure
 from fastac.tools.evaluate import Evaluation, evaluate
 
 log = logging.getLogger("fastac")
+
+_LEAST_TRAIN_S = 0.2  # of a run whose efficiency says something: a shorter one is mostly warming up
 
 
 class Session:
@@ -69,6 +72,7 @@ class Session:
         tracker: mean return and rates so far.
         stop_signal: the signal that ended the run early, or None.
         evaluation: the latest evaluation, or None.
+        bare_times: what `finish` measured, or None.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Session:
         self.stop_signal: signal.Signals | None = None
         self._report: Report | None = None
         self.evaluation: Evaluation | None = None
+        self.bare_times: BareTimes | None = None
         self._steps_seen = 0 if state is None else _env_steps(state)
         self._evaluated_at, self._saved_at = -1, -1 if state is None else self._steps_seen  # env steps
         self._closed = False
@@ -265,28 +270,56 @@ class Session:
             return f"the state before that update could not be saved ({error})"
         return f"the state before that update and its rollout are saved in {path}"
 
-    def finish(self) -> dict[str, JsonValue]:
+    def finish(self, measure_efficiency: bool = False) -> dict[str, JsonValue]:
         """End the run: evaluate and save what was not yet, write `summary.json`, close; return the summary.
 
         After a stop signal it only saves. Calling it twice changes nothing.
+
+        Args:
+            measure_efficiency: see `fastac.tools.efficiency`; takes a quarter of a second, or as long as
+                it takes to build the environments again and step them twice.
         """
         if not self._closed:
             try:
-                self._end()
+                self._end(measure_efficiency)
             except (Exception, KeyboardInterrupt):
                 self._abandon()
                 raise
             self._close()
         return self._summary
 
-    def _end(self) -> None:
+    def _end(self, measure_efficiency: bool) -> None:
         report = self.report
         if self._saved_at != report.env_steps:
             self._save(report)  # before the evaluation, which may take long or fail
         if self.stop_signal is None and self._evaluated_at != report.env_steps:
             self._evaluate(report)
+        if measure_efficiency:
+            self.bare_times = self._time_bare(report)
         self._summary = self._summarize(report)
         self.directory.write_summary(self._summary)
+
+    def _time_bare(self, report: Report) -> BareTimes | None:
+        """Time what the run cannot do without; None where that would not say anything about the run.
+
+        That is after a stop signal, where nobody wants to wait, after a run so short that it was mostly
+        warming up, and on accelerators, whose captured graphs have no parts that could be called bare.
+        """
+        config = self.config
+        if self.stop_signal is not None or report.train_wall_s < _LEAST_TRAIN_S or config.run.device != "cpu":
+            return None
+        rows = count_rows(config, report.iteration, report.env_steps) / report.iteration
+        try:
+            return measure(config, self.parts, max(1, round(rows)), self._env_factory, config.run.seed)
+        except Exception as error:  # it runs foreign code, and a trained run is not lost by what comes after it
+            log.warning("efficiency was not measured: %s", str(error) or type(error).__name__)
+            return None
+
+    def _efficiency(self, report: Report) -> float | None:
+        if self.bare_times is None:
+            return None
+        rows = count_rows(self.config, report.iteration, report.env_steps)
+        return efficiency(self.bare_times, rows, report.train_wall_s)
 
     def _close(self) -> None:
         self._closed = True
@@ -327,6 +360,8 @@ class Session:
             "solved_wall_s": progress.solved_wall_s,
             "solved_env_steps": progress.solved_env_steps,
             "phases": {**asdict(report.phases)},
+            "efficiency": self._efficiency(report),
+            "bare_times": {**asdict(self.bare_times)} if self.bare_times else None,
             "peak_rss_mb": peak_rss_mb(),
             "rollout_mb": self.parts.rollout.nbytes / 1e6,
             "activations_mb": self.parts.activations_nbytes / 1e6,

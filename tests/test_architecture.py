@@ -30,7 +30,7 @@ TABLE = {
     "build": (
         "contract config presets processes envs models kernels rollout losses gradient fused apply learner trainers"
     ),
-    "tools": "contract config envs models records",
+    "tools": "contract config processes envs models fused records build",
     "run": "contract config records build tools",
     "api": "contract config records build tools run",
     "cli": "contract config presets processes records build tools run api",

@@ -15,7 +15,8 @@ from fastac.cli import main
 HELP = """
 import sys
 from fastac.cli import main
-for words in (["--help"], *([command, "--help"] for command in ("train", "resume", "eval", "record", "plot", "list"))):
+commands = ("train", "resume", "tune", "eval", "record", "plot", "list")
+for words in (["--help"], *([command, "--help"] for command in commands)):
     try:
         code = main(words)
     except SystemExit as stop:
@@ -36,7 +37,7 @@ def test_help_and_list_wait_for_nothing():
     done = subprocess.run([sys.executable, "-W", "error", "-c", HELP], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    for command in ("train", "resume", "eval", "record", "plot", "list"):
+    for command in ("train", "resume", "tune", "eval", "record", "plot", "list"):
         assert f"  {command} " in done.stdout
     for flag in ("--num-envs", "--no-baseline", "--until-return", "--total-env-steps", "--json", "--episodes"):
         assert flag in done.stdout
@@ -76,8 +77,10 @@ def test_train_says_how_it_ended_on_stderr(tmp_path, capsys):
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.count("\n") == 1  # and no bar, because this is no terminal
-    assert err.startswith("Trained on CartPole-v1: greedy mean return ")
+    names, spent, ended = err.splitlines()  # and no bar, because this is no terminal
+    assert names.split() == ["Training", "env", "act", "advantage", "update", "other"]
+    assert len(names) == len(spent)
+    assert ended.startswith("Trained on CartPole-v1: greedy mean return ")
     assert err.endswith(f"Everything is in {run_dir}\n")
     assert json.loads((run_dir / "summary.json").read_text())["command"] == "fastac " + " ".join(words)
 

@@ -23,7 +23,7 @@ def test_a_signal_stops_in_order_and_resume_goes_on(tmp_path, capsys, number, co
     process.join()
 
     assert process.exitcode == code
-    began, _, stopping, ended = (tmp_path / "stderr").read_text().splitlines()
+    began, _, stopping, _, _, ended = (tmp_path / "stderr").read_text().splitlines()
     assert began.startswith("a2c on CartPole-v1")
     assert stopping.startswith("stopping after the update")
     assert ended.startswith(f"Stopped by {signal.Signals(number).name} after ")
