@@ -50,9 +50,9 @@ def make_config(**settings) -> Config:
 def test_the_median_of_the_blocks_counts():
     clock, calls = Clock(0.0), count()
 
-    def work() -> None:  # of blocks of ten calls: the first warms up, then every third is disturbed
-        block = next(calls) // 10
-        clock.now_s += 0.05 if block == 0 else 0.004 if block % 3 == 0 else 0.001
+    def work() -> None:  # one call that warms up, two disturbed blocks, and quiet ones
+        number = next(calls)
+        clock.now_s += 0.05 if number == 0 else 0.005 if number <= 4 else 0.001
 
     assert time_call(work, clock) == pytest.approx(0.001)
 
