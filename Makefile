@@ -11,9 +11,12 @@ ENV = CartPole-v1
 ARGS =
 
 BIN := .venv/bin
+RUN_BENCH = $(BIN)/python -m pytest benchmarks -q --benchmark-quiet --benchmark-json benchmarks/results/latest.json
+# A peer that cannot be installed beside the others' pinned versions; a folder of its own, without dependencies.
+TIANSHOU := benchmarks/peers/requirements-tianshou.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format type bench bench-check bench-accept check always
+.PHONY: help install train test test-slow lint format type bench bench-quick bench-check bench-accept check always
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -40,8 +43,11 @@ format: .venv/.installed-dev ## fix style and formatting where that can be done 
 type: .venv/.installed-dev ## check the types
 	$(BIN)/mypy
 
-bench: .venv/.installed-bench ## time the parts and the whole, into benchmarks/results/latest.json (ARGS="-k gae")
-	$(BIN)/python -m pytest benchmarks -q --benchmark-quiet --benchmark-json benchmarks/results/latest.json $(ARGS)
+bench: .venv/.installed-tianshou ## time all workloads beside the peers, into benchmarks/results/latest.json (ARGS="-k W5")
+	$(RUN_BENCH) $(ARGS)
+
+bench-quick: .venv/.installed-tianshou ## time a part of them, in under 3 minutes
+	$(RUN_BENCH) --quick $(ARGS)
 
 bench-check: .venv/.installed-dev ## fail if this tree does more, or is slower, than its base (BASE=rev, ARGS=--quick)
 	@$(BIN)/python -m benchmarks.counts
@@ -60,6 +66,11 @@ EXTRAS-bench := [bench]
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c .constraints.txt -e '.$(EXTRAS-$*)'
 	@$(BIN)/python -m fastac.kernels
 	@touch .venv/.installed-core $@
+
+.venv/.installed-tianshou: .venv/.installed-bench $(TIANSHOU)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --no-deps --upgrade \
+	  --target .venv/tianshou -r $(TIANSHOU)
+	@touch $@
 
 # .made holds the path that .venv was made for, since the scripts in it do too.
 .venv/.made:

@@ -6,10 +6,15 @@ else runs there and however many cores it has, so any difference fails. They are
 * ops: torch operators as the dispatcher sees them, views and the backward pass among them;
 * bytes: of the new storages that those operators return, freed again or not;
 * reads: `item` (also as `bool`, `float`, `int`), `tolist` and `cpu`, for which a GPU would be waited;
-* forwards of the model, steps and resets of the vector environment, calls of the advantage kernel.
+* forwards and backwards, with autograd or without; a critic forward is one without the actor;
+* calls of each kernel, by its name;
+* exchanges with the other workers, which a worker that is alone makes too, with itself;
+* steps and resets of environments, a native batch of them counting as one.
 
-They do not see how long anything takes, what numpy, numba and Python do (one more numpy copy changes
-no count), nor what a session adds: logs, evaluations, checkpoints. A count that is 0 is left out.
+They do not see how long anything takes, nor what numpy, Numba and Python do: an activation or a copy in
+numpy changes no count. (tracemalloc knows numpy's blocks by a domain of their own, but only those that
+are left at the end; its peak mixes in Python's.) Nor do they see what a session adds: logs,
+evaluations, checkpoints. A count that is 0 is left out.
 
     python -m benchmarks.counts            compare, exit 1 if anything differs
     python -m benchmarks.counts --accept   write counts.json anew
@@ -22,25 +27,32 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from fnmatch import filter as matching
 from functools import partial, wraps
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.envs.classic_control import PendulumEnv
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.tables import format_table
-from fastac import learner
-from fastac.build import build, build_envs
+from fastac import build as composition
+from fastac import kernels
+from fastac.build import Streams, build, build_envs, single_thread, worker_share
 from fastac.config import Config
+from fastac.contract import Alone
+from fastac.envs.adapter import NextStepAdapter
+from fastac.envs.sync import SyncEnvs
+from fastac.fused.network import BackwardPass, Pass
 from fastac.learner import Learner
 from fastac.models import ActorCritic
 from fastac.rollout import Collector
@@ -50,30 +62,73 @@ ACCEPT = (
     "Any difference fails, fewer too: counts.json must be true of this commit. If the change is meant, "
     "run `make bench-accept` and commit benchmarks/counts.json with the reason."
 )
-_WARM_ITERATIONS = 2  # the first allocates the optimiser's slots
+_WARM_ITERATIONS = 2  # the first makes the views that later ones use again
 
 Counts = dict[str, int | float]
 
-_A2C = Config().replace(env_id="CartPole-v1", algo="a2c", num_envs=64, num_steps=16, optimizer="adam")
+# All explicit, not presets: tuning a preset must not move a count. Nor may chance: the gradient is always
+# clipped, and where statistics gather valid rows, no episode ends (Pendulum's take 200 steps).
+_A2C = Config().replace(
+    env_id="CartPole-v1", algo="a2c", num_envs=64, num_steps=16, optimizer="adam", max_grad_norm=1e-6
+)
+_SHARED = _A2C.replace(hidden_sizes=(128, 128), activation="relu", shared_trunk=True)
 _SEPARATE = _A2C.replace(hidden_sizes=(64, 64), activation="tanh", shared_trunk=False)
-_PPO = _SEPARATE.replace(algo="ppo", num_envs=8, num_steps=32, num_epochs=4, num_minibatches=4)
+_PPO = _SEPARATE.replace(algo="ppo", num_envs=8, num_steps=32, num_epochs=4, normalize_advantage=True)
+_PENDULUM = _SEPARATE.replace(env_id="Pendulum-v1", vectorization="sync", num_envs=8)
 
-# All explicit, not presets: tuning a preset must not move a count.
 CASES: dict[str, Config] = {
-    "a2c 64x16, shared 128-128 relu": _A2C.replace(hidden_sizes=(128, 128), activation="relu", shared_trunk=True),
+    "a2c 64x16, shared 128-128 relu": _SHARED,
     "a2c 64x16, separate 64-64 tanh": _SEPARATE,
-    "ppo 8x32, 4 epochs of 4 minibatches": _PPO.replace(normalize_advantage=True),
+    "a2c 64x16, separate, no forward reused": _SEPARATE.replace(reuse_forward=False),
+    "a2c 64x16, separate, of 2 workers": _SEPARATE.replace(num_envs=128, workers=2),
     "a2c 64x16, lstm 64": _A2C.replace(hidden_sizes=(64,), core="lstm", lstm_size=64),
+    "a2c 8x16, Pendulum": _PENDULUM,
+    "a2c 8x16, Pendulum, normalized": _PENDULUM.replace(normalize_obs=True, normalize_reward=True),
+    "ppo 8x32, 4 epochs of 4 minibatches": _PPO.replace(num_minibatches=4),
+    "ppo 8x32, 4 epochs of the whole": _PPO,
 }
+
+KERNELS = ("batch_moments", "categorical_loss", "find_episodes", "gae", "gaussian_loss", "sample_categorical")
+CALLS: tuple[tuple[type, str, str], ...] = (
+    (CartPoleVectorEnv, "step", "env steps"),
+    (CartPoleVectorEnv, "reset", "env resets"),
+    (PendulumEnv, "step", "env steps"),
+    (PendulumEnv, "reset", "env resets"),
+    (Pass, "forward", "forwards"),
+    (Pass, "forward_critic", "critic forwards"),
+    (BackwardPass, "backward", "backwards"),
+    (ActorCritic, "forward", "forwards"),
+    (Tensor, "backward", "backwards"),
+    (Tensor, "tolist", "reads"),
+    (Tensor, "cpu", "reads"),
+)
+_PHASES: tuple[tuple[type, str, str], ...] = (
+    (Collector, "collect", "collect"),
+    (Learner, "learn", "update"),
+    (Learner, "_estimate", "advantages"),  # within learn
+)
+# No iteration goes without these: where one is 0, the program calls something else and is not counted.
+_ALWAYS = (
+    "collect: env steps",
+    "collect: ops per step",
+    "collect: forwards",
+    "other: find_episodes",
+    "advantages: gae",
+    "advantages: exchanges",
+    "update: *_loss",
+    "update: backwards",
+    "update: exchanges",
+    "update: ops per update",
+)
 
 
 class Tally(TorchDispatchMode):
-    """Counts by phase while it is entered: `counts["collect: ops"]` and the like."""
+    """Counts by phase: `counts["collect: env steps"]` and the like; operators only while it is entered."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
-        self.ops_at_steps: list[int] = []  # the ops so far, at every step of the environment
+        self.ops_at_steps: list[int] = []  # the ops so far, when the environments are stepped
         self._phase = "other"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -88,12 +143,18 @@ class Tally(TorchDispatchMode):
     def add(self, what: str, number: int = 1) -> None:
         self.counts[f"{self._phase}: {what}"] += number
 
-    def enter_phase(self, phase: str) -> None:
-        self._phase = phase
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        around, self._phase = self._phase, name
+        yield
+        self._phase = around
 
-    def count_env_step(self) -> None:
-        self.add("env steps")
+    def mark_step(self) -> None:
         self.ops_at_steps.append(self.counts["collect: ops"])
+
+    def clear(self) -> None:
+        self.counts.clear()
+        self.ops_at_steps.clear()
 
 
 def _storages(tree: Any) -> dict[int, int]:
@@ -102,78 +163,81 @@ def _storages(tree: Any) -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in found}
 
 
-class CountedEnv(VectorWrapper):
-    """Sits below the adapter, so that what the adapter does is counted too."""
+class CountedGroup(Alone):
+    """Workers who all send the same: what one of several does, without the processes."""
 
-    def __init__(self, env: VectorEnv) -> None:
-        super().__init__(env)
-        self.tally = Tally()
+    def __init__(self, tally: Tally, size: int) -> None:
+        self._tally, self.size = tally, size
 
-    def step(self, actions: Any) -> Any:
-        self.tally.count_env_step()
-        return self.env.step(actions)
-
-    def reset(self, **options: Any) -> Any:
-        self.tally.add("env resets")
-        return self.env.reset(**options)
+    def gather(self, array: Any) -> Any:
+        self._tally.add("exchanges")
+        return np.repeat(array[None], self.size, axis=0)
 
 
 def count(config: Config) -> Counts:
-    """Count what the first warm iteration of a configuration does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    env = CountedEnv(gym.make_vec(config.env.env_id, config.env.num_envs, vectorization_mode="vector_entry_point"))
-    try:
-        parts = build(config, build_envs(config.env, np.random.SeedSequence(0), lambda _: env))
-        reports = parts.trainer.run()
+    """Count what the first warm iteration of a configuration does in its first worker."""
+    tally, share = Tally(), worker_share(config, None)
+    assert isinstance(config.run.workers, int), "how many, not auto"
+    group = partial(CountedGroup, tally, config.run.workers)
+    envs = build_envs(share.env, Streams.spawn(config.run.seed).env)
+    # Watched from before anything is built, so that a method bound while building is a watched one.
+    with closing(envs), single_thread(), _watched(tally), patch.object(composition, "Alone", group):
+        reports = build(share, envs).trainer.run()
         for _ in range(_WARM_ITERATIONS):
             before = next(reports)
-        tally = env.tally = Tally()
-        with _watched(tally), tally:
+        tally.clear()
+        with tally:
             after = next(reports)
-    finally:
-        env.close()
-        torch.set_num_threads(threads)
-    return _summarize(tally, after.updates - before.updates)
+    counts = _summarize(tally, after.updates - before.updates)
+    for pattern in _ALWAYS:
+        if not any(counts[name] for name in matching(counts, pattern)):
+            raise RuntimeError(f"counted no {pattern!r}: benchmarks/counts.py no longer watches what is called.")
+    return counts
 
 
 @contextmanager
 def _watched(tally: Tally) -> Iterator[None]:
     """Tell the tally of every phase and call; the program itself knows nothing of being counted."""
-    enter, add = tally.enter_phase, tally.add
     with ExitStack() as stack:
-        for owner, name, before, after in (
-            (Collector, "collect", partial(enter, "collect"), partial(enter, "other")),
-            (Learner, "learn", partial(enter, "advantages"), partial(enter, "other")),
-            (learner, "gae", partial(add, "kernel calls"), None),
-            (learner, "gae", partial(enter, "advantages"), partial(enter, "update")),  # before it is counted
-            (ActorCritic, "forward", partial(add, "forwards"), None),
-            (Tensor, "tolist", partial(add, "reads"), None),
-            (Tensor, "cpu", partial(add, "reads"), None),
-        ):
-            stack.enter_context(patch.object(owner, name, _around(getattr(owner, name), before, after)))
+
+        def watch(owner: Any, name: str, decorate: Callable[[Any], Any]) -> None:
+            stack.enter_context(patch.object(owner, name, decorate(getattr(owner, name))))
+
+        for owner, name, phase in _PHASES:
+            watch(owner, name, tally.phase(phase))
+        for owner, name, what in CALLS:
+            watch(owner, name, partial(_telling, partial(tally.add, what)))
+        for envs in (NextStepAdapter, SyncEnvs):
+            watch(envs, "step", partial(_telling, tally.mark_step))
+        for name in KERNELS:
+            for module in _importers(name):
+                watch(module, name, partial(_telling, partial(tally.add, name)))
         yield
 
 
-def _around(call: Callable[..., Any], before: Callable[[], None], after: Callable[[], None] | None) -> Any:
+def _importers(kernel: str) -> list[ModuleType]:
+    """List where a kernel goes by its name: modules hold their own references to it."""
+    function = getattr(kernels, kernel)
+    ours = [module for path, module in sys.modules.items() if path.partition(".")[0] == "fastac"]
+    return [module for module in ours if vars(module).get(kernel) is function]
+
+
+def _telling(tell: Callable[[], None], call: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(call)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        before()
-        result = call(*args, **kwargs)
-        if after is not None:
-            after()
-        return result
+        tell()
+        return call(*args, **kwargs)
 
     return watched
 
 
 def _summarize(tally: Tally, updates: int) -> Counts:
-    counts: Counts = {name: number for name, number in sorted(tally.counts.items()) if number}
+    counts: Counts = {name: number for name, number in tally.counts.items() if number}
     per_step = [after - before for before, after in pairwise(tally.ops_at_steps)]
     if per_step:
         counts["collect: ops per step"] = _mean(sum(per_step), len(per_step))
     counts["update: updates"] = updates
-    counts["update: ops per update"] = _mean(counts.pop("update: ops"), updates)
+    counts["update: ops per update"] = _mean(counts.pop("update: ops", 0), updates)
     return dict(sorted(counts.items()))
 
 
@@ -244,7 +308,11 @@ def _torch_version() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.counts", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--accept", action="store_true", help="write counts.json anew instead of comparing")
-    if parser.parse_args().accept:
+    arguments = parser.parse_args()
+    if kernels.cache_folder() is None:
+        print("counts.json is of the compiled kernels, which cannot be used here.", file=sys.stderr)
+        return 1
+    if arguments.accept:
         accept(COUNTS_PATH, CASES)
         return 0
     return check(COUNTS_PATH, CASES)

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
 
+from benchmarks.peers import APART
 from fastac.records import git_commit, versions
 
 _CPUINFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+_PEERS = ("stable_baselines3", "torchrl", "tianshou", "envpool")
 _SMT = Path("/sys/devices/system/cpu/smt/active")
 
 Machine = dict[str, str | int | float | dict[str, str] | None]
@@ -34,7 +38,7 @@ def describe_machine(torch_threads: int | None = None) -> Machine:
         "torch_threads": torch_threads or torch.get_num_threads(),
         "load_1min": round(os.getloadavg()[0], 2),  # processes wanting a core, this one among them
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": versions(),
+        "versions": versions() | _peer_versions(),
         "commit": git_commit(),
     }
 
@@ -50,6 +54,12 @@ def format_machine(machine: Machine) -> str:
     software = ", ".join(f"{name} {version}" for name, version in found.items())
     hardware = f"{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} torch thread(s)"
     return f"{hardware}, load {machine['load_1min']}\n{software}, commit {machine['commit']}"
+
+
+def _peer_versions() -> dict[str, str]:
+    """What is installed of the libraries that fastac is compared with."""
+    places = [*sys.path, *map(str, APART.values())]
+    return {found.name: found.version for name in _PEERS for found in distributions(name=name, path=places)}
 
 
 def _cpu_model() -> str:

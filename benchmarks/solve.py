@@ -4,9 +4,10 @@
     python -m benchmarks.solve --algo ppo --env LunarLander-v3 --until 200 --seeds 3
 
 Every seed is a fresh process with the environment's preset. Training seconds are the run's own clock
-up to the evaluation that reached the target, without evaluations and start-up; total seconds are from
-the process's start to its end, imports, evaluations and checkpoints among them (kernels are compiled
-already, as after any first run). A seed that did not solve counts as slower than all that did, so it
+up to the evaluation that reached the target, without evaluations and start-up. The other two clocks
+begin with the process, so imports, evaluations and checkpoints are in them (kernels are compiled
+already, as after any first run): seconds to solved end when that evaluation is on disk, total seconds
+when the process has ended. A seed that did not solve counts as slower than all that did, so it
 moves the median, and the worst is then "not solved". Other flags go to `fastac train` as they are.
 
 It says nothing of what a policy is worth after the target, and a run stops at its first evaluation
@@ -26,7 +27,7 @@ from dataclasses import asdict, dataclass
 from math import inf, isinf
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 from benchmarks.machine import Machine, describe_machine, format_machine
@@ -34,6 +35,8 @@ from benchmarks.tables import format_table
 
 _RESULTS = Path("runs")  # not the committed results: those are replaced only with --output
 _DEFAULT_ENV = "CartPole-v1"
+DEFAULT_UNTIL = 475.0
+DEFAULT_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,16 @@ class Result:
     solved: bool
     train_s: float | None
     env_steps: int | None
+    solved_s: float | None
     total_s: float
     eval_return: float | None
     failure: str | None = None
+
+
+def train_command(
+    algo: str, env: str = _DEFAULT_ENV, until: float = DEFAULT_UNTIL, more: Sequence[str] = ()
+) -> list[str]:
+    return ["fastac", "train", env, "--algo", algo, "--until-return", f"{until:g}", *more]
 
 
 def run_seed(words: Sequence[str], seed: int, timeout_s: float) -> Result:
@@ -54,27 +64,41 @@ def run_seed(words: Sequence[str], seed: int, timeout_s: float) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = str(Path(folder) / "run")
         command = [sys.executable, "-m", *words, "--seed", str(seed), "--json", "--run-dir", run_dir]
-        began = perf_counter()
+        began, began_at = perf_counter(), time()
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
         except subprocess.TimeoutExpired:
             return _failed(seed, perf_counter() - began, f"no end after {timeout_s:g} s")
         total_s = perf_counter() - began
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        return _failed(seed, total_s, f"exit code {done.returncode}: {last}")
-    return _read(seed, total_s, json.loads(done.stdout.splitlines()[-1]))
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or [""])[-1]
+            return _failed(seed, total_s, f"exit code {done.returncode}: {last}")
+        # An evaluation reaches this file at once, and training stops at the one that reaches the target.
+        evaluated_at = Path(run_dir, "evaluations.jsonl").stat().st_mtime
+    return _read(seed, evaluated_at - began_at, total_s, json.loads(done.stdout.splitlines()[-1]))
 
 
 def _failed(seed: int, total_s: float, failure: str) -> Result:
-    return Result(seed, False, None, None, round(total_s, 3), None, failure)
+    return Result(seed, False, None, None, None, round(total_s, 3), None, failure)
 
 
-def _read(seed: int, total_s: float, summary: dict[str, Any]) -> Result:
+def _read(seed: int, evaluated_s: float, total_s: float, summary: dict[str, Any]) -> Result:
     solved = bool(summary["solved"])
-    train_s = summary["solved_wall_s" if solved else "train_wall_s"]
-    env_steps = summary["solved_env_steps" if solved else "env_steps"]
-    return Result(seed, solved, round(train_s, 3), env_steps, round(total_s, 3), summary["eval_mean_return"])
+    return Result(
+        seed,
+        solved,
+        train_s=round(summary["solved_wall_s" if solved else "train_wall_s"], 3),
+        env_steps=summary["solved_env_steps" if solved else "env_steps"],
+        solved_s=round(evaluated_s, 3) if solved else None,
+        total_s=round(total_s, 3),
+        eval_return=summary["eval_mean_return"],
+    )
+
+
+def summarize(results: Sequence[Result], cost: str) -> tuple[float, float]:
+    """Median and worst of a cost by its name in `Result`; infinite where too few solved."""
+    costs = [getattr(result, cost) if result.solved else inf for result in results]
+    return median(costs), max(costs)
 
 
 def format_results(results: Sequence[Result]) -> str:
@@ -84,10 +108,10 @@ def format_results(results: Sequence[Result]) -> str:
     for title, name, form in (
         ("training seconds", "train_s", ",.2f"),
         ("env steps", "env_steps", ",.0f"),
+        ("seconds to solved", "solved_s", ",.2f"),
         ("total seconds", "total_s", ",.2f"),
     ):
-        costs = [getattr(result, name) if result.solved else inf for result in results]
-        cells = ["not solved" if isinf(cost) else format(cost, form) for cost in (median(costs), max(costs))]
+        cells = ["not solved" if isinf(cost) else format(cost, form) for cost in summarize(results, name)]
         rows.append([title, *cells])
     table = format_table([f"solved {len(solved)} of {len(results)}", "median", "worst"], rows)
     lost = [f"seed {r.seed}: {r.failure or f'ended at a return of {r.eval_return}'}" for r in results if not r.solved]
@@ -107,9 +131,11 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--algo", default="a2c")
     parser.add_argument("--env", default=_DEFAULT_ENV)
-    parser.add_argument("--until", type=float, default=475.0, help="greedy mean return over 100 episodes")
+    parser.add_argument("--until", type=float, default=DEFAULT_UNTIL, help="greedy mean return over 100 episodes")
     parser.add_argument("--seeds", type=int, default=20, help="how many, from 0 on")
-    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for one seed, which then failed")
+    parser.add_argument(
+        "--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="seconds for one seed, which then failed"
+    )
     parser.add_argument("--output", type=Path, help="default: runs/solve-<algo>.json")
     options, more = parser.parse_known_args(argv)
     if options.seeds < 1:
@@ -122,7 +148,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all seeds, print the table, write the file; exit 1 if any seed did not solve."""
     options, more = _parse(argv)
-    words = ["fastac", "train", options.env, "--algo", options.algo, "--until-return", f"{options.until:g}", *more]
+    words = train_command(options.algo, options.env, options.until, more)
     # Now, as the runs' own load would be named otherwise; a session sets one thread by itself.
     machine = describe_machine(torch_threads=1)
     results = []

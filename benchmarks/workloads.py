@@ -1,64 +1,157 @@
-"""The one configuration that the timed benchmarks share, and its parts; measures nothing."""
+"""The fixed list of workloads that `make bench` times, W1 to W6; W7 is `benchmarks.solve`, W8 `bench_memory`.
+
+Every workload is a comparison: its rows do the same work, in rounds that are interleaved. The policy is
+the untrained one, for all and for as long as is measured, so that all reset equally often: on CartPole
+every 22 steps or so, far more often than a trained policy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fastac.build import Parts, build, build_envs
-from fastac.config import Config
-from fastac.contract import VecEnv
-from fastac.learner import Learner
-from fastac.rollout import Collector, Rollout
+from benchmarks.contest import Contestant
 
 NUM_ENVS = (64, 256, 1024, 4096)
+NUM_STEPS = 16
+GAE_SHAPES = ((5, 16), (128, 8), (2048, 1), (2048, 8), (32, 1024), (128, 4096), (32, 16384))  # [T, N]
 
-# Does the workload once and returns how many steps that was.
-Work = Callable[[], int]
-
-
-class Measure(Protocol):
-    """The fixture `measure`: times a workload under a name."""
-
-    def __call__(self, workload: str, work: Work) -> None: ...
+# `fastac` is in `benchmarks.peers` like the others; `limits` is what bounds them.
+FASTAC, SB3, TORCHRL, TIANSHOU, LIMITS = "fastac", "sb3", "torchrl", "tianshou", "limits"
+LIBRARIES = {SB3: "stable-baselines3", TORCHRL: "TorchRL", TIANSHOU: "Tianshou"}
 
 
-def lecture_net(num_envs: int) -> Config:
-    """A2C on CartPole-v1 with the lecture's network: one trunk, 128-128 ReLU."""
-    return Config().replace(
-        env_id="CartPole-v1",
-        algo="a2c",
-        num_envs=num_envs,
-        num_steps=16,
-        hidden_sizes=(128, 128),
-        activation="relu",
-        shared_trunk=True,
-        # Too small to move the policy: it stays the untrained one, and with it the share of resets,
-        # however long is measured. An update costs the same at any rate.
-        learning_rate=1e-12,
-        total_env_steps=10**12,
+class Workload(NamedTuple):
+    """One comparison.
+
+    Attributes:
+        name: begins with the workload's number.
+        contestants: its rows.
+        quick: whether `make bench-quick` has it too.
+    """
+
+    name: str
+    contestants: Sequence[Contestant]
+    quick: bool = False
+
+
+def all_workloads() -> list[Workload]:
+    return [
+        *(_gae(shape) for shape in GAE_SHAPES),
+        *(_env(num_envs) for num_envs in NUM_ENVS),
+        *(_part("W3 collect", "collect", num_envs) for num_envs in NUM_ENVS),
+        *(_part("W4 update", "update", num_envs) for num_envs in NUM_ENVS),
+        *(_a2c_lecture(num_envs) for num_envs in NUM_ENVS),
+        _same_work(),
+        _same_work_ppo(),
+    ]
+
+
+def _gae(shape: tuple[int, int]) -> Workload:
+    settings = {"num_steps": shape[0], "num_envs": shape[1]}
+    rows = [
+        Contestant("fastac", FASTAC, "gae", settings),
+        Contestant("copy of as many bytes", LIMITS, "copy", settings),
+        Contestant("stable-baselines3", SB3, "gae", settings),
+        Contestant("Tianshou", TIANSHOU, "gae", settings | {"form": "whole"}),
+        Contestant("Tianshou, its kernel alone", TIANSHOU, "gae", settings | {"form": "kernel"}),
+        Contestant("TorchRL, vectorized", TORCHRL, "gae", settings | {"form": "vectorized"}),
+        Contestant("TorchRL, plain", TORCHRL, "gae", settings | {"form": "plain"}),
+        Contestant("fastac's reference", FASTAC, "gae_reference", settings),
+    ]
+    return Workload(f"W1 GAE {shape}", rows, quick=shape in ((128, 8), (2048, 1), (128, 4096)))
+
+
+def _env(num_envs: int) -> Workload:
+    settings = {"num_envs": num_envs, "num_steps": NUM_STEPS}
+    rows = [
+        Contestant("fastac, native", FASTAC, "env", settings | {"vec": "native"}),
+        Contestant("Gymnasium's batch, bare", LIMITS, "env", settings | {"vec": "gymnasium"}),
+        Contestant("EnvPool, bare, 1 thread", LIMITS, "env", settings | {"vec": "envpool"}),
+        Contestant("EnvPool, bare, 2 threads", LIMITS, "env", settings | {"vec": "envpool", "num_threads": 2}),
+        Contestant("EnvPool in fastac", FASTAC, "env", settings | {"vec": "envpool"}),
+    ]
+    if num_envs <= 1024:  # one environment after the other: more of them change no rate
+        rows.append(Contestant("fastac, sync", FASTAC, "env", settings | {"vec": "sync"}))
+        rows.append(Contestant("stable-baselines3's DummyVecEnv", SB3, "env", settings))
+    return Workload(f"W2 env alone, {num_envs} envs", rows, quick=num_envs == 256)
+
+
+def _part(title: str, part: str, num_envs: int) -> Workload:
+    settings = {"num_envs": num_envs, "num_steps": NUM_STEPS, "net": "lecture", "part": part}
+    rows = [
+        Contestant("fastac", FASTAC, "a2c", settings),
+        Contestant("fastac, two forwards", FASTAC, "a2c", settings | {"reuse_forward": False}),
+    ]
+    if num_envs <= 1024:
+        rows += [Contestant(title, library, "a2c", settings) for library, title in LIBRARIES.items()]
+    return Workload(f"{title}, {num_envs} envs", rows, quick=num_envs == 256)
+
+
+def _a2c_lecture(num_envs: int) -> Workload:
+    settings = {"num_envs": num_envs, "num_steps": NUM_STEPS, "net": "lecture"}
+    # What fastac could reach if a run were nothing but environments, forwards and backwards.
+    rows = [*_fastac("a2c", settings), Contestant("bound: the parts alone", LIMITS, "bound", settings)]
+    if num_envs == 1024:
+        # What two cores give at most: two runs that know nothing of each other, half of the envs each.
+        half = settings | {"num_envs": num_envs // 2}
+        rows.append(Contestant("two runs side by side", FASTAC, "a2c", half, copies=2))
+    if num_envs == 256:
+        rows.append(Contestant("fastac on EnvPool", FASTAC, "a2c", settings | {"envpool": True}))
+    rows += [Contestant(title, library, "a2c", settings) for library, title in LIBRARIES.items()]
+    return Workload(f"W5 A2C, shared 128-128 ReLU, {num_envs} envs", rows, quick=num_envs == 1024)
+
+
+def _same_work() -> Workload:
+    settings = {"num_envs": 64, "num_steps": NUM_STEPS, "net": "separate"}
+    peers = [row for library in LIBRARIES for row in _threads(library, "a2c", settings)]
+    return Workload("W6 A2C, separate 64-64 tanh, 64 envs", [*_fastac("a2c", settings), *peers], quick=True)
+
+
+def _same_work_ppo() -> Workload:
+    settings = {"num_envs": 64, "num_steps": NUM_STEPS, "net": "separate"}
+    return Workload(
+        "W6 PPO, separate 64-64 tanh, 64 envs", [*_fastac("ppo", settings), *_threads(SB3, "ppo", settings)]
     )
 
 
-def cartpoles(config: Config) -> VecEnv:
-    return build_envs(config.env, np.random.SeedSequence(0))
+def _fastac(function: str, settings: dict[str, Any]) -> list[Contestant]:
+    return [
+        Contestant("fastac, 1 worker", FASTAC, function, settings),
+        Contestant("fastac, 2 workers", FASTAC, function, settings | {"workers": 2}),
+    ]
 
 
-def whole_run(config: Config) -> Parts:
-    return build(config, cartpoles(config))
+def _threads(library: str, function: str, settings: dict[str, Any]) -> list[Contestant]:
+    """Both ways to give a peer two cores: torch's threads, or none, which is often faster."""
+    names = {1: f"{LIBRARIES[library]}, 1 thread", 2: f"{LIBRARIES[library]}, 2 threads"}
+    return [Contestant(name, library, function, settings, threads) for threads, name in names.items()]
 
 
-def split(parts: Parts) -> tuple[Collector, Learner]:
-    """Return the trainer's own two halves: assembled anew here, they could differ from what trains."""
-    return parts.trainer._collector, parts.trainer._learner
+def best_settings() -> dict[str, list[Contestant]]:
+    """By library, the settings that are tried for the fastest A2C with separate 64-64 tanh nets.
+
+    stable-baselines3's and Tianshou's other vector environments take a process per environment, which
+    is slower at every number of them.
+    """
+    return {
+        FASTAC: [_best(FASTAC, n, workers=w) for n in (256, 1024, 4096) for w in (1, 2)],
+        SB3: [_best(SB3, n, threads) for n in (64, 256, 1024) for threads in (1, 2)],
+        TORCHRL: [
+            *(_best(TORCHRL, n, threads) for n in (256, 1024, 4096) for threads in (1, 2)),
+            _best(TORCHRL, 1024, vec="parallel"),
+        ],
+        TIANSHOU: [
+            *(_best(TIANSHOU, n, threads) for n in (64, 256, 1024) for threads in (1, 2)),
+            *(_best(TIANSHOU, n, vec="envpool") for n in (256, 1024)),
+        ],
+    }
 
 
-def random_actions(num_steps: int, num_envs: int) -> NDArray[np.int64]:
-    return np.random.default_rng(0).integers(0, 2, size=(num_steps, num_envs))  # [T, N]
-
-
-def count_valid(rollout: Rollout) -> int:
-    return int(np.count_nonzero(rollout.valid.numpy()))
+def _best(library: str, num_envs: int, threads: int = 1, **settings: Any) -> Contestant:
+    words = [f"{num_envs} envs", *(f"{name} {value}" for name, value in settings.items())]
+    if library != FASTAC:
+        words.append(f"{threads} thread{'s' * (threads > 1)}")
+    name = f"{LIBRARIES.get(library, library)}, {', '.join(words)}"
+    settings |= {"num_envs": num_envs, "num_steps": NUM_STEPS, "net": "separate"}
+    return Contestant(name, library, "a2c", settings, threads)

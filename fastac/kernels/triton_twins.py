@@ -1,7 +1,7 @@
 """The Triton twins of `reference`, for float32 on CUDA: same signatures, same results to rounding.
 
-Each program takes a block of rows (of envs for `gae`) and leaves float64 partial sums, which PyTorch
-adds up: no atomics, so that a result does not depend on the order in which programs run. Nothing
+Each program takes a block of rows (of envs for `gae`) and leaves float64 partial sums, which are added
+up after it: no atomics, so that a result does not depend on the order in which programs run. Nothing
 waits for the device and no shape depends on data, so that all of it can be captured in a CUDA graph.
 
 With TRITON_INTERPRET=1 set before Triton is imported, the kernels take CPU tensors.
@@ -20,15 +20,13 @@ import triton.language as tl
 from torch import Tensor
 
 _Kernel: TypeAlias = Any  # kernel[grid](arguments)
-_Pointer: TypeAlias = Any
-_Number: TypeAlias = Any
-_Block: TypeAlias = Any
+_Results: TypeAlias = Any  # of a part of kernels: one or several blocks
 
 _jit: Callable[[Callable[..., Any]], _Kernel] = triton.jit
 
 _NUM_ENVS = 128  # per program of `gae`; few, since each env is one long recursion
 _NUM_ROWS = 1024  # per program of `batch_moments`
-_NUM_ELEMENTS = 2048  # rows x actions per program of the others
+_NUM_ELEMENTS = 1024  # rows x actions per program of the others
 
 _ROW_DTYPES = (torch.float32, torch.bool, torch.int64)
 
@@ -66,19 +64,8 @@ def _make_parts(like: Tensor, *shape: int) -> Tensor:
 # ---- advantages and moments -------------------------------------------------------------------------
 
 
-def _merge(count: Tensor, mean: Tensor, m2: Tensor) -> Tensor:
-    """Merge moments of parts, each `[P]` float64, into `[3]`: count, mean and M2 (Chan et al. 1983)."""
-    total = count.sum()
-    # Deviations from the mean of a part that is not empty are exactly 0 where all parts are equal.
-    shift = mean[count.argmax()]
-    deviation = torch.where(count > 0, mean - shift, 0.0)
-    offset = (deviation * count).sum() / total.clamp(min=1.0)
-    between = (count * (deviation - offset).square()).sum()
-    return torch.stack([total, shift + offset, m2.sum() + between])
-
-
 @_jit
-def _mean_m2(count: _Block, total: _Block, squares: _Block, shift: _Block) -> _Block:
+def _mean_m2(count: tl.tensor, total: tl.tensor, squares: tl.tensor, shift: tl.tensor) -> _Results:
     """Turn sums of deviations from `shift` into mean and M2."""
     offset = total / tl.where(count > 0, count, 1.0)
     m2 = squares - total * offset
@@ -86,19 +73,54 @@ def _mean_m2(count: _Block, total: _Block, squares: _Block, shift: _Block) -> _B
 
 
 @_jit
+def _merge(count: tl.tensor, mean: tl.tensor, m2: tl.tensor) -> _Results:
+    """Merge mean and M2 of parts into those of all (Chan et al. 1983)."""
+    total = tl.sum(count, axis=0)
+    # Deviations from some part's mean are exactly 0 where all are equal. A NaN shows in the deviations.
+    candidate = tl.where((count > 0) & (mean == mean), mean, float("-inf"))
+    shift = tl.where(total > 0, tl.max(candidate, axis=0), 0.0)
+    deviation = tl.where(count > 0, mean - shift, 0.0)
+    offset = tl.sum(deviation * count, axis=0) / tl.where(total > 0, total, 1.0)
+    between = count * (deviation - offset) * (deviation - offset)
+    return shift + offset, tl.sum(m2 + between, axis=0)
+
+
+@_jit
+def _merge_parts(
+    parts: tl.tensor, moments: tl.tensor, num_parts: tl.tensor, PAIRS: tl.constexpr, SIZE: tl.constexpr
+) -> None:
+    """Merge rows of count and one or two pairs of mean and M2; a single program."""
+    at = parts + tl.arange(0, SIZE) * (1 + 2 * PAIRS)
+    here = tl.arange(0, SIZE) < num_parts
+    count = tl.load(at, mask=here, other=0.0)
+    tl.store(moments, tl.sum(count, axis=0))
+    for pair in tl.static_range(PAIRS):
+        mean = tl.load(at + 1 + 2 * pair, mask=here, other=0.0)
+        m2 = tl.load(at + 2 + 2 * pair, mask=here, other=0.0)
+        mean, m2 = _merge(count, mean, m2)
+        tl.store(moments + 1 + 2 * pair, mean)
+        tl.store(moments + 2 + 2 * pair, m2)
+
+
+def _write_moments(parts: Tensor, moments: Tensor) -> None:
+    num_parts, size = parts.shape
+    _merge_parts[(1,)](parts, moments, num_parts, PAIRS=size // 2, SIZE=triton.next_power_of_2(num_parts))
+
+
+@_jit
 def _gae(
-    reward: _Pointer,
-    value: _Pointer,
-    terminated: _Pointer,
-    truncated: _Pointer,
-    valid: _Pointer,
-    gamma: _Number,
-    decay: _Number,
-    advantage: _Pointer,
-    return_: _Pointer,
-    parts: _Pointer,
-    num_steps: _Number,
-    num_envs: _Number,
+    reward: tl.tensor,
+    value: tl.tensor,
+    terminated: tl.tensor,
+    truncated: tl.tensor,
+    valid: tl.tensor,
+    gamma: tl.tensor,
+    decay: tl.tensor,
+    advantage: tl.tensor,
+    return_: tl.tensor,
+    parts: tl.tensor,
+    num_steps: tl.tensor,
+    num_envs: tl.tensor,
     NUM_ENVS: tl.constexpr,
 ) -> None:
     env = tl.program_id(0) * NUM_ENVS + tl.arange(0, NUM_ENVS)
@@ -140,11 +162,14 @@ def _gae(
         squares_r += deviation_r * deviation_r
     mean_a, m2_a = _mean_m2(count, total_a, squares_a, shift_a)
     mean_r, m2_r = _mean_m2(count, total_r, squares_r, shift_r)
-    tl.store(parts + env, count, mask=here)
-    tl.store(parts + num_envs + env, mean_a, mask=here)
-    tl.store(parts + 2 * num_envs + env, m2_a, mask=here)
-    tl.store(parts + 3 * num_envs + env, mean_r, mask=here)
-    tl.store(parts + 4 * num_envs + env, m2_r, mask=here)
+    mean_a, m2_a = _merge(count, mean_a, m2_a)
+    mean_r, m2_r = _merge(count, mean_r, m2_r)
+    at = parts + tl.program_id(0) * 5
+    tl.store(at, tl.sum(count, axis=0))
+    tl.store(at + 1, mean_a)
+    tl.store(at + 2, m2_a)
+    tl.store(at + 3, mean_r)
+    tl.store(at + 4, m2_r)
 
 
 def gae(
@@ -162,9 +187,10 @@ def gae(
     """See `reference.gae`."""
     _check(reward, value, terminated, truncated, valid, advantage, return_)
     num_steps, num_envs = reward.shape
-    parts = _make_parts(reward, 5, num_envs)
+    num_programs = _num_programs(num_envs, _NUM_ENVS)
+    parts = _make_parts(reward, num_programs, 5)
     flags = [flag.view(torch.uint8) for flag in (terminated, truncated, valid)]
-    _gae[(_num_programs(num_envs, _NUM_ENVS),)](
+    _gae[(num_programs,)](
         reward,
         value,
         *flags,
@@ -177,14 +203,12 @@ def gae(
         num_envs,
         NUM_ENVS=_NUM_ENVS,
     )
-    count, mean_a, m2_a, mean_r, m2_r = parts.unbind()
-    moments[:3] = _merge(count, mean_a, m2_a)
-    moments[3:] = _merge(count, mean_r, m2_r)[1:]
+    _write_moments(parts, moments)
 
 
 @_jit
 def _batch_moments(
-    advantage: _Pointer, valid: _Pointer, parts: _Pointer, num_rows: _Number, NUM_ROWS: tl.constexpr
+    advantage: tl.tensor, valid: tl.tensor, parts: tl.tensor, num_rows: tl.tensor, NUM_ROWS: tl.constexpr
 ) -> None:
     program = tl.program_id(0)
     row = program * NUM_ROWS + tl.arange(0, NUM_ROWS)
@@ -209,27 +233,27 @@ def batch_moments(advantage: Tensor, valid: Tensor, moments: Tensor) -> None:
     num_programs = _num_programs(size, _NUM_ROWS)
     parts = _make_parts(advantage, num_programs, 3)
     _batch_moments[(num_programs,)](advantage, valid.view(torch.uint8), parts, size, NUM_ROWS=_NUM_ROWS)
-    moments.copy_(_merge(*parts.unbind(1)))
+    _write_moments(parts, moments)
 
 
 # ---- categorical ------------------------------------------------------------------------------------
 
 
 @_jit
-def _entropy(shifted: _Block, exps: _Block, total: _Block) -> _Block:
+def _entropy(shifted: tl.tensor, exps: tl.tensor, total: tl.tensor) -> _Results:
     """Return the entropies; an action of probability 0 adds 0, not 0 times -inf."""
-    return tl.log(total) - tl.sum(tl.where(exps > 0.0, exps * shifted, 0.0), axis=1) / total
+    return tl.log(total) - tl.sum(exps * tl.where(exps > 0.0, shifted, 0.0), axis=1) / total
 
 
 @_jit
 def _sample_categorical(
-    logits: _Pointer,
-    uniform: _Pointer,
-    action: _Pointer,
-    log_prob: _Pointer,
-    entropy: _Pointer,
-    num_rows: _Number,
-    num_actions: _Number,
+    logits: tl.tensor,
+    uniform: tl.tensor,
+    action: tl.tensor,
+    log_prob: tl.tensor,
+    entropy: tl.tensor,
+    num_rows: tl.tensor,
+    num_actions: tl.tensor,
     NUM_ROWS: tl.constexpr,
     NUM_COLUMNS: tl.constexpr,
 ) -> None:
@@ -268,33 +292,36 @@ def sample_categorical(logits: Tensor, uniform: Tensor, action: Tensor, log_prob
 
 @_jit
 def _surrogate(
-    log_prob: _Block, old_log_prob: _Block, effective: _Block, clip_coef: _Number, CLIPS: tl.constexpr
-) -> _Block:
+    log_prob: tl.tensor, old_log_prob: tl.tensor, effective: tl.tensor, clip_coef: tl.tensor, CLIPS: tl.constexpr
+) -> _Results:
     """Return per row: the surrogate, its slope with respect to the log-prob, KL, and 1 where clipped."""
+    surrogate, slope = log_prob * effective, effective
+    kl = tl.zeros_like(log_prob)
+    beyond = tl.zeros_like(log_prob)
     if CLIPS:
         log_ratio = log_prob - old_log_prob
         ratio = tl.exp(log_ratio)
-        low, high = 1.0 - clip_coef, 1.0 + clip_coef
+        low = 1.0 - clip_coef
+        high = 1.0 + clip_coef
         clipped = tl.where(ratio < low, low, tl.where(ratio > high, high, ratio))
         plain, limited = ratio * effective, clipped * effective
         # Autograd's: the gradient of a tie is shared, and clamp passes it on within the range only.
         share = tl.where((clipped == ratio) | (plain < limited), 1.0, tl.where(plain == limited, 0.5, 0.0))
+        surrogate, slope = tl.where(limited < plain, limited, plain), share * plain
+        kl = ratio - 1.0 - log_ratio
         beyond = tl.where(tl.abs(ratio - 1.0) > clip_coef, 1.0, 0.0)
-        result = tl.where(limited < plain, limited, plain), share * plain, ratio - 1.0 - log_ratio, beyond
-    else:
-        result = log_prob * effective, effective, log_prob * 0.0, log_prob * 0.0
-    return result
+    return surrogate, slope, kl, beyond
 
 
 @_jit
 def _store_parts(
-    parts: _Pointer,
-    counts: _Block,
-    surrogate: _Block,
-    error: _Block,
-    entropy: _Block,
-    kl: _Block,
-    beyond: _Block,
+    parts: tl.tensor,
+    counts: tl.tensor,
+    surrogate: tl.tensor,
+    error: tl.tensor,
+    entropy: tl.tensor,
+    kl: tl.tensor,
+    beyond: tl.tensor,
 ) -> None:
     """Leave the program's sums of the five terms over valid rows."""
     at = parts + tl.program_id(0) * 5
@@ -307,25 +334,25 @@ def _store_parts(
 
 @_jit
 def _categorical_loss(
-    logits: _Pointer,
-    value: _Pointer,
-    action: _Pointer,
-    old_log_prob: _Pointer,
-    advantage: _Pointer,
-    return_: _Pointer,
-    valid: _Pointer,
-    weight: _Number,
-    shift: _Number,
-    shift_rest: _Number,
-    scale: _Number,
-    vf_coef: _Number,
-    ent_coef: _Number,
-    clip_coef: _Number,
-    d_logits: _Pointer,
-    d_value: _Pointer,
-    parts: _Pointer,
-    num_rows: _Number,
-    num_actions: _Number,
+    logits: tl.tensor,
+    value: tl.tensor,
+    action: tl.tensor,
+    old_log_prob: tl.tensor,
+    advantage: tl.tensor,
+    return_: tl.tensor,
+    valid: tl.tensor,
+    weight: tl.tensor,
+    shift: tl.tensor,
+    shift_rest: tl.tensor,
+    scale: tl.tensor,
+    vf_coef: tl.tensor,
+    ent_coef: tl.tensor,
+    clip_coef: tl.tensor,
+    d_logits: tl.tensor,
+    d_value: tl.tensor,
+    parts: tl.tensor,
+    num_rows: tl.tensor,
+    num_actions: tl.tensor,
     CLIPS: tl.constexpr,
     NUM_ROWS: tl.constexpr,
     NUM_COLUMNS: tl.constexpr,
@@ -343,8 +370,10 @@ def _categorical_loss(
     total = tl.sum(exps, axis=1)
     log_total = tl.log(total)
     entropy = _entropy(shifted, exps, total)
-    chosen = column == tl.load(action + row, mask=counts, other=0)[:, None]
+    taken = tl.load(action + row, mask=counts, other=0)
+    chosen = column == taken[:, None]
     log_prob = tl.sum(tl.where(chosen, shifted, 0.0), axis=1) - log_total
+    log_prob = tl.where((taken >= 0) & (taken < num_actions), log_prob, float("nan"))  # no such action
     advantages = tl.load(advantage + row, mask=counts, other=0.0)
     effective = ((advantages - shift) - shift_rest) * scale
     old = tl.load(old_log_prob + row, mask=counts, other=0.0)
@@ -406,33 +435,33 @@ def categorical_loss(
         NUM_ROWS=block_rows,
         NUM_COLUMNS=block_columns,
     )
-    terms += inverse_count * parts.sum(dim=0)
+    terms.add_(parts.sum(dim=0), alpha=inverse_count)
 
 
 @_jit
 def _gaussian_loss(
-    mean: _Pointer,
-    log_std: _Pointer,
-    value: _Pointer,
-    action: _Pointer,
-    old_log_prob: _Pointer,
-    advantage: _Pointer,
-    return_: _Pointer,
-    valid: _Pointer,
-    weight: _Number,
-    shift: _Number,
-    shift_rest: _Number,
-    scale: _Number,
-    vf_coef: _Number,
-    ent_coef: _Number,
-    clip_coef: _Number,
-    log_2pi: _Number,
-    d_mean: _Pointer,
-    d_value: _Pointer,
-    parts: _Pointer,
-    d_log_std_parts: _Pointer,
-    num_rows: _Number,
-    num_columns: _Number,
+    mean: tl.tensor,
+    log_std: tl.tensor,
+    value: tl.tensor,
+    action: tl.tensor,
+    old_log_prob: tl.tensor,
+    advantage: tl.tensor,
+    return_: tl.tensor,
+    valid: tl.tensor,
+    weight: tl.tensor,
+    shift: tl.tensor,
+    shift_rest: tl.tensor,
+    scale: tl.tensor,
+    vf_coef: tl.tensor,
+    ent_coef: tl.tensor,
+    clip_coef: tl.tensor,
+    log_2pi: tl.tensor,
+    d_mean: tl.tensor,
+    d_value: tl.tensor,
+    parts: tl.tensor,
+    d_log_std_parts: tl.tensor,
+    num_rows: tl.tensor,
+    num_columns: tl.tensor,
     CLIPS: tl.constexpr,
     NUM_ROWS: tl.constexpr,
     NUM_COLUMNS: tl.constexpr,
@@ -450,7 +479,7 @@ def _gaussian_loss(
     z = deviation * inverse_std
     log_volume = tl.sum(log_stds, axis=0)
     log_prob = -0.5 * (tl.sum(z * z, axis=1) + num_columns * log_2pi) - log_volume
-    entropy = log_prob * 0.0 + (0.5 * num_columns * (1.0 + log_2pi) + log_volume)
+    entropy = tl.zeros_like(log_prob) + (0.5 * num_columns * (1.0 + log_2pi) + log_volume)
     advantages = tl.load(advantage + row, mask=counts, other=0.0)
     effective = ((advantages - shift) - shift_rest) * scale
     old = tl.load(old_log_prob + row, mask=counts, other=0.0)
@@ -510,5 +539,5 @@ def gaussian_loss(
         NUM_ROWS=block_rows,
         NUM_COLUMNS=block_columns,
     )
-    terms += inverse_count * parts.sum(dim=0)
+    terms.add_(parts.sum(dim=0), alpha=inverse_count)
     d_log_std += d_log_std_parts.sum(dim=0)

@@ -1,22 +1,54 @@
 """Holds the counting gate to its word: it is silent where nothing changed, and sees what was put in."""
 
 import json
+import re
+import sys
 from operator import methodcaller
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.counts import ACCEPT, CASES, COUNTS_PATH, accept, check, compare, count, format_differences
-from fastac import learner
+from benchmarks.counts import (
+    ACCEPT,
+    CALLS,
+    CASES,
+    COUNTS_PATH,
+    KERNELS,
+    accept,
+    check,
+    compare,
+    count,
+    format_differences,
+    main,
+)
+from fastac import build as composition
+from fastac import kernels, learner
+from fastac.apply import LocalApply
 from fastac.config import Config
 from fastac.envs.adapter import NextStepAdapter
+from fastac.envs.sync import SyncEnvs
+from fastac.fused import (
+    CategoricalFusedObjective,
+    CategoricalSampler,
+    FusedActor,
+    FusedGradient,
+    GaussianFusedObjective,
+)
+from fastac.fused import actor as fused_actor
+from fastac.fused import gradient as fused_gradient
+from fastac.fused.gradient import CHUNK
+from fastac.fused.network import BackwardPass, Pass
+from fastac.kernels import dispatch, reference
 from fastac.learner import Learner
 from fastac.models import ActorCritic
-from fastac.rollout import Collector
+from fastac.rollout import Collector, EpisodeCounter
 
 STEPS = 4
-CONFIG = Config().replace(env_id="CartPole-v1", num_envs=2, num_steps=STEPS, hidden_sizes=(8,))
+CONFIG = Config().replace(env_id="CartPole-v1", num_envs=2, num_steps=STEPS, hidden_sizes=(8,), max_grad_norm=None)
+PENDULUM = CONFIG.replace(env_id="Pendulum-v1", vectorization="sync")
+LSTM = CONFIG.replace(core="lstm", lstm_size=8)
+PPO = CONFIG.replace(algo="ppo", num_minibatches=2)
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +56,22 @@ def committed():
     return count(CONFIG)
 
 
-def changes(committed):
-    return {d.name: d.now - d.committed for d in compare({"case": committed}, {"case": count(CONFIG)})}
+def changes(before, config=CONFIG):
+    return {d.name: d.now - d.committed for d in compare({"case": before}, {"case": count(config)})}
+
+
+def calls(found):
+    """Leave out what is not a call."""
+    return {name: n for name, n in found.items() if name.split(": ")[1].split()[0] not in ("ops", "bytes", "reads")}
+
+
+def before_each(monkeypatch, owner, name, do):
+    """Do something more, given the arguments of a method, whenever that is called."""
+    method = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args: [do(*args), method(*args)][1])
+
+
+# --- nothing but the program moves a count -------------------------------------------------------
 
 
 def test_the_same_program_counts_the_same_again(committed):
@@ -33,86 +79,225 @@ def test_the_same_program_counts_the_same_again(committed):
     assert changes(committed) == {}
 
 
-def test_counts_do_not_depend_on_the_number_of_threads(committed):
+@pytest.mark.parametrize("name", CASES)
+def test_counts_depend_neither_on_chance_nor_on_the_number_of_threads(name):
+    before = count(CASES[name])
     torch.set_num_threads(2)
     try:
-        assert changes(committed) == {}
+        assert changes(before, CASES[name].replace(seed=1)) == {}
         assert torch.get_num_threads() == 2  # given back
     finally:
         torch.set_num_threads(1)
 
 
-def test_what_one_iteration_does(committed):
-    assert committed["collect: env steps"] == STEPS
-    assert committed["collect: forwards"] == STEPS + 1  # and the value of the last row
-    assert committed["update: forwards"] == committed["update: updates"] == committed["advantages: kernel calls"] == 1
-    assert "collect: env resets" not in committed  # a warm rollout goes on
+def test_counting_leaves_the_random_streams_alone():
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    count(CONFIG)
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+# --- what the hot loop promises ------------------------------------------------------------------
+
+
+def test_a2c_goes_forward_once_per_row(committed):
+    assert calls(committed) == {
+        "collect: env steps": STEPS,
+        "collect: forwards": STEPS,
+        "collect: critic forwards": 1,  # the value of the row after the last
+        "collect: sample_categorical": STEPS,
+        "other: find_episodes": 1,
+        "advantages: gae": 1,
+        "advantages: exchanges": 1,
+        "update: categorical_loss": 1,
+        "update: backwards": 1,
+        "update: exchanges": 1,
+        "update: updates": 1,
+    }
+
+
+@pytest.mark.parametrize("steps", [8, 16, 17])
+def test_without_reuse_there_is_a_forward_more_per_chunk(steps):
+    config = CONFIG.replace(num_envs=CHUNK // 8, num_steps=steps)
+    chunks = -(-steps // 8)
+    reused = count(config)
+    assert reused["collect: forwards"] == steps
+    assert reused["update: backwards"] == chunks
+    assert "update: forwards" not in reused
+    assert calls(changes(reused, config.replace(reuse_forward=False))) == {"update: forwards": chunks}
+
+
+def test_the_graphs_of_an_lstm_are_reused_too():
+    reused = count(LSTM)
+    assert reused["collect: forwards"] == STEPS + 1
+    assert reused["update: backwards"] == 1
+    assert "update: forwards" not in reused
+    assert calls(changes(reused, LSTM.replace(reuse_forward=False))) == {"update: forwards": 1}
+
+
+def test_ppo_reuses_the_forward_in_its_first_epoch():
+    found = count(PPO.replace(num_minibatches=1, num_epochs=4))
+    assert (found["update: updates"], found["update: backwards"], found["update: forwards"]) == (4, 4, 3)
+    found = count(PPO.replace(num_minibatches=2, num_epochs=4))
+    assert (found["update: updates"], found["update: backwards"], found["update: forwards"]) == (8, 8, 8)
+
+
+def test_collecting_allocates_the_noise_and_nothing_else(committed):
+    noise = STEPS * 2 * 4  # [4, 2] float32
+    assert committed["collect: bytes"] == noise
+    assert "collect: reads" not in committed
+    assert committed["update: bytes"] == 4  # the gradient's norm
+    assert committed["update: reads"] == 1
+
+
+def test_a_worker_of_several_exchanges_its_gradient_too(committed):
+    found = changes(committed, CONFIG.replace(num_envs=4, workers=2))
+    assert calls(found) == {"update: exchanges": 1}
+
+
+# --- whatever is put in is seen ------------------------------------------------------------------
 
 
 def test_an_op_more_in_the_model(committed, monkeypatch):
-    forward = ActorCritic.forward
-    monkeypatch.setattr(ActorCritic, "forward", lambda self, obs, *rest: forward(self, obs.neg(), *rest))
-    found = changes(committed)
-    assert found["collect: ops per step"] == 1
-    assert found["collect: ops"] == STEPS + 1
-    assert found["collect: bytes"] == (STEPS + 1) * 2 * 4 * 4  # [2, 4] float32 each
-    assert found["update: ops per update"] == 1
+    before_each(monkeypatch, Pass, "forward", lambda _, obs: obs.neg())
+    size = 2 * 4 * 4  # [2, 4] float32
+    assert changes(committed) == {
+        "collect: ops": STEPS,
+        "collect: ops per step": 1,
+        "collect: bytes": STEPS * size,
+    }
+
+
+def test_an_op_more_in_a_model_under_autograd(monkeypatch):
+    before = count(LSTM)
+    before_each(monkeypatch, ActorCritic, "forward", lambda _, obs, *rest: obs.neg())
+    found = changes(before, LSTM)
+    assert (found["collect: ops"], found["collect: ops per step"]) == (STEPS + 1, 1)
 
 
 def test_an_op_more_around_the_steps(committed, monkeypatch):
-    collect = Collector.collect
-    monkeypatch.setattr(Collector, "collect", lambda self, phases: [torch.zeros(3), collect(self, phases)][1])
-    assert changes(committed) == {"collect: ops": 1, "collect: bytes": 12}
+    before_each(monkeypatch, Collector, "collect", lambda *_: torch.zeros(3).fill_(1.0))
+    assert changes(committed) == {"collect: ops": 2, "collect: bytes": 12}
 
 
-def test_a_forward_more(committed, monkeypatch):
-    value = ActorCritic.value
-    monkeypatch.setattr(ActorCritic, "value", lambda *args: [value(*args), value(*args)][1])
-    found = changes(committed)
-    assert found["collect: forwards"] == 1
-    assert "collect: ops per step" not in found
+def test_an_op_more_in_the_update(committed, monkeypatch):
+    before_each(monkeypatch, BackwardPass, "backward", lambda self, _: self.d_value.neg_())
+    assert changes(committed) == {"update: ops per update": 1}
 
 
-def test_an_env_step_more(committed, monkeypatch):
-    step = NextStepAdapter.step
-    monkeypatch.setattr(NextStepAdapter, "step", lambda *args: [step(*args), step(*args)][1])
-    assert changes(committed)["collect: env steps"] == STEPS
+def test_an_allocation_more_with_no_op_more(committed, monkeypatch):
+    step = Pass.normalize
+    monkeypatch.setattr(Pass, "normalize", lambda *args: step(*args).view(-1, 4))
+    viewed = count(CONFIG)
+    monkeypatch.setattr(Pass, "normalize", lambda *args: step(*args).clone())
+    assert changes(viewed) == {"collect: bytes": (STEPS + 1) * 2 * 4 * 4}
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "name", "number", "config"),
+    [
+        (FusedActor, "act", "collect: forwards", STEPS, CONFIG),
+        (FusedActor, "value", "collect: critic forwards", 1, CONFIG),
+        (ActorCritic, "value", "collect: forwards", 1, LSTM),
+        (NextStepAdapter, "step", "collect: env steps", STEPS, CONFIG),
+        (SyncEnvs, "step", "collect: env steps", STEPS * 2, PENDULUM),
+        (CategoricalSampler, "sample", "collect: sample_categorical", STEPS, CONFIG),
+        (EpisodeCounter, "count", "other: find_episodes", 1, CONFIG),
+        (Learner, "_estimate", "advantages: gae", 1, CONFIG),
+        (Learner, "_moments_of", "update: batch_moments", 2, PPO),
+        (CategoricalFusedObjective, "__call__", "update: categorical_loss", 1, CONFIG),
+        (GaussianFusedObjective, "__call__", "update: gaussian_loss", 1, PENDULUM),
+        (FusedGradient, "__call__", "update: backwards", 1, CONFIG),
+    ],
+)
+def test_a_call_more(monkeypatch, owner, method, name, number, config):
+    before = count(config)
+    before_each(monkeypatch, owner, method, getattr(owner, method))
+    assert changes(before, config)[name] == number
+
+
+def test_a_backward_more_under_autograd(monkeypatch):
+    before = count(LSTM)
+    zero = torch.zeros(1, requires_grad=True)
+    before_each(monkeypatch, LocalApply, "zero_grad", lambda _: zero.sum().backward())
+    assert calls(changes(before, LSTM)) == {"update: backwards": 1}
 
 
 def test_a_reset_more(committed, monkeypatch):
-    begin = Collector.collect
-
-    def collect(self, phases):
-        self.restart_episodes()
-        return begin(self, phases)
-
-    monkeypatch.setattr(Collector, "collect", collect)
+    before_each(monkeypatch, Collector, "collect", lambda self, _: self.restart_episodes())
     assert changes(committed)["collect: env resets"] == 1
+
+
+def test_resets_of_single_environments(monkeypatch):
+    before = count(PENDULUM)
+    before_each(monkeypatch, Collector, "collect", lambda self, _: self.restart_episodes())
+    assert changes(before, PENDULUM)["collect: env resets"] == 2
+
+
+def test_an_exchange_more(committed, monkeypatch):
+    before_each(monkeypatch, LocalApply, "step", lambda self, _: self._group.gather(np.zeros(1)))
+    assert changes(committed) == {"update: exchanges": 1}
 
 
 @pytest.mark.parametrize("read", [bool, float, int, methodcaller("item"), methodcaller("tolist"), methodcaller("cpu")])
 def test_a_read_more(committed, monkeypatch, read):
-    evaluate = ActorCritic.evaluate
-
-    def evaluate_and_read(*args):
-        result = evaluate(*args)
-        read(result[0].detach().sum())
-        return result
-
-    monkeypatch.setattr(ActorCritic, "evaluate", evaluate_and_read)
+    one = torch.ones(())
+    before_each(monkeypatch, LocalApply, "zero_grad", lambda _: read(one))
     assert changes(committed)["update: reads"] == 1
 
 
-def test_a_kernel_call_more(committed, monkeypatch):
-    learn = Learner.learn
-    floats, flags = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool)
+# --- a counter that no longer counts is an error -------------------------------------------------
 
-    def estimate_and_learn(*args):
-        learner.gae(floats, torch.zeros(2, 1), flags, flags, 1.0, 1.0, floats.clone(), floats.clone())
-        return learn(*args)
 
-    monkeypatch.setattr(Learner, "learn", estimate_and_learn)
-    assert changes(committed)["advantages: kernel calls"] == 1
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(Pass, "forward_critic"), (BackwardPass, "backward"), (Learner, "_estimate"), (kernels, "gae")],
+)
+def test_a_watched_name_that_is_gone(monkeypatch, owner, name):
+    monkeypatch.delattr(owner, name)
+    with pytest.raises(AttributeError, match=name):
+        count(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "method", "uncounted"),
+    [
+        (fused_actor, "Pass", "forward", "collect: forwards"),
+        (fused_gradient, "BackwardPass", "backward", "update: backwards"),
+        (composition, "Collector", "collect", "collect: env steps"),
+        (composition, "Learner", "learn", "update: *_loss"),
+    ],
+)
+def test_a_watched_method_that_is_called_no_more(monkeypatch, module, name, method, uncounted):
+    """The program calls a subclass of its own: where the watch is put, nothing comes by."""
+    owner = getattr(module, name)
+    monkeypatch.setattr(module, name, type(name, (owner,), {method: getattr(owner, method)}))
+    with pytest.raises(RuntimeError, match=re.escape(f"counted no '{uncounted}'")):
+        count(CONFIG)
+
+
+def test_a_watched_kernel_that_is_called_no_more(monkeypatch):
+    gae = learner.gae
+    monkeypatch.setattr(learner, "gae", lambda *args: gae(*args))
+    with pytest.raises(RuntimeError, match="counted no 'advantages: gae'"):
+        count(CONFIG)
+
+
+def test_every_watched_call_comes_by_in_some_case():
+    found = json.loads(COUNTS_PATH.read_text())["counts"]
+    counted = {name.split(": ")[1] for counts in found.values() for name in counts}
+    watched = {*KERNELS, *(what for _, _, what in CALLS), "exchanges"}
+    assert watched - counted == {"env resets"}  # a warm rollout goes on
+
+
+def test_all_kernels_are_watched():
+    defined = {
+        name for name, value in vars(reference).items() if getattr(value, "__module__", "") == reference.__name__
+    }
+    assert set(KERNELS) == defined & set(vars(dispatch))
+
+
+# --- the file and the verdict --------------------------------------------------------------------
 
 
 def test_fewer_fail_too_and_are_called_better(committed, capsys, tmp_path):
@@ -148,12 +333,14 @@ def test_without_the_file_it_says_how_to_make_it(tmp_path, capsys):
     assert "make bench-accept" in capsys.readouterr().err
 
 
+def test_the_slower_kernels_are_not_taken_for_the_program(monkeypatch, capsys):
+    monkeypatch.setattr(kernels, "cache_folder", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["counts", "--accept"])
+    before = COUNTS_PATH.read_bytes()
+    assert main() == 1
+    assert "compiled kernels" in capsys.readouterr().err
+    assert COUNTS_PATH.read_bytes() == before
+
+
 def test_the_committed_file_is_of_the_listed_configurations():
     assert list(json.loads(COUNTS_PATH.read_text())["counts"]) == list(CASES)
-
-
-def test_counting_leaves_the_random_streams_alone():
-    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
-    count(CONFIG)
-    assert torch.equal(before[0], torch.random.get_rng_state())
-    assert np.array_equal(before[1], np.random.get_state()[1])

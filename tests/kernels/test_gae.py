@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels_support import SEEDS, generator, twins
 
@@ -167,7 +167,7 @@ def test_writes_into_views_of_a_longer_rollout():
 
 
 # Wide rows and narrow ones take different loops, and strips of rows end where they may.
-SHAPES = [(1, 1), (3, 31), (3, 32), (3, 33), (2500, 1), (300, 7), (3, 1030), (2, 2500)]
+SHAPES = [(1, 1), (3, 31), (3, 32), (3, 33), (1030, 1), (300, 7), (3, 1030), (2, 2500)]
 
 
 @KERNELS
@@ -203,6 +203,7 @@ def test_moments_by_hand(kernel):
 
 @KERNELS
 @given(rollouts(), SEEDS)
+@settings(max_examples=30)  # each goes through the interpreter
 def test_moments_leave_out_what_is_not_valid(kernel, rollout, seed):
     reward, value, terminated, _, *_ = rollout
     valid = torch.rand(reward.shape, generator=generator(seed)) < 0.6
@@ -219,13 +220,21 @@ def test_moments_leave_out_what_is_not_valid(kernel, rollout, seed):
 @pytest.mark.parametrize("shape", [(1, 1), (40, 3), (5, 700)])
 def test_equal_numbers_do_not_vary_at_all(kernel, number, shape):
     ended = torch.ones(shape, dtype=torch.bool)
-    reward, value = torch.full(shape, number), torch.zeros(shape[0] + 1, shape[1])
+    reward, value = torch.full(shape, number), torch.full((shape[0] + 1, shape[1]), 0.7)
     reward[0, 0], valid = 5.0, ended.clone()
     valid[0, 0] = False
-    *_, moments = run_valid(kernel, reward, value, ended, ~ended, valid, 0.9, 0.9)
-    count = valid.sum().item()
-    mean = float(torch.tensor(number)) if count else 0.0
-    assert moments.tolist() == [count, mean, 0.0, mean, 0.0]
+    advantage, return_, moments = run_valid(kernel, reward, value, ended, ~ended, valid, 0.9, 0.9)
+    means = [row[valid][:1].double().sum().item() for row in (advantage, return_)]
+    assert moments.tolist() == [valid.sum(), means[0], 0.0, means[1], 0.0]
+
+
+@KERNELS
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_nothing(kernel, shape):
+    flags_of = torch.ones(shape, dtype=torch.bool)
+    reward, value = torch.zeros(shape), torch.zeros(shape[0] + 1, shape[1])
+    *_, moments = run_valid(kernel, reward, value, flags_of, flags_of, flags_of, 0.9, 0.9)
+    assert moments.tolist() == [0.0] * 5
 
 
 @KERNELS

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels_support import SEEDS, generator, in_float64, twins
 
@@ -152,8 +152,11 @@ def test_nan_of_a_valid_row_surfaces(kernel, clip_coef, name):
     assert terms.isnan().any() == bool(name != "old_log_prob" or clip_coef)
 
 
-def test_an_action_that_does_not_exist_is_not_taken_for_another():
-    *_, terms = categorical(categorical_loss, torch.zeros(3, 2), [0, 2, 0], advantage=[1.0, 1.0, 1.0])
+@CATEGORICAL
+def test_an_action_that_does_not_exist_is_not_taken_for_another(kernel):
+    if kernel is reference.categorical_loss:
+        pytest.skip("torch raises an IndexError")
+    *_, terms = categorical(kernel, torch.zeros(3, 2), [0, 2, 0], advantage=[1.0, 1.0, 1.0])
     assert terms[POLICY].isnan()
 
 
@@ -305,6 +308,7 @@ def with_garbage(case, valid, columns):
 
 @CATEGORICAL
 @given(categorical_cases())
+@settings(max_examples=30)  # each goes through the interpreter
 def test_categorical_rows_that_are_not_valid_may_hold_anything(kernel, case):
     garbage = with_garbage(case, case[6], [0, 1, 2, 3, 4, 5])
     kernel(*case)
@@ -315,6 +319,7 @@ def test_categorical_rows_that_are_not_valid_may_hold_anything(kernel, case):
 
 @GAUSSIAN
 @given(gaussian_cases())
+@settings(max_examples=30)  # each goes through the interpreter
 def test_gaussian_rows_that_are_not_valid_may_hold_anything(kernel, case):
     garbage = with_garbage(case, case[7], [0, 2, 3, 4, 5, 6])
     kernel(*case)

@@ -90,11 +90,11 @@ def test_equals_the_float64_reference(kernel, rows):
 @KERNELS
 @pytest.mark.parametrize("num_actions", [2, 3, 18])
 def test_actions_come_as_often_as_they_should(kernel, num_actions):
-    logits = torch.randn(num_actions).expand(20_000, num_actions).contiguous()
-    uniform = (torch.arange(20_000) + 0.5) / 20_000  # evenly spread, so that counts are exact
+    logits = torch.randn(num_actions).expand(2000, num_actions).contiguous()
+    uniform = (torch.arange(2000) + 0.5) / 2000  # evenly spread, so that counts are exact
     action, *_ = sample(kernel, logits, uniform)
-    frequency = torch.bincount(action, minlength=num_actions) / 20_000
-    np.testing.assert_allclose(frequency.numpy(), torch.softmax(logits[0], dim=-1).numpy(), atol=1e-4)
+    frequency = torch.bincount(action, minlength=num_actions) / 2000
+    np.testing.assert_allclose(frequency.numpy(), torch.softmax(logits[0], dim=-1).numpy(), atol=1e-3)
 
 
 @KERNELS

@@ -1,0 +1,135 @@
+"""The few numbers that fastac is held to, read from what `make bench` measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from benchmarks.contest import Standing, best_of, ratio
+from benchmarks.solve import Result, summarize
+from benchmarks.tables import format_table
+from benchmarks.workloads import FASTAC, GAE_SHAPES, SB3
+
+
+@dataclass
+class Findings:
+    """All that was measured: rows of comparisons by workload, and seeds by algorithm."""
+
+    standings: dict[str, Sequence[Standing]] = field(default_factory=dict)
+    solved: dict[str, Sequence[Result]] = field(default_factory=dict)
+
+
+class Headline(NamedTuple):
+    """A number, and the least and the most that were asked of it (seconds: the most and the least)."""
+
+    what: str
+    least: float
+    aim: float
+    form: str
+    read: Callable[[Findings], float]
+    lower_is_better: bool = False
+
+
+SAME_WORK, BEST = "W6 A2C, separate 64-64 tanh, 64 envs", "W6 A2C, separate 64-64 tanh, best settings"
+
+
+def _over_sb3(workload: str) -> Callable[[Findings], float]:
+    return lambda f: ratio(best_of(FASTAC, f.standings[workload]), best_of(SB3, f.standings[workload]))
+
+
+def _lecture(num_envs: int) -> str:
+    return f"W5 A2C, shared 128-128 ReLU, {num_envs} envs"
+
+
+def _row(findings: Findings, workload: str, name: str) -> Standing:
+    return {s.contestant.name: s for s in findings.standings[workload]}[name]
+
+
+def _two_workers_over_limit(findings: Findings) -> float:
+    two, limit = (_row(findings, _lecture(1024), name) for name in ("fastac, 2 workers", "two runs side by side"))
+    return ratio(two, limit)
+
+
+def _efficiency(num_envs: int) -> Callable[[Findings], float]:
+    """Of one worker: what it reached, over the bound."""
+    rows = "fastac, 1 worker", "bound: the parts alone"
+    return lambda f: ratio(*(_row(f, _lecture(num_envs), name) for name in rows))
+
+
+# Not Tianshou's kernel alone, which finds half of the work done.
+_GAE_PEERS = ("stable-baselines3", "Tianshou", "TorchRL, vectorized", "TorchRL, plain")
+
+
+def _gae(shape: tuple[int, int], *others: str) -> Callable[[Findings], float]:
+    """Over the fastest of some rows."""
+    workload = f"W1 GAE {shape}"
+    return lambda f: min(ratio(_row(f, workload, "fastac"), _row(f, workload, other)) for other in others)
+
+
+def _least_gae(findings: Findings) -> float:
+    return min(_gae(shape, *_GAE_PEERS)(findings) for shape in GAE_SHAPES)
+
+
+def _solved(algo: str, cost: str, which: int) -> Callable[[Findings], float]:
+    return lambda f: summarize(f.solved[algo], cost)[which]
+
+
+HEADLINES = (
+    Headline("W6 same work, over stable-baselines3 A2C", 8, 14, "{:.1f}x", _over_sb3(SAME_WORK)),
+    Headline("W6 each at its best settings, over stable-baselines3 A2C", 20, 35, "{:.1f}x", _over_sb3(BEST)),
+    Headline(
+        "W5 1024 envs, 2 workers, steps/s",
+        500_000,
+        700_000,
+        "{:,.0f}",
+        lambda f: _row(f, _lecture(1024), "fastac, 2 workers").rate,
+    ),
+    Headline("W5 efficiency at 256 envs", 0.80, 0.95, "{:.0%}", _efficiency(256)),
+    Headline("W5 efficiency at 1024 envs", 0.80, 0.95, "{:.0%}", _efficiency(1024)),
+    Headline("W5 2 workers, over two runs side by side", 0.90, 0.97, "{:.0%}", _two_workers_over_limit),
+    Headline("W1 GAE, over the fastest peer at the worst shape", 1, 1, "{:.2f}x", _least_gae),
+    Headline(
+        "W1 GAE, bandwidth of a copy at (128, 4096)", 0.65, 0.85, "{:.0%}", _gae((128, 4096), "copy of as many bytes")
+    ),
+    Headline("W1 GAE, over stable-baselines3, (2048, 1)", 500, 1500, "{:,.0f}x", _gae((2048, 1), "stable-baselines3")),
+    Headline("W7 A2C, median training seconds", 1.5, 0.8, "{:.2f}", _solved("a2c", "train_s", 0), lower_is_better=True),
+    Headline("W7 PPO, median training seconds", 1.0, 0.4, "{:.2f}", _solved("ppo", "train_s", 0), lower_is_better=True),
+    Headline(
+        "W7 slowest seed of either, training seconds",
+        4.0,
+        1.5,
+        "{:.2f}",
+        lambda f: max(_solved(algo, "train_s", 1)(f) for algo in ("a2c", "ppo")),
+        lower_is_better=True,
+    ),
+    Headline(
+        "W7 process start to solved, median seconds, the better of the two",
+        4.5,
+        3.0,
+        "{:.2f}",
+        lambda f: min(_solved(algo, "solved_s", 0)(f) for algo in ("a2c", "ppo")),
+        lower_is_better=True,
+    ),
+)
+
+
+def judge(headline: Headline, value: float) -> str:
+    """Say how far it went: the aim, the least, or neither."""
+    sign = -1 if headline.lower_is_better else 1
+    if sign * value >= sign * headline.aim:
+        return "aim reached"
+    return "reached" if sign * value >= sign * headline.least else "BELOW"
+
+
+def format_headlines(findings: Findings) -> str:
+    """A row for every headline whose workload was run."""
+    rows = []
+    for headline in HEADLINES:
+        try:
+            value = headline.read(findings)
+        except (KeyError, ValueError):  # not run, or not by these rows
+            continue
+        cells = [headline.form.format(number) for number in (headline.least, headline.aim, value)]
+        rows.append([headline.what, *cells, judge(headline, value)])
+    return format_table(("what it must show", "at least", "aim", "here", ""), rows) if rows else ""

@@ -1,0 +1,144 @@
+"""fastac: A2C and PPO, its advantage kernel and the kernel's reference, and environments behind its adapter.
+
+An iteration is the trainer's, as a session runs it, less the session's logs, evaluations and checkpoints.
+Rows that only reset an environment are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+
+from benchmarks.peers import settings as s
+from benchmarks.peers.nets import count_parameters
+from benchmarks.peers.settings import Part, Task
+from fastac.build import EnvFactory, Parts, assemble, build_envs
+from fastac.config import Config, EnvConfig
+from fastac.contract import Phases, StepRow
+from fastac.kernels import gae as gae_kernel
+from fastac.kernels import gae_reference as reference
+
+# Which phases of an iteration are which part of it.
+_PARTS: dict[Part, Callable[[Phases], float]] = {
+    "collect": lambda phases: phases.env_s + phases.act_s,
+    "update": lambda phases: phases.advantage_s + phases.update_s,
+}
+
+
+@contextmanager
+def a2c(num_envs: int, net: str, part: Part = "all", envpool: bool = False, **changes: Any) -> Iterator[Task]:
+    config = make_config("a2c", num_envs, net).replace(**changes)
+    with _assemble(config, _envpool if envpool else None) as parts:
+        yield _task(parts, part)
+
+
+@contextmanager
+def ppo(num_envs: int, net: str, **changes: Any) -> Iterator[Task]:
+    config = make_config("ppo", num_envs, net).replace(
+        num_epochs=s.PPO_EPOCHS, num_minibatches=s.PPO_MINIBATCHES, clip_coef=s.PPO_CLIP, normalize_advantage=True
+    )
+    with _assemble(config.replace(**changes)) as parts:
+        yield _task(parts, "all")
+
+
+def make_config(algo: str, num_envs: int, net: str) -> Config:
+    shape = s.NETS[net]
+    return Config().replace(
+        env_id=s.ENV_ID,
+        algo=algo,
+        num_envs=num_envs,
+        num_steps=16,
+        hidden_sizes=shape.hidden_sizes,
+        activation=shape.activation,
+        shared_trunk=shape.shared,
+        gamma=s.GAMMA,
+        gae_lambda=s.GAE_LAMBDA,
+        ent_coef=s.ENT_COEF,
+        vf_coef=s.VF_COEF,
+        max_grad_norm=s.MAX_GRAD_NORM,
+        optimizer="adam",
+        optimizer_eps=s.ADAM_EPS,
+        learning_rate=s.FROZEN,
+        total_env_steps=10**12,
+    )
+
+
+def _assemble(config: Config, factory: EnvFactory | None = None) -> closing[Parts]:
+    return closing(assemble(config, np.random.SeedSequence(0), factory))
+
+
+def _envpool(num_envs: int) -> VectorEnv[np.ndarray, np.ndarray, np.ndarray]:
+    import envpool  # takes a second
+
+    return envpool.make_gymnasium(s.ENV_ID, num_envs=num_envs, seed=0, num_threads=1)
+
+
+def _task(parts: Parts, part: Part) -> Task:
+    reports = parts.trainer.run()
+    report = next(reports)
+
+    def work() -> int:
+        nonlocal report
+        before = report.env_steps
+        report = next(reports)
+        return report.env_steps - before
+
+    def facts() -> dict[str, float]:
+        stated = parts.rollout.nbytes + parts.activations_nbytes  # by each worker
+        return {"stated_bytes": float(stated), **count_parameters(parts.model.parameters())}
+
+    clock = perf_counter if part == "all" else lambda: _PARTS[part](report.phases)
+    return Task(work, clock, facts)
+
+
+@contextmanager
+def env(num_envs: int, vec: str, num_steps: int = 16) -> Iterator[Task]:
+    """Step the environments behind the adapter, into the rows of a rollout."""
+    config = EnvConfig(s.ENV_ID, num_envs, vec if vec != "envpool" else "auto")
+    envs = build_envs(config, np.random.SeedSequence(0), _envpool if vec == "envpool" else None)
+    with closing(envs):
+        obs = np.zeros((num_steps + 1, num_envs, 4), np.float32)
+        start, flags = np.zeros((num_steps + 1, num_envs), np.bool_), np.zeros((3, num_steps, num_envs), np.bool_)
+        reward = np.zeros((num_steps, num_envs), np.float32)
+        rows = [StepRow(obs[t + 1], start[t + 1], reward[t], *flags[:, t]) for t in range(num_steps)]
+        actions = s.random_actions(num_steps, num_envs)
+        envs.reset(obs[0], start[0])
+
+        def work() -> int:
+            for action, row in zip(actions, rows, strict=True):
+                envs.step(action, row)
+            return int(np.count_nonzero(flags[2]))  # valid
+
+        yield Task(work)
+
+
+@contextmanager
+def gae(num_steps: int, num_envs: int) -> Iterator[Task]:
+    inputs = s.gae_inputs(num_steps, num_envs)
+    reward, value, terminated, truncated = map(torch.from_numpy, inputs)
+    valid = torch.ones(num_steps, num_envs, dtype=torch.bool)
+    advantage, return_ = torch.zeros(2, num_steps, num_envs)
+    moments = torch.zeros(5, dtype=torch.float64)
+
+    def work() -> int:
+        gae_kernel(reward, value, terminated, truncated, valid, s.GAMMA, s.GAE_LAMBDA, advantage, return_, moments)
+        return num_steps * num_envs
+
+    yield Task(work)
+
+
+@contextmanager
+def gae_reference(num_steps: int, num_envs: int) -> Iterator[Task]:
+    reward, value, terminated, truncated = map(torch.from_numpy, s.gae_inputs(num_steps, num_envs))
+
+    def work() -> int:
+        reference(reward, value, terminated, truncated, s.GAMMA, s.GAE_LAMBDA)
+        return num_steps * num_envs
+
+    yield Task(work)

@@ -1,0 +1,108 @@
+"""What one run of the benchmarks finds, how much effort it makes, and the tables it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+from benchmarks import contest, solve
+from benchmarks.contest import Contestant, Pool, Standing
+from benchmarks.headlines import Findings, format_headlines
+from benchmarks.machine import Machine, format_machine
+from benchmarks.tables import format_table
+
+T = TypeVar("T")
+
+_CAVEAT = (
+    "Steps are valid transitions: rows that only reset are not counted. All policies are the untrained one. W1: a step "
+    "is an element of [T, N]. 'fastac is': how many times faster fastac's fastest row of the workload is, the median "
+    "over rounds; below 1 that row is slower. Of settings that are not named, all have the same."
+)
+
+
+class Effort(NamedTuple):
+    """How long is measured."""
+
+    rounds: int
+    round_s: float
+    seeds: int
+    max_threads: int  # of a row: those with more are left out
+
+
+FULL, QUICK = Effort(7, 0.4, 20, max_threads=2), Effort(3, 0.15, 3, max_threads=1)
+TRY = Effort(1, 0.0, 1, max_threads=2)  # with --benchmark-disable: only whether all of it runs
+
+
+@dataclass
+class Session:
+    """What was found so far."""
+
+    machine: Machine
+    findings: Findings = field(default_factory=Findings)
+    tried: list[tuple[str, str]] = field(default_factory=list)
+    memory: list[tuple[str, ...]] = field(default_factory=list)
+
+    def tables(self) -> Iterator[str]:
+        for workload, standings in self.findings.standings.items():
+            yield format_standings(workload, standings)
+        if self.tried:
+            yield format_table(("W6 A2C, separate 64-64 tanh, settings tried", "steps/s"), self.tried)
+        for algo, results in self.findings.solved.items():
+            yield f"W7 CartPole-v1 to {solve.DEFAULT_UNTIL:g}, {algo}\n{solve.format_results(results)}"
+        if self.memory:
+            yield format_table(("W8 memory of A2C, 16 steps", "MB", "of which stated", "bytes per env"), self.memory)
+        yield format_headlines(self.findings)
+
+    def format(self) -> str:
+        """All of it; empty where nothing was measured."""
+        tables = [table for table in self.tables() if table]
+        return "\n\n".join([format_machine(self.machine), *tables, _CAVEAT]) if tables else ""
+
+
+def format_standings(workload: str, standings: Sequence[Standing]) -> str:
+    """A row per contestant."""
+    rows = [
+        (row["name"], f"{row['steps_per_s']:,.0f}", f"{row['spread']:.0%}", f"{row['fastac_is']:,.2f}x")
+        for row in contest.describe(standings)
+    ]
+    return format_table((workload, "steps/s", "spread", "fastac is"), rows)
+
+
+class Measurement:
+    """The fixture `measurement`: measures for one test, and notes what was found.
+
+    Attributes:
+        pool: the session's processes.
+        effort: the session's.
+    """
+
+    def __init__(self, benchmark: Any, pool: Pool, session: Session, effort: Effort) -> None:
+        self._benchmark, self._session = benchmark, session
+        self.pool, self.effort = pool, effort
+
+    def compare(self, workload: str, contestants: Sequence[Contestant]) -> None:
+        """Compare contestants; what pytest-benchmark calls a round is one round of each of them."""
+        contestants = [c for c in contestants if c.threads <= self.effort.max_threads]
+        standings = contest.compare(self.pool, contestants, self.effort.rounds, self.effort.round_s, self._repeat)
+        self._session.findings.standings[workload] = standings
+        self._benchmark.extra_info.update(workload=workload, rows=contest.describe(standings))
+
+    def _repeat(self, call: Callable[[], None], times: int) -> None:
+        self._benchmark.pedantic(call, rounds=times)
+
+    def measure_once(self, call: Callable[[], T]) -> T:
+        return self._benchmark.pedantic(call, rounds=1)
+
+    def add_tried(self, standings: Sequence[Standing]) -> None:
+        self._benchmark.extra_info["tried"] = {s.contestant.name: s.rate for s in standings}
+        self._session.tried = [(s.contestant.name, f"{s.rate:,.0f}") for s in standings]
+
+    def add_memory(self, name: str, num_envs: int, taken: float, stated: float | None) -> None:
+        self._benchmark.extra_info.update(workload="W8", name=name, bytes=taken, stated_bytes=stated)
+        told = "" if stated is None else f"{stated / 1e6:,.1f}"
+        self._session.memory.append((name, f"{taken / 1e6:,.1f}", told, f"{taken / num_envs:,.0f}"))
+
+    def add_solved(self, algo: str, results: Sequence[solve.Result]) -> None:
+        self._session.findings.solved[algo] = results
+        self._benchmark.extra_info.update(workload=f"W7 {algo}", seeds=[asdict(result) for result in results])

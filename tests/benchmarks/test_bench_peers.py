@@ -1,0 +1,103 @@
+"""Holds the contestants to what they stand for: they learn, and the work that they are given is what it says."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.peers import APART, settings
+
+ROOT = Path(__file__).parents[2]
+
+# Trains and prints the mean length of the episodes in the second half; random play lasts 22 steps, and what
+# learns from mixed-up observations ends near 9.
+LEARN = """
+import sys
+from importlib import import_module
+import torch
+from gymnasium.envs.classic_control import CartPoleEnv
+
+torch.set_num_threads(1)
+reset, episodes = CartPoleEnv.reset, 0
+
+def counted(self, **options):
+    global episodes
+    episodes += 1
+    return reset(self, **options)
+
+CartPoleEnv.reset = counted
+build = getattr(import_module(f"benchmarks.peers.{sys.argv[1]}"), sys.argv[2])
+with build(num_envs=16, num_steps=8, net="separate", lr=3e-3) as task:
+    for _ in range(2):
+        episodes, steps = 0, 0
+        while steps < 16_000:
+            steps += task()
+print(steps / episodes)
+"""
+
+
+FACTS = """
+import sys
+from importlib import import_module
+
+with import_module(f"benchmarks.peers.{sys.argv[1]}").a2c(num_envs=2, net=sys.argv[2]) as task:
+    print(task.facts()["parameters"])
+"""
+
+
+def installed(module):
+    name = {"sb3": "stable_baselines3"}.get(module, module)
+    place = APART.get(module)
+    found = (place / name).exists() if place else find_spec(name)
+    missing = pytest.mark.skipif(not found, reason=f"{name} is not installed: run `make bench`")
+    return pytest.param(module, marks=missing)
+
+
+def run(script, module, *words):
+    environment = {**os.environ, "PYTHONPATH": str(APART.get(module, "")), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", script, module, *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return float(done.stdout.split()[-1])
+
+
+PEERS = [installed("sb3"), installed("torchrl"), installed("tianshou")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", PEERS)
+def test_peers_learn(module):
+    assert run(LEARN, module, "a2c") > 40
+
+
+@pytest.mark.slow
+def test_the_other_peer_learns_too():
+    pytest.importorskip("stable_baselines3")
+    assert run(LEARN, "sb3", "ppo") > 40
+
+
+# Hidden layers, two logits, a value.
+PARAMETERS = {
+    "lecture": (4 * 128 + 128) + (128 * 128 + 128) + (128 * 2 + 2) + (128 + 1),
+    "separate": 2 * ((4 * 64 + 64) + (64 * 64 + 64)) + (64 * 2 + 2) + (64 + 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", list(settings.NETS))
+@pytest.mark.parametrize("module", [pytest.param("fastac"), *PEERS])
+def test_all_have_the_same_network(module, net):
+    assert run(FACTS, module, net) == PARAMETERS[net]
+
+
+def test_the_inputs_of_gae_have_both_ends_and_one_row_of_values_more():
+    inputs = settings.gae_inputs(40, 50)
+    assert inputs.value.shape == (41, 50) and inputs.reward.shape == (40, 50)
+    assert inputs.reward.dtype == inputs.value.dtype == np.float32
+    for flags in (inputs.terminated, inputs.truncated):
+        assert 0.02 < flags.mean() < 0.08
+    assert np.array_equal(inputs.done, inputs.terminated | inputs.truncated)

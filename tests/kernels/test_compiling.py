@@ -1,0 +1,135 @@
+"""Compiling, caching on disk, and what happens where that is not possible. Each needs a process of its own."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kernels_support import needs_triton
+
+import fastac.kernels
+from fastac.kernels import reference
+
+PACKAGE = Path(fastac.kernels.__file__).parent
+UNWRITABLE = "/dev/null/x"  # also for root, whom permissions do not stop
+
+# Counts the kernels that were loaded from the cache on disk, and those that were compiled.
+COUNT = """
+from fastac.kernels import numba_twins
+entries = [value for name, value in vars(numba_twins).items() if name.endswith("_at") and hasattr(value, "stats")]
+hits, misses = (sum(sum(getattr(e.stats, kind).values()) for e in entries) for kind in ("cache_hits", "cache_misses"))
+print(len(entries), hits, misses)
+"""
+
+# Runs a kernel, whichever twin it is, and says which.
+USE = """
+import sys, torch
+from fastac.kernels import cache_folder, sample_categorical
+assert "triton" not in sys.modules
+args = torch.zeros(1, 2), torch.full((1,), 0.5), torch.zeros(1, dtype=torch.int64), torch.zeros(1), torch.zeros(1)
+sample_categorical(*args)
+print(cache_folder(), args[2].item(), round(args[4].item(), 4))
+"""
+
+
+def start(code, folder=None, module=None, **environment):
+    command = [sys.executable, "-B", *(["-m", module] if module else ["-c", code])]
+    env = os.environ | environment
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out.splitlines(), err
+
+
+def test_the_tests_run_with_compiled_kernels():
+    assert fastac.kernels.cache_folder() is not None
+    assert fastac.kernels.find_episodes is not reference.find_episodes
+
+
+def test_a_second_start_compiles_nothing():
+    code, out, err = finish(start(COUNT))  # the first was this process's
+    entries, hits, misses = map(int, out[0].split())
+    assert (code, misses, err) == (0, 0, "") and hits == entries > 5
+
+
+@pytest.mark.slow
+def test_two_processes_may_compile_at_once(tmp_path):
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    for code, out, err in map(finish, [start(COUNT, **cache), start(COUNT, **cache)]):
+        entries, hits, misses = map(int, out[0].split())
+        assert (code, err) == (0, "") and hits + misses == entries
+    assert finish(start(COUNT, **cache)) == (0, [f"{entries} {entries} 0"], "")
+
+
+def test_install_says_where_the_kernels_are():
+    code, out, err = finish(start("", module="fastac.kernels"))
+    assert (code, err) == (0, "")
+    assert out == [f"The CPU kernels are compiled and cached in {fastac.kernels.cache_folder()}."]
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A copy of the kernels whose package can be read, but takes no cache."""
+    shutil.copytree(PACKAGE, tmp_path / "fastac" / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in (tmp_path / "fastac", tmp_path / "fastac" / "kernels"):
+        (folder / "__init__.py").touch()
+        (folder / "__pycache__").touch()  # a file where the folder would have to be
+    return tmp_path
+
+
+def test_without_a_cache_the_reference_is_used_and_said_so_once(read_only):
+    home = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"), UNWRITABLE)
+    code, out, err = finish(start(USE, read_only, **home))
+    assert (code, out) == (0, ["None 1 0.6931"]), err
+    assert err.startswith("The compiled kernels cannot be used (RuntimeError: cannot cache function")
+    assert err.endswith("set NUMBA_CACHE_DIR to a folder that can be written to.\n") and err.count("\n") == 1
+    code, out, err = finish(start("", read_only, module="fastac.kernels", **home))
+    assert (code, out) == (1, [])
+    assert err.startswith("The compiled kernels cannot be used") and err.count("\n") == 1
+
+
+def test_without_numba_or_triton_the_reference_is_used(read_only):
+    missing = "import sys\nsys.modules['numba'] = sys.modules['triton'] = None\n"
+    code, out, err = finish(start(missing + USE.replace('assert "triton" not in sys.modules', ""), read_only))
+    assert (code, out) == (0, ["None 1 0.6931"]), err
+    assert err.startswith("The compiled kernels cannot be used (ModuleNotFoundError: ") and err.count("\n") == 1
+    on_cuda = "from fastac.kernels import dispatch, reference\nassert dispatch._on_cuda() is reference"
+    code, _, err = finish(start(missing + on_cuda, read_only))
+    assert code == 0, err
+    assert "install the Triton that this PyTorch needs" in err
+
+
+# What the interpreter takes, the compiler may not: it can be asked without a device.
+COMPILE_FOR_GPU = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from fastac.kernels import triton_twins as twins
+
+types = {"f": "*fp32", "d": "*fp64", "u": "*u8", "l": "*i64", "F": "fp32", "i": "i32"}
+kernels = [(twins._gae, "ffuuuFFffdii", {"NUM_ENVS": 128}), (twins._batch_moments, "fudi", {"NUM_ROWS": 1024})]
+kernels += [(twins._merge_parts, "ddi", {"PAIRS": pairs, "SIZE": 8}) for pairs in (1, 2)]
+for num_columns in (1, 2, 18):
+    rows, columns = twins._block_shape(num_columns)
+    block = {"NUM_ROWS": rows, "NUM_COLUMNS": columns}
+    kernels.append((twins._sample_categorical, "fflffii", block))
+    for clips in (True, False):
+        kernels.append((twins._categorical_loss, "fflfffuFFFFFFFffdii", {"CLIPS": clips, **block}))
+        kernels.append((twins._gaussian_loss, "fffffffuFFFFFFFFffddii", {"CLIPS": clips, **block}))
+for kernel, arguments, constants in kernels:
+    names = [parameter.name for parameter in kernel.params]
+    numbers = {name: types[letter] for name, letter in zip(names, arguments)}
+    signature = numbers | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
+    assert compile(source, target=GPUTarget("cuda", 80, 32)).asm["cubin"]
+print(len(kernels))
+"""
+
+
+@needs_triton
+def test_triton_compiles_every_kernel_for_a_gpu(tmp_path):
+    code, out, err = finish(start(COMPILE_FOR_GPU, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)))
+    assert (code, out) == (0, ["19"]), err
