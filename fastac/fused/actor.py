@@ -37,13 +37,17 @@ class FusedActor:
         steps, envs, size = rollout.num_steps, rollout.num_envs, rollout.obs.shape[-1]
         self._rollout, self._sampler, self._generator = rollout, sampler, generator
         self.keeps = keeps
-        self.tape = Tape(network, steps * envs if keeps else envs, size)
-        self._passes = [Pass(network, self.tape, at, at + envs) for at in range(0, self.tape.value.shape[0], envs)]
-        beside = self._passes[0] if not keeps else Pass(network, Tape(network, envs, size), 0, envs)
-        self._beside = beside  # for the row after the last, which leaves nothing behind
-        self._obs, self._action, self._log_prob = list(rollout.obs), list(rollout.action), list(rollout.log_prob)
+        # For one step, of which nothing is kept; also for the row after the last.
+        beside = Tape(network, envs, size, left_out=len(network.sizes))
+        self._beside = Pass(network, beside, 0, envs)
+        self.tape, self._passes = beside, [self._beside]
+        if keeps:
+            self.tape = Tape.kept(network, steps, envs, size)
+            self._passes = [Pass(network, self.tape, t * envs, (t + 1) * envs) for t in range(steps)]
+        self._obs = list(rollout.obs)
+        self._action, self._log_prob = list(rollout.action), list(rollout.log_prob)
         self._value = list(rollout.value.numpy())
-        self._step_value = [p.value.numpy() for p in self._passes]
+        self._step_value = [step.value.numpy() for step in self._passes]
 
     @property
     def nbytes(self) -> int:

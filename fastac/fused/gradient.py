@@ -53,6 +53,8 @@ class FusedGradient:
         self._scratch = Scratch(network, rows)
         self._terms = torch.zeros(5, dtype=torch.float64)
         self._passes: dict[tuple[bool, int, int], BackwardPass] = {}
+        self._batch: Batch | None = None  # whose parts are kept: the whole rollout is the same every time
+        self._parts: list[Batch] = []
 
     @property
     def nbytes(self) -> int:
@@ -64,10 +66,12 @@ class FusedGradient:
         rows, chunk = batch.valid.shape[0], self._scratch.ones.shape[0]
         keep = is_fresh and self._kept is not None
         self._terms.zero_()
-        for begin in range(0, rows, chunk):
-            end = min(begin + chunk, rows)
-            part = batch if rows <= chunk else batch.rows(begin, end)
-            step = self._pass(keep, begin, end)
+        if self._batch is not batch:
+            cuts = [batch.rows(at, min(at + chunk, rows)) for at in range(0, rows, chunk)]
+            self._batch, self._parts = batch, cuts if len(cuts) > 1 else [batch]
+        for number, part in enumerate(self._parts):
+            begin = number * chunk
+            step = self._pass(keep, begin, begin + part.valid.shape[0])
             if not keep:
                 step.forward(part.obs)
             self._objective(step.params, step.value, part, coefs, step.d_params, step.d_value, self._terms)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,11 +21,17 @@ from torch import Tensor, nn
 
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer
 
-Activate: TypeAlias = Callable[[], object]
+Op: TypeAlias = Callable[[], object]  # a call with all its arguments
 # (gradient, activations) -> the gradient before the activation, in place.
 Deactivate: TypeAlias = Callable[[Tensor, Tensor], object]
 
 _aten = torch.ops.aten
+
+# A tape up to this size stays in a core's own cache from acting to learning.
+_CACHE_BYTES = 2**20
+# Up to about this many inputs, computing a unit again (2 flops each at 150 GFLOP/s) is cheaper than its
+# 4 bytes' way to memory and back (at 8 GB/s).
+_FEW_INPUTS = 64
 
 
 def is_fusable(model: ActorCritic) -> bool:
@@ -32,14 +39,14 @@ def is_fusable(model: ActorCritic) -> bool:
     return all(isinstance(t.encoder, MLPEncoder) and isinstance(t.core, IdentityCore) for t in model.trunks)
 
 
-def _tanh(y: Tensor) -> Activate:
+def _tanh(y: Tensor) -> Op:
     if y.is_cuda:
         return partial(torch.tanh, y, out=y)
     view = y.numpy()
     return partial(np.tanh, view, view)  # on AVX2 five times as fast as torch's
 
 
-_ACTIVATE: dict[type[nn.Module], Callable[[Tensor], Activate]] = {
+_ACTIVATE: dict[type[nn.Module], Callable[[Tensor], Op]] = {
     nn.ReLU: lambda y: partial(torch.relu_, y),
     nn.Tanh: _tanh,
     nn.ELU: lambda y: partial(nn.functional.elu_, y),
@@ -58,18 +65,17 @@ class _Layer:
     def __init__(self, layer: nn.Linear) -> None:
         assert layer.weight.grad is not None and layer.bias.grad is not None, "flatten the parameters first"
         self.weight, self.bias = layer.weight.detach(), layer.bias.detach()  # [H, D], [H]
-        self.weight_t = self.weight.t()
-        self.grad_weight, self.grad_bias = layer.weight.grad, layer.bias.grad
+        self._grad_weight, self._grad_bias = layer.weight.grad, layer.bias.grad
 
-    def forward(self, x: Tensor, y: Tensor) -> None:
-        """Write `y` `[M, H]`."""
-        torch.addmm(self.bias, x, self.weight_t, out=y)
+    def forward(self, x: Tensor, y: Tensor) -> Op:
+        """Return what writes `y` `[M, H]`."""
+        return partial(torch.addmm, self.bias, x, self.weight.t(), out=y)
 
-    def accumulate(self, d: Tensor, x: Tensor, ones: Tensor) -> None:
-        """Add the gradient that `d` `[M, H]` makes with the input `x` `[M, D]`; `ones` `[M]`."""
+    def accumulate(self, d: Tensor, x: Tensor, ones: Tensor) -> list[Op]:
+        """Return what adds the gradient that `d` `[M, H]` makes with the input `x` `[M, D]`; `ones` `[M]`."""
         d_t = d.t()
-        self.grad_weight.addmm_(d_t, x)
-        self.grad_bias.addmv_(d_t, ones)  # a sum over rows without a temporary
+        # The product with ones is a sum over rows without a temporary.
+        return [partial(self._grad_weight.addmm_, d_t, x), partial(self._grad_bias.addmv_, d_t, ones)]
 
 
 class Trunk(NamedTuple):
@@ -93,6 +99,11 @@ class FusedNetwork:
         self.num_params = self.policy.weight.shape[0]
         self.device = self.policy.weight.device
 
+    def leaves_first_out(self, rows: int, obs_size: int) -> bool:
+        """Return whether a tape of so many rows is better off without the first layer."""
+        kept = 4 * rows * sum(self.sizes) * len(self.trunks)  # bytes
+        return len(self.sizes) > 1 and obs_size <= _FEW_INPUTS and kept > _CACHE_BYTES
+
     def empty(self, *shape: int) -> Tensor:
         """Allocate where the network is."""
         return torch.empty(shape, device=self.device)
@@ -107,25 +118,49 @@ def _read_trunk(encoder: nn.Module) -> Trunk:
 class Tape:
     """The activations of R rows.
 
+    Layers may be left out: their activations are gone after a pass, which share one buffer for them. That
+    is for a step from which nothing will be learned, and for a first layer over few observations, which
+    is cheaper to compute again than to fetch from beyond the cache.
+
     Attributes:
-        hidden: by trunk and layer, `[R, H]`.
+        hidden: by trunk and layer, `[R, H]`, or where left out as many rows as the largest pass.
         params: `[R, P]`.
         value: `[R, 1]`.
         obs: `[R, D]` normalised, or None where observations are used as they are.
+        left_out: how many layers, from the first on.
     """
 
-    def __init__(self, network: FusedNetwork, rows: int, obs_size: int) -> None:
-        """Allocate."""
-        self.hidden = [[network.empty(rows, size) for size in network.sizes] for _ in network.trunks]
+    def __init__(
+        self, network: FusedNetwork, rows: int, obs_size: int, left_out: int = 0, pass_rows: int | None = None
+    ) -> None:
+        """Allocate; `pass_rows` are those of the largest pass, if any layer is left out."""
+        shared = [network.empty(pass_rows or rows, size) for size in network.sizes[:left_out]]
+        self.hidden = [
+            [*shared, *(network.empty(rows, size) for size in network.sizes[left_out:])] for _ in network.trunks
+        ]
         self.params, self.value = network.empty(rows, network.num_params), network.empty(rows, 1)
         is_raw = isinstance(network.normalizer, NoObsNormalizer)
         self.obs = None if is_raw else network.empty(rows, obs_size)
+        self.left_out = left_out
+
+    @classmethod
+    def kept(cls, network: FusedNetwork, steps: int, envs: int, obs_size: int) -> Tape:
+        """Allocate for all rows of a rollout, to learn from."""
+        return cls(network, steps * envs, obs_size, int(network.leaves_first_out(steps * envs, obs_size)), envs)
+
+    def hidden_rows(self, begin: int, end: int) -> list[list[Tensor]]:
+        """View the activations of a pass, by trunk and layer."""
+        return [
+            [y[: end - begin] if depth < self.left_out else y[begin:end] for depth, y in enumerate(trunk)]
+            for trunk in self.hidden
+        ]
 
     @property
     def nbytes(self) -> int:
         """Memory of all tensors."""
         tensors = [self.params, self.value, *(y for trunk in self.hidden for y in trunk)]
-        return sum(tensor.nbytes for tensor in tensors) + (0 if self.obs is None else self.obs.nbytes)
+        tensors += [] if self.obs is None else [self.obs]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 
 class Scratch:
@@ -133,6 +168,7 @@ class Scratch:
 
     Attributes:
         hidden: by layer, `[R, H]`: gradients, used by one trunk after the other.
+        first: `[R, H]`, the first layer's activations where the tape leaves them out.
         params: `[R, P]`, the objective's gradient.
         value: `[R, 1]`, the objective's gradient.
         ones: `[R]`.
@@ -141,17 +177,21 @@ class Scratch:
     def __init__(self, network: FusedNetwork, rows: int) -> None:
         """Allocate."""
         self.hidden = [network.empty(rows, size) for size in network.sizes]
+        self.first = network.empty(rows, network.sizes[0] if network.sizes else 0)
         self.params, self.value = network.empty(rows, network.num_params), network.empty(rows, 1)
         self.ones = torch.ones(rows, device=network.device)
 
     @property
     def nbytes(self) -> int:
         """Memory of all tensors."""
-        return sum(tensor.nbytes for tensor in [*self.hidden, self.params, self.value, self.ones])
+        return sum(tensor.nbytes for tensor in [*self.hidden, self.first, self.params, self.value, self.ones])
 
 
 class Pass:
     """A part of a tape, ready to run forward.
+
+    What it does is a list of calls whose arguments are made beforehand, for the observations that it was
+    last given: their memory is the same in every rollout, so that in practice the list is made once.
 
     Attributes:
         params: `[M, P]`.
@@ -161,43 +201,51 @@ class Pass:
     def __init__(self, network: FusedNetwork, tape: Tape, begin: int, end: int) -> None:
         """Make the views of rows `begin` to `end`."""
         self._network = network
-        self._obs = None if tape.obs is None else tape.obs[begin:end]
-        self.hidden = [[y[begin:end] for y in trunk] for trunk in tape.hidden]
-        self._activate = [
-            [_ACTIVATE[trunk.activation](y) for y in outputs]
-            for trunk, outputs in zip(network.trunks, self.hidden, strict=True)
-        ]
+        self._own_obs = None if tape.obs is None else tape.obs[begin:end]
+        self.hidden = tape.hidden_rows(begin, end)
         self.params, self._value = tape.params[begin:end], tape.value[begin:end]
         self.value = self._value.squeeze(-1)
+        self._obs: Tensor | None = None  # what the calls below read
+        self._forward: list[Op] = []
+        self._forward_critic: list[Op] = []
 
     def forward(self, obs: Tensor) -> None:
         """Run both actor and critic on `obs` `[M, D]`, raw."""
-        x = self.normalize(obs)
-        features = [self._run(index, x) for index in range(len(self.hidden))]
-        self._network.policy.forward(features[0], self.params)
-        self._network.critic.forward(features[-1], self._value)
+        self._prepare(obs)
+        for op in self._forward:
+            op()
 
     def forward_critic(self, obs: Tensor) -> None:
         """Run the critic alone; the rows of a separate actor stay as they were."""
-        self._network.critic.forward(self._run(len(self.hidden) - 1, self.normalize(obs)), self._value)
+        self._prepare(obs)
+        for op in self._forward_critic:
+            op()
 
-    def normalize(self, obs: Tensor) -> Tensor:
-        """Return the network's input, kept in the tape where it is not `obs` itself."""
-        return obs if self._obs is None else self._obs.copy_(self._network.normalizer(obs))
+    def _prepare(self, obs: Tensor) -> None:
+        """Make the calls for `obs`, unless they are for the same memory already."""
+        if self._obs is None or self._obs.data_ptr() != obs.data_ptr():
+            self._obs = obs
+            self._bind(obs, obs if self._own_obs is None else self._own_obs)
 
-    def input(self, obs: Tensor) -> Tensor:
-        """Return what `forward(obs)` fed to the network."""
-        return obs if self._obs is None else self._obs
+    def _bind(self, obs: Tensor, x: Tensor) -> None:
+        """Make the calls that feed `obs`, as `x` where it is normalised, to the network."""
+        network = self._network
+        first: list[Op] = [] if x is obs else [partial(self._normalize, obs, x)]
+        trunks = [self._bind_trunk(index, x) for index in range(len(self.hidden))]
+        features = [outputs[-1] if outputs else x for outputs in self.hidden]
+        critic = network.critic.forward(features[-1], self._value)
+        self._forward = [*first, *chain(*trunks), network.policy.forward(features[0], self.params), critic]
+        self._forward_critic = [*first, *trunks[-1], critic]
 
-    def _run(self, index: int, x: Tensor) -> Tensor:
-        """Run one trunk and return its features `[M, H]`."""
-        for layer, y, activate in zip(
-            self._network.trunks[index].layers, self.hidden[index], self._activate[index], strict=True
-        ):
-            layer.forward(x, y)
-            activate()
+    def _normalize(self, obs: Tensor, x: Tensor) -> None:
+        x.copy_(self._network.normalizer(obs))
+
+    def _bind_trunk(self, index: int, x: Tensor) -> list[Op]:
+        trunk, ops = self._network.trunks[index], list[Op]()
+        for layer, y in zip(trunk.layers, self.hidden[index], strict=True):
+            ops += [layer.forward(x, y), _ACTIVATE[trunk.activation](y)]
             x = y
-        return x
+        return ops
 
 
 class BackwardPass(Pass):
@@ -216,36 +264,51 @@ class BackwardPass(Pass):
         self.d_params, self._d_value = scratch.params[:num], scratch.value[:num]
         self.d_value = self._d_value.squeeze(-1)
         self._ones = scratch.ones[:num]
+        assert tape.left_out <= 1, "only a first layer is computed again"
+        self._leaves_first_out = tape.left_out == 1
+        if self._leaves_first_out:
+            for trunk in self.hidden:
+                trunk[0] = scratch.first[:num]
+        self._backward: list[Op] = []
 
     def backward(self, obs: Tensor) -> None:
         """Add the parameters' gradients; the tape holds `forward(obs)`, and `d_params`, `d_value` are written."""
-        x, network = self.input(obs), self._network
-        for index, (trunk, outputs) in enumerate(zip(network.trunks, self.hidden, strict=True)):
-            heads: list[tuple[_Layer, Tensor]] = []
-            if index == 0:
-                heads.append((network.policy, self.d_params))
-            if index == len(network.trunks) - 1:
-                heads.append((network.critic, self._d_value))
-            self._backward_heads(heads, outputs[-1] if outputs else x)
-            self._backward_trunk(trunk, outputs, x)
+        self._prepare(obs)
+        for op in self._backward:
+            op()
 
-    def _backward_heads(self, heads: list[tuple[_Layer, Tensor]], features: Tensor) -> None:
+    def _bind(self, obs: Tensor, x: Tensor) -> None:
+        super()._bind(obs, x)
+        last = len(self.hidden) - 1
+        self._backward = []
+        for index, outputs in enumerate(self.hidden):
+            heads: list[tuple[_Layer, Tensor]] = [(self._network.policy, self.d_params)] if index == 0 else []
+            heads += [(self._network.critic, self._d_value)] if index == last else []
+            if self._leaves_first_out:
+                trunk = self._network.trunks[index]
+                self._backward += [trunk.layers[0].forward(x, outputs[0]), _ACTIVATE[trunk.activation](outputs[0])]
+            self._backward += self._bind_heads(heads, outputs[-1] if outputs else x)
+            self._backward += self._bind_trunk_backward(index, x)
+
+    def _bind_heads(self, heads: list[tuple[_Layer, Tensor]], features: Tensor) -> list[Op]:
         """Add the heads' gradients and leave that of their features in the last hidden buffer."""
+        ops: list[Op] = []
         for number, (head, d_out) in enumerate(heads):
-            head.accumulate(d_out, features, self._ones)
+            ops += head.accumulate(d_out, features, self._ones)
             if not self._d_hidden:  # the heads read the observations
                 continue
-            if number == 0:
-                torch.mm(d_out, head.weight, out=self._d_hidden[-1])
-            else:
-                self._d_hidden[-1].addmm_(d_out, head.weight)
+            d = self._d_hidden[-1]
+            write = partial(torch.mm, d_out, head.weight, out=d)
+            ops.append(write if number == 0 else partial(d.addmm_, d_out, head.weight))
+        return ops
 
-    def _backward_trunk(self, trunk: Trunk, outputs: list[Tensor], x: Tensor) -> None:
+    def _bind_trunk_backward(self, index: int, x: Tensor) -> list[Op]:
         """Go from the last hidden buffer back to the observations."""
-        deactivate = _DEACTIVATE[trunk.activation]
+        trunk, outputs, ops = self._network.trunks[index], self.hidden[index], list[Op]()
         for depth in reversed(range(len(outputs))):
             d, layer = self._d_hidden[depth], trunk.layers[depth]
-            deactivate(d, outputs[depth])
-            layer.accumulate(d, outputs[depth - 1] if depth else x, self._ones)
+            ops.append(partial(_DEACTIVATE[trunk.activation], d, outputs[depth]))
+            ops += layer.accumulate(d, outputs[depth - 1] if depth else x, self._ones)
             if depth:
-                torch.mm(d, layer.weight, out=self._d_hidden[depth - 1])
+                ops.append(partial(torch.mm, d, layer.weight, out=self._d_hidden[depth - 1]))
+        return ops

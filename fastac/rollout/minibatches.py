@@ -60,21 +60,30 @@ class FlatMinibatches:
     def __init__(self, num_minibatches: int, generator: Generator) -> None:
         """Draw the order from `generator`, afresh for every pass."""
         self._num, self._generator = num_minibatches, generator
-        self._gathered: list[Tensor] = []  # of one minibatch, kept for the next
+        # Views of the rollout and of one minibatch, kept because both are the same memory every time.
+        self._rollout: Rollout | None = None
+        self._whole: Batch
+        self._part: Batch
 
     def split(self, rollout: Rollout) -> Iterator[Batch]:
         """Yield `[B / num_minibatches, ...]` each."""
-        flat = [part.flatten(0, 1) for part in _rows(rollout)]
+        if self._rollout is not rollout:
+            self._view(rollout)
         if self._num == 1:
-            yield _batch(flat, rollout.state)
+            yield self._whole
             return
-        order = torch.randperm(flat[0].shape[0], generator=self._generator)
-        for index in order.chunk(self._num):
-            if not self._gathered or self._gathered[0].shape[0] != len(index):
-                self._gathered = [part[: len(index)].clone() for part in flat]
-            for part, kept in zip(flat, self._gathered, strict=True):
-                torch.index_select(part, 0, index, out=kept)
-            yield _batch(self._gathered, rollout.state)
+        order = torch.randperm(len(self._whole.valid), generator=self._generator)
+        for index in order.view(self._num, -1):
+            for f in fields(self._part)[:-1]:
+                torch.index_select(getattr(self._whole, f.name), 0, index, out=getattr(self._part, f.name))
+            yield self._part
+
+    def _view(self, rollout: Rollout) -> None:
+        flat = [part.flatten(0, 1) for part in _rows(rollout)]
+        num = len(flat[0]) // self._num
+        assert num * self._num == len(flat[0]), "minibatches of equal size, as the configuration promises"
+        self._rollout, self._whole = rollout, _batch(flat, rollout.state)
+        self._part = self._whole if self._num == 1 else _batch([part[:num].clone() for part in flat], rollout.state)
 
 
 class SequenceMinibatches:

@@ -245,9 +245,11 @@ class _FusedNetwork:
         for param in model.parameters():
             param.grad = torch.zeros_like(param)
         network, chunk = FusedNetwork(model), min(CHUNK, rows)
-        self._acting = Pass(network, Tape(network, num_envs, obs_size), 0, num_envs)
-        self._obs = _draw(rng, num_envs, obs_size)
-        tape, scratch = Tape(network, rows if keeps else chunk, obs_size), Scratch(network, chunk)
+        steps = rows // num_envs if keeps else 1
+        tape = Tape.kept(network, steps, num_envs, obs_size) if keeps else Tape(network, max(chunk, num_envs), obs_size)
+        obs = _draw(rng, num_envs, obs_size)
+        self._acting = cycle([(Pass(network, tape, t * num_envs, (t + 1) * num_envs), obs) for t in range(steps)])
+        scratch = Scratch(network, chunk)
         self._passes: list[tuple[BackwardPass, Tensor]] = []
         for begin in range(0, rows, chunk):
             num, at = min(chunk, rows - begin), begin if keeps else 0
@@ -257,7 +259,8 @@ class _FusedNetwork:
 
     def act(self) -> None:
         """See `_Network`."""
-        self._acting.forward(self._obs)
+        step, obs = next(self._acting)
+        step.forward(obs)
 
     def forward(self) -> None:
         """See `_Network`."""
