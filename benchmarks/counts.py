@@ -110,7 +110,6 @@ _PHASES: tuple[tuple[type, str, str], ...] = (
 # No iteration goes without these: where one is 0, the program calls something else and is not counted.
 _ALWAYS = (
     "collect: env steps",
-    "collect: ops per step",
     "collect: forwards",
     "other: find_episodes",
     "advantages: gae",
@@ -212,6 +211,8 @@ def _watched(tally: Tally) -> Iterator[None]:
         for name in KERNELS:
             for module in _importers(name):
                 watch(module, name, partial(_telling, partial(tally.add, name)))
+        for module in _importers("prepare_dense"):
+            watch(module, "prepare_dense", partial(_telling_when_called, partial(tally.add, "dense")))
         yield
 
 
@@ -229,6 +230,11 @@ def _telling(tell: Callable[[], None], call: Callable[..., Any]) -> Callable[...
         return call(*args, **kwargs)
 
     return watched
+
+
+def _telling_when_called(tell: Callable[[], None], prepare: Callable[..., Any]) -> Callable[..., Any]:
+    """Watch the calls that `prepare` makes."""
+    return wraps(prepare)(lambda *args: _telling(tell, prepare(*args)))
 
 
 def _summarize(tally: Tally, updates: int) -> Counts:

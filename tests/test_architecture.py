@@ -22,7 +22,7 @@ TABLE = {
     "rollout": "contract kernels",
     "losses": "contract",
     "gradient": "contract kernels rollout losses",
-    "fused": "contract models kernels rollout gradient",
+    "fused": "contract config models kernels rollout gradient",
     "apply": "contract",
     "learner": "contract config kernels rollout gradient apply",
     "trainers": "contract config processes rollout learner",

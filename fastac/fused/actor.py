@@ -36,14 +36,14 @@ class FusedActor:
         """Bind the network to the rollout; `generator` drives the actions."""
         steps, envs, size = rollout.num_steps, rollout.num_envs, rollout.obs.shape[-1]
         self._rollout, self._sampler, self._generator = rollout, sampler, generator
-        self.keeps = keeps
+        self._network, self.keeps = network, keeps
         # For one step, of which nothing is kept; also for the row after the last.
         beside = Tape(network, envs, size, left_out=len(network.sizes))
-        self._beside = Pass(network, beside, 0, envs)
+        self._beside = Pass(network, beside, 0, envs, acts=True)
         self.tape, self._passes = beside, [self._beside]
         if keeps:
             self.tape = Tape.kept(network, steps, envs, size)
-            self._passes = [Pass(network, self.tape, t * envs, (t + 1) * envs) for t in range(steps)]
+            self._passes = [Pass(network, self.tape, t * envs, (t + 1) * envs, acts=True) for t in range(steps)]
         self._obs = list(rollout.obs)
         self._action, self._log_prob = list(rollout.action), list(rollout.log_prob)
         self._value = list(rollout.value.numpy())
@@ -55,7 +55,8 @@ class FusedActor:
         return self.tape.nbytes
 
     def begin(self) -> None:
-        """Draw the rollout's noise."""
+        """Draw the rollout's noise, and take the weights as they are."""
+        self._network.refresh()
         rows = (self._rollout.num_steps, self._rollout.num_envs)
         self._noise = self._sampler.draw_noise(rows, self._generator).unbind(0)  # T of [N, ...]
 

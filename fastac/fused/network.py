@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastac.config import ActivationName
+from fastac.kernels import prepare_dense
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer
 
 Op: TypeAlias = Callable[[], object]  # a call with all its arguments
@@ -32,6 +34,9 @@ _CACHE_BYTES = 2**20
 # Up to about this many inputs, computing a unit again (2 flops each at 150 GFLOP/s) is cheaper than its
 # 4 bytes' way to memory and back (at 8 GB/s).
 _FEW_INPUTS = 64
+# Where fastac's own product of matrices is faster than the library's, which computes at twice the rate and
+# costs a few microseconds more: small ones, and those over hardly any inputs.
+_FEW_ROWS, _FEW_PRODUCTS, _HANDFUL_INPUTS = 128, 2**19, 8
 
 
 def is_fusable(model: ActorCritic) -> bool:
@@ -46,16 +51,16 @@ def _tanh(y: Tensor) -> Op:
     return partial(np.tanh, view, view)  # on AVX2 five times as fast as torch's
 
 
-_ACTIVATE: dict[type[nn.Module], Callable[[Tensor], Op]] = {
-    nn.ReLU: lambda y: partial(torch.relu_, y),
-    nn.Tanh: _tanh,
-    nn.ELU: lambda y: partial(nn.functional.elu_, y),
+_ACTIVATE: dict[ActivationName, Callable[[Tensor], Op]] = {
+    "relu": lambda y: partial(torch.relu_, y),
+    "tanh": _tanh,
+    "elu": lambda y: partial(nn.functional.elu_, y),
 }
 # A derivative in terms of the activation's own output, which is all that a tape keeps.
-_DEACTIVATE: dict[type[nn.Module], Deactivate] = {
-    nn.ReLU: lambda d, y: _aten.threshold_backward.grad_input(d, y, 0.0, grad_input=d),
-    nn.Tanh: lambda d, y: _aten.tanh_backward.grad_input(d, y, grad_input=d),
-    nn.ELU: lambda d, y: _aten.elu_backward.grad_input(d, 1.0, 1.0, 1.0, True, y, grad_input=d),
+_DEACTIVATE: dict[ActivationName, Deactivate] = {
+    "relu": lambda d, y: _aten.threshold_backward.grad_input(d, y, 0.0, grad_input=d),
+    "tanh": lambda d, y: _aten.tanh_backward.grad_input(d, y, grad_input=d),
+    "elu": lambda d, y: _aten.elu_backward.grad_input(d, 1.0, 1.0, 1.0, True, y, grad_input=d),
 }
 
 
@@ -67,9 +72,24 @@ class _Layer:
         self.weight, self.bias = layer.weight.detach(), layer.bias.detach()  # [H, D], [H]
         self._grad_weight, self._grad_bias = layer.weight.grad, layer.bias.grad
 
-    def forward(self, x: Tensor, y: Tensor) -> Op:
-        """Return what writes `y` `[M, H]`."""
-        return partial(torch.addmm, self.bias, x, self.weight.t(), out=y)
+        self._weight_in = torch.empty_like(self.weight.t(), memory_format=torch.contiguous_format)  # [D, H]
+
+    def refresh(self) -> None:
+        """Copy the weights for the calls that act; they are stale after every update."""
+        self._weight_in.copy_(self.weight.t())
+
+    def forward(self, x: Tensor, y: Tensor, activation: ActivationName | None) -> list[Op]:
+        """Return what writes `y` `[M, H]`, activated."""
+        multiply = partial(torch.addmm, self.bias, x, self.weight.t(), out=y)
+        return [multiply] if activation is None else [multiply, _ACTIVATE[activation](y)]
+
+    def forward_acting(self, x: Tensor, y: Tensor, activation: ActivationName | None) -> list[Op]:
+        """Return what does the same with the weights as they were refreshed, in one call where that is faster."""
+        num_inputs, num_outputs = self._weight_in.shape
+        is_small = len(x) <= _FEW_ROWS and len(x) * num_inputs * num_outputs <= _FEW_PRODUCTS
+        if activation == "elu" or x.is_cuda or not (is_small or num_inputs <= _HANDFUL_INPUTS):
+            return self.forward(x, y, activation)
+        return [prepare_dense(x, self._weight_in, self.bias, activation or "identity", y)]
 
     def accumulate(self, d: Tensor, x: Tensor, ones: Tensor) -> list[Op]:
         """Return what adds the gradient that `d` `[M, H]` makes with the input `x` `[M, D]`; `ones` `[M]`."""
@@ -82,7 +102,7 @@ class Trunk(NamedTuple):
     """The hidden layers of one trunk, and what comes between them."""
 
     layers: list[_Layer]
-    activation: type[nn.Module]
+    activation: ActivationName
 
 
 class FusedNetwork:
@@ -94,10 +114,16 @@ class FusedNetwork:
         encoders = [trunk.get_submodule("encoder") for trunk in model.trunks]
         self.trunks = [_read_trunk(encoder) for encoder in encoders]
         self.policy, self.critic = _Layer(model.head.layer), _Layer(model.value_head)
+        self._all_layers = [*chain(*(trunk.layers for trunk in self.trunks)), self.policy, self.critic]
         self.normalizer = model.obs_normalizer
         self.sizes = [layer.weight.shape[0] for layer in self.trunks[0].layers]  # H by layer, the same in all trunks
         self.num_params = self.policy.weight.shape[0]
         self.device = self.policy.weight.device
+
+    def refresh(self) -> None:
+        """Take the weights as they are now for acting, until the next call; costs a microsecond a layer."""
+        for layer in self._all_layers:
+            layer.refresh()
 
     def leaves_first_out(self, rows: int, obs_size: int) -> bool:
         """Return whether a tape of so many rows is better off without the first layer."""
@@ -112,7 +138,7 @@ class FusedNetwork:
 def _read_trunk(encoder: nn.Module) -> Trunk:
     assert isinstance(encoder, MLPEncoder)
     layers = [_Layer(layer) for layer in encoder.layers if isinstance(layer, nn.Linear)]
-    return Trunk(layers, type(encoder.layers[1]) if layers else nn.ReLU)
+    return Trunk(layers, encoder.activation)
 
 
 class Tape:
@@ -198,9 +224,9 @@ class Pass:
         value: `[M]`.
     """
 
-    def __init__(self, network: FusedNetwork, tape: Tape, begin: int, end: int) -> None:
-        """Make the views of rows `begin` to `end`."""
-        self._network = network
+    def __init__(self, network: FusedNetwork, tape: Tape, begin: int, end: int, acts: bool = False) -> None:
+        """Make the views of rows `begin` to `end`; one that acts uses weights as they were refreshed."""
+        self._network, self._acts = network, acts
         self._own_obs = None if tape.obs is None else tape.obs[begin:end]
         self.hidden = tape.hidden_rows(begin, end)
         self.params, self._value = tape.params[begin:end], tape.value[begin:end]
@@ -233,9 +259,10 @@ class Pass:
         first: list[Op] = [] if x is obs else [partial(self._normalize, obs, x)]
         trunks = [self._bind_trunk(index, x) for index in range(len(self.hidden))]
         features = [outputs[-1] if outputs else x for outputs in self.hidden]
-        critic = network.critic.forward(features[-1], self._value)
-        self._forward = [*first, *chain(*trunks), network.policy.forward(features[0], self.params), critic]
-        self._forward_critic = [*first, *trunks[-1], critic]
+        policy = self._bind_layer(network.policy, features[0], self.params, None)
+        critic = self._bind_layer(network.critic, features[-1], self._value, None)
+        self._forward = [*first, *chain(*trunks), *policy, *critic]
+        self._forward_critic = [*first, *trunks[-1], *critic]
 
     def _normalize(self, obs: Tensor, x: Tensor) -> None:
         x.copy_(self._network.normalizer(obs))
@@ -243,9 +270,12 @@ class Pass:
     def _bind_trunk(self, index: int, x: Tensor) -> list[Op]:
         trunk, ops = self._network.trunks[index], list[Op]()
         for layer, y in zip(trunk.layers, self.hidden[index], strict=True):
-            ops += [layer.forward(x, y), _ACTIVATE[trunk.activation](y)]
+            ops += self._bind_layer(layer, x, y, trunk.activation)
             x = y
         return ops
+
+    def _bind_layer(self, layer: _Layer, x: Tensor, y: Tensor, activation: ActivationName | None) -> list[Op]:
+        return (layer.forward_acting if self._acts else layer.forward)(x, y, activation)
 
 
 class BackwardPass(Pass):
@@ -286,7 +316,7 @@ class BackwardPass(Pass):
             heads += [(self._network.critic, self._d_value)] if index == last else []
             if self._leaves_first_out:
                 trunk = self._network.trunks[index]
-                self._backward += [trunk.layers[0].forward(x, outputs[0]), _ACTIVATE[trunk.activation](outputs[0])]
+                self._backward += trunk.layers[0].forward_acting(x, outputs[0], trunk.activation)
             self._backward += self._bind_heads(heads, outputs[-1] if outputs else x)
             self._backward += self._bind_trunk_backward(index, x)
 

@@ -11,6 +11,7 @@ from fastac.kernels.dispatch import (
     find_episodes,
     gae,
     gaussian_loss,
+    prepare_dense,
     sample_categorical,
 )
 from fastac.kernels.fused_loss import fused_categorical_loss, fused_gaussian_loss
@@ -27,5 +28,6 @@ __all__ = [
     "gae_reference",
     "gaussian_loss",
     "moments_reference",
+    "prepare_dense",
     "sample_categorical",
 ]

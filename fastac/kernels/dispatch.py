@@ -64,6 +64,8 @@ batch_moments = _dispatched(reference.batch_moments)
 sample_categorical = _dispatched(reference.sample_categorical)
 categorical_loss = _dispatched(reference.categorical_loss)
 gaussian_loss = _dispatched(reference.gaussian_loss)
+# Networks on CUDA have captured graphs in its place.
+prepare_dense: Callable[[Tensor, Tensor, Tensor, str, Tensor], Callable[[], object]] = _ON_CPU.prepare_dense
 # Episodes are counted where envs live.
 find_episodes: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], int] = _ON_CPU.find_episodes
 

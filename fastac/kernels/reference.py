@@ -6,6 +6,7 @@ Shapes: `T` steps, `N` envs, time first; `M` rows of a batch; `A` actions, or si
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -279,6 +280,23 @@ def gaussian_loss(
         added = _terms(log_prob, entropy, leaves[2], *constants, inverse_count, shift, scale, clip_coef)
         d_mean[valid], added_d_log_std, d_value[valid] = _finish(added, vf_coef, ent_coef, leaves, terms)
     d_log_std += added_d_log_std
+
+
+DENSE_ACTIVATIONS = ("identity", "relu", "tanh")
+
+
+def prepare_dense(x: Tensor, weight: Tensor, bias: Tensor, activation: str, y: Tensor) -> Callable[[], object]:
+    """Return a call that writes `y = activation(x @ weight + bias)`, for tensors that stay where they are.
+
+    Args:
+        x: `[N, D]`.
+        weight: `[D, H]`, which is the transpose of torch's.
+        bias: `[H]`.
+        activation: one of `DENSE_ACTIVATIONS`.
+        y: `[N, H]`, written by every call.
+    """
+    activate = {"identity": lambda z: z, "relu": torch.relu, "tanh": torch.tanh}[activation]
+    return lambda: y.copy_(activate(x @ weight + bias))
 
 
 def find_episodes(

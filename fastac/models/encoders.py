@@ -24,6 +24,7 @@ class MLPEncoder(nn.Module):
     """Hidden layers over a flat observation: `[..., D]` to `[..., hidden_sizes[-1]]`.
 
     Attributes:
+        activation: between layers.
         output_size: features per row; the observation's own size if there are no hidden layers.
     """
 
@@ -35,6 +36,7 @@ class MLPEncoder(nn.Module):
         for before, after in pairwise(sizes):
             layers += [make_linear(before, after, math.sqrt(2.0)), _ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers)
+        self.activation = activation
         self.output_size = sizes[-1]
 
     def forward(self, obs: Tensor) -> Tensor:

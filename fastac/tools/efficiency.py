@@ -248,7 +248,8 @@ class _FusedNetwork:
         steps = rows // num_envs if keeps else 1
         tape = Tape.kept(network, steps, num_envs, obs_size) if keeps else Tape(network, max(chunk, num_envs), obs_size)
         obs = _draw(rng, num_envs, obs_size)
-        self._acting = cycle([(Pass(network, tape, t * num_envs, (t + 1) * num_envs), obs) for t in range(steps)])
+        network.refresh()
+        self._acting = cycle([(Pass(network, tape, t * num_envs, (t + 1) * num_envs, True), obs) for t in range(steps)])
         scratch = Scratch(network, chunk)
         self._passes: list[tuple[BackwardPass, Tensor]] = []
         for begin in range(0, rows, chunk):
