@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial, singledispatch
 from typing import TypeAlias, get_args
@@ -174,14 +174,14 @@ class Parts:
 
     def get_state(self) -> StateTree:
         """Everything that training continues from."""
-        workers, trainer = self.crew.get_states(), self.trainer.get_state()
-        if workers is None:  # their environments are lost, so nobody's episodes go on
-            workers, trainer = [], {**trainer, "envs": None}
+        workers = self.crew.get_states()
+        # Where the workers' environments are lost nobody's episodes go on, and these may be what failed.
+        trainer = self.trainer.get_state(with_envs=workers is not None)
         return {
             "model": self.model.state_dict(),
             "reward_normalizer": self.reward_normalizer.state_dict(),
             "trainer": trainer,
-            "workers": {str(rank): state for rank, state in enumerate(workers, start=1)},
+            "workers": {str(rank): state for rank, state in enumerate(workers or [], start=1)},
         }
 
     def set_state(self, state: StateTree) -> bool:
@@ -360,7 +360,8 @@ def _build_engine(
         staged = StagedGradient(network, objective, whole.rows(0, rows))
         return StagedActor(network, sampler, rollout, generator), staged, staged.nbytes
     fused = FusedActor(network, sampler, rollout, generator, keeps)
-    gradient = FusedGradient(network, objective, rollout.obs.shape[-1], fused.tape if keeps else None, rows)
+    kept, goes_forward = fused.tape if keeps else None, config.algo.num_epochs > 1
+    gradient = FusedGradient(network, objective, rollout.obs.shape[-1], kept, rows, goes_forward)
     return fused, gradient, fused.nbytes + gradient.nbytes
 
 
@@ -386,9 +387,9 @@ def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Co
     least = _LEAST_BATCHED_SHARE if _is_batched(config.env, env_factory) else _LEAST_SHARE
     most = count_physical_cores() if config.run.device == "cpu" else 1
     for workers in range(most, 1, -1):
-        share, odd = divmod(config.env.num_envs, workers)
-        if not odd and share >= least and share * config.algo.num_steps % config.algo.num_minibatches == 0:
-            return config.replace(workers=workers)
+        if config.env.num_envs // workers >= least:
+            with suppress(ValueError):  # what does not divide
+                return config.replace(workers=workers)
     return config.replace(workers=1)
 
 
@@ -569,7 +570,9 @@ def check_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError(f"devices of type {device.type} are not supported")
-        torch.zeros(1, device=device)
+        device = torch.zeros(1, device=device).device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # kernels and captured graphs go where the current device is
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {name!r}, which this machine or torch build does not offer: use cpu.") from error
     return device

@@ -228,6 +228,11 @@ class Config:
             raise ValueError(f"num_envs is {self.env.num_envs}, expected a multiple of workers, which is {workers}.")
         if workers > 1 and self.run.device != "cpu":
             raise ValueError(f"workers is {workers} with device {self.run.device}, expected 1: they share CPU cores.")
+        if workers > 1 and self.env.vectorization == "process":
+            raise ValueError(
+                f"workers is {workers} with vectorization process, expected one or the other: "
+                "a worker steps its environments itself."
+            )
         sliced, what = (
             (self.env.num_envs, "num_envs (a recurrent core's minibatches are whole sequences)")
             if self.model.core == "lstm"

@@ -192,7 +192,7 @@ class Group(Protocol):
     rank: int
 
     def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Return every worker's `array`, `[size, *shape]`, by rank; valid until the call after the next."""
+        """Return every worker's `array`, `[size, *shape]`, by rank; valid until the next call."""
 
 
 class Alone:

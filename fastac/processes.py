@@ -6,6 +6,8 @@ memory has no name, so it goes with its last process even if that is killed.
 
 from __future__ import annotations
 
+import atexit
+import math
 import multiprocessing
 import os
 import pickle
@@ -93,6 +95,7 @@ def start(context: SpawnContext | ForkServerContext, work: Callable[[Connection]
     process = context.Process(target=work, args=(theirs,), daemon=True)
     process.start()
     theirs.close()  # or this process would hold the pipe of a dead worker open, and wait
+    atexit.register(ours.close)  # before multiprocessing waits for processes that nobody closed
     return Child(process, ours)
 
 
@@ -100,6 +103,7 @@ def close(children: list[Child], timeout_s: float = CLOSE_TIMEOUT_S) -> None:
     """Close the pipes, at which the processes end by themselves; kill those that do not; empty the list."""
     for child in children:
         child.pipe.close()
+        atexit.unregister(child.pipe.close)
     while children:
         process = children.pop().process
         process.join(timeout_s)
@@ -133,16 +137,28 @@ def pickled(thing: object, what: str) -> bytes:
         raise ValueError(f"{what} ({type(error).__name__}: {error}).") from error
 
 
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
 def count_cores() -> int:
     """Return the cores that this process may use, which in a container are fewer than the machine has."""
-    return len(_core_numbers())
+    return min(len(_core_numbers()), _read_quota())
+
+
+def _read_quota() -> int:
+    """Return how many cores' time a container may use (docker --cpus), a huge number where that is not limited."""
+    try:
+        quota_us, period_us = _QUOTA.read_text().split()
+        return max(1, math.ceil(int(quota_us) / int(period_us)))
+    except (OSError, ValueError):  # no such file, or "max"
+        return 2**31
 
 
 def count_physical_cores() -> int:
     """Return how many of those are cores of their own: two threads of one core compute no faster than one."""
     siblings = (Path(f"/sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") for n in _core_numbers())
     try:
-        return len({path.read_text() for path in siblings})
+        return min(len({path.read_text() for path in siblings}), _read_quota())
     except OSError:  # not Linux, or a container that hides it
         return count_cores()
 

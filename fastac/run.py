@@ -179,9 +179,10 @@ class Session:
             self._abandon()
             raise NonFiniteError(f"{error}; {saved}.") from error
         except (EnvFailure, WorkerFailure):
-            if self.config.run.workers != 1:
+            try:
                 self._save_without_workers()
-            self._abandon()
+            finally:
+                self._abandon()
             raise
         except (Exception, KeyboardInterrupt):
             self._abandon()
@@ -250,8 +251,10 @@ class Session:
 
     def _save_without_workers(self) -> None:
         """Save the last good parameters after a worker was lost; its environments, and so all, begin anew."""
+        if self.config.run.workers == 1:
+            return
         self.parts.crew.close()  # those that are left are in the middle of an iteration
-        if self._report is not None:
+        if self._report is not None and self._saved_at != self._report.env_steps:  # never over a better one
             with suppress(RecordError):
                 self._save(self._report)
 
@@ -282,8 +285,12 @@ class Session:
         if not self._closed:
             try:
                 self._end(measure_efficiency)
-            except (Exception, KeyboardInterrupt):
-                self._abandon()
+            except (Exception, KeyboardInterrupt) as error:
+                try:
+                    if isinstance(error, WorkerFailure):
+                        self._save_without_workers()
+                finally:
+                    self._abandon()
                 raise
             self._close()
         return self._summary
@@ -311,7 +318,7 @@ class Session:
         rows = count_rows(config, report.iteration, report.env_steps) / report.iteration
         try:
             return measure(config, self.parts, max(1, round(rows)), self._env_factory, config.run.seed)
-        except Exception as error:  # it runs foreign code, and a trained run is not lost by what comes after it
+        except (Exception, KeyboardInterrupt) as error:  # a trained run is not lost by what comes after it
             log.warning("efficiency was not measured: %s", str(error) or type(error).__name__)
             return None
 

@@ -37,13 +37,14 @@ class FusedActor:
         steps, envs, size = rollout.num_steps, rollout.num_envs, rollout.obs.shape[-1]
         self._rollout, self._sampler, self._generator = rollout, sampler, generator
         self._network, self.keeps = network, keeps
-        # For one step, of which nothing is kept; also for the row after the last.
-        beside = Tape(network, envs, size, left_out=len(network.sizes))
-        self._beside = Pass(network, beside, 0, envs, acts=True)
-        self.tape, self._passes = beside, [self._beside]
-        if keeps:
-            self.tape = Tape.kept(network, steps, envs, size)
-            self._passes = [Pass(network, self.tape, t * envs, (t + 1) * envs, acts=True) for t in range(steps)]
+        # For one step, of which nothing is kept; also for the row after the last, and for observations beside.
+        one = Tape(network, envs, size, left_out=len(network.sizes))
+        self.tape = Tape.kept(network, steps, envs, size) if keeps else one
+        begins = [t * envs if keeps else 0 for t in range(steps)]
+        self._passes = [Pass(network, self.tape, at, at + envs, acts=True) for at in begins]
+        self._last, self._beside = (Pass(network, one, 0, envs, acts=True) for _ in range(2))
+        self._beside_obs = torch.empty_like(rollout.obs[0])
+        self._nbytes = one.nbytes + (self.tape.nbytes if keeps else 0)
         self._obs = list(rollout.obs)
         self._action, self._log_prob = list(rollout.action), list(rollout.log_prob)
         self._value = list(rollout.value.numpy())
@@ -52,7 +53,7 @@ class FusedActor:
     @property
     def nbytes(self) -> int:
         """Memory of the activations."""
-        return self.tape.nbytes
+        return self._nbytes
 
     def begin(self) -> None:
         """Draw the rollout's noise, and take the weights as they are."""
@@ -62,20 +63,19 @@ class FusedActor:
 
     def act(self, t: int) -> None:
         """Write row t."""
-        at = t if self.keeps else 0
-        step = self._passes[at]
+        step = self._passes[t]
         step.forward(self._obs[t])
         self._sampler.sample(step.params, self._noise[t], self._action[t], self._log_prob[t])
-        self._value[t][:] = self._step_value[at]
+        self._value[t][:] = self._step_value[t]
 
     def value(self, t: int) -> None:
         """Write row t of values."""
-        self._beside.forward_critic(self._obs[t])
-        self._value[t][:] = self._beside.value.numpy()
+        self._last.forward_critic(self._obs[t])
+        self._value[t][:] = self._last.value.numpy()
 
     def value_of(self, obs: Tensor) -> Tensor:
         """Value `obs`; there is no memory to go on from."""
-        self._beside.forward_critic(obs)
+        self._beside.forward_critic(self._beside_obs.copy_(obs))
         return self._beside.value
 
     def forget(self) -> None:

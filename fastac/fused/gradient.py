@@ -36,7 +36,13 @@ class FusedGradient:
     """A `Gradient` that goes through a batch in chunks: forward where needed, objective, backward."""
 
     def __init__(
-        self, network: FusedNetwork, objective: FusedObjective, obs_size: int, kept: Tape | None, max_rows: int
+        self,
+        network: FusedNetwork,
+        objective: FusedObjective,
+        obs_size: int,
+        kept: Tape | None,
+        max_rows: int,
+        goes_forward: bool = True,
     ) -> None:
         """Allocate for batches of at most `max_rows` rows.
 
@@ -46,10 +52,11 @@ class FusedGradient:
             obs_size: D.
             kept: the activations of the rollout that acting leaves behind, or None.
             max_rows: of a batch.
+            goes_forward: whether there are batches that the kept activations are not of.
         """
         rows = min(CHUNK, max_rows)
         self._network, self._objective, self._kept = network, objective, kept
-        self._own = kept if kept is not None and kept.value.shape[0] <= rows else Tape(network, rows, obs_size)
+        self._own = Tape(network, rows if goes_forward or kept is None else 0, obs_size)
         self._scratch = Scratch(network, rows)
         self._terms = torch.zeros(5, dtype=torch.float64)
         self._passes: dict[tuple[bool, int, int], BackwardPass] = {}
@@ -59,7 +66,7 @@ class FusedGradient:
     @property
     def nbytes(self) -> int:
         """Memory of its own, the kept activations excepted."""
-        return self._scratch.nbytes + (0 if self._own is self._kept else self._own.nbytes)
+        return self._scratch.nbytes + self._own.nbytes
 
     def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
         """See `Gradient`."""
@@ -79,11 +86,9 @@ class FusedGradient:
         return self._terms
 
     def _pass(self, is_kept: bool, begin: int, end: int) -> BackwardPass:
-        """Return the views of a chunk, made once: in the kept tape, or of as many rows of the own one."""
-        if not is_kept:
-            begin, end = 0, end - begin
+        """Return what goes through a chunk, made once: in the kept tape, or in as many rows of the own one."""
         key = (is_kept, begin, end)
         if key not in self._passes:
-            tape = self._kept if is_kept and self._kept is not None else self._own
-            self._passes[key] = BackwardPass(self._network, tape, begin, end, self._scratch)
+            tape, at = (self._kept, begin) if is_kept and self._kept is not None else (self._own, 0)
+            self._passes[key] = BackwardPass(self._network, tape, at, at + end - begin, self._scratch)
         return self._passes[key]

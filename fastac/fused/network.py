@@ -316,7 +316,7 @@ class BackwardPass(Pass):
             heads += [(self._network.critic, self._d_value)] if index == last else []
             if self._leaves_first_out:
                 trunk = self._network.trunks[index]
-                self._backward += trunk.layers[0].forward_acting(x, outputs[0], trunk.activation)
+                self._backward += trunk.layers[0].forward(x, outputs[0], trunk.activation)
             self._backward += self._bind_heads(heads, outputs[-1] if outputs else x)
             self._backward += self._bind_trunk_backward(index, x)
 

@@ -7,8 +7,8 @@ for a moment and then sleep; states and failures go through pipes.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from enum import IntEnum
 from functools import partial
 from multiprocessing.connection import Connection
@@ -16,7 +16,17 @@ from typing import Protocol, TypeAlias, cast
 
 import torch
 
-from fastac.contract import Alone, EnvFailure, Episodes, Group, NonFiniteError, Phases, StateTree, WorkerFailure
+from fastac.contract import (
+    Alone,
+    EnvFailure,
+    Episodes,
+    Group,
+    NonFiniteError,
+    Phases,
+    StateLeaf,
+    StateTree,
+    WorkerFailure,
+)
 from fastac.processes import (
     START_TIMEOUT_S,
     Child,
@@ -29,7 +39,7 @@ from fastac.processes import (
     start,
     unpickled,
 )
-from fastac.trainers.group import GroupMemory, SharedGroup, wait_until
+from fastac.trainers.group import GroupMemory, SharedGroup, fence, wait_until
 from fastac.trainers.pair import Pair
 
 WORKER_TIMEOUT_S = 120.0  # the longest that one worker may keep the others waiting
@@ -161,7 +171,11 @@ class Crew:
         self._guarded(lambda: [self._exchange(rank, state) for rank, state in zip(self._ranks, states, strict=True)])
 
     def _exchange(self, rank: int, state: StateTree) -> StateTree:
-        self._children[rank - 1].pipe.send(state)
+        child = self._children[rank - 1]
+        try:
+            child.pipe.send(_to_arrays(state))
+        except OSError as error:
+            raise WorkerFailure(f"worker {rank} died (exit code {child.exit_code()}).") from error
         return self._receive(rank, self._timeout_s)
 
     def close(self) -> None:
@@ -170,6 +184,7 @@ class Crew:
 
     def _give(self, command: _Command) -> None:
         self._command[1] = command
+        fence()
         self._command[0] += 1
 
     def _guarded(self, work: Callable[[], object]) -> None:
@@ -212,6 +227,25 @@ class Crew:
             raise
 
 
+class _FirstLeftError(Exception):
+    """The first worker has closed the pipe, or is gone."""
+
+
+def _receive_from_first(pipe: Connection) -> StateTree:
+    try:
+        state: StateTree = pipe.recv()
+    except (EOFError, OSError) as error:
+        raise _FirstLeftError from error
+    return state
+
+
+def _send_to_first(pipe: Connection, message: StateTree | Failed) -> None:
+    try:
+        pipe.send(message)
+    except OSError as error:
+        raise _FirstLeftError from error
+
+
 def _work(make: bytes, memory: GroupMemory, rank: int, pipe: Connection) -> None:
     """Live as worker `rank` until the pipe closes."""
     ignore_signals()
@@ -219,21 +253,20 @@ def _work(make: bytes, memory: GroupMemory, rank: int, pipe: Connection) -> None
 
     def watch(waited_s: float) -> None:
         if pipe.poll(0):
-            pipe.recv()  # raises EOFError: nothing is sent to a worker that waits, so the pipe has closed
+            _receive_from_first(pipe)  # nothing is sent to a worker that waits, so the pipe has closed
 
     group = SharedGroup(memory, rank, watch)
-    try:
-        member = cast(MakeMember, unpickled(make))(group)
+    with suppress(_FirstLeftError):
         try:
-            pipe.send({})
-            _obey(member, memory, group, pipe)
-        finally:
-            member.close()
-    except (EOFError, OSError):
-        return  # the first worker closed the pipe, or is gone
-    except Exception as error:
-        message = str(error) if isinstance(error, EnvFailure) else f"raised {type(error).__name__}: {error}"
-        pipe.send(Failed(message, traceback.format_exc(), isinstance(error, EnvFailure)))
+            member = cast(MakeMember, unpickled(make))(group)
+            with closing(member):
+                _send_to_first(pipe, {})
+                _obey(member, memory, group, pipe)
+        except _FirstLeftError:
+            raise
+        except Exception as error:
+            message = str(error) if isinstance(error, EnvFailure) else f"raised {type(error).__name__}: {error}"
+            _send_to_first(pipe, Failed(message, traceback.format_exc(), isinstance(error, EnvFailure)))
 
 
 def _obey(member: Member, memory: GroupMemory, group: SharedGroup, pipe: Connection) -> None:
@@ -249,17 +282,29 @@ def _obey(member: Member, memory: GroupMemory, group: SharedGroup, pipe: Connect
                 with suppress(NonFiniteError):  # everybody sees it, and the first worker tells
                     member.pair.learn(float(done_fraction[0]), phases)
             case _Command.GET_STATE:
-                pipe.send(member.get_state())
+                _send_to_first(pipe, _to_arrays(member.get_state()))
             case _Command.SET_STATE:
-                member.set_state(pipe.recv())
-                pipe.send({})
+                member.set_state(_receive_from_first(pipe))
+                _send_to_first(pipe, {})
 
 
 def _wait_command(given: memoryview, done: int, pipe: Connection) -> None:
-    """Wait for a command beyond those `done`; EOFError where the first worker is gone."""
+    """Wait for a command beyond those `done`."""
 
     def watch(waited_s: float) -> None:
         if pipe.poll(0) and given[0] == done:  # in this order: a state is sent after its command is given
-            pipe.recv()
+            _receive_from_first(pipe)
 
     wait_until(lambda: bool(given[0] != done), watch)
+    fence()
+
+
+def _to_arrays(state: StateTree) -> StateTree:
+    """Replace tensors by arrays: a tensor would be sent as memory that both processes share from then on."""
+    return {name: _to_array(part) for name, part in state.items()}
+
+
+def _to_array(part: StateTree | StateLeaf) -> StateTree | StateLeaf:
+    if isinstance(part, Mapping):
+        return _to_arrays(part)
+    return part.cpu().numpy() if isinstance(part, torch.Tensor) else part

@@ -69,13 +69,13 @@ class Pair:
         self._counter.restart_episodes()
         self._reward_scaling.restart_episodes()
 
-    def get_state(self) -> StateTree:
-        """Everything but the model and the normalisers; `envs` is None where envs cannot be captured."""
+    def get_state(self, with_envs: bool = True) -> StateTree:
+        """Everything but the model and the normalisers; `envs` is None where envs cannot or shall not be captured."""
         return {
             "collector": self._collector.get_state(),
             "learner": self.learner.get_state(),
             "episode_counter": self._counter.get_state(),
-            "envs": self._envs.get_state(),
+            "envs": self._envs.get_state() if with_envs else None,
         }
 
     def set_state(self, state: StateTree) -> bool:

@@ -73,10 +73,10 @@ class SyncTrainer:
         known = self._phases.env_s + self._phases.act_s + self._phases.advantage_s + self._phases.update_s
         return replace(self._phases, other_s=self._train_wall_s - known)
 
-    def get_state(self) -> StateTree:
+    def get_state(self, with_envs: bool = True) -> StateTree:
         """The pair's state and the counters; the crew's is apart."""
         return {
-            **self._pair.get_state(),
+            **self._pair.get_state(with_envs),
             "phases": asdict(self._phases),
             "train_wall_s": self._train_wall_s,
             "iteration": self.iteration,

@@ -13,6 +13,7 @@ from fastac.build import build_fused_objective, build_head, build_objective, bui
 from fastac.config import Config
 from fastac.fused import FusedActor, FusedGradient, FusedNetwork, StagedActor, StagedGradient, is_fusable
 from fastac.fused import gradient as fused_gradient
+from fastac.fused import network as network_module
 from fastac.gradient import AutogradGradient, Coefs, PlainObjective
 from fastac.losses import clipped_surrogate, policy_gradient
 from fastac.models import ActorCritic, IdentityCore, LSTMCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, Trunk
@@ -108,14 +109,16 @@ def gradient_of(model):
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])  # 0: the first layer is left out of the tape
 @pytest.mark.parametrize("chunk", [4, 1024])
 @pytest.mark.parametrize("coefs", [A2C, PPO], ids=["a2c", "ppo"])
 @pytest.mark.parametrize("normalizes", [False, True])
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize(("hidden", "activation", "shared"), NETS)
-def test_its_gradients_are_autograds(hidden, activation, shared, space, normalizes, coefs, chunk, monkeypatch):
+@pytest.mark.parametrize("net", NETS)
+def test_its_gradients_are_autograds(net, space, normalizes, coefs, chunk, cache_bytes, monkeypatch):
     monkeypatch.setattr(fused_gradient, "CHUNK", chunk)
-    model, rollout = make_model(SPACES[space], hidden, activation, shared, normalizes), make_rollout(SPACES[space])
+    monkeypatch.setattr(network_module, "_CACHE_BYTES", cache_bytes)
+    model, rollout = make_model(SPACES[space], *net, normalizes), make_rollout(SPACES[space])
     network, actor = act_fused(model, rollout)
     rollout.log_prob.add_(0.3 * torch.randn(rollout.log_prob.shape, generator=torch.Generator().manual_seed(9)))
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
@@ -159,6 +162,31 @@ def test_kept_activations_are_used_only_while_they_are_fresh():
     assert found[True] != pytest.approx(found[False], rel=1e-2)
 
 
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_after_an_update_nothing_of_the_old_weights_is_left(cache_bytes, monkeypatch):
+    monkeypatch.setattr(network_module, "_CACHE_BYTES", cache_bytes)
+    model, rollout = make_model(SPACES["discrete"], (8, 8), "tanh", True), make_rollout(SPACES["discrete"])
+    network, actor = act_fused(model, rollout)
+    assert actor.tape.left_out == (cache_bytes == 0)
+    objective = build_fused_objective(model.head, clipped_surrogate)
+    gradients = [
+        AutogradGradient(model, PlainObjective(model.head, clipped_surrogate), CPU),
+        FusedGradient(network, objective, OBS_SIZE, actor.tape, NUM_STEPS * NUM_ENVS),
+    ]
+    (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
+    for _ in range(2):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
+        found = []
+        for gradient in gradients:
+            for p in model.parameters():
+                p.grad.zero_()
+            gradient(batch, PPO, False)
+            found.append(gradient_of(model))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=2e-5)
+
+
 def value_loss(model, rollout):
     none = torch.zeros(NUM_ENVS, 0)
     value = model.value(rollout.obs[:-1], none, rollout.start[:-1])
@@ -170,6 +198,7 @@ RUNS = {
     "ppo": {"algo": "ppo", "num_steps": 9, "num_epochs": 3, "normalize_advantage": True},
     "episodes": {"collect": "episodes", "num_steps": 60, "gae_lambda": 1.0},
     "normalised": {"num_steps": 9, "normalize_obs": True, "shared_trunk": False, "activation": "tanh"},
+    "ppo, wide": {"algo": "ppo", "num_steps": 150, "num_epochs": 3, "hidden_sizes": (256, 256)},
 }
 # These keep autograd's graphs in place of activations.
 GRAPHS = {
@@ -184,7 +213,8 @@ GRAPHS = {
 def test_a_run_learns_the_same_whether_forwards_are_kept_or_made_again(settings):
     ends = []
     for reuse in (True, False):
-        parts = make_parts(num_envs=4, hidden_sizes=(16, 16), learning_rate=1e-3, reuse_forward=reuse, **settings)
+        narrow = {"num_envs": 4, "hidden_sizes": (16, 16), "learning_rate": 1e-3}
+        parts = make_parts(**(narrow | settings), reuse_forward=reuse)
         reports = list(islice(parts.trainer.run(), 5))
         ends.append((weights(parts), reports[-1].env_steps))
         parts.close()
@@ -225,7 +255,8 @@ def test_a_run_on_cuda_learns_what_one_on_the_cpu_does(settings):
     # Updates come between the replays, so a graph that had kept the weights it was captured with would show.
     ends = []
     for device in ("cpu", "cuda"):
-        parts = make_parts(num_envs=4, hidden_sizes=(16, 16), learning_rate=1e-3, device=device, **settings)
+        narrow = {"num_envs": 4, "hidden_sizes": (16, 16), "learning_rate": 1e-3}
+        parts = make_parts(**(narrow | settings), device=device)
         list(islice(parts.trainer.run(), 5))
         ends.append({name: value.cpu() for name, value in weights(parts).items()})
         parts.close()

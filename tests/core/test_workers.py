@@ -42,17 +42,22 @@ def in_threads(works):
 
     def run(rank):
         try:
-            results[rank] = works[rank](SharedGroup(memory, rank, lambda waited_s: None))
+            results[rank] = works[rank](SharedGroup(memory, rank, watch))
         except Exception as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(works))]
+    def watch(waited_s):
+        if errors:
+            raise RuntimeError("another member has failed")
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(len(works))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60.0)
     if errors:
         raise errors[0]
+    assert not any(thread.is_alive() for thread in threads)
     return results
 
 
@@ -368,6 +373,7 @@ def test_workers_go_when_the_first_is_killed(tmp_path):
         (2, {"num_envs": 8, "vectorization": "sync", "env_id": "Pendulum-v1"}, 2),
         (1, {"num_envs": 256}, 1),
         (2, {"num_envs": 64, "num_steps": 1, "num_minibatches": 64}, 1),
+        (2, {"env_id": "Pendulum-v1", "core": "lstm", "num_envs": 16, "num_minibatches": 16}, 1),  # whole sequences
     ],
 )
 def test_auto_workers(monkeypatch, cores, settings, workers):

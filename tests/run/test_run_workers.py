@@ -64,6 +64,36 @@ def test_a_lost_worker_leaves_a_checkpoint_of_that_moment(tmp_path, monkeypatch,
     again.finish()
 
 
+def test_a_checkpoint_of_that_moment_is_not_replaced_by_a_lesser_one(tmp_path):
+    session = fastac.start(
+        "CartPole-v1", workers=2, run_dir=tmp_path / "run", total_env_steps=10**6, checkpoint_every=1, **SMALL
+    )
+    with pytest.raises(fastac.WorkerFailure):
+        for report in session:
+            if report.iteration == 3:
+                saved = checkpoints(tmp_path / "run")[-1]
+                before = (saved / "state.json").read_bytes()
+                os.kill(pids_of(session)[0], signal.SIGKILL)
+    assert checkpoints(tmp_path / "run")[-1] == saved
+    assert (saved / "state.json").read_bytes() == before
+
+
+def test_a_session_that_nobody_finishes_lets_python_exit(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import fastac\nif __name__ == '__main__':\n"
+        f"    session = fastac.start('CartPole-v1', workers=2, run_dir={str(tmp_path / 'run')!r}, num_envs=4)\n"
+        "    next(iter(session))\n"
+    )
+    assert subprocess.run([sys.executable, str(script)], timeout=60, capture_output=True).returncode == 0
+
+
+def test_workers_and_processes_of_environments_do_not_go_together(tmp_path, capsys):
+    words = ["train", "Pendulum-v1", "--num-envs", "4", "--workers", "2", "--vectorization", "process"]
+    assert main([*words, "--run-dir", str(tmp_path / "run")]) == 2
+    assert "workers is 2 with vectorization process, expected one or the other" in capsys.readouterr().err
+
+
 def test_the_command_line_shows_the_workers_own_traceback(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FASTAC_TEST_HOME", str(os.getpid()))
     words = [
