@@ -11,6 +11,7 @@ from benchmarks.contest import Contestant, Pool, Standing
 from benchmarks.headlines import Findings, format_headlines
 from benchmarks.machine import Machine, format_machine
 from benchmarks.tables import format_table
+from benchmarks.workloads import NUM_STEPS
 
 T = TypeVar("T")
 
@@ -51,7 +52,8 @@ class Session:
         for algo, results in self.findings.solved.items():
             yield f"W7 CartPole-v1 to {solve.DEFAULT_UNTIL:g}, {algo}\n{solve.format_results(results)}"
         if self.memory:
-            yield format_table(("W8 memory of A2C, 16 steps", "MB", "of which stated", "bytes per env"), self.memory)
+            header = (f"W8 memory of A2C, {NUM_STEPS} steps", "MB", "of which stated", "bytes per env", "and step")
+            yield format_table(header, self.memory)
         yield format_headlines(self.findings)
 
     def format(self) -> str:
@@ -101,7 +103,9 @@ class Measurement:
     def add_memory(self, name: str, num_envs: int, taken: float, stated: float | None) -> None:
         self._benchmark.extra_info.update(workload="W8", name=name, bytes=taken, stated_bytes=stated)
         told = "" if stated is None else f"{stated / 1e6:,.1f}"
-        self._session.memory.append((name, f"{taken / 1e6:,.1f}", told, f"{taken / num_envs:,.0f}"))
+        per_env = taken / num_envs
+        row = (name, f"{taken / 1e6:,.1f}", told, f"{per_env:,.0f}", f"{per_env / NUM_STEPS:,.0f}")
+        self._session.memory.append(row)
 
     def add_solved(self, algo: str, results: Sequence[solve.Result]) -> None:
         self._session.findings.solved[algo] = results

@@ -132,7 +132,8 @@ class WorkerParts:
         envs: stepped by the pair.
         model: the policy, equal in all workers.
         rollout: the storage.
-        activations_nbytes: memory of what acting leaves behind for learning, and of the updates' own.
+        activations_nbytes: memory besides it: what acting leaves behind for learning, the updates' own, a
+            minibatch, the rollout's noise and episodes.
         reward_normalizer: with this worker's returns so far.
         pair: collects and learns.
     """
@@ -330,7 +331,8 @@ def _build_worker(
     apply = LocalApply(model, build_rule(config.optim), config.optim.max_grad_norm, group)
     actor, gradient, nbytes = _build_engine(config, model, rollout, generator, device)
     slicing = SequenceMinibatches if config.model.core == "lstm" else FlatMinibatches
-    learner = Learner(config, gradient, slicing(config.algo.num_minibatches, generator), apply, group)
+    minibatches = slicing(config.algo.num_minibatches, generator)
+    learner = Learner(config, gradient, minibatches, apply, group)
     reward_normalizer = (
         RewardNormalizer(config.env.num_envs, config.algo.gamma)
         if config.model.normalize_reward
@@ -338,6 +340,7 @@ def _build_worker(
     )
     collector = Collector(envs, actor, rollout)
     pair = Pair(config.algo.collect, envs, collector, learner, model.obs_normalizer, reward_normalizer, group)
+    nbytes += minibatches.nbytes(rollout) + pair.nbytes
     return WorkerParts(envs, model, rollout, nbytes, reward_normalizer, pair)
 
 

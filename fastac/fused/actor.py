@@ -44,7 +44,8 @@ class FusedActor:
         self._passes = [Pass(network, self.tape, at, at + envs, acts=True) for at in begins]
         self._last, self._beside = (Pass(network, one, 0, envs, acts=True) for _ in range(2))
         self._beside_obs = torch.empty_like(rollout.obs[0])
-        self._nbytes = one.nbytes + (self.tape.nbytes if keeps else 0)
+        noise_nbytes = steps * sampler.draw_noise((envs,), torch.Generator()).nbytes
+        self._nbytes = one.nbytes + (self.tape.nbytes if keeps else 0) + noise_nbytes
         self._obs = list(rollout.obs)
         self._action, self._log_prob = list(rollout.action), list(rollout.log_prob)
         self._value = list(rollout.value.numpy())
@@ -52,7 +53,7 @@ class FusedActor:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the activations."""
+        """Memory of the activations and of a rollout's noise."""
         return self._nbytes
 
     def begin(self) -> None:

@@ -102,9 +102,3 @@ class ActorCritic(nn.Module):
         """Return values `[N]` for one step."""
         value: Tensor = self(obs, state, start)[1]
         return value
-
-    def evaluate(self, obs: Tensor, action: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-probs, entropies and values of given actions, with gradients, each `[...]`."""
-        params, value, _ = self(obs, state, start)
-        log_prob, entropy = self.head.log_prob_entropy(params, action)
-        return log_prob, entropy, value

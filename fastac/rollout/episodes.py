@@ -19,6 +19,11 @@ class EpisodeCounter:
         self._length = torch.zeros(num_envs, dtype=torch.int64)  # [N]
         self._found = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.int64)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of what a rollout may hold."""
+        return sum(found.nbytes for found in self._found)
+
     def count(self, rollout: Rollout) -> Episodes:
         """Take in a rollout, return the episodes that ended in it, in order of time, then env."""
         rows = (rollout.reward, rollout.valid, rollout.terminated, rollout.truncated)

@@ -50,6 +50,9 @@ class Batch:
 class Minibatches(Protocol):
     """Yields the minibatches of one pass over a rollout."""
 
+    def nbytes(self, rollout: Rollout) -> int:
+        """Return the memory that a minibatch takes besides the rollout."""
+
     def split(self, rollout: Rollout) -> Iterator[Batch]:
         """Cover every row once; a batch may be overwritten by the next one."""
 
@@ -64,6 +67,10 @@ class FlatMinibatches:
         self._rollout: Rollout | None = None
         self._whole: Batch
         self._part: Batch
+
+    def nbytes(self, rollout: Rollout) -> int:
+        """See `Minibatches`."""
+        return _share(rollout, self._num)
 
     def split(self, rollout: Rollout) -> Iterator[Batch]:
         """Yield `[B / num_minibatches, ...]` each."""
@@ -93,6 +100,10 @@ class SequenceMinibatches:
         """Draw which envs go together from `generator`, afresh for every pass."""
         self._num, self._generator = num_minibatches, generator
 
+    def nbytes(self, rollout: Rollout) -> int:
+        """See `Minibatches`."""
+        return _share(rollout, self._num)
+
     def split(self, rollout: Rollout) -> Iterator[Batch]:
         """Yield `[T, N / num_minibatches, ...]` each."""
         parts = _rows(rollout)
@@ -116,6 +127,11 @@ def _rows(rollout: Rollout) -> list[Tensor]:
         rollout.valid,
         rollout.start[:rows],
     ]
+
+
+def _share(rollout: Rollout, num_minibatches: int) -> int:
+    """Return the memory of a copy of one minibatch; the whole rollout is not copied."""
+    return 0 if num_minibatches == 1 else sum(part.nbytes for part in _rows(rollout)) // num_minibatches
 
 
 def _batch(parts: list[Tensor], state: Tensor) -> Batch:

@@ -41,6 +41,11 @@ class Pair:
         self._counter = EpisodeCounter(collector.rollout.num_steps, collector.rollout.num_envs)
         self._rollout = collector.rollout
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of what a rollout's episodes may take."""
+        return self._counter.nbytes
+
     def collect(self, phases: Phases) -> Episodes:
         """Collect a rollout, check it, and return the episodes that ended in it.
 

@@ -172,6 +172,12 @@ def weigh(valid: Tensor) -> Tensor:
     return valid / valid.sum().clamp(min=1)
 
 
+def evaluate_rows(model, obs: Tensor, action: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-probs, entropies and values of given actions, with gradients."""
+    params, value, _ = model(obs, state, start)
+    return *model.head.log_prob_entropy(params, action), value
+
+
 class _NoApply:
     def zero_grad(self) -> None:
         pass

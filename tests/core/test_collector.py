@@ -13,6 +13,7 @@ from core_support import (
     Truth,
     allocate,
     estimate,
+    evaluate_rows,
     known_value,
     make_chains,
     make_collector,
@@ -80,7 +81,7 @@ def test_the_rollout_keeps_the_unclipped_action_and_the_env_gets_the_clipped_one
         stored = rollout.action[:, n].numpy()
         np.testing.assert_array_equal(np.stack(recorder.seen), stored.clip([-0.1, -0.2], [0.1, 0.3]).astype(np.float32))
     none, start = torch.zeros(2, 0), torch.zeros(2, dtype=torch.bool)
-    log_prob, _, _ = model.evaluate(rollout.obs[:-1], rollout.action, none, start)
+    log_prob, _, _ = evaluate_rows(model, rollout.obs[:-1], rollout.action, none, start)
     torch.testing.assert_close(rollout.log_prob, log_prob.detach())
 
 

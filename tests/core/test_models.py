@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from core_support import evaluate_rows
 from torch.distributions import Categorical, Independent, Normal
 
 from fastac.config import ModelConfig
@@ -143,7 +144,7 @@ def test_separate_trunks_share_nothing_and_a_shared_trunk_everything():
     obs, none, start = torch.randn(5, 3), torch.zeros(5, 0), torch.zeros(5, dtype=torch.bool)
     for shared in (True, False):
         model = make_model(shared, core="identity")
-        _, _, value = model.evaluate(obs, torch.zeros(5, dtype=torch.int64), none, start)
+        _, _, value = evaluate_rows(model, obs, torch.zeros(5, dtype=torch.int64), none, start)
         value.sum().backward()
         reached = [p.grad is not None and bool(p.grad.any()) for p in model.trunks[0].parameters()]
         assert all(reached) if shared else not any(reached)
@@ -153,7 +154,7 @@ def test_act_says_what_evaluate_says_of_its_action():
     model = make_model(shared=True)
     obs, state, start = torch.randn(5, 3), model.initial_state(5), torch.ones(5, dtype=torch.bool)
     act = model.act(obs, state, start, model.draw_noise((5,), torch.Generator().manual_seed(0)))
-    log_prob, _, value = model.evaluate(obs, act.action, state, start)
+    log_prob, _, value = evaluate_rows(model, obs, act.action, state, start)
     torch.testing.assert_close(act.log_prob, log_prob)
     torch.testing.assert_close(act.value, value)
     torch.testing.assert_close(act.value, model.value(obs, state, start))
@@ -176,7 +177,7 @@ def test_lstm_stepped_equals_the_sequence_with_starts_anywhere(shared):
     obs, action = torch.randn(9, 5, 3), torch.randint(4, (9, 5))
     start = torch.rand(9, 5) < 0.3
     first = torch.randn(5, model.state_size)
-    whole = model.evaluate(obs, action, first, start)
+    whole = evaluate_rows(model, obs, action, first, start)
     state, steps = first, []
     for t in range(9):
         params, value, after = model(obs[t], state, start[t])
@@ -243,7 +244,7 @@ def test_acting_and_learning_leave_the_statistics_alone():
     act = model.act(obs, state, start, torch.rand(4))
     model.greedy(obs, state, start)
     model.value(obs, state, start)
-    model.evaluate(obs, act.action, state, start)
+    evaluate_rows(model, obs, act.action, state, start)
     assert all(torch.equal(value, before[name]) for name, value in model.obs_normalizer.state_dict().items())
 
 
