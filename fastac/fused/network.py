@@ -261,7 +261,8 @@ class Pass:
         features = [outputs[-1] if outputs else x for outputs in self.hidden]
         policy = self._bind_layer(network.policy, features[0], self.params, None)
         critic = self._bind_layer(network.critic, features[-1], self._value, None)
-        self._forward = [*first, *chain(*trunks), *policy, *critic]
+        # The actor's head before the critic's trunk: a tape that leaves layers out has one buffer for both trunks.
+        self._forward = [*first, *trunks[0], *policy, *chain(*trunks[1:]), *critic]
         self._forward_critic = [*first, *trunks[-1], *critic]
 
     def _normalize(self, obs: Tensor, x: Tensor) -> None:

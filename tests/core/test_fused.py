@@ -87,14 +87,15 @@ def act_fused(model, rollout, keeps=True):
     return network, actor
 
 
+@pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("normalizes", [False, True])
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize(("hidden", "activation", "shared"), NETS)
-def test_it_acts_and_values_as_the_model_does(hidden, activation, shared, space, normalizes):
+def test_it_acts_and_values_as_the_model_does(hidden, activation, shared, space, normalizes, keeps):
     model = make_model(SPACES[space], hidden, activation, shared, normalizes)
     theirs, ours = make_rollout(SPACES[space]), make_rollout(SPACES[space])
     act(ModelActor(model, theirs, torch.Generator().manual_seed(0), CPU))
-    network, actor = act_fused(model, ours)
+    network, actor = act_fused(model, ours, keeps)
     torch.testing.assert_close(ours.value, theirs.value, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.log_prob, theirs.log_prob, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.action, theirs.action, rtol=1e-4, atol=1e-5)
