@@ -511,7 +511,11 @@ _REWORDED = (
 
 
 def _unbox(text: str) -> str:
-    """Return the sentence from the parser's box, drawn in Unicode or ASCII: the paragraph below its title."""
+    """Return the sentence from the parser's box, drawn in Unicode or ASCII: the paragraph below its title.
+
+    Where stdout is a terminal the box on stderr has colours.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     _, *lines = [line.strip("│ ") for line in text.strip().splitlines()]
     below = itertools.dropwhile(_is_rule, lines)
     sentence = " ".join(itertools.takewhile(lambda line: not _is_rule(line), below))

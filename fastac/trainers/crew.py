@@ -42,6 +42,7 @@ from fastac.processes import (
 from fastac.trainers.group import GroupMemory, SharedGroup, fence, wait_until
 from fastac.trainers.pair import Pair
 
+_GUARD = " (a script that trains with workers must do so below `if __name__ == '__main__':`)"
 WORKER_TIMEOUT_S = 120.0  # the longest that one worker may keep the others waiting
 
 
@@ -139,7 +140,11 @@ class Crew:
             EnvFailure: an environment failed.
             WorkerFailure: a worker failed otherwise, or gave no answer.
         """
-        self._guarded(lambda: [self._receive(rank, START_TIMEOUT_S) for rank in self._ranks])
+        try:
+            self._guarded(lambda: [self._receive(rank, START_TIMEOUT_S) for rank in self._ranks])
+        except WorkerFailure as error:
+            hint = "" if error.__cause__ is None or isinstance(error.__cause__, WorkerTraceback) else _GUARD
+            raise WorkerFailure(f"{error}{hint}") from error.__cause__
 
     @property
     def _ranks(self) -> range:

@@ -366,13 +366,13 @@ def test_workers_go_when_the_first_is_killed(tmp_path):
 @pytest.mark.parametrize(
     ("cores", "settings", "workers"),
     [
-        (4, {"num_envs": 256}, 4),
-        (4, {"num_envs": 64}, 2),  # too few for four
-        (4, {"num_envs": 16}, 1),
-        (4, {"num_envs": 129}, 3),
+        (4, {"num_envs": 512}, 4),
+        (4, {"num_envs": 256}, 2),  # too few for four
+        (4, {"num_envs": 64}, 1),
+        (4, {"num_envs": 513}, 3),
         (2, {"num_envs": 8, "vectorization": "sync", "env_id": "Pendulum-v1"}, 2),
         (1, {"num_envs": 256}, 1),
-        (2, {"num_envs": 64, "num_steps": 1, "num_minibatches": 64}, 1),
+        (2, {"num_envs": 256, "num_steps": 1, "num_minibatches": 256}, 1),
         (2, {"env_id": "Pendulum-v1", "core": "lstm", "num_envs": 16, "num_minibatches": 16}, 1),  # whole sequences
     ],
 )

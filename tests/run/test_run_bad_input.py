@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -208,3 +211,18 @@ def test_resume_without_the_runs_own_encoder(finished):
     with pytest.raises(ValueError, match="the saved weights do not fit this network"):
         fastac.load("run")
     assert fastac.load("run", encoder=wide).policy.act([0.0] * 4) in (0, 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("words", ["--num-envs 0", "--learning-rate abc", "--vectorization async"])
+def test_on_a_terminal_it_is_one_sentence_too(words):
+    # The parser draws its box in colour where stdout is a terminal.
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "fastac", "train", "CartPole-v1", *words.split()]
+    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"}
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True, env=env, timeout=60)
+    os.close(theirs)
+    os.close(ours)
+    assert done.returncode == 2
+    assert done.stderr.startswith("fastac: ") and done.stderr.count("\n") == 1
+    assert words.split()[1] in done.stderr and not set(done.stderr) & {"\x1b", "│", "─"}

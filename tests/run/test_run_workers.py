@@ -36,7 +36,7 @@ def test_a_run_with_workers_ends_as_any_other(tmp_path, capsys, caplog):
 
 def test_auto_is_written_down_as_the_number_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr("fastac.build.count_physical_cores", lambda: 2)
-    session = fastac.start("CartPole-v1", workers="auto", run_dir=tmp_path / "run", **(SMALL | {"num_envs": 64}))
+    session = fastac.start("CartPole-v1", workers="auto", run_dir=tmp_path / "run", **(SMALL | {"num_envs": 256}))
     assert session.config.run.workers == session.directory.read_config().run.workers == 2
     next(iter(session))
     session.finish()
