@@ -151,7 +151,7 @@ def pendulum_ppo() -> Config:
 
 
 def lunarlander_ppo() -> Config:
-    """PPO on LunarLander-v3: everything normalised, ten passes over short rollouts."""
+    """PPO on LunarLander-v3: everything normalised, ten passes over short rollouts, a horizon that sees the landing."""
     return Config().replace(
         env_id="LunarLander-v3",
         algo="ppo",
@@ -163,6 +163,8 @@ def lunarlander_ppo() -> Config:
         activation="tanh",
         shared_trunk=False,
         learning_rate=3e-4,
+        gamma=0.999,
+        gae_lambda=0.98,
         ent_coef=0.0,
         num_epochs=10,
         num_minibatches=16,
