@@ -263,10 +263,8 @@ class Episodes(Sequence[Episode]):
         return (self[index] for index in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        """Compare episode by episode, with any sequence of them."""
+        """Compare episode by episode, with any sequence of them; so these have no hash, as arrays change."""
         return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]  # arrays change
 
     def __repr__(self) -> str:
         """List them."""

@@ -31,11 +31,13 @@ class _FusedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, d_total: Tensor, _d_terms: Tensor) -> tuple[Tensor | None, ...]:
         """Scale what forward found."""
+        # torch's type for `ctx` is that of forward's, which cannot read what was saved.
         gradients: tuple[Tensor, ...] = ctx.saved_tensors  # type: ignore[attr-defined]
         return None, None, None, *(d_total * gradient for gradient in gradients)
 
 
 def _apply(kernel: Callable[..., None], vf_coef: float, ent_coef: float, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    # `apply` has no types of its own: it returns what forward does.
     total, terms = _FusedLoss.apply(kernel, vf_coef, ent_coef, *inputs)  # type: ignore[no-untyped-call]
     return total, terms
 

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import numba
 import numpy as np
 import torch
-from numba import carray, types  # type: ignore[attr-defined]
+from numba import carray, types  # type: ignore[attr-defined]  # numba hands them on without declaring it
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 from torch import Tensor
@@ -72,6 +72,7 @@ _MANTISSA_SIZE = np.int32(23)
 _EXPONENT_BIAS = np.int32(127)
 
 
+# Numba calls what `overload` below chooses for the type; Python never gets to run these two.
 def _exp(x: _Number) -> _Number:
     """Return e to the x: the polynomial for float32, libm's for float64."""
     raise NotImplementedError("for Numba only")
@@ -130,7 +131,7 @@ def _array_at(element: types.Type) -> _Kernel:
         def generate(context: _Number, builder: _Number, signature: _Number, arguments: _Number) -> _Number:
             return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-        return types.CPointer(element)(address), generate  # type: ignore[no-untyped-call]
+        return types.CPointer(element)(address), generate  # type: ignore[no-untyped-call]  # numba has no types
 
     pointer: _Kernel = intrinsic(cast)
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,8 +118,11 @@ class SharedGroup:
     def _wait(self) -> None:
         for other in self._others:
             if self._counts[other] < self._turn:
-                wait_until(lambda other=other: self._counts[other] >= self._turn, self._watch)  # type: ignore[misc]
+                wait_until(partial(self._has_counted, other), self._watch)
         fence()
+
+    def _has_counted(self, other: int) -> bool:
+        return self._counts[other] >= self._turn
 
     def put_found(self, episodes: Episodes) -> None:
         """Leave this worker's finished episodes where the first worker reads them after the next exchange."""

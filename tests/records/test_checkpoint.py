@@ -11,6 +11,7 @@ import random
 import resource
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -268,7 +269,7 @@ def test_kill_at_any_moment_leaves_a_good_checkpoint(tmp_path: Path, steps: int)
         run_dir.mkdir()
         save_checkpoint(run_dir, 1, {"x": 1}, CONFIG)
         mark_best(run_dir, find_checkpoint(run_dir, "last"), 0.0)
-        killed = killed_before(kills, lambda: save_checkpoint(run_dir, steps, {"x": 2}, CONFIG))  # noqa: B023
+        killed = killed_before(kills, partial(save_checkpoint, run_dir, steps, {"x": 2}, CONFIG))
         for which in ("last", "best"):
             loaded = load_checkpoint(find_checkpoint(run_dir, which))
             assert loaded.state in ({"x": 1}, {"x": 2})

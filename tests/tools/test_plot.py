@@ -64,7 +64,7 @@ def test_the_line_is_the_mean_of_seeds_and_the_band_their_range(drawn, tmp_path)
     corners = band.get_paths()[0].vertices
     for corner in ([100.0, 1.0], [100.0, 2.5], [300.0, 3.0], [300.0, 6.5]):
         assert np.isclose(corners, corner).all(axis=1).any()
-    assert legend(axes) == ["A2C (mean and min–max of 2 seeds)"]  # noqa: RUF001
+    assert legend(axes) == ["A2C (mean and min\N{EN DASH}max of 2 seeds)"]
     single = [item for item in axes.lines if len(item.get_xdata()) == 2 and item.get_xdata()[-1] == 400]
     assert len(single) == 1  # the longer run to its own end
 
