@@ -231,7 +231,7 @@ def test_a_run_learns_what_autograd_would_have_learned(monkeypatch):
     settings = {"num_envs": 4, "num_steps": 9, "learning_rate": 1e-3, "algo": "ppo", "num_epochs": 2}
     ends = []
     for fuses in (True, False):
-        monkeypatch.setattr("fastac.build.is_fusable", lambda model, fuses=fuses: fuses)
+        monkeypatch.setattr("fastac.build.engine.is_fusable", lambda model, fuses=fuses: fuses)
         parts = make_parts(**settings)
         list(islice(parts.trainer.run(), 5))
         ends.append(weights(parts))

@@ -2,77 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial, singledispatch
+from functools import partial
 from typing import TypeAlias, get_args
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
+from gymnasium.spaces import Box
 from gymnasium.vector import VectorEnv
-from torch import nn
 
 from fastac import presets
 from fastac.apply import Adam, LocalApply, RMSprop, Rule
-from fastac.config import AlgoName, Config, ConfigValue, EnvConfig, ModelConfig, OptimConfig
-from fastac.contract import Actor, Alone, Group, StateTree, VecEnv, read_branch, read_tensor
+from fastac.build.engine import build_engine, build_fused_objective, build_objective, build_sampler
+from fastac.build.network import EncoderFactory, build_head, build_model, load_module, single_thread
+from fastac.config import AlgoName, Config, ConfigValue, EnvConfig, OptimConfig
+from fastac.contract import Alone, Group, StateTree, VecEnv, read_branch
 from fastac.envs import adapt, has_native, make_vec
-from fastac.fused import (
-    CategoricalFusedObjective,
-    CategoricalSampler,
-    FusedActor,
-    FusedGradient,
-    FusedNetwork,
-    FusedObjective,
-    GaussianFusedObjective,
-    PlainFusedObjective,
-    PlainSampler,
-    Sampler,
-    StagedActor,
-    StagedGradient,
-    is_fusable,
-)
-from fastac.gradient import (
-    AutogradGradient,
-    CategoricalObjective,
-    GaussianObjective,
-    Gradient,
-    Objective,
-    PlainObjective,
-)
 from fastac.learner import Learner
-from fastac.losses import PolicyLoss, clipped_surrogate, policy_gradient
-from fastac.models import (
-    ActorCritic,
-    CategoricalHead,
-    GaussianHead,
-    Head,
-    IdentityCore,
-    LSTMCore,
-    MLPEncoder,
-    MultiCategoricalHead,
-    NoObsNormalizer,
-    NoRewardNormalizer,
-    ObsNormalizer,
-    RewardNormalizer,
-    Trunk,
-)
+from fastac.models import ActorCritic, NoRewardNormalizer, RewardNormalizer
 from fastac.processes import count_physical_cores
-from fastac.rollout import Collector, FlatMinibatches, GraphActor, ModelActor, Rollout, SequenceMinibatches
+from fastac.rollout import Collector, FlatMinibatches, Rollout, SequenceMinibatches
 from fastac.trainers import Crew, GroupMemory, MakeMember, NoCrew, Pair, SyncTrainer
+
+__all__ = [
+    "EncoderFactory",
+    "EnvFactory",
+    "Parts",
+    "Streams",
+    "WorkerParts",
+    "allocate_rollout",
+    "assemble",
+    "build",
+    "build_engine",
+    "build_envs",
+    "build_evaluation_envs",
+    "build_fused_objective",
+    "build_head",
+    "build_model",
+    "build_objective",
+    "build_rule",
+    "build_sampler",
+    "check_device",
+    "default_config",
+    "evaluation_seed",
+    "load_module",
+    "resolve_workers",
+    "restart_seed",
+    "single_thread",
+    "worker_share",
+]
 
 # Builds the run's own vector environments: called with how many it should hold.
 EnvFactory: TypeAlias = Callable[[int], "VectorEnv[np.ndarray, np.ndarray, np.ndarray]"]
-# Builds an encoder for observations of a space; the module maps `[..., *obs_shape]` to `[..., D]`.
-EncoderFactory: TypeAlias = Callable[["Space[np.ndarray]"], nn.Module]
-
-_LOSSES: dict[AlgoName, PolicyLoss] = {
-    "a2c": policy_gradient,
-    "reinforce": policy_gradient,
-    "ppo": clipped_surrogate,
-}
 
 # Evaluations play each env's share of episodes side by side; without a batched version, an env more
 # costs its construction, and a step costs the same one after the other.
@@ -99,17 +82,6 @@ class Streams:
         """Derive them from the run's seed."""
         model, actions, env = np.random.SeedSequence(seed).spawn(3)
         return cls(_to_int(model), _to_int(actions), env)
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Give torch one thread: faster for small networks, and results do not depend on the machine's cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def evaluation_seed(seed: int, env_steps: int) -> np.random.SeedSequence:
@@ -331,7 +303,7 @@ def _build_worker(
     generator = torch.Generator().manual_seed(action_seed)
     rollout = allocate_rollout(config, envs, model.state_size)
     apply = LocalApply(model, build_rule(config.optim), config.optim.max_grad_norm, group)
-    actor, gradient, nbytes = _build_engine(config, model, rollout, generator, device)
+    actor, gradient, nbytes = build_engine(config, model, rollout, generator, device)
     slicing = SequenceMinibatches if config.model.core == "lstm" else FlatMinibatches
     minibatches = slicing(config.algo.num_minibatches, generator)
     learner = Learner(config, gradient, minibatches, apply, group)
@@ -344,45 +316,6 @@ def _build_worker(
     pair = Pair(config.algo.collect, envs, collector, learner, model.obs_normalizer, reward_normalizer, group)
     nbytes += minibatches.nbytes(rollout) + pair.nbytes
     return WorkerParts(envs, model, rollout, nbytes, reward_normalizer, pair)
-
-
-def _build_engine(
-    config: Config, model: ActorCritic, rollout: Rollout, generator: torch.Generator, device: torch.device
-) -> tuple[Actor, Gradient, int]:
-    """Build what runs the model forward and backward; return also the bytes that it keeps.
-
-    What acting leaves behind serves the first update of a rollout if that is of the whole rollout.
-    """
-    keeps = config.keeps_forward
-    loss = _LOSSES[config.algo.algo]
-    if not is_fusable(model):
-        return _build_autograd(model, build_objective(model.head, loss), rollout, generator, device, keeps)
-    network, sampler = FusedNetwork(model), build_sampler(model.head, rollout.num_envs)
-    objective = build_fused_objective(model.head, loss)
-    rows = config.batch_size // config.algo.num_minibatches
-    if device.type != "cpu":
-        (whole,) = FlatMinibatches(1, generator).split(rollout)
-        staged = StagedGradient(network, objective, whole.rows(0, rows))
-        return StagedActor(network, sampler, rollout, generator), staged, staged.nbytes
-    fused = FusedActor(network, sampler, rollout, generator, keeps)
-    kept, goes_forward = fused.tape if keeps else None, config.algo.num_epochs > 1
-    gradient = FusedGradient(network, objective, rollout.obs.shape[-1], kept, rows, goes_forward)
-    return fused, gradient, fused.nbytes + gradient.nbytes
-
-
-def _build_autograd(
-    model: ActorCritic,
-    objective: Objective,
-    rollout: Rollout,
-    generator: torch.Generator,
-    device: torch.device,
-    keeps: bool,
-) -> tuple[Actor, Gradient, int]:
-    """Build the same for any model; what autograd's graphs keep is not known beforehand, and not counted."""
-    if not keeps:
-        return ModelActor(model, rollout, generator, device), AutogradGradient(model, objective, device), 0
-    actor = GraphActor(model, model, model.head, rollout, generator, device)
-    return actor, AutogradGradient(model, objective, device, actor.graphs), 0
 
 
 def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Config:
@@ -452,97 +385,6 @@ def build_evaluation_envs(
     return make_vec(EnvConfig(config.env_id, num_envs, "native" if native else "sync"), seed)
 
 
-def build_model(config: ModelConfig, envs: VecEnv, seed: int = 0, encoder: EncoderFactory | None = None) -> ActorCritic:
-    """Build the network for the environments' spaces, initialised from `seed` without touching torch's CPU stream."""
-    obs_shape = envs.single_observation_space.shape
-    assert obs_shape is not None  # envs/ let only Box through
-    with torch.random.fork_rng(devices=[]), single_thread():
-        torch.manual_seed(seed)
-        make = encoder or (lambda _: MLPEncoder(obs_shape[0], config.hidden_sizes, config.activation))
-        trunks = [
-            _build_trunk(config, make(envs.single_observation_space), obs_shape)
-            for _ in range(1 if config.shared_trunk else 2)
-        ]
-        head = build_head(envs.single_action_space, trunks[0].core.output_size, config)
-        normalizer = ObsNormalizer(obs_shape) if config.normalize_obs else NoObsNormalizer()
-        # In evaluation mode for good: with dropout, or statistics of the batch, the forward that learns
-        # would differ from the one that acted, and evaluations would change the model.
-        return ActorCritic(trunks, head, normalizer).eval()
-
-
-def _build_trunk(config: ModelConfig, encoder: nn.Module, obs_shape: tuple[int, ...]) -> Trunk:
-    features = encoder(torch.zeros(2, *obs_shape))
-    if features.dim() != 2 or features.shape[0] != 2:
-        raise ValueError(
-            f"the encoder maps [2, {', '.join(map(str, obs_shape))}] to {list(features.shape)}, expected [2, D]."
-        )
-    size = features.shape[1]
-    core = LSTMCore(size, config.lstm_size) if config.core == "lstm" else IdentityCore(size)
-    return Trunk(encoder, core)
-
-
-@singledispatch
-def build_head(space: object, input_size: int, config: ModelConfig) -> Head:
-    """Build the head for an action space.
-
-    Raises:
-        ValueError: a space without a head.
-    """
-    raise ValueError(f"the action space is {space}, expected a Discrete, MultiDiscrete or Box.")
-
-
-@build_head.register
-def _(space: Discrete, input_size: int, config: ModelConfig) -> CategoricalHead:
-    return CategoricalHead(input_size, int(space.n))
-
-
-@build_head.register
-def _(space: MultiDiscrete, input_size: int, config: ModelConfig) -> MultiCategoricalHead:
-    return MultiCategoricalHead(input_size, tuple(int(n) for n in space.nvec))
-
-
-@build_head.register
-def _(space: Box, input_size: int, config: ModelConfig) -> GaussianHead:
-    return GaussianHead(input_size, int(np.prod(space.shape)), config.log_std_init)
-
-
-@singledispatch
-def build_objective(head: Head, loss: PolicyLoss) -> Objective:
-    """Build the objective of an autograd model: fused where there is a kernel for the head."""
-    return PlainObjective(head, loss)
-
-
-@build_objective.register
-def _(head: CategoricalHead, loss: PolicyLoss) -> Objective:
-    return CategoricalObjective()
-
-
-@build_objective.register
-def _(head: GaussianHead, loss: PolicyLoss) -> Objective:
-    return GaussianObjective(head.log_std)
-
-
-@singledispatch
-def build_fused_objective(head: Head, loss: PolicyLoss) -> FusedObjective:
-    """Build the objective of a fused network."""
-    return PlainFusedObjective(PlainObjective(head, loss))
-
-
-@build_fused_objective.register
-def _(head: CategoricalHead, loss: PolicyLoss) -> FusedObjective:
-    return CategoricalFusedObjective()
-
-
-@build_fused_objective.register
-def _(head: GaussianHead, loss: PolicyLoss) -> FusedObjective:
-    return GaussianFusedObjective(head)
-
-
-def build_sampler(head: Head, num_envs: int) -> Sampler:
-    """Build what samples a fused network's actions."""
-    return CategoricalSampler(head, num_envs) if isinstance(head, CategoricalHead) else PlainSampler(head)
-
-
 def build_rule(config: OptimConfig) -> Rule:
     """Build the optimiser's rule."""
     if config.optimizer == "adam":
@@ -581,19 +423,3 @@ def check_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {name!r}, which this machine or torch build does not offer: use cpu.") from error
     return device
-
-
-def load_module(module: nn.Module, state: StateTree) -> None:
-    """Load saved tensors.
-
-    Raises:
-        ValueError: they are of another network.
-    """
-    saved = {key: read_tensor(state, key) for key in state}
-    try:
-        module.load_state_dict(saved)
-    except RuntimeError as error:
-        raise ValueError(
-            "the saved weights do not fit this network: if the run began with an encoder of your own, "
-            "resume and load it from Python with the same encoder."
-        ) from error

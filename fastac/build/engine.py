@@ -1,0 +1,118 @@
+"""Which actor and which gradient run a model, by what it is made of, its head and its device."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import torch
+
+from fastac.config import AlgoName, Config
+from fastac.contract import Actor
+from fastac.fused import (
+    CategoricalFusedObjective,
+    CategoricalSampler,
+    FusedActor,
+    FusedGradient,
+    FusedNetwork,
+    FusedObjective,
+    GaussianFusedObjective,
+    PlainFusedObjective,
+    PlainSampler,
+    Sampler,
+    StagedActor,
+    StagedGradient,
+    is_fusable,
+)
+from fastac.gradient import (
+    AutogradGradient,
+    CategoricalObjective,
+    GaussianObjective,
+    Gradient,
+    Objective,
+    PlainObjective,
+)
+from fastac.losses import PolicyLoss, clipped_surrogate, policy_gradient
+from fastac.models import ActorCritic, CategoricalHead, GaussianHead, Head
+from fastac.rollout import FlatMinibatches, GraphActor, ModelActor, Rollout
+
+_LOSSES: dict[AlgoName, PolicyLoss] = {
+    "a2c": policy_gradient,
+    "reinforce": policy_gradient,
+    "ppo": clipped_surrogate,
+}
+
+
+def build_engine(
+    config: Config, model: ActorCritic, rollout: Rollout, generator: torch.Generator, device: torch.device
+) -> tuple[Actor, Gradient, int]:
+    """Build what runs the model forward and backward; return also the bytes that it keeps.
+
+    What acting leaves behind serves the first update of a rollout if that is of the whole rollout.
+    """
+    keeps = config.keeps_forward
+    loss = _LOSSES[config.algo.algo]
+    if not is_fusable(model):
+        return _build_autograd(model, build_objective(model.head, loss), rollout, generator, device, keeps)
+    network, sampler = FusedNetwork(model), build_sampler(model.head, rollout.num_envs)
+    objective = build_fused_objective(model.head, loss)
+    rows = config.batch_size // config.algo.num_minibatches
+    if device.type != "cpu":
+        (whole,) = FlatMinibatches(1, generator).split(rollout)
+        staged = StagedGradient(network, objective, whole.rows(0, rows))
+        return StagedActor(network, sampler, rollout, generator), staged, staged.nbytes
+    fused = FusedActor(network, sampler, rollout, generator, keeps)
+    kept, goes_forward = fused.tape if keeps else None, config.algo.num_epochs > 1
+    gradient = FusedGradient(network, objective, rollout.obs.shape[-1], kept, rows, goes_forward)
+    return fused, gradient, fused.nbytes + gradient.nbytes
+
+
+def _build_autograd(
+    model: ActorCritic,
+    objective: Objective,
+    rollout: Rollout,
+    generator: torch.Generator,
+    device: torch.device,
+    keeps: bool,
+) -> tuple[Actor, Gradient, int]:
+    """Build the same for any model; what autograd's graphs keep is not known beforehand, and not counted."""
+    if not keeps:
+        return ModelActor(model, rollout, generator, device), AutogradGradient(model, objective, device), 0
+    actor = GraphActor(model, model, model.head, rollout, generator, device)
+    return actor, AutogradGradient(model, objective, device, actor.graphs), 0
+
+
+@singledispatch
+def build_objective(head: Head, loss: PolicyLoss) -> Objective:
+    """Build the objective of an autograd model: fused where there is a kernel for the head."""
+    return PlainObjective(head, loss)
+
+
+@build_objective.register
+def _(head: CategoricalHead, loss: PolicyLoss) -> Objective:
+    return CategoricalObjective()
+
+
+@build_objective.register
+def _(head: GaussianHead, loss: PolicyLoss) -> Objective:
+    return GaussianObjective(head.log_std)
+
+
+@singledispatch
+def build_fused_objective(head: Head, loss: PolicyLoss) -> FusedObjective:
+    """Build the objective of a fused network."""
+    return PlainFusedObjective(PlainObjective(head, loss))
+
+
+@build_fused_objective.register
+def _(head: CategoricalHead, loss: PolicyLoss) -> FusedObjective:
+    return CategoricalFusedObjective()
+
+
+@build_fused_objective.register
+def _(head: GaussianHead, loss: PolicyLoss) -> FusedObjective:
+    return GaussianFusedObjective(head)
+
+
+def build_sampler(head: Head, num_envs: int) -> Sampler:
+    """Build what samples a fused network's actions."""
+    return CategoricalSampler(head, num_envs) if isinstance(head, CategoricalHead) else PlainSampler(head)

@@ -1,0 +1,113 @@
+"""A network for the environments' spaces: trunks, a head by action space, normalisers; and weights loaded into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import singledispatch
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
+from torch import nn
+
+from fastac.config import ModelConfig
+from fastac.contract import StateTree, VecEnv, read_tensor
+from fastac.models import (
+    ActorCritic,
+    CategoricalHead,
+    GaussianHead,
+    Head,
+    IdentityCore,
+    LSTMCore,
+    MLPEncoder,
+    MultiCategoricalHead,
+    NoObsNormalizer,
+    ObsNormalizer,
+    Trunk,
+)
+
+# Builds an encoder for observations of a space; the module maps `[..., *obs_shape]` to `[..., D]`.
+EncoderFactory: TypeAlias = Callable[["Space[np.ndarray]"], nn.Module]
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Give torch one thread: faster for small networks, and results do not depend on the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def build_model(config: ModelConfig, envs: VecEnv, seed: int = 0, encoder: EncoderFactory | None = None) -> ActorCritic:
+    """Build the network for the environments' spaces, initialised from `seed` without touching torch's CPU stream."""
+    obs_shape = envs.single_observation_space.shape
+    assert obs_shape is not None  # envs/ let only Box through
+    with torch.random.fork_rng(devices=[]), single_thread():
+        torch.manual_seed(seed)
+        make = encoder or (lambda _: MLPEncoder(obs_shape[0], config.hidden_sizes, config.activation))
+        trunks = [
+            _build_trunk(config, make(envs.single_observation_space), obs_shape)
+            for _ in range(1 if config.shared_trunk else 2)
+        ]
+        head = build_head(envs.single_action_space, trunks[0].core.output_size, config)
+        normalizer = ObsNormalizer(obs_shape) if config.normalize_obs else NoObsNormalizer()
+        # In evaluation mode for good: with dropout, or statistics of the batch, the forward that learns
+        # would differ from the one that acted, and evaluations would change the model.
+        return ActorCritic(trunks, head, normalizer).eval()
+
+
+def _build_trunk(config: ModelConfig, encoder: nn.Module, obs_shape: tuple[int, ...]) -> Trunk:
+    features = encoder(torch.zeros(2, *obs_shape))
+    if features.dim() != 2 or features.shape[0] != 2:
+        raise ValueError(
+            f"the encoder maps [2, {', '.join(map(str, obs_shape))}] to {list(features.shape)}, expected [2, D]."
+        )
+    size = features.shape[1]
+    core = LSTMCore(size, config.lstm_size) if config.core == "lstm" else IdentityCore(size)
+    return Trunk(encoder, core)
+
+
+@singledispatch
+def build_head(space: object, input_size: int, config: ModelConfig) -> Head:
+    """Build the head for an action space.
+
+    Raises:
+        ValueError: a space without a head.
+    """
+    raise ValueError(f"the action space is {space}, expected a Discrete, MultiDiscrete or Box.")
+
+
+@build_head.register
+def _(space: Discrete, input_size: int, config: ModelConfig) -> CategoricalHead:
+    return CategoricalHead(input_size, int(space.n))
+
+
+@build_head.register
+def _(space: MultiDiscrete, input_size: int, config: ModelConfig) -> MultiCategoricalHead:
+    return MultiCategoricalHead(input_size, tuple(int(n) for n in space.nvec))
+
+
+@build_head.register
+def _(space: Box, input_size: int, config: ModelConfig) -> GaussianHead:
+    return GaussianHead(input_size, int(np.prod(space.shape)), config.log_std_init)
+
+
+def load_module(module: nn.Module, state: StateTree) -> None:
+    """Load saved tensors.
+
+    Raises:
+        ValueError: they are of another network.
+    """
+    saved = {key: read_tensor(state, key) for key in state}
+    try:
+        module.load_state_dict(saved)
+    except RuntimeError as error:
+        raise ValueError(
+            "the saved weights do not fit this network: if the run began with an encoder of your own, "
+            "resume and load it from Python with the same encoder."
+        ) from error
