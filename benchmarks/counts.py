@@ -45,9 +45,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.tables import format_table
-from fastac import build as composition
 from fastac import kernels
 from fastac.build import Streams, build, build_envs, single_thread, worker_share
+from fastac.build import sync as composition
 from fastac.config import Config
 from fastac.contract import Alone
 from fastac.envs.adapter import NextStepAdapter
@@ -79,6 +79,7 @@ _PENDULUM = _SEPARATE.replace(env_id="Pendulum-v1", vectorization="sync", num_en
 CASES: dict[str, Config] = {
     "a2c 64x16, shared 128-128 relu": _SHARED,
     "a2c 64x16, separate 64-64 tanh": _SEPARATE,
+    "a2c 64x16, separate, rmsprop_tf": _SEPARATE.replace(optimizer="rmsprop_tf"),
     "a2c 64x16, separate, no forward reused": _SEPARATE.replace(reuse_forward=False),
     "a2c 64x16, separate, of 2 workers": _SEPARATE.replace(num_envs=128, workers=2),
     "a2c 64x16, lstm 64": _A2C.replace(hidden_sizes=(64,), core="lstm", lstm_size=64),
@@ -88,7 +89,16 @@ CASES: dict[str, Config] = {
     "ppo 8x32, 4 epochs of the whole": _PPO,
 }
 
-KERNELS = ("batch_moments", "categorical_loss", "find_episodes", "gae", "gaussian_loss", "sample_categorical")
+KERNELS = (
+    "adam_step",
+    "batch_moments",
+    "categorical_loss",
+    "find_episodes",
+    "gae",
+    "gaussian_loss",
+    "rmsprop_step",
+    "sample_categorical",
+)
 CALLS: tuple[tuple[type, str, str], ...] = (
     (CartPoleVectorEnv, "step", "env steps"),
     (CartPoleVectorEnv, "reset", "env resets"),
@@ -171,6 +181,11 @@ class CountedGroup(Alone):
     def gather(self, array: Any) -> Any:
         self._tally.add("exchanges")
         return np.repeat(array[None], self.size, axis=0)
+
+    def pool(self, name: Any, known: Any, part: Any, merge: Any) -> Any:
+        for everyones in self.gather(part):
+            known = merge(known, everyones)
+        return known
 
 
 def count(config: Config) -> Counts:

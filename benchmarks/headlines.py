@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
+from statistics import median
 from typing import NamedTuple
 
 from benchmarks.contest import Standing, best_of, ratio
 from benchmarks.solve import Result, summarize
 from benchmarks.tables import format_table
-from benchmarks.workloads import FASTAC, GAE_SHAPES, SB3
+from benchmarks.workloads import (
+    A3C_APART,
+    A3C_ENVS,
+    A3C_IN_STEP,
+    A3C_LECTURE,
+    A3C_ONE,
+    A3C_TWO,
+    FASTAC,
+    GAE_SHAPES,
+    SB3,
+    a3c_workers,
+)
 
 
 @dataclass
@@ -21,11 +34,11 @@ class Findings:
 
 
 class Headline(NamedTuple):
-    """A number, and the least and the most that were asked of it (seconds: the most and the least)."""
+    """A number, and the least and the most that were asked of it (seconds: the most and the least), if anything."""
 
     what: str
-    least: float
-    aim: float
+    least: float | None
+    aim: float | None
     form: str
     read: Callable[[Findings], float]
     lower_is_better: bool = False
@@ -75,6 +88,44 @@ def _solved(algo: str, cost: str, which: int) -> Callable[[Findings], float]:
     return lambda f: summarize(f.solved[algo], cost)[which]
 
 
+def _a3c(num_envs: int) -> str:
+    return f"W9 A3C, separate 64-64 tanh, {num_envs} envs per worker"
+
+
+_CROWD = "W9 A3C, 16 envs per worker, more workers than cores"
+
+
+def _of_rows(workload: str, over: str, under: str) -> Callable[[Findings], float]:
+    return lambda f: ratio(_row(f, workload, over), _row(f, workload, under))
+
+
+def _speedup(preset: str) -> Callable[[Findings], float]:
+    """Seconds to the target with one worker over those with two, the median over seeds; as in A3C's Table 2."""
+
+    def read(findings: Findings) -> float:
+        one, two = ([r.train_s if r.solved and r.train_s else inf for r in findings.solved[name]]
+                    for name in (f"{preset}, 1 worker", preset))  # fmt: skip
+        return median(a / b for a, b in zip(one, two, strict=True))
+
+    return read
+
+
+def _a3c_headlines() -> Iterator[Headline]:
+    for n in A3C_ENVS:
+        what, rows = f"W9 A3C, {n} envs each, 2 workers over", _a3c(n)
+        yield Headline(f"{what} two runs side by side", 0.95, 0.95, "{:.0%}", _of_rows(rows, A3C_TWO, A3C_APART))
+        yield Headline(f"{what} 1 worker", None, None, "{:.2f}x", _of_rows(rows, A3C_TWO, A3C_ONE))
+        yield Headline(f"{what} A2C's 2 in step", None, None, "{:.2f}x", _of_rows(rows, A3C_TWO, A3C_IN_STEP))
+    yield Headline(
+        "W9 batched A3C (256 envs each) over the lecture's, 2 processes each",
+        20, 20, "{:.0f}x", _of_rows(_a3c(256), A3C_TWO, A3C_LECTURE),
+    )  # fmt: skip
+    yield Headline("W9 A3C, 4 workers on 2 cores over 2", 0.9, 0.9, "{:.0%}", _of_rows(_CROWD, a3c_workers(4), A3C_TWO))
+    yield Headline("W9 A3C, 8 workers on 2 cores over 2", 0.9, 0.9, "{:.0%}", _of_rows(_CROWD, a3c_workers(8), A3C_TWO))
+    for preset in ("a3c", "a3c-paper"):
+        yield Headline(f"W7 {preset}, seconds to 475, 1 worker over 2", None, None, "{:.2f}x", _speedup(preset))
+
+
 HEADLINES = (
     Headline("W6 same work, over stable-baselines3 A2C", 8, 14, "{:.1f}x", _over_sb3(SAME_WORK)),
     Headline("W6 each at its best settings, over stable-baselines3 A2C", 20, 35, "{:.1f}x", _over_sb3(BEST)),
@@ -111,11 +162,14 @@ HEADLINES = (
         lambda f: min(_solved(algo, "solved_s", 0)(f) for algo in ("a2c", "ppo")),
         lower_is_better=True,
     ),
+    *_a3c_headlines(),
 )
 
 
 def judge(headline: Headline, value: float) -> str:
-    """Say how far it went: the aim, the least, or neither."""
+    """Say how far it went: the aim, the least, or neither; nothing where nothing was asked."""
+    if headline.least is None or headline.aim is None:
+        return ""
     sign = -1 if headline.lower_is_better else 1
     if sign * value >= sign * headline.aim:
         return "aim reached"
@@ -130,6 +184,7 @@ def format_headlines(findings: Findings) -> str:
             value = headline.read(findings)
         except (KeyError, ValueError):  # not run, or not by these rows
             continue
-        cells = [headline.form.format(number) for number in (headline.least, headline.aim, value)]
+        numbers = (headline.least, headline.aim, value)
+        cells = ["-" if number is None else headline.form.format(number) for number in numbers]
         rows.append([headline.what, *cells, judge(headline, value)])
     return format_table(("what it must show", "at least", "aim", "here", ""), rows) if rows else ""

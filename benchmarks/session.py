@@ -49,8 +49,8 @@ class Session:
             yield format_standings(workload, standings)
         if self.tried:
             yield format_table(("W6 A2C, separate 64-64 tanh, settings tried", "steps/s"), self.tried)
-        for algo, results in self.findings.solved.items():
-            yield f"W7 CartPole-v1 to {solve.DEFAULT_UNTIL:g}, {algo}\n{solve.format_results(results)}"
+        for name, results in self.findings.solved.items():
+            yield f"W7 CartPole-v1 to {solve.DEFAULT_UNTIL:g}, {name}\n{solve.format_results(results)}"
         if self.memory:
             header = (f"W8 memory of A2C, {NUM_STEPS} steps", "MB", "of which stated", "bytes per env", "and step")
             yield format_table(header, self.memory)
@@ -107,6 +107,6 @@ class Measurement:
         row = (name, f"{taken / 1e6:,.1f}", told, f"{per_env:,.0f}", f"{per_env / NUM_STEPS:,.0f}")
         self._session.memory.append(row)
 
-    def add_solved(self, algo: str, results: Sequence[solve.Result]) -> None:
-        self._session.findings.solved[algo] = results
-        self._benchmark.extra_info.update(workload=f"W7 {algo}", seeds=[asdict(result) for result in results])
+    def add_solved(self, name: str, results: Sequence[solve.Result]) -> None:
+        self._session.findings.solved[name] = results
+        self._benchmark.extra_info.update(workload=f"W7 {name}", seeds=[asdict(result) for result in results])

@@ -53,10 +53,8 @@ class Result:
     failure: str | None = None
 
 
-def train_command(
-    algo: str, env: str = _DEFAULT_ENV, until: float = DEFAULT_UNTIL, more: Sequence[str] = ()
-) -> list[str]:
-    return ["fastac", "train", env, "--algo", algo, "--until-return", f"{until:g}", *more]
+def train_command(flags: Sequence[str], env: str = _DEFAULT_ENV, until: float = DEFAULT_UNTIL) -> list[str]:
+    return ["fastac", "train", env, *flags, "--until-return", f"{until:g}"]
 
 
 def run_seed(words: Sequence[str], seed: int, timeout_s: float) -> Result:
@@ -148,7 +146,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all seeds, print the table, write the file; exit 1 if any seed did not solve."""
     options, more = _parse(argv)
-    words = train_command(options.algo, options.env, options.until, more)
+    words = train_command(["--algo", options.algo, *more], options.env, options.until)
     # Now, as the runs' own load would be named otherwise; a session sets one thread by itself.
     machine = describe_machine(torch_threads=1)
     results = []

@@ -1,4 +1,4 @@
-"""The fixed list of workloads that `make bench` times, W1 to W6; W7 is `benchmarks.solve`, W8 `bench_memory`.
+"""The fixed list of workloads that `make bench` times, W1 to W6 and W9; W7 is `benchmarks.solve`, W8 `bench_memory`.
 
 Every workload is a comparison: its rows do the same work, in rounds that are interleaved. The policy is
 the untrained one, for all and for as long as is measured, so that all reset equally often: on CartPole
@@ -18,7 +18,18 @@ GAE_SHAPES = ((5, 16), (128, 8), (2048, 1), (2048, 8), (32, 1024), (128, 4096), 
 
 # `fastac` is in `benchmarks.peers` like the others; `limits` is what bounds them.
 FASTAC, SB3, TORCHRL, TIANSHOU, LIMITS = "fastac", "sb3", "torchrl", "tianshou", "limits"
+LECTURE_A3C = "lecture_a3c"
+A3C_ENVS = (1, 16, 256)  # of each worker
 LIBRARIES = {SB3: "stable-baselines3", TORCHRL: "TorchRL", TIANSHOU: "Tianshou"}
+
+
+def a3c_workers(number: int) -> str:
+    return f"A3C, {number} worker{'s' * (number > 1)}"
+
+
+# Rows of the workloads of A3C.
+A3C_ONE, A3C_TWO, A3C_APART = a3c_workers(1), a3c_workers(2), "two runs side by side"
+A3C_IN_STEP, A3C_LECTURE = "A2C, 2 workers in step", "the lecture's A3C, 2 processes"
 
 
 class Workload(NamedTuple):
@@ -44,6 +55,8 @@ def all_workloads() -> list[Workload]:
         *(_a2c_lecture(num_envs) for num_envs in NUM_ENVS),
         _same_work(),
         _same_work_ppo(),
+        *(_a3c(num_envs) for num_envs in A3C_ENVS),
+        _a3c_crowd(),
     ]
 
 
@@ -113,6 +126,27 @@ def _same_work_ppo() -> Workload:
     return Workload(
         "W6 PPO, separate 64-64 tanh, 64 envs", [*_fastac("ppo", settings), *_threads(SB3, "ppo", settings)]
     )
+
+
+def _a3c(num_envs: int) -> Workload:
+    settings = {"num_envs": num_envs, "num_steps": NUM_STEPS, "net": "separate"}
+    in_step = settings | {"num_envs": 2 * num_envs, "workers": 2}
+    rows = [
+        Contestant(A3C_TWO, FASTAC, "a3c", settings | {"workers": 2}),
+        Contestant(A3C_ONE, FASTAC, "a3c", settings | {"workers": 1}),
+        # What two cores give at most: two runs of a worker each that share nothing.
+        Contestant(A3C_APART, FASTAC, "a3c", settings | {"workers": 1}, copies=2),
+        Contestant(A3C_IN_STEP, FASTAC, "a2c", in_step),
+        Contestant(A3C_LECTURE, LECTURE_A3C, "a3c", {"workers": 2}),
+    ]
+    return Workload(f"W9 A3C, separate 64-64 tanh, {num_envs} envs per worker", rows, quick=num_envs == 16)
+
+
+def _a3c_crowd() -> Workload:
+    """More workers than cores."""
+    settings = {"num_envs": 16, "num_steps": NUM_STEPS, "net": "separate"}
+    rows = [Contestant(a3c_workers(k), FASTAC, "a3c", settings | {"workers": k}) for k in (1, 2, 4, 8)]
+    return Workload("W9 A3C, 16 envs per worker, more workers than cores", rows)
 
 
 def _fastac(function: str, settings: dict[str, Any]) -> list[Contestant]:

@@ -118,7 +118,7 @@ def start_config(
     parts = assemble(config, Streams.spawn(config.run.seed).env, env_factory, encoder)
     with _closing_on_error(parts):
         directory = RunDirectory.create(run_dir or default_run_dir(config), config)
-        return Session(config, directory, parts, env_factory, None, show_progress, command)
+        return Session(config, directory, parts, env_factory, encoder, None, show_progress, command)
 
 
 def resume(
@@ -155,7 +155,7 @@ def resume(
     # These environments' streams are overwritten by the saved ones, or new where none could be saved.
     parts = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), env, encoder)
     with _closing_on_error(parts):
-        return Session(config, directory, parts, env, checkpoint.state, show_progress, command)
+        return Session(config, directory, parts, env, encoder, checkpoint.state, show_progress, command)
 
 
 def finish(session: Session) -> Run:

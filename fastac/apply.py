@@ -1,14 +1,17 @@
 """How a gradient reaches the parameters.
 
 All parameters of a model are made views of one flat tensor, and so are their gradients: clipping is
-one norm, an optimiser step a few operations on one vector whatever the number of layers. The rules
-are written out here because `torch.optim` imports torch's compiler, which costs two seconds at
-start-up and is of no use to us; tests hold them to torch's.
+one norm, an optimiser step one pass over a few vectors whatever the number of layers. The rules are
+kernels of our own: `torch.optim` imports torch's compiler, which costs two seconds at start-up, and goes
+over the vectors seven times; tests hold ours to torch's.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastac.contract import Alone, Group, StateTree, read_number, read_tensor
+from fastac.kernels import adam_step, rmsprop_step
 
 
 class Apply(Protocol):
@@ -31,62 +35,55 @@ class Apply(Protocol):
         """
 
     def get_state(self) -> StateTree:
-        """The optimiser's slots."""
+        """The optimiser's slots and step count."""
 
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`."""
 
 
 class Rule(Protocol):
-    """An optimiser's formula over one flat vector."""
+    """An optimiser's formula over one flat vector.
 
-    def prepare(self, param: Tensor) -> None:
-        """Allocate the slots for `param` `[P]`."""
+    Attributes:
+        slots: its statistics, of which each parameter has one, and the value that they begin with.
+    """
 
-    def step(self, param: Tensor, grad: Tensor, learning_rate: float) -> None:
-        """Step `param` `[P]` in place."""
+    slots: Mapping[str, float]
 
-    def get_state(self) -> StateTree:
-        """The slots."""
-
-    def set_state(self, state: StateTree) -> None:
-        """Continue from `get_state`."""
+    def step(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        slots: Mapping[str, Tensor],
+        grad_scale: float,
+        learning_rate: float,
+        count: int,
+    ) -> None:
+        """Step `param` and `slots`, all `[P]`, in place along `grad * grad_scale`; `count` is of steps, with this."""
 
 
 class Adam:
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980), operation for operation as torch.optim.Adam does it."""
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980), as torch.optim.Adam does it."""
 
     _BETA1, _BETA2 = 0.9, 0.999
 
     def __init__(self, eps: float) -> None:
         """Take epsilon, which is added to the root."""
         self._eps = eps
-        self._steps = 0
+        self.slots: Mapping[str, float] = {"average": 0.0, "square": 0.0}
 
-    def prepare(self, param: Tensor) -> None:
-        """Allocate both averages `[P]`."""
-        self._average, self._square = torch.zeros_like(param), torch.zeros_like(param)
-        self._root = torch.zeros_like(param)
-
-    def step(self, param: Tensor, grad: Tensor, learning_rate: float) -> None:
-        """Step in place."""
-        self._steps += 1
-        self._average.lerp_(grad, 1.0 - self._BETA1)
-        self._square.mul_(self._BETA2).addcmul_(grad, grad, value=1.0 - self._BETA2)
-        correction1 = 1.0 - self._BETA1**self._steps
-        correction2 = 1.0 - self._BETA2**self._steps
-        root = torch.sqrt(self._square, out=self._root).div_(math.sqrt(correction2)).add_(self._eps)
-        param.addcdiv_(self._average, root, value=-learning_rate / correction1)
-
-    def get_state(self) -> StateTree:
-        """Return averages and step count."""
-        return {"average": self._average.clone(), "square": self._square.clone(), "steps": self._steps}
-
-    def set_state(self, state: StateTree) -> None:
-        """Restore them bit for bit."""
-        self._average.copy_(read_tensor(state, "average"))
-        self._square.copy_(read_tensor(state, "square"))
-        self._steps = int(read_number(state, "steps"))
+    def step(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        slots: Mapping[str, Tensor],
+        grad_scale: float,
+        learning_rate: float,
+        count: int,
+    ) -> None:
+        """See `Rule`."""
+        average, square = slots["average"], slots["square"]
+        adam_step(param, grad, average, square, grad_scale, learning_rate, self._BETA1, self._BETA2, self._eps, count)
 
 
 class RMSprop:
@@ -104,24 +101,42 @@ class RMSprop:
     def __init__(self, eps: float, tensorflow: bool) -> None:
         """Take epsilon and the form."""
         self._eps, self._tensorflow = eps, tensorflow
+        self.slots: Mapping[str, float] = {"square": 1.0 if tensorflow else 0.0}
 
-    def prepare(self, param: Tensor) -> None:
-        """Allocate the average of squares `[P]`."""
-        self._square = torch.ones_like(param) if self._tensorflow else torch.zeros_like(param)
+    def step(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        slots: Mapping[str, Tensor],
+        grad_scale: float,
+        learning_rate: float,
+        count: int,
+    ) -> None:
+        """See `Rule`."""
+        rmsprop_step(param, grad, slots["square"], grad_scale, learning_rate, self._ALPHA, self._eps, self._tensorflow)
 
-    def step(self, param: Tensor, grad: Tensor, learning_rate: float) -> None:
-        """Step in place."""
-        self._square.mul_(self._ALPHA).addcmul_(grad, grad, value=1.0 - self._ALPHA)
-        root = self._square.add(self._eps).sqrt_() if self._tensorflow else self._square.sqrt().add_(self._eps)
-        param.addcdiv_(grad, root, value=-learning_rate)
 
-    def get_state(self) -> StateTree:
-        """Return the average."""
-        return {"square": self._square.clone()}
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """The parameters of a model and the statistics that an optimiser keeps of them.
 
-    def set_state(self, state: StateTree) -> None:
-        """Restore it bit for bit."""
-        self._square.copy_(read_tensor(state, "square"))
+    Attributes:
+        param: `[P]`.
+        slots: `[P]` each, by name.
+    """
+
+    param: Tensor
+    slots: Mapping[str, Tensor]
+
+    def get_state(self, steps: int) -> StateTree:
+        """Return the slots, and how many steps they have seen; parameters are the model's."""
+        return {**{name: slot.clone() for name, slot in self.slots.items()}, "steps": steps}
+
+    def set_state(self, state: StateTree) -> int:
+        """Restore the slots bit for bit; return the steps that they have seen."""
+        for name, slot in self.slots.items():
+            slot.copy_(read_tensor(state, name))
+        return int(read_number(state, "steps"))
 
 
 class LocalApply:
@@ -143,18 +158,16 @@ class LocalApply:
         Raises:
             ValueError: a parameter is not float32.
         """
-        params = [p for p in model.parameters() if p.requires_grad]
-        odd = next((p.dtype for p in params if p.dtype != torch.float32), None)
-        if odd is not None:
-            raise ValueError(f"the model has parameters of {odd}, expected torch.float32: convert the encoder's.")
-        self._param, self._grad = _flatten(params)
+        param, self._grad = flatten(model)
+        slots = {name: torch.full_like(param, value) for name, value in rule.slots.items()}
+        self._vectors = Vectors(param, slots)
         self._rule, self._max_norm, self._group = rule, max_grad_norm, group or Alone()
-        rule.prepare(self._param)
+        self._steps = 0
 
     @property
     def size(self) -> int:
         """Number of parameters."""
-        return self._param.numel()
+        return self._grad.numel()
 
     def zero_grad(self) -> None:
         """Begin a new gradient."""
@@ -167,22 +180,113 @@ class LocalApply:
             np.sum(self._group.gather(grad), axis=0, out=grad)
         norm = float(self._grad.norm())
         if math.isfinite(norm):
-            if self._max_norm is not None and norm > self._max_norm:
-                self._grad.mul_(self._max_norm / (norm + 1e-6))
-            self._rule.step(self._param, self._grad, learning_rate)
+            self._steps += 1
+            vectors, scale = self._vectors, clip_scale(norm, self._max_norm)
+            self._rule.step(vectors.param, self._grad, vectors.slots, scale, learning_rate, self._steps)
         return norm
 
     def get_state(self) -> StateTree:
-        """Return the rule's slots; parameters are the model's."""
-        return self._rule.get_state()
+        """Return the slots and the step count; parameters are the model's."""
+        return self._vectors.get_state(self._steps)
 
     def set_state(self, state: StateTree) -> None:
-        """Restore the slots bit for bit."""
-        self._rule.set_state(state)
+        """Restore them bit for bit."""
+        self._steps = self._vectors.set_state(state)
 
 
-def _flatten(params: list[nn.Parameter]) -> tuple[Tensor, Tensor]:
-    """Move parameters into one vector `[P]` and give them gradients in another; return both."""
+class Ledger(Protocol):
+    """Counts the steps that all workers have taken along the parameters that they share."""
+
+    def total(self) -> int:
+        """Everybody's steps so far."""
+
+    def add(self, staleness: int) -> None:
+        """Count a step of this worker, between whose copy and step lay `staleness` steps by others."""
+
+
+class HogwildApply:
+    """One rule for parameters that workers share and step without waiting for each other.
+
+    Hogwild (Niu et al. 2011, arXiv 1106.5730), as A3C uses it (Mnih et al. 2016, arXiv 1602.01783): the
+    gradient is of this worker's own copy of the parameters and stays in this process; the step reads and
+    writes parameters and statistics in shared memory while others do the same. Where two meet, an element
+    may keep one of the two changes; none is torn, being 4 bytes wide. After its step the worker copies the
+    parameters anew.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: Rule,
+        max_grad_norm: float | None,
+        shared: Vectors,
+        ledger: Ledger,
+        lock: AbstractContextManager[object],
+    ) -> None:
+        """Make `model` this worker's copy of the shared parameters.
+
+        Args:
+            model: on the CPU; its parameters become views of one vector.
+            rule: the optimiser.
+            max_grad_norm: clip the norm of this worker's gradient to this; None does not clip.
+            shared: everybody's; as large as the model.
+            ledger: counts everybody's steps.
+            lock: held from a step to the end of the copy after it; a null context for none.
+
+        Raises:
+            ValueError: a parameter is not float32.
+        """
+        self._param, self._grad = flatten(model)
+        assert self._param.shape == shared.param.shape, "the shared vector is of another model"
+        self._rule, self._max_norm = rule, max_grad_norm
+        self._shared, self._ledger, self._lock = shared, ledger, lock
+        self.copy()
+
+    def copy(self) -> None:
+        """Copy the shared parameters."""
+        self._copied_at = self._ledger.total()
+        self._param.copy_(self._shared.param)
+
+    def zero_grad(self) -> None:
+        """Begin a new gradient."""
+        self._grad.zero_()
+
+    def step(self, learning_rate: float) -> float:
+        """See `Apply`."""
+        norm = float(self._grad.norm())
+        if math.isfinite(norm):
+            scale = clip_scale(norm, self._max_norm)
+            with self._lock:
+                total = self._ledger.total()
+                self._rule.step(self._shared.param, self._grad, self._shared.slots, scale, learning_rate, total + 1)
+                self._ledger.add(total - self._copied_at)
+                self.copy()
+        return norm
+
+    def get_state(self) -> StateTree:
+        """Return everybody's slots and step count."""
+        return self._shared.get_state(self._ledger.total())
+
+    def set_state(self, state: StateTree) -> None:
+        """Restore everybody's slots bit for bit; the ledger keeps its own count."""
+        self._shared.set_state(state)
+
+
+def clip_scale(norm: float, max_norm: float | None) -> float:
+    """Return what clips a gradient of that norm, as torch.nn.utils.clip_grad_norm_ does; 1 where it need not be."""
+    return 1.0 if max_norm is None or norm <= max_norm else max_norm / (norm + 1e-6)
+
+
+def flatten(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Move a model's parameters into one vector `[P]` and give them gradients in another; return both.
+
+    Raises:
+        ValueError: a parameter is not float32.
+    """
+    params = [p for p in model.parameters() if p.requires_grad]
+    odd = next((p.dtype for p in params if p.dtype != torch.float32), None)
+    if odd is not None:
+        raise ValueError(f"the model has parameters of {odd}, expected torch.float32: convert the encoder's.")
     vector = torch.cat([p.detach().reshape(-1) for p in params])
     grad = torch.zeros_like(vector)
     sizes = [p.numel() for p in params]

@@ -6,63 +6,29 @@ Bad input is one sentence on stderr and exit code 2. What a command does not nee
 
 from __future__ import annotations
 
-import contextlib
-import io
-import itertools
 import json
 import logging
 import os
-import re
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO, TypeVar
+from typing import TYPE_CHECKING, Literal, TextIO
 
-import tyro
-from tyro.conf import OmitArgPrefixes, Positional
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.conf import Positional
 
-from fastac.config import Config, JsonValue, setting_names
+from fastac.config import Config, JsonValue
+from fastac.flags import given, parse, peek, take_env_id, without
 from fastac.presets import PRESETS, find
 
 if TYPE_CHECKING:
-    from fastac.contract import Phases
+    from fastac.contract import Asynchrony, Phases
     from fastac.run import Session
     from fastac.tools.tune import Search, Trial
-
-Options = TypeVar("Options")
-
-_registry = ConstructorRegistry()
-
-
-@_registry.primitive_rule
-def _whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
-    """Read whole numbers as people write them: 1000000, 1_000_000 or 1e6."""
-    if info.type is not int:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT",
-        instance_from_str=lambda words: _to_int(words[0]),
-        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
-        str_from_instance=lambda value: [str(value)],
-    )
-
-
-def _to_int(word: str) -> int:
-    try:
-        number = float(word)
-        if number == int(number):
-            # float() has 53 bits; plain digits keep all of theirs.
-            return int(word) if word.lstrip("+-").replace("_", "").isdigit() else int(number)
-    except (ValueError, OverflowError):
-        pass
-    raise ValueError(f"{word!r} is not a whole number.")
 
 
 @dataclass(frozen=True)
@@ -149,8 +115,8 @@ class ListOptions:
 
 
 def _train(words: Sequence[str]) -> int:
-    env_id, words = _take_env_id(words, "train")
-    options = _parse(TrainOptions, words, "fastac train ENV_ID", TrainOptions(_find_default(env_id, words)))
+    env_id, words = take_env_id(words, "train")
+    options = parse(TrainOptions, words, "fastac train ENV_ID", TrainOptions(_find_default(env_id, words)))
     _check_env_id(options.config, env_id)
     config = _take_tuned(options.config, words) if options.tuned else options.config
     from fastac.api import start_config
@@ -161,13 +127,17 @@ def _train(words: Sequence[str]) -> int:
 
 def _find_default(env_id: str, words: Sequence[str]) -> Config:
     """Find what the flags override."""
-    algo, preset = _peek(words, "--algo"), _peek(words, "--preset")
+    algo, preset = peek(words, "--algo"), peek(words, "--preset")
     if any(word in ("-h", "--help") for word in words):
         # Help shows the preset's values, but for an environment without one it does not wait for torch.
         return find(env_id, preset or algo or "a2c") or Config()
     from fastac.build import default_config
 
-    return default_config(env_id, algo, preset)
+    config, flags = default_config(env_id, algo, preset), given(words)
+    if {"num_envs", "envs_per_worker"} <= flags:
+        raise ValueError("num_envs and envs_per_worker are both given, expected one of them.")
+    # A number of environments in all overrides a preset's number for each worker.
+    return config.replace(num_envs=config.env.num_envs) if "num_envs" in flags else config
 
 
 def _check_env_id(config: Config, env_id: str) -> None:
@@ -175,51 +145,22 @@ def _check_env_id(config: Config, env_id: str) -> None:
         raise ValueError(f"the environment is named twice, {env_id} and --env-id {config.env.env_id}.")
 
 
-def _take_env_id(words: Sequence[str], command: str) -> tuple[str, list[str]]:
-    if words and not words[0].startswith("-"):
-        return words[0], list(words[1:])
-    if any(word in ("-h", "--help") for word in words):
-        return "CartPole-v1", list(words)
-    raise ValueError(f"{command} needs an environment id first, such as: fastac {command} CartPole-v1")
-
-
-def _peek(words: Sequence[str], flag: str) -> str | None:
-    """Return the last value that follows a flag, before the parser that depends on it is built."""
-    value = None
-    for at, word in enumerate(words):
-        if word == flag and at + 1 < len(words):
-            value = words[at + 1]
-        elif word.startswith(flag + "="):
-            value = word.partition("=")[2]
-    return value
-
-
-def _given(words: Sequence[str]) -> set[str]:
-    """Return the names of the settings that are given on the command line."""
-    return {_to_flag(word).removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
-
-
-def _to_flag(word: str) -> str:
-    """Return a flag as it is listed: without its value, without `no-`, with hyphens."""
-    return word.partition("=")[0].replace("_", "-").replace("--no-", "--", 1)
-
-
 def _tune(words: Sequence[str]) -> int:
-    env_id, words = _take_env_id(words, "tune")
-    options = _parse(TuneOptions, words, "fastac tune ENV_ID", TuneOptions(_find_default(env_id, words)))
+    env_id, words = take_env_id(words, "tune")
+    options = parse(TuneOptions, words, "fastac tune ENV_ID", TuneOptions(_find_default(env_id, words)))
     config, seconds = options.config, options.seconds
     _check_env_id(config, env_id)
     if not 0.0 < seconds <= 3600.0:
         raise ValueError(f"seconds is {seconds!r}, expected a number above 0, up to 3600.")
     from fastac.tools.tune import TUNED, Search, measure_sps
 
-    for name in sorted(_given(words) & set(TUNED)):
+    for name in sorted(given(words) & set(TUNED)):
         raise ValueError(f"--{name.replace('_', '-')} is what fastac tune finds: leave it out.")
     search = Search(config, partial(measure_sps, seconds=seconds), seconds)
     _print_trials(search, search.run(), config, sys.stdout)
     kept = _keep_tuned(search, config)
     _print_trials(search, search.grow(), config, sys.stdout)
-    print(_tell_tuned(search, ["fastac", "train", env_id, *_without(words, "--seconds")], kept))
+    print(_tell_tuned(search, ["fastac", "train", env_id, *without(words, "--seconds")], kept))
     return 0
 
 
@@ -235,9 +176,9 @@ def _take_tuned(config: Config, words: Sequence[str]) -> Config:
         _print_trials(search, search.run(), config, sys.stderr)
         print(_keep_tuned(search, config), file=sys.stderr)
         setting = search.best.setting
-    given = _given(words)
-    config = config.replace(**{name: getattr(setting, name) for name in TUNED if name not in given})
-    print(f"tuned: {setting.flags}{' (but for what is given)' if given & set(TUNED) else ''}", file=sys.stderr)
+    flags = given(words)
+    config = config.replace(**{name: getattr(setting, name) for name in TUNED if name not in flags})
+    print(f"tuned: {setting.flags}{' (but for what is given)' if flags & set(TUNED) else ''}", file=sys.stderr)
     return config
 
 
@@ -302,19 +243,8 @@ def _tell_tuned(search: Search, command: Sequence[str], kept: str) -> str:
     return "\n".join(lines)
 
 
-def _without(words: Sequence[str], flag: str) -> list[str]:
-    """Return the words without a flag and its value."""
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        if not skip and word != flag and not word.startswith(flag + "="):
-            kept.append(word)
-        skip = word == flag
-    return kept
-
-
 def _resume(words: Sequence[str]) -> int:
-    options = _parse(ResumeOptions, words, "fastac resume")
+    options = parse(ResumeOptions, words, "fastac resume")
     from fastac.api import resume
 
     command = shlex.join(["fastac", "resume", *words])
@@ -344,6 +274,8 @@ def _follow(session: Session, as_json: bool) -> int:
     print(_tell_phases(session.report.train_wall_s, session.report.phases), file=sys.stderr)
     if summary["efficiency"] is not None:
         print(_tell_efficiency(session, summary), file=sys.stderr)
+    if session.asynchrony is not None:
+        print(_tell_asynchrony(session.asynchrony), file=sys.stderr)
     print(_tell_end(session, summary), file=sys.stderr)
     if as_json:
         print(json.dumps(summary, allow_nan=False))
@@ -375,6 +307,18 @@ def _tell_efficiency(run: Session, summary: Mapping[str, JsonValue]) -> str:
     return f"Efficiency {fraction:.0%}: environments and network, timed bare, make {bound:,.0f} steps/s{share}."
 
 
+def _tell_asynchrony(measured: Asynchrony) -> str:
+    """Tell how much A3C's workers got in each other's way."""
+    counts = measured.staleness
+    fresh = counts[0] / max(counts.sum(), 1)
+    each = ", ".join(f"{number:,}" for number in measured.updates.tolist())
+    restarts = f"; {measured.restarts} restarts" if measured.restarts else ""
+    return (
+        f"Staleness {measured.mean_staleness:.2f}: so many updates by others lay between copy and update, none in "
+        f"{fresh:.0%}. Updates by worker: {each}{restarts}."
+    )
+
+
 def _tell_end(run: Session, summary: Mapping[str, JsonValue]) -> str:
     report, evaluation, where = run.report, run.evaluation, run.directory.path
     spent = (
@@ -393,7 +337,7 @@ def _tell_end(run: Session, summary: Mapping[str, JsonValue]) -> str:
 
 
 def _eval(words: Sequence[str]) -> int:
-    options = _parse(EvalOptions, words, "fastac eval")
+    options = parse(EvalOptions, words, "fastac eval")
     from fastac.api import evaluate, load
 
     result = evaluate(load(options.run_dir), options.episodes, options.seed)
@@ -408,7 +352,7 @@ def _eval(words: Sequence[str]) -> int:
 
 
 def _record(words: Sequence[str]) -> int:
-    options = _parse(RecordOptions, words, "fastac record")
+    options = parse(RecordOptions, words, "fastac record")
     from fastac.api import load
     from fastac.tools.record import record
 
@@ -422,7 +366,7 @@ def _record(words: Sequence[str]) -> int:
 
 
 def _plot(words: Sequence[str]) -> int:
-    options = _parse(PlotOptions, words, "fastac plot")
+    options = parse(PlotOptions, words, "fastac plot")
     from fastac.tools.plot import plot
 
     plot(options.run_dirs, options.output, options.x)
@@ -431,7 +375,7 @@ def _plot(words: Sequence[str]) -> int:
 
 
 def _list(words: Sequence[str]) -> int:
-    _parse(ListOptions, words, "fastac list")
+    parse(ListOptions, words, "fastac list")
     print(f"{'environment':<28}{'preset':<12}{'reaches':>8}  what it is")
     for preset in PRESETS:
         what = (preset.make.__doc__ or "").splitlines()[0]
@@ -454,78 +398,6 @@ def _help() -> str:
     lines = [f"  {name:<8}{what}" for name, (_, what) in _COMMANDS.items()]
     more = "fastac COMMAND --help tells a command's flags."
     return "\n".join(["usage: fastac COMMAND [...]", "", "Fast, exact actor-critic training.", "", *lines, "", more])
-
-
-def _parse(kind: type[Options], words: Sequence[str], prog: str, default: Options | None = None) -> Options:
-    """Parse flags into a dataclass.
-
-    Raises:
-        ValueError: in one sentence, instead of the parser's box.
-        SystemExit: after --help.
-    """
-    _check_flags(kind, words, prog)
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            options, unknown = tyro.cli(
-                kind,
-                args=list(words),
-                prog=prog,
-                default=default,
-                registry=_registry,
-                config=(OmitArgPrefixes,),
-                return_unknown_args=True,
-            )
-    except SystemExit as stop:
-        if stop.code == 0:  # --help
-            raise
-        raise ValueError(_unbox(box.getvalue())) from None
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is one word too many for {prog}: see {prog} --help.")
-    assert options is not None
-    return options
-
-
-def _check_flags(kind: type, words: Sequence[str], prog: str) -> None:
-    """Refuse an unknown flag before the parser, which would take the word after it for an argument."""
-    names = {f.name for f in fields(kind)}
-    if "config" in names:
-        names = names - {"config"} | set(setting_names())
-    flags = ["--" + name.replace("_", "-") for name in sorted(names)]
-    for word in words:
-        flag = word.partition("=")[0].replace("_", "-")
-        if flag.startswith("--") and _to_flag(word) not in [*flags, "--help"]:
-            near = get_close_matches(flag, flags, n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"see {prog} --help."
-            raise ValueError(f"{word!r} is not an option of {prog}: {hint}")
-
-
-# What the parser says, and how it reads better.
-_REWORDED = (
-    (r"^Error parsing config(\.[a-z]+)?: ", ""),
-    (r"^Error parsing ", ""),
-    (r"no type matching \{None\}\|(\w+) could be instantiated from \['(.*)'\]\.", r"'\2' is neither None nor \1."),
-    (r"^Missing value for argument '(.*)'\. Expected 1 values\.", r"\1 needs a value."),
-    (r"^Missing from fastac (\w+): .*", r"\1 needs a run's directory, such as: fastac \1 runs/..."),
-)
-
-
-def _unbox(text: str) -> str:
-    """Return the sentence from the parser's box, drawn in Unicode or ASCII: the paragraph below its title.
-
-    Where stdout is a terminal the box on stderr has colours.
-    """
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    _, *lines = [line.strip("│ ") for line in text.strip().splitlines()]
-    below = itertools.dropwhile(_is_rule, lines)
-    sentence = " ".join(itertools.takewhile(lambda line: not _is_rule(line), below))
-    for pattern, better in _REWORDED:
-        sentence = re.sub(pattern, better, sentence)
-    return sentence
-
-
-def _is_rule(line: str) -> bool:
-    return set(line) <= {"─", "-"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

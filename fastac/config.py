@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias, get_args, get_origin, get_type_hints
 ConfigValue: TypeAlias = str | int | float | bool | tuple[int, ...] | None
 JsonValue: TypeAlias = str | int | float | bool | list["JsonValue"] | dict[str, "JsonValue"] | None
 
-AlgoName = Literal["a2c", "ppo", "reinforce"]
+AlgoName = Literal["a2c", "a3c", "ppo", "reinforce"]
 Vectorization = Literal["auto", "native", "sync", "process"]
 ActivationName = Literal["relu", "tanh", "elu"]
 CoreName = Literal["identity", "lstm"]
@@ -44,14 +44,18 @@ class EnvConfig:
     env_id: str = "CartPole-v1"
     """Gymnasium id, or module:id for an id that a module registers."""
     num_envs: int = 16
-    """Environments stepped side by side."""
+    """Environments stepped side by side, by all workers together."""
     vectorization: Vectorization = "auto"
     """native: the id's own batched env; sync: one process; process: several envs per process."""
+    envs_per_worker: int | None = None
+    """Environments of each worker; num_envs is then so many times workers."""
 
     def __post_init__(self) -> None:
         """Validate."""
         _check(bool(self.env_id), "env_id", self.env_id, "a Gymnasium environment id")
         _check(1 <= self.num_envs <= 1_000_000, "num_envs", self.num_envs, "a whole number from 1 to 1,000,000")
+        if self.envs_per_worker is not None:
+            _check(self.envs_per_worker >= 1, "envs_per_worker", self.envs_per_worker, "at least 1, or None")
         _check_choice("vectorization", self.vectorization, Vectorization)
 
 
@@ -90,7 +94,7 @@ class AlgoConfig:
     """What is collected and what is minimised; an algorithm is a point in this space."""
 
     algo: AlgoName = "a2c"
-    """Loss: a2c, ppo (clipped) or reinforce."""
+    """a2c, ppo (clipped) and reinforce have workers in step; a3c is a2c by workers that wait for nobody."""
     collect: CollectMode = "steps"
     """steps: num_steps per env and update; episodes: one whole episode per env and update."""
     num_steps: int = 16
@@ -179,7 +183,11 @@ class RunConfig:
     device: str = "cpu"
     """cpu, cuda or cuda:K."""
     workers: int | Literal["auto"] = 1
-    """Processes that share num_envs and learn in step; auto: one per physical core where that pays."""
+    """Processes that share num_envs and train one model; auto: one per physical core where that pays."""
+    lock: bool = False
+    """a3c: one worker at a time updates the shared parameters, so that none of their changes is lost."""
+    max_restarts: int = 10
+    """a3c: how often in all a worker that died, failed or hung is started again."""
     reuse_forward: bool = True
     """Learn from the activations that acting left behind, where parameters are still the same."""
     total_env_steps: int = 500_000
@@ -202,6 +210,7 @@ class RunConfig:
         _check(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
         is_number = not isinstance(self.workers, str) and 1 <= self.workers <= 1024
         _check(self.workers == "auto" or is_number, "workers", self.workers, "a whole number from 1 to 1024, or auto")
+        _check(self.max_restarts >= 0, "max_restarts", self.max_restarts, "at least 0")
         _check(self.total_env_steps >= 1, "total_env_steps", self.total_env_steps, "at least 1")
         if self.until_return is not None:
             _check(math.isfinite(self.until_return), "until_return", self.until_return, "a finite number, or None")
@@ -224,15 +233,12 @@ class Config:
     def __post_init__(self) -> None:
         """Validate what concerns more than one section."""
         workers = 1 if self.run.workers == "auto" else self.run.workers
+        if self.env.envs_per_worker is not None:
+            env = dataclasses.replace(self.env, num_envs=self.env.envs_per_worker * workers)
+            object.__setattr__(self, "env", env)
         if self.env.num_envs % workers:
             raise ValueError(f"num_envs is {self.env.num_envs}, expected a multiple of workers, which is {workers}.")
-        if workers > 1 and self.run.device != "cpu":
-            raise ValueError(f"workers is {workers} with device {self.run.device}, expected 1: they share CPU cores.")
-        if workers > 1 and self.env.vectorization == "process":
-            raise ValueError(
-                f"workers is {workers} with vectorization process, expected one or the other: "
-                "a worker steps its environments itself."
-            )
+        self._check_processes(workers)
         sliced, what = (
             (self.env.num_envs, "num_envs (a recurrent core's minibatches are whole sequences)")
             if self.model.core == "lstm"
@@ -248,6 +254,23 @@ class Config:
                 f"num_minibatches is {self.algo.num_minibatches}, expected 1 with collect episodes: "
                 "episodes have no fixed number of rows to divide."
             )
+
+    def _check_processes(self, workers: int) -> None:
+        is_a3c, device = self.algo.algo == "a3c", self.run.device
+        if is_a3c and device != "cpu":
+            raise ValueError(
+                f"device is {device!r} with algo a3c, expected 'cpu': its workers share parameters in the memory of "
+                "the machine; train with a2c or ppo on a GPU."
+            )
+        if workers > 1 and device != "cpu":
+            raise ValueError(f"workers is {workers} with device {device}, expected 1: they share CPU cores.")
+        if (workers > 1 or is_a3c) and self.env.vectorization == "process":
+            raise ValueError(
+                f"workers is {workers} with vectorization process, expected one or the other: "
+                "a worker steps its environments itself."
+            )
+        if self.run.lock and not is_a3c:
+            raise ValueError(f"lock is True with algo {self.algo.algo}, expected False: only a3c's workers interleave.")
 
     @property
     def batch_size(self) -> int:
@@ -269,10 +292,19 @@ class Config:
         for name, value in changes.items():
             section = sections.setdefault(_section_of(name), {})
             section[name] = _coerce(name, value)
-        return dataclasses.replace(
+        env = sections.get("env", {})
+        if "num_envs" in env:  # by itself it overrides what another setting made of it
+            env.setdefault("envs_per_worker", None)
+        changed = dataclasses.replace(
             self,
             **{section: dataclasses.replace(getattr(self, section), **new) for section, new in sections.items()},
         )
+        if env.get("num_envs", changed.env.num_envs) != changed.env.num_envs:
+            raise ValueError(
+                f"num_envs is {env['num_envs']}, but envs_per_worker times workers is {changed.env.num_envs}: give "
+                "one of them."
+            )
+        return changed
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Return nested plain data, for JSON."""

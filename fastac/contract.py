@@ -30,7 +30,7 @@ Shapes: ``T`` steps per rollout, ``N`` envs, ``B = T*N``, ``A`` action size, ``S
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias, overload
 
@@ -185,14 +185,30 @@ class Trainable(Protocol):
         """Return distribution parameters `[..., P]`, values `[...]` and the next state, with gradients."""
 
 
-class Group(Protocol):
-    """The workers that train one model together; all of them make the same calls in the same order."""
+# Joins two statistics of disjoint rows into one of all of them; both are float64 vectors of one layout.
+Merge: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
-    size: int
+
+class Group(Protocol):
+    """The workers that train one model together; those in step make the same calls in the same order."""
+
+    size: int  # of the workers in step; those that wait for nobody are one each
     rank: int
 
     def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Return every worker's `array`, `[size, *shape]`, by rank; valid until the next call."""
+        """Return the array of every worker in step, `[size, *shape]`, by rank; valid until the next call."""
+
+    def pool(
+        self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge
+    ) -> NDArray[np.float64]:
+        """Return statistics of all rows that any worker has seen.
+
+        Args:
+            name: which statistics, "obs" or "reward".
+            known: those that this worker knew before.
+            part: those of the rows that it has just seen.
+            merge: joins two.
+        """
 
 
 class Alone:
@@ -203,6 +219,12 @@ class Alone:
     def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return `array[None]`, a view."""
         return array[None]
+
+    def pool(
+        self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge
+    ) -> NDArray[np.float64]:
+        """See `Group`."""
+        return merge(known, part)
 
 
 class ObsStatistics(Protocol):
@@ -308,6 +330,46 @@ class Report:
     train_wall_s: float
     phases: Phases
     losses: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Asynchrony:
+    """How far workers were from waiting for each other.
+
+    Attributes:
+        staleness: `[S]`, how many updates found so many updates by others, 0 to S-1 or more, since their worker
+            had copied the parameters.
+        updates: `[K]`, by worker.
+        restarts: how often a lost worker was started again.
+    """
+
+    staleness: NDArray[np.int64]
+    updates: NDArray[np.int64]
+    restarts: int
+
+    @property
+    def mean_staleness(self) -> float:
+        """Mean over updates; 0 before the first."""
+        total = self.staleness.sum()
+        return float(self.staleness @ np.arange(len(self.staleness)) / total) if total else 0.0
+
+
+class Trainer(Protocol):
+    """Runs (collector, learner) pairs and reports on them.
+
+    Attributes:
+        iteration: iterations so far, of all workers.
+        env_steps: valid transitions so far, of all workers.
+    """
+
+    iteration: int
+    env_steps: int
+
+    def run(self) -> Iterator[Report]:
+        """Yield reports until the budget of environment steps is spent."""
+
+    def halt(self) -> Report | None:
+        """Stop training; return what was done since the last report, or None where nothing was."""
 
 
 def read_branch(state: StateTree, key: str) -> StateTree:

@@ -68,6 +68,33 @@ def cartpole_ppo() -> Config:
     )
 
 
+def cartpole_a3c() -> Config:
+    """Batched A3C: the A2C preset's environments among workers that wait for nobody, half its rows per update."""
+    return cartpole_a2c().replace(algo="a3c", workers="auto", envs_per_worker=32, learning_rate=4e-3)
+
+
+def cartpole_a3c_paper() -> Config:
+    """A3C as in the paper: one env per worker, short rollouts, shared RMSprop statistics, whole returns."""
+    return Config().replace(
+        env_id="CartPole-v1",
+        algo="a3c",
+        workers="auto",
+        envs_per_worker=1,
+        num_steps=20,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        shared_trunk=False,
+        optimizer="rmsprop",
+        optimizer_eps=1e-5,
+        learning_rate=1e-3,
+        learning_rate_schedule="linear",
+        gae_lambda=1.0,
+        ent_coef=0.01,
+        total_env_steps=500_000,
+        eval_every=5_000,
+    )
+
+
 def lecture_a2c() -> Config:
     """The lecture's A2C: one env, one whole episode per update, Monte Carlo returns."""
     return Config().replace(
@@ -202,6 +229,8 @@ def mountain_car_continuous_ppo() -> Config:
 PRESETS: tuple[Preset, ...] = (
     Preset("CartPole-v1", "a2c", 475.0, cartpole_a2c),
     Preset("CartPole-v1", "ppo", 475.0, cartpole_ppo),
+    Preset("CartPole-v1", "a3c", 475.0, cartpole_a3c),
+    Preset("CartPole-v1", "a3c-paper", 475.0, cartpole_a3c_paper),
     Preset("CartPole-v1", "lecture", 475.0, lecture_a2c),
     Preset("Acrobot-v1", "a2c", -100.0, acrobot_a2c),
     Preset("Acrobot-v1", "ppo", -100.0, acrobot_ppo),
@@ -245,8 +274,9 @@ def default(env_id: str, algo: str, actions: ActionKind) -> Config:
         return config.replace(
             algo="reinforce", collect="episodes", num_envs=8, num_steps=1000, gae_lambda=1.0, normalize_advantage=True
         )
+    if algo == "a3c":
+        config = config.replace(algo="a3c", workers="auto", envs_per_worker=8)
     return config.replace(
-        num_envs=16,
         num_steps=8,
         hidden_sizes=(64, 64),
         activation="tanh",

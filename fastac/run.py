@@ -24,9 +24,10 @@ from types import FrameType
 import numpy as np
 import torch
 
-from fastac.build import EnvFactory, Parts, build_evaluation_envs, evaluation_seed
+from fastac.build import EncoderFactory, EnvFactory, Parts
 from fastac.config import Config, JsonValue
 from fastac.contract import (
+    Asynchrony,
     EnvFailure,
     Episodes,
     NonFiniteError,
@@ -55,8 +56,9 @@ from fastac.records import (
     save_checkpoint,
     versions,
 )
-from fastac.tools.efficiency import BareTimes, count_rows, efficiency, measure
-from fastac.tools.evaluate import Evaluation, evaluate
+from fastac.tools.efficiency import BareTimes, count_rows, efficiency, measure, rows_per_iteration
+from fastac.tools.evaluate import Evaluation
+from fastac.tools.evaluator import open_evaluator
 
 log = logging.getLogger("fastac")
 
@@ -81,6 +83,7 @@ class Session:
         directory: RunDirectory,
         parts: Parts,
         env_factory: EnvFactory | None = None,
+        encoder: EncoderFactory | None = None,
         state: StateTree | None = None,
         show_progress: bool = False,
         command: str = "",
@@ -89,7 +92,7 @@ class Session:
         self._began = perf_counter()
         self.config, self.directory = config, directory
         self._env_factory = env_factory
-        self.parts, self._envs = parts, parts.envs
+        self.parts = parts
         self.tracker = ReturnTracker()
         self.stop_signal: signal.Signals | None = None
         self._report: Report | None = None
@@ -97,6 +100,8 @@ class Session:
         self.bare_times: BareTimes | None = None
         self._steps_seen = 0 if state is None else _env_steps(state)
         self._evaluated_at, self._saved_at = -1, -1 if state is None else self._steps_seen  # env steps
+        self._pending: _Pending | None = None  # the evaluation that lasts
+        self._is_due = False
         self._closed = False
         self._summary: dict[str, JsonValue] = {}
         self._command = command
@@ -106,6 +111,7 @@ class Session:
             self._restore(state)
             directory.reopen(config)
             log.info("continuing from step %d", self._steps_seen)
+        self._evaluator = open_evaluator(config, parts.model, env_factory, encoder)
         self._writers = self._open_writers(state)
         self._bar: Bar = open_bar(config.run.total_env_steps) if show_progress else NullBar()
         self._threads = torch.get_num_threads()
@@ -116,6 +122,11 @@ class Session:
         """The latest report."""
         assert self._report is not None, "iterate over the session first"
         return self._report
+
+    @property
+    def asynchrony(self) -> Asynchrony | None:
+        """How workers have interleaved so far, or None where they are in step."""
+        return self.parts.asynchrony
 
     @property
     def is_saved(self) -> bool:
@@ -130,12 +141,12 @@ class Session:
             config.env.env_id,
             config.env.num_envs,
             config.algo.num_steps,
-            self._envs.description,
+            self.parts.description,
         )
         workers = config.run.workers
         log.info(
             "rollout %.2f MB, activations %.2f MB%s, device %s, run directory %s",
-            self.parts.rollout.nbytes / 1e6,
+            self.parts.rollout_nbytes / 1e6,
             self.parts.activations_nbytes / 1e6,
             f" in each of {workers} workers" if workers != 1 else "",
             config.run.device,
@@ -195,65 +206,70 @@ class Session:
 
     def _consume(self, report: Report) -> None:
         before = self._steps_seen
+        self._record(report)
+        if _passes(self.config.run.eval_every, before, report.env_steps):
+            self._is_due = True
+        if self._is_due and self._pending is None:
+            self._begin_evaluation(report)
+        self._take_evaluation(report, wait=False)
+        if _passes(self.config.run.checkpoint_every, before, report.env_steps):
+            self._save(report)
+
+    def _record(self, report: Report) -> None:
         self._report, self._steps_seen = report, report.env_steps
         self.tracker.update(report)
         row = progress_row(report, self.tracker)
         for writer in self._writers:
             writer.write(row)
         self._bar.update(report, self.tracker)
-        if _passes(self.config.run.eval_every, before, report.env_steps):
-            self._evaluate(report)
-        if _passes(self.config.run.checkpoint_every, before, report.env_steps):
-            self._save(report)
 
-    def _evaluate(self, report: Report) -> None:
-        """Evaluate greedily in environments of its own; note the best and whether the target is reached."""
-        began = perf_counter()
-        run = self.config.run
+    def _begin_evaluation(self, report: Report) -> None:
+        """Begin to play greedily, in environments of their own."""
+        # What is evaluated has to be kept where training goes on meanwhile, as it may be the best.
+        state = self._get_state() if self._evaluator.is_beside else None
+        model = {} if state is None else read_branch(read_branch(state, "parts"), "model")
+        self._pending, self._is_due = _Pending(report, state, perf_counter()), False
+        self._evaluator.begin(model, report.env_steps)
+
+    def _take_evaluation(self, report: Report, wait: bool) -> None:
+        """Note the evaluation in hand once it is there, whether it is the best, and whether it reaches the target."""
+        pending, run = self._pending, self.config.run
+        if pending is None:
+            return
         try:
-            result = self._play(run.eval_episodes, report.env_steps)
-        except EnvFailure:
+            result = self._evaluator.take(wait)
+        except (EnvFailure, WorkerFailure):
             self._save(report)  # training itself is sound
             raise
-        self.evaluation, self._evaluated_at = result, report.env_steps
+        if result is None:
+            return
+        self._pending, self.evaluation, self._evaluated_at = None, result, pending.report.env_steps
+        env_steps, train_wall_s = pending.report.env_steps, pending.report.train_wall_s
         for writer in self._writers:
-            writer.write_evaluation(
-                report.env_steps, result.mean_return, result.std_return, result.mean_length, report.train_wall_s
-            )
+            writer.write_evaluation(env_steps, result.mean_return, result.std_return, result.mean_length, train_wall_s)
         progress = self._progress
         if run.until_return is not None and result.mean_return >= run.until_return and not progress.solved:
-            progress.solved_wall_s, progress.solved_env_steps = report.train_wall_s, report.env_steps
+            progress.solved_wall_s, progress.solved_env_steps = train_wall_s, env_steps
         if progress.best_mean_return is None or result.mean_return > progress.best_mean_return:
             progress.best_mean_return = result.mean_return
-            mark_best(self.directory.path, self._save(report), result.mean_return)
-        progress.eval_wall_s += perf_counter() - began
+            mark_best(self.directory.path, self._save(pending.report, pending.state), result.mean_return)
+        progress.eval_wall_s += perf_counter() - pending.began
 
-    def _play(self, episodes: int, env_steps: int) -> Evaluation:
-        """Play greedy episodes; the same ones for the same seed and `env_steps`."""
-        run = self.config.run
-        seed = evaluation_seed(run.seed, env_steps)
-        envs = build_evaluation_envs(self.config.env, episodes, seed, self._env_factory)
-        try:
-            return evaluate(self.parts.model, envs, episodes, torch.device(run.device))
-        except EnvFailure as error:
-            where = f"in the evaluation after {env_steps} environment steps"
-            raise EnvFailure(f"{str(error).removesuffix('.')}, {where}") from error
-        finally:
-            envs.close()
-
-    def _save(self, report: Report) -> Path:
+    def _save(self, report: Report, state: StateTree | None = None) -> Path:
+        """Save the state of `report`, which is the present one if none is given."""
         for writer in self._writers:
             writer.flush()
-        path = save_checkpoint(self.directory.path, report.env_steps, self._get_state(), self.config)
+        state = self._get_state() if state is None else {**state, "progress": self._get_progress()}
+        path = save_checkpoint(self.directory.path, report.env_steps, state, self.config)
         prune_checkpoints(self.directory.path, self.config.run.keep_checkpoints)
-        self._saved_at = report.env_steps
+        self._saved_at = max(self._saved_at, report.env_steps)
         return path
 
     def _save_without_workers(self) -> None:
         """Save the last good parameters after a worker was lost; its environments, and so all, begin anew."""
         if self.config.run.workers == 1:
             return
-        self.parts.crew.close()  # those that are left are in the middle of an iteration
+        self.parts.drop_workers()  # those that are left are in the middle of an iteration
         if self._report is not None and self._saved_at != self._report.env_steps:  # never over a better one
             with suppress(RecordError):
                 self._save(self._report)
@@ -261,17 +277,18 @@ class Session:
     def _save_failure(self) -> str:
         """Save the last good parameters beside the rollout that broke them; say where."""
         rollout = self.parts.rollout
-        state = {
-            **self._get_state(),
-            "rollout": {name: getattr(rollout, name) for name in ("obs", "action", "reward", "value", "valid")},
-        }
+        state = self._get_state()
+        if rollout is not None:
+            names = ("obs", "action", "reward", "value", "valid")
+            state = {**state, "rollout": {name: getattr(rollout, name) for name in names}}
         folder = self.directory.path / "failure"
         try:
             folder.mkdir(exist_ok=True)
             path = save_checkpoint(folder, self.parts.trainer.env_steps, state, self.config)
         except (OSError, RecordError) as error:
             return f"the state before that update could not be saved ({error})"
-        return f"the state before that update and its rollout are saved in {path}"
+        what = "the state before that update and its rollout are" if rollout else "the state is"
+        return f"{what} saved in {path}"
 
     def finish(self, measure_efficiency: bool = False) -> dict[str, JsonValue]:
         """End the run: evaluate and save what was not yet, write `summary.json`, close; return the summary.
@@ -296,11 +313,18 @@ class Session:
         return self._summary
 
     def _end(self, measure_efficiency: bool) -> None:
+        last = self.parts.trainer.halt()
+        if last is not None:
+            self._record(last)
         report = self.report
         if self._saved_at != report.env_steps:
             self._save(report)  # before the evaluation, which may take long or fail
-        if self.stop_signal is None and self._evaluated_at != report.env_steps:
-            self._evaluate(report)
+        if self.stop_signal is None:
+            self._take_evaluation(report, wait=True)
+            # Workers that went on while the target was reached have made a policy that nobody asked for.
+            if self.evaluation is None or (self._evaluated_at != report.env_steps and not self._is_reached):
+                self._begin_evaluation(report)
+                self._take_evaluation(report, wait=True)
         if measure_efficiency:
             self.bare_times = self._time_bare(report)
         self._summary = self._summarize(report)
@@ -315,9 +339,9 @@ class Session:
         config = self.config
         if self.stop_signal is not None or report.train_wall_s < _LEAST_TRAIN_S or config.run.device != "cpu":
             return None
-        rows = count_rows(config, report.iteration, report.env_steps) / report.iteration
         try:
-            return measure(config, self.parts, max(1, round(rows)), self._env_factory, config.run.seed)
+            rows = rows_per_iteration(config, report.iteration, report.env_steps)
+            return measure(config, self.parts, rows, self._env_factory, config.run.seed)
         except (Exception, KeyboardInterrupt) as error:  # a trained run is not lost by what comes after it
             log.warning("efficiency was not measured: %s", str(error) or type(error).__name__)
             return None
@@ -333,6 +357,7 @@ class Session:
         with ExitStack() as closing:  # closes each of them, whatever another one raises
             closing.callback(torch.set_num_threads, self._threads)
             closing.callback(self.parts.close)
+            closing.callback(self._evaluator.close)
             for writer in self._writers:
                 closing.callback(writer.close)
             closing.callback(self._bar.close)
@@ -370,10 +395,11 @@ class Session:
             "efficiency": self._efficiency(report),
             "bare_times": {**asdict(self.bare_times)} if self.bare_times else None,
             "peak_rss_mb": peak_rss_mb(),
-            "rollout_mb": self.parts.rollout.nbytes / 1e6,
+            "rollout_mb": self.parts.rollout_nbytes / 1e6,
             "activations_mb": self.parts.activations_nbytes / 1e6,
             "workers": config.run.workers,
-            "vectorization": self._envs.description,
+            "asynchrony": _describe_asynchrony(self.asynchrony),
+            "vectorization": self.parts.description,
             "stopped_by": self.stop_signal.name if self.stop_signal else None,
             "versions": {**versions()},
             "git_commit": git_commit(),
@@ -382,14 +408,21 @@ class Session:
         }
 
     def _get_state(self) -> StateTree:
-        progress = replace(self._progress, total_wall_s=self._progress.total_wall_s + perf_counter() - self._began)
-        return {"parts": self.parts.get_state(), "tracker": self.tracker.get_state(), "progress": asdict(progress)}
+        return {
+            "parts": self.parts.get_state(),
+            "tracker": self.tracker.get_state(),
+            "progress": self._get_progress(),
+        }
+
+    def _get_progress(self) -> StateTree:
+        total_wall_s = self._progress.total_wall_s + perf_counter() - self._began
+        return asdict(replace(self._progress, total_wall_s=total_wall_s))
 
     def _restore(self, state: StateTree) -> None:
         if not self.parts.set_state(read_branch(state, "parts")):
             log.warning("the state of the environments is not in the checkpoint: their episodes begin anew")
         self.tracker.load_state(read_branch(state, "tracker"))
-        self._report = _last_report(read_branch(read_branch(state, "parts"), "trainer"), self._envs.frame_skip)
+        self._report = _last_report(read_branch(read_branch(state, "parts"), "trainer"), self.parts.envs.frame_skip)
         self.tracker.update(self._report)
         # A run that has reached its target is resumed only towards a higher one: it is not solved yet.
         progress = _Progress.from_state(read_branch(state, "progress"))
@@ -422,6 +455,15 @@ class _Progress:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """An evaluation that has begun: after which report, of what state (None: the present), and when."""
+
+    report: Report
+    state: StateTree | None
+    began: float
+
+
 class _Stop:
     """Which signal has asked to stop, if any."""
 
@@ -451,6 +493,20 @@ def _stop_signals() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _describe_asynchrony(measured: Asynchrony | None) -> dict[str, JsonValue] | None:
+    """Return what the summary says of workers that wait for nobody."""
+    if measured is None:
+        return None
+    counts = measured.staleness.tolist()
+    return {
+        "mean_staleness": measured.mean_staleness,
+        "max_staleness": max((lag for lag, count in enumerate(counts) if count), default=0),
+        "staleness": counts,
+        "updates_per_worker": measured.updates.tolist(),
+        "restarts": measured.restarts,
+    }
 
 
 def _passes(every: int, before: int, after: int) -> bool:

@@ -15,7 +15,7 @@ TABLE = {
     "contract": "",
     "config": "contract",
     "presets": "config",
-    "processes": "",
+    "processes": "contract",
     "envs": "contract config processes",
     "models": "contract config",
     "kernels": "",
@@ -23,9 +23,9 @@ TABLE = {
     "losses": "contract",
     "gradient": "contract kernels rollout losses",
     "fused": "contract config models kernels rollout gradient",
-    "apply": "contract",
+    "apply": "contract kernels",
     "learner": "contract config kernels rollout gradient apply",
-    "trainers": "contract config processes rollout learner",
+    "trainers": "contract config processes rollout apply learner",
     "records": "contract config",
     "build": (
         "contract config presets processes envs models kernels rollout losses gradient fused apply learner trainers"
@@ -33,11 +33,12 @@ TABLE = {
     "tools": "contract config processes envs models fused records build",
     "run": "contract config records build tools",
     "api": "contract config records build tools run",
-    "cli": "contract config presets processes records build tools run api",
+    "flags": "config",
+    "cli": "contract config presets processes records build tools run api flags",
 }
 MAY_IMPORT = {room: set(names.split()) for room, names in TABLE.items()}
 # The two doors are no rooms: `python -m fastac` opens the command line, and the public face may show anything.
-DOORS: dict[str, set[str]] = {"__main__": {"cli"}, "__init__": set(MAY_IMPORT) - {"cli"}}
+DOORS: dict[str, set[str]] = {"__main__": {"cli"}, "__init__": set(MAY_IMPORT) - {"cli", "flags"}}
 
 # Unpickling runs code from the file. What fastac saves is safetensors and JSON, and nothing else.
 PICKLING = {"pickle", "cloudpickle", "dill", "torch.load", "torch.save", "allow_pickle"}

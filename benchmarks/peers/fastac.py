@@ -47,6 +47,31 @@ def ppo(num_envs: int, net: str, **changes: Any) -> Iterator[Task]:
         yield _task(parts, "all")
 
 
+@contextmanager
+def a3c(num_envs: int, net: str, **changes: Any) -> Iterator[Task]:
+    """A3C's workers, each with `num_envs` environments, and the process that watches and reports."""
+    config = make_config("a3c", num_envs, net).replace(envs_per_worker=num_envs, **changes)
+    with _assemble(config) as parts:
+        reports = parts.trainer.run()
+        report, is_open = next(reports), False
+
+        def work() -> int:
+            nonlocal report
+            before = report.env_steps
+            report = next(reports)
+            return report.env_steps - before
+
+        def clock() -> float:
+            """Seconds at the last report; a round begins with one, since steps before it are not its own."""
+            nonlocal report, is_open
+            is_open = not is_open
+            if is_open:
+                report = next(reports)
+            return report.train_wall_s
+
+        yield Task(work, clock)
+
+
 def make_config(algo: str, num_envs: int, net: str) -> Config:
     shape = s.NETS[net]
     return Config().replace(
@@ -90,7 +115,7 @@ def _task(parts: Parts, part: Part) -> Task:
         return report.env_steps - before
 
     def facts() -> dict[str, float]:
-        stated = parts.rollout.nbytes + parts.activations_nbytes  # by each worker
+        stated = parts.rollout_nbytes + parts.activations_nbytes  # by each worker
         return {"stated_bytes": float(stated), **count_parameters(parts.model.parameters())}
 
     clock = perf_counter if part == "all" else lambda: _PARTS[part](report.phases)

@@ -37,6 +37,7 @@ from fastac.rollout import FlatMinibatches, GraphActor, ModelActor, Rollout
 
 _LOSSES: dict[AlgoName, PolicyLoss] = {
     "a2c": policy_gradient,
+    "a3c": policy_gradient,
     "reinforce": policy_gradient,
     "ppo": clipped_surrogate,
 }

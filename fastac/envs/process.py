@@ -227,7 +227,7 @@ def _work(build: bytes, shared: _SharedRow, envs: slice, seeds: Sequence[int], p
         return  # the parent closed the pipe, or is gone
     except Exception as error:
         message = str(error) if isinstance(error, EnvFailure) else f"the worker raised {describe(error)}."
-        pipe.send(Failed(message, traceback.format_exc(), of_env=True))
+        pipe.send(Failed(message, traceback.format_exc(), "env"))
 
 
 def _obey(own: SyncEnvs, command: Command, payload: Payload, action: ActionArray, row: StepRow) -> Payload:

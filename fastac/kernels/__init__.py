@@ -5,6 +5,7 @@ documents each; tests hold every fast twin to it by fuzzing.
 """
 
 from fastac.kernels.dispatch import (
+    adam_step,
     batch_moments,
     cache_folder,
     categorical_loss,
@@ -12,12 +13,14 @@ from fastac.kernels.dispatch import (
     gae,
     gaussian_loss,
     prepare_dense,
+    rmsprop_step,
     sample_categorical,
 )
 from fastac.kernels.fused_loss import fused_categorical_loss, fused_gaussian_loss
 from fastac.kernels.reference import gae_reference, moments_reference
 
 __all__ = [
+    "adam_step",
     "batch_moments",
     "cache_folder",
     "categorical_loss",
@@ -29,5 +32,6 @@ __all__ = [
     "gaussian_loss",
     "moments_reference",
     "prepare_dense",
+    "rmsprop_step",
     "sample_categorical",
 ]

@@ -64,6 +64,8 @@ batch_moments = _dispatched(reference.batch_moments)
 sample_categorical = _dispatched(reference.sample_categorical)
 categorical_loss = _dispatched(reference.categorical_loss)
 gaussian_loss = _dispatched(reference.gaussian_loss)
+adam_step = _dispatched(reference.adam_step)
+rmsprop_step = _dispatched(reference.rmsprop_step)
 # Networks on CUDA have captured graphs in its place.
 prepare_dense: Callable[[Tensor, Tensor, Tensor, str, Tensor], Callable[[], object]] = _ON_CPU.prepare_dense
 # Episodes are counted where envs live.

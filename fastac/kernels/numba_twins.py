@@ -1153,6 +1153,164 @@ def find_episodes(
     return found
 
 
+# ---- optimiser steps --------------------------------------------------------------------------------
+
+# One pass over memory for torch's seven. Every element is read once and written once, which is what lets
+# processes step vectors that they share: each pass would fetch every cache line that another one wrote.
+# a * b + c is rounded once where torch's AVX2 and AVX-512 code does, and only there: a product that has to be
+# rounded by itself is taken outside of what is `_FUSED`. The statistics equal torch's bit for bit, and so do the
+# parameters but for the root: ours is the nearest float32, that of a torch with MKL 1 ulp beside it for 0.6 % of
+# numbers, which changes those steps by at most 4 ulp of the step.
+
+
+@_jit(_FUSED)
+def _lerp(start: float, end: float, weight: float) -> _Number:
+    return start + weight * (end - start)
+
+
+@_jit(_FUSED)
+def _add_square(total: float, number: float, weight: float) -> _Number:
+    return total + weight * number * number
+
+
+@_jit()
+def _adam(
+    param: _Floats,
+    grad: _Floats,
+    average: _Floats,
+    square: _Floats,
+    grad_scale: float,
+    weight1: float,
+    beta2: float,
+    weight2: float,
+    correction: float,
+    eps: float,
+    rate: float,
+    size: int,
+) -> None:
+    for k in range(size):
+        scaled = grad[k] * grad_scale
+        mean = _lerp(average[k], scaled, weight1)
+        power = _add_square(square[k] * beta2, scaled, weight2)
+        average[k], square[k] = mean, power
+        param[k] += rate * mean / (math.sqrt(power) / correction + eps)
+
+
+@_entry("void(i8,i8,i8,i8,i8,f8,f8,f8,f8,f8,f8,f8)")
+def _adam_step_at(
+    size: int,
+    param_at: int,
+    grad_at: int,
+    average_at: int,
+    square_at: int,
+    grad_scale: float,
+    weight1: float,
+    beta2: float,
+    weight2: float,
+    correction: float,
+    eps: float,
+    rate: float,
+) -> None:
+    _adam(
+        _floats(param_at, size),
+        _floats(grad_at, size),
+        _floats(average_at, size),
+        _floats(square_at, size),
+        np.float32(grad_scale),
+        np.float32(weight1),
+        np.float32(beta2),
+        np.float32(weight2),
+        np.float32(correction),
+        np.float32(eps),
+        np.float32(rate),
+        _U(size),
+    )
+
+
+def adam_step(
+    param: Tensor,
+    grad: Tensor,
+    average: Tensor,
+    square: Tensor,
+    grad_scale: float,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    count: int,
+) -> None:
+    """See `reference.adam_step`."""
+    size = param.numel()
+    addresses = _addresses((param, grad, average, square), (_F4,) * 4, (size,) * 4)
+    correction, rate = math.sqrt(1.0 - beta2**count), -learning_rate / (1.0 - beta1**count)
+    _adam_step_at(size, *addresses, grad_scale, 1.0 - beta1, beta2, 1.0 - beta2, correction, eps, rate)
+
+
+@_jit()
+def _rmsprop(
+    param: _Floats,
+    grad: _Floats,
+    square: _Floats,
+    grad_scale: float,
+    alpha: float,
+    weight: float,
+    eps_inside: float,
+    eps_outside: float,
+    rate: float,
+    size: int,
+) -> None:
+    """One of both epsilons is 0, so that one loop without a branch does both forms."""
+    for k in range(size):
+        scaled = grad[k] * grad_scale
+        power = _add_square(square[k] * alpha, scaled, weight)
+        square[k] = power
+        param[k] += rate * scaled / (math.sqrt(power + eps_inside) + eps_outside)
+
+
+@_entry("void(i8,i8,i8,i8,f8,f8,f8,f8,f8,f8)")
+def _rmsprop_step_at(
+    size: int,
+    param_at: int,
+    grad_at: int,
+    square_at: int,
+    grad_scale: float,
+    alpha: float,
+    weight: float,
+    eps_inside: float,
+    eps_outside: float,
+    rate: float,
+) -> None:
+    _rmsprop(
+        _floats(param_at, size),
+        _floats(grad_at, size),
+        _floats(square_at, size),
+        np.float32(grad_scale),
+        np.float32(alpha),
+        np.float32(weight),
+        np.float32(eps_inside),
+        np.float32(eps_outside),
+        np.float32(rate),
+        _U(size),
+    )
+
+
+def rmsprop_step(
+    param: Tensor,
+    grad: Tensor,
+    square: Tensor,
+    grad_scale: float,
+    learning_rate: float,
+    alpha: float,
+    eps: float,
+    eps_in_root: bool,
+) -> None:
+    """See `reference.rmsprop_step`."""
+    size = param.numel()
+    addresses = _addresses((param, grad, square), (_F4,) * 3, (size,) * 3)
+    inside, outside = (eps, 0.0) if eps_in_root else (0.0, eps)
+    _rmsprop_step_at(size, *addresses, grad_scale, alpha, 1.0 - alpha, inside, outside, -learning_rate)
+
+
 # ---- dense layers -----------------------------------------------------------------------------------
 
 # tanh as a ratio of polynomials (the minimax fit of Eigen's fast tanh), at most 3 ulp off; beyond the limit it

@@ -336,3 +336,64 @@ def find_episodes(
         running_length[done] = 0
         found += ended
     return found
+
+
+def adam_step(
+    param: Tensor,
+    grad: Tensor,
+    average: Tensor,
+    square: Tensor,
+    grad_scale: float,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    count: int,
+) -> None:
+    """Take a step of Adam (Kingma and Ba 2015, arXiv 1412.6980), operation for operation as torch.optim.Adam.
+
+    Args:
+        param: `[P]`, updated.
+        grad: `[P]`; what counts is grad * grad_scale.
+        average: `[P]`, of gradients, 0 before the first step, updated.
+        square: `[P]`, average of their squares, likewise.
+        grad_scale: what clips the gradient, or 1.
+        learning_rate: step size.
+        beta1: share of `average` that is kept.
+        beta2: share of `square` that is kept.
+        eps: added to the root of `square`.
+        count: number of steps taken, with this one, from 1: corrects averages that began at 0.
+    """
+    scaled = grad * grad_scale  # [P]
+    average.lerp_(scaled, 1.0 - beta1)
+    square.mul_(beta2).addcmul_(scaled, scaled, value=1.0 - beta2)
+    root = square.sqrt().div_(math.sqrt(1.0 - beta2**count)).add_(eps)  # [P]
+    param.addcdiv_(average, root, value=-learning_rate / (1.0 - beta1**count))
+
+
+def rmsprop_step(
+    param: Tensor,
+    grad: Tensor,
+    square: Tensor,
+    grad_scale: float,
+    learning_rate: float,
+    alpha: float,
+    eps: float,
+    eps_in_root: bool,
+) -> None:
+    """Take a step of RMSprop (Hinton 2012), operation for operation as torch.optim.RMSprop.
+
+    Args:
+        param: `[P]`, updated.
+        grad: `[P]`; what counts is grad * grad_scale.
+        square: `[P]`, average of its squares, updated.
+        grad_scale: what clips the gradient, or 1.
+        learning_rate: step size.
+        alpha: share of `square` that is kept.
+        eps: keeps the divisor from 0.
+        eps_in_root: sqrt(square + eps) divides, as in TensorFlow 1, and not sqrt(square) + eps.
+    """
+    scaled = grad * grad_scale  # [P]
+    square.mul_(alpha).addcmul_(scaled, scaled, value=1.0 - alpha)
+    root = (square + eps).sqrt() if eps_in_root else square.sqrt().add_(eps)  # [P]
+    param.addcdiv_(scaled, root, value=-learning_rate)

@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastac.kernels import reference
+
 _Kernel: TypeAlias = Any  # kernel[grid](arguments)
 _Results: TypeAlias = Any  # of a part of kernels: one or several blocks
 
@@ -541,3 +543,10 @@ def gaussian_loss(
     )
     terms.add_(parts.sum(dim=0), alpha=inverse_count)
     d_log_std += d_log_std_parts.sum(dim=0)
+
+
+# ---- optimiser steps --------------------------------------------------------------------------------
+
+# A handful of torch's own elementwise kernels per update: nothing that a kernel of ours would be seen to save.
+adam_step = reference.adam_step
+rmsprop_step = reference.rmsprop_step

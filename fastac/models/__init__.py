@@ -4,7 +4,14 @@ from fastac.models.actor_critic import ActorCritic, Trunk
 from fastac.models.cores import IdentityCore, LSTMCore
 from fastac.models.encoders import MLPEncoder
 from fastac.models.heads import CategoricalHead, GaussianHead, Head, MultiCategoricalHead
-from fastac.models.normalizers import NoObsNormalizer, NoRewardNormalizer, ObsNormalizer, RewardNormalizer
+from fastac.models.normalizers import (
+    NoObsNormalizer,
+    NoRewardNormalizer,
+    ObsNormalizer,
+    RewardNormalizer,
+    RunningMoments,
+    merge_moments,
+)
 
 __all__ = [
     "ActorCritic",
@@ -19,5 +26,7 @@ __all__ = [
     "NoRewardNormalizer",
     "ObsNormalizer",
     "RewardNormalizer",
+    "RunningMoments",
     "Trunk",
+    "merge_moments",
 ]

@@ -7,7 +7,9 @@ saved wherever weights are saved, and evaluation cannot change them.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastac.contract import Group
@@ -30,27 +32,42 @@ class RunningMoments(nn.Module):
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
-    def update(self, rows: Tensor, group: Group) -> None:
-        """Merge the statistics of `rows` `[M, *shape]`, and of the other workers' rows, by rank; M = 0 is none."""
-        rows = rows.to(self.mean.dtype).flatten(1)  # [M, D]
-        num = rows.shape[0]
-        part = torch.zeros(2 * rows.shape[1] + 1, dtype=self.mean.dtype)
+    def update(self, name: str, rows: Tensor, group: Group) -> None:
+        """Merge the statistics of `rows` `[M, *shape]`, and of the other workers' rows; M = 0 is none.
+
+        `name` tells the group which statistics these are.
+        """
+        rows = rows.double().flatten(1)  # [M, D]
+        num, size = rows.shape[0], rows.shape[1]
+        part = np.zeros(1 + 2 * size)
         if num:
             part[0] = num
-            part[1:] = torch.cat([rows.mean(dim=0), rows.var(dim=0, unbiased=False)])
-        for everyones in torch.from_numpy(group.gather(part.numpy()).copy()).to(self.mean.device):
-            mean, var = everyones[1:].view(2, *self.mean.shape)
-            self._merge(everyones[0], mean, var)
+            part[1:] = torch.cat([rows.mean(dim=0), rows.var(dim=0, unbiased=False)]).cpu().numpy()
+        self.load(group.pool(name, self.dump(), part, merge_moments))
 
-    def _merge(self, num: Tensor, mean: Tensor, var: Tensor) -> None:
-        if not num:
-            return
-        total = self.count + num
-        delta = mean - self.mean
-        square_sum = self.var * self.count + var * num + delta.square() * self.count * num / total
-        self.mean.add_(delta * num / total)
-        self.var.copy_(square_sum / total)
-        self.count.copy_(total)
+    def dump(self) -> NDArray[np.float64]:
+        """Return count, mean and variance, `[1 + 2 * D]`."""
+        return torch.cat([self.count.view(1), self.mean.flatten(), self.var.flatten()]).cpu().numpy()
+
+    def load(self, moments: NDArray[np.float64]) -> None:
+        """Take over what `dump` gives."""
+        count, mean, var = torch.from_numpy(moments).split([1, self.mean.numel(), self.var.numel()])
+        self.count.copy_(count[0])
+        self.mean.copy_(mean.view(self.mean.shape))
+        self.var.copy_(var.view(self.var.shape))
+
+
+def merge_moments(known: NDArray[np.float64], part: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Join counts, means and variances of disjoint rows, `[1 + 2 * D]` each (Chan, Golub and LeVeque 1979)."""
+    if not part[0]:
+        return known
+    if not known[0]:
+        return part.copy()
+    total = known[0] + part[0]
+    (mean, var), (its_mean, its_var) = known[1:].reshape(2, -1), part[1:].reshape(2, -1)
+    delta = its_mean - mean
+    square_sum = var * known[0] + its_var * part[0] + delta**2 * (known[0] * part[0] / total)
+    return np.concatenate([[total], mean + delta * (part[0] / total), square_sum / total])
 
 
 class ObsNormalizer(nn.Module):
@@ -68,7 +85,7 @@ class ObsNormalizer(nn.Module):
 
     def update(self, obs: Tensor, valid: Tensor, group: Group) -> None:
         """Take in the rows of `obs` `[T, N, *obs_shape]`, on the CPU, where `valid` `[T, N]`; and the group's."""
-        self.moments.update(obs[valid], group)
+        self.moments.update("obs", obs[valid], group)
 
 
 class RewardNormalizer(nn.Module):
@@ -94,7 +111,7 @@ class RewardNormalizer(nn.Module):
             self.running.mul_(self.gamma).add_(reward[t])
             returns[t] = self.running
             self.running.masked_fill_(done[t], 0.0)
-        self.moments.update(returns[valid].unsqueeze(-1), group)
+        self.moments.update("reward", returns[valid].unsqueeze(-1), group)
         return (reward * (self.moments.var + _EPS).rsqrt().float()).clamp(-_CLIP, _CLIP)
 
     def restart_episodes(self) -> None:

@@ -32,7 +32,7 @@ from torch import Tensor
 from fastac.build import EnvFactory, Parts, allocate_rollout, build_envs, single_thread, worker_share
 from fastac.config import Config
 from fastac.contract import ActionArray
-from fastac.envs import has_native
+from fastac.envs import picks_native
 from fastac.envs.spaces import ArraySpace, map_actions
 from fastac.envs.state import BatchedEnv
 from fastac.fused import FusedNetwork, Tape, is_fusable
@@ -88,7 +88,21 @@ def count_rows(config: Config, iterations: int, env_steps: int) -> float:
     """
     if config.algo.collect == "episodes":
         return env_steps / config.env.num_envs
-    return iterations * config.algo.num_steps
+    return iterations * config.algo.num_steps / _workers_apart(config)
+
+
+def rows_per_iteration(config: Config, iterations: int, env_steps: int) -> int:
+    """Return T of an iteration, on average where it is as long as its episodes."""
+    if config.algo.collect == "steps":
+        return config.algo.num_steps
+    return max(1, round(env_steps / (config.env.num_envs // _workers_apart(config)) / iterations))
+
+
+def _workers_apart(config: Config) -> int:
+    """Return how many workers there are whose iterations are counted one by one."""
+    workers = config.run.workers if config.algo.algo == "a3c" else 1
+    assert isinstance(workers, int), "resolve_workers first"
+    return workers
 
 
 def measure(
@@ -197,7 +211,7 @@ def _make_batch(config: Config, env_factory: EnvFactory | None) -> BatchedEnv | 
     """Return the run's kind of Gymnasium batch, or None where fastac batches single environments."""
     if env_factory is not None:
         return env_factory(config.env.num_envs)
-    if config.env.vectorization not in ("auto", "native") or not has_native(config.env.env_id):
+    if not picks_native(config.env, config.env.num_envs):
         return None
     return gym.make_vec(config.env.env_id, num_envs=config.env.num_envs, vectorization_mode="vector_entry_point")
 

@@ -118,7 +118,15 @@ class Search:
             seconds: that a measurement takes; numbers of environments of which a single iteration would
                 take longer are left out.
             cores: the most workers; by default this machine's physical cores.
+
+        Raises:
+            ValueError: an algorithm that is another one with another number of workers.
         """
+        if config.algo.algo == "a3c":
+            raise ValueError(
+                "algo is 'a3c', expected one whose workers are in step: how many of them share its environments is "
+                "part of A3C, not of how fast it runs; --workers auto, a worker per core, is fastest."
+            )
         self._config, self._measure, self.seconds = config, measure, seconds
         self._cores = 1 if config.run.device != "cpu" else cores or count_physical_cores()
         self._is_native = has_native(config.env.env_id)

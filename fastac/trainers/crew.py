@@ -6,7 +6,6 @@ for a moment and then sleep; states and failures go through pipes.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from enum import IntEnum
@@ -18,7 +17,6 @@ import torch
 
 from fastac.contract import (
     Alone,
-    EnvFailure,
     Episodes,
     Group,
     NonFiniteError,
@@ -37,6 +35,8 @@ from fastac.processes import (
     ignore_signals,
     pickled,
     start,
+    to_error,
+    to_failed,
     unpickled,
 )
 from fastac.trainers.group import GroupMemory, SharedGroup, fence, wait_until
@@ -215,8 +215,7 @@ class Crew:
         except (EOFError, OSError) as error:
             raise WorkerFailure(f"worker {rank} died (exit code {child.exit_code()}).") from error
         if isinstance(reply, Failed):
-            kind = EnvFailure if reply.of_env else WorkerFailure
-            raise kind(f"worker {rank}: {reply.message}") from WorkerTraceback(reply.traceback)
+            raise to_error(f"worker {rank}", reply)
         return reply
 
     def _watch(self, waited_s: float) -> None:
@@ -270,8 +269,7 @@ def _work(make: bytes, memory: GroupMemory, rank: int, pipe: Connection) -> None
         except _FirstLeftError:
             raise
         except Exception as error:
-            message = str(error) if isinstance(error, EnvFailure) else f"raised {type(error).__name__}: {error}"
-            _send_to_first(pipe, Failed(message, traceback.format_exc(), isinstance(error, EnvFailure)))
+            _send_to_first(pipe, to_failed(error))
 
 
 def _obey(member: Member, memory: GroupMemory, group: SharedGroup, pipe: Connection) -> None:

@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from fastac.contract import Episodes
+from fastac.contract import Episodes, Merge
 from fastac.processes import SharedArray
 
 # Looks at the counters before the core is offered to somebody else: about 50 us.
@@ -100,6 +100,14 @@ class SharedGroup:
         self._publish()
         self._wait()
         return everyones
+
+    def pool(
+        self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge
+    ) -> NDArray[np.float64]:
+        """See `Group`: everybody knew the same before."""
+        for everyones in self.gather(part):
+            known = merge(known, everyones)
+        return known
 
     def _view(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return this turn's slots as `[K, *shape]` arrays like `array`; made once per shape and turn."""

@@ -59,6 +59,10 @@ class SyncTrainer:
                 losses=losses,
             )
 
+    def halt(self) -> Report | None:
+        """Return None: between two reports nothing is done."""
+        return None
+
     def _iterate(self, done_fraction: float) -> tuple[Episodes, dict[str, float]]:
         try:
             self._crew.begin(done_fraction)

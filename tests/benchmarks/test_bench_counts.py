@@ -22,9 +22,9 @@ from benchmarks.counts import (
     format_differences,
     main,
 )
-from fastac import build as composition
 from fastac import kernels, learner
-from fastac.apply import LocalApply
+from fastac.apply import Adam, LocalApply, RMSprop
+from fastac.build import worker as composition
 from fastac.config import Config
 from fastac.envs.adapter import NextStepAdapter
 from fastac.envs.sync import SyncEnvs
@@ -45,7 +45,14 @@ from fastac.models import ActorCritic
 from fastac.rollout import Collector, EpisodeCounter
 
 STEPS = 4
-CONFIG = Config().replace(env_id="CartPole-v1", num_envs=2, num_steps=STEPS, hidden_sizes=(8,), max_grad_norm=None)
+CONFIG = Config().replace(
+    env_id="CartPole-v1",
+    vectorization="native",
+    num_envs=2,
+    num_steps=STEPS,
+    hidden_sizes=(8,),
+    max_grad_norm=None,
+)
 PENDULUM = CONFIG.replace(env_id="Pendulum-v1", vectorization="sync")
 LSTM = CONFIG.replace(core="lstm", lstm_size=8)
 PPO = CONFIG.replace(algo="ppo", num_minibatches=2)
@@ -113,6 +120,7 @@ def test_a2c_goes_forward_once_per_row(committed):
         "update: categorical_loss": 1,
         "update: backwards": 1,
         "update: exchanges": 1,
+        "update: adam_step": 1,
         "update: updates": 1,
     }
 
@@ -209,6 +217,8 @@ def test_an_allocation_more_with_no_op_more(committed, monkeypatch):
         (CategoricalFusedObjective, "__call__", "update: categorical_loss", 1, CONFIG),
         (GaussianFusedObjective, "__call__", "update: gaussian_loss", 1, PENDULUM),
         (FusedGradient, "__call__", "update: backwards", 1, CONFIG),
+        (Adam, "step", "update: adam_step", 1, CONFIG),
+        (RMSprop, "step", "update: rmsprop_step", 1, CONFIG.replace(optimizer="rmsprop")),
     ],
 )
 def test_a_call_more(monkeypatch, owner, method, name, number, config):

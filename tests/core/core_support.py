@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastac.build import Parts, Streams, build, build_envs
+from fastac.build import Parts, Streams, SyncParts, build, build_envs
 from fastac.config import Config, ConfigValue
 from fastac.contract import Act, Phases, StepRow, VecEnv
 from fastac.envs import adapt
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 PROBES = "fastac.envs.probes:fastac/"
 
 
-def make_parts(**settings: ConfigValue) -> Parts:
+def make_parts(**settings: ConfigValue) -> SyncParts:
     """Assemble a run from flat settings."""
     config = Config().replace(**settings)
     return build(config, build_envs(config.env, Streams.spawn(config.run.seed).env))

@@ -14,6 +14,7 @@ EVERY_FIELD = {
     "env_id": "Acrobot-v1",
     "num_envs": 6,
     "vectorization": "sync",
+    "envs_per_worker": 6,
     "hidden_sizes": (32, 16, 8),
     "activation": "elu",
     "shared_trunk": False,
@@ -51,14 +52,19 @@ EVERY_FIELD = {
     "keep_checkpoints": 1,
     "tensorboard": False,
     "workers": "auto",
+    "lock": False,
+    "max_restarts": 3,
     "reuse_forward": False,
 }
+
+A3C = {"algo": "a3c", "workers": 3, "envs_per_worker": 2, "lock": True}
 
 NAN, INF = math.nan, math.inf
 OUT_OF_RANGE = {
     "env_id": [""],
     "num_envs": [0, -1, NAN],
     "vectorization": ["threads", ""],
+    "envs_per_worker": [0, -1, NAN],
     "hidden_sizes": [(0,), (64, -1), (NAN,)],
     "activation": ["Tanh"],
     "core": ["gru"],
@@ -89,6 +95,7 @@ OUT_OF_RANGE = {
     "checkpoint_every": [-1, NAN],
     "keep_checkpoints": [0, NAN],
     "workers": [0, -1, NAN, "two"],
+    "max_restarts": [-1, NAN],
 }
 
 
@@ -97,7 +104,7 @@ def test_the_table_above_names_every_field():
 
 
 def test_dict_and_json_round_trip():
-    for config in (Config(), Config().replace(**EVERY_FIELD)):
+    for config in (Config(), Config().replace(**EVERY_FIELD), Config().replace(**A3C)):
         assert Config.from_dict(config.to_dict()) == config
         assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -109,7 +116,7 @@ def test_replace_sets_every_field_by_its_flat_name():
     assert all(found[name] != value for name, value in _flat(Config()).items() if name not in _SAME_AS_DEFAULT)
 
 
-_SAME_AS_DEFAULT = {"collect", "baseline"}
+_SAME_AS_DEFAULT = {"collect", "baseline", "lock"}  # which other fields above would not go with
 
 
 def _flat(config):
@@ -148,6 +155,10 @@ def test_unknown_sections_and_misplaced_keys_are_refused():
         ("num_envs", "16"),
         ("num_envs", True),
         ("num_envs", None),
+        ("envs_per_worker", "4"),
+        ("envs_per_worker", True),
+        ("lock", 1),
+        ("max_restarts", None),
         ("gamma", "0.9"),
         ("gamma", False),
         ("baseline", 1),
@@ -183,7 +194,7 @@ def test_a_value_out_of_range_is_refused_by_name_and_value(name, value):
 
 def test_every_field_with_a_range_is_in_the_table_of_ranges():
     free = {"shared_trunk", "normalize_obs", "normalize_reward", "baseline", "normalize_advantage"}
-    free |= {"tensorboard", "reuse_forward"}
+    free |= {"tensorboard", "reuse_forward", "lock"}
     assert set(EVERY_FIELD) - set(OUT_OF_RANGE) == free | {"device"}  # the machine tells which devices there are
 
 
@@ -203,6 +214,19 @@ def test_the_ends_of_a_range_belong_to_it(settings):
         ({"algo": "reinforce", "num_epochs": 2}, "num_epochs is 2"),
         ({"algo": "reinforce", "num_minibatches": 2}, "num_minibatches is 2"),
         ({"algo": "ppo", "baseline": False}, "baseline is False"),
+        ({"algo": "a3c", "device": "cuda"}, "device is 'cuda' with algo a3c, expected 'cpu'"),
+        ({"algo": "a3c", "device": "cuda:1", "workers": 2}, "device is 'cuda:1' with algo a3c, expected 'cpu'"),
+        ({"algo": "a3c", "vectorization": "process"}, "workers is 1 with vectorization process"),
+        ({"algo": "a2c", "vectorization": "process", "workers": 2}, "workers is 2 with vectorization process"),
+        ({"algo": "a2c", "lock": True}, "lock is True with algo a2c, expected False"),
+        ({"algo": "ppo", "lock": True}, "lock is True with algo ppo, expected False"),
+        ({"num_envs": 9, "envs_per_worker": 4, "workers": 2}, "num_envs is 9, but envs_per_worker times workers is 8"),
+        ({"num_envs": 8, "envs_per_worker": 4}, "num_envs is 8, but envs_per_worker times workers is 4"),
+        (
+            {"envs_per_worker": 1_000_000, "workers": 2},
+            "num_envs is 2000000, expected a whole number from 1 to 1,000,000",
+        ),
+        ({"envs_per_worker": 3, "workers": 2, "num_steps": 5, "num_minibatches": 2}, "expected a divisor of 15"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings, message):
@@ -210,13 +234,51 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
         Config().replace(**settings)
 
 
+def test_what_only_goes_with_a3c_goes_with_it():
+    assert Config().replace(**A3C).run.lock is True
+    assert Config().replace(vectorization="process").env.vectorization == "process"
+
+
 def test_derived_sizes():
     config = Config().replace(num_envs=6, num_steps=10, num_minibatches=4)
     assert config.batch_size == 60
 
 
+def test_environments_per_worker_say_how_many_there_are():
+    config = Config().replace(envs_per_worker=4, workers=3, num_steps=10)
+    assert (config.env.num_envs, config.batch_size) == (12, 120)
+    assert config.replace(num_envs=12, envs_per_worker=4, workers=3) == config
+    assert config.replace(workers=2).env.num_envs == 8
+    assert config.replace(envs_per_worker=5).env.num_envs == 15
+    assert config.replace(workers="auto").env.num_envs == 4  # of one; how many there are is not known yet
+
+
+def test_whoever_says_how_many_environments_there_are_is_not_overruled():
+    config = Config().replace(envs_per_worker=4, workers=3).replace(num_envs=6)
+    assert (config.env.num_envs, config.env.envs_per_worker) == (6, None)
+    assert config.replace(workers=2).env.num_envs == 6
+    with pytest.raises(ValueError, match="num_envs is 6, expected a multiple of workers, which is 4"):
+        config.replace(workers=4)
+
+
+def test_as_many_environments_per_worker_as_there_were_in_all():
+    config = Config().replace(num_envs=6, workers=2).replace(envs_per_worker=3)
+    assert (config.env.num_envs, config.env.envs_per_worker) == (6, 3)
+    assert config.replace(envs_per_worker=None).env.num_envs == 6
+
+
 @pytest.mark.parametrize(
-    "name", ["num_envs", "num_steps", "num_epochs", "lstm_size", "total_env_steps", "eval_episodes"]
+    "name",
+    [
+        "num_envs",
+        "envs_per_worker",
+        "num_steps",
+        "num_epochs",
+        "lstm_size",
+        "total_env_steps",
+        "eval_episodes",
+        "max_restarts",
+    ],
 )
 @pytest.mark.parametrize("value", [2.5, math.inf])
 def test_whole_numbers_must_be_whole(name, value):

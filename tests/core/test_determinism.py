@@ -11,16 +11,18 @@ from fastac.build import Streams, build, build_envs, evaluation_seed, restart_se
 from fastac.config import Config
 from fastac.records.checkpoint import load_checkpoint, save_checkpoint
 
+NATIVE = {"vectorization": "native", "num_envs": 4}
 RUNS = {
-    "a2c": {"num_envs": 4, "num_steps": 8},
-    "ppo": {"algo": "ppo", "num_envs": 4, "num_steps": 16, "num_epochs": 2, "num_minibatches": 4},
-    "reinforce": {"algo": "reinforce", "collect": "episodes", "gae_lambda": 1.0, "num_envs": 4, "num_steps": 40},
+    "a2c": {**NATIVE, "num_steps": 8},
+    "a2c, envs one by one": {"vectorization": "sync", "num_envs": 4, "num_steps": 8},
+    "ppo": {**NATIVE, "algo": "ppo", "num_steps": 16, "num_epochs": 2, "num_minibatches": 4},
+    "reinforce": {**NATIVE, "algo": "reinforce", "collect": "episodes", "gae_lambda": 1.0, "num_steps": 40},
     "everything": {
+        **NATIVE,
         "algo": "ppo",
         "core": "lstm",
         "lstm_size": 8,
         "shared_trunk": False,
-        "num_envs": 4,
         "num_steps": 12,
         "num_epochs": 2,
         "num_minibatches": 2,

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -333,11 +334,10 @@ def test_the_learning_rate_scales_the_step():
 class PlainDescent:
     """A rule without slots."""
 
-    def prepare(self, param):
-        pass
+    slots = MappingProxyType({})
 
-    def step(self, param, grad, learning_rate):
-        param.sub_(grad, alpha=learning_rate)
+    def step(self, param, grad, slots, grad_scale, learning_rate, count):
+        param.sub_(grad * grad_scale, alpha=learning_rate)
 
 
 def differentiate_and_step(apply, loss, learning_rate):
@@ -368,11 +368,11 @@ def test_gradients_do_not_add_up_over_steps():
 def test_rmsprop_tf_by_formula():
     param = torch.tensor([1.0, -2.0, 0.5])
     rule = RMSprop(eps=1e-3, tensorflow=True)
-    rule.prepare(param)
+    slots = {name: torch.full_like(param, value) for name, value in rule.slots.items()}
     expected, average = param.double().numpy().copy(), np.ones(3)
     for step in range(5):
         grad = np.array([0.5, -3.0, 0.001]) * (step + 1)
-        rule.step(param, torch.from_numpy(grad).float(), 0.1)
+        rule.step(param, torch.from_numpy(grad).float(), slots, 1.0, 0.1, step + 1)
         average = 0.99 * average + 0.01 * grad**2
         expected -= 0.1 * grad / np.sqrt(average + 1e-3)
         np.testing.assert_allclose(param.numpy(), expected, rtol=1e-5)

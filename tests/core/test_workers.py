@@ -28,6 +28,7 @@ from fastac.rollout import FlatMinibatches, Rollout
 from fastac.trainers.group import GroupMemory, SharedGroup
 
 SMALL = {"num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "total_env_steps": 10**6}
+SMALL |= {"vectorization": "native"}
 
 
 def assemble_parts(factory=None, **settings):
@@ -370,6 +371,9 @@ def test_workers_go_when_the_first_is_killed(tmp_path):
         (4, {"num_envs": 256}, 2),  # too few for four
         (4, {"num_envs": 64}, 1),
         (4, {"num_envs": 513}, 3),
+        (3, {"envs_per_worker": 1}, 3),
+        (3, {"algo": "a3c", "envs_per_worker": 8}, 3),
+        (4, {"algo": "a3c", "num_envs": 256}, 2),
         (2, {"num_envs": 8, "vectorization": "sync", "env_id": "Pendulum-v1"}, 2),
         (1, {"num_envs": 256}, 1),
         (2, {"num_envs": 256, "num_steps": 1, "num_minibatches": 256}, 1),
@@ -377,9 +381,12 @@ def test_workers_go_when_the_first_is_killed(tmp_path):
     ],
 )
 def test_auto_workers(monkeypatch, cores, settings, workers):
-    monkeypatch.setattr("fastac.build.count_physical_cores", lambda: cores)
+    monkeypatch.setattr("fastac.build.shares.count_physical_cores", lambda: cores)
     config = Config().replace(workers="auto", **settings)
-    assert resolve_workers(config).run.workers == workers
+    resolved = resolve_workers(config)
+    assert resolved.run.workers == workers
+    expected = config.env.num_envs if config.env.envs_per_worker is None else workers * config.env.envs_per_worker
+    assert resolved.env.num_envs == expected
     assert resolve_workers(config.replace(workers=1)).run.workers == 1
 
 

@@ -23,10 +23,19 @@ def build(env_id: str, seed: int = 0, num_envs: int = 4, vectorization: str = "a
 
 
 def test_cartpole_is_native() -> None:
-    env = build("CartPole-v1")
+    env = build("CartPole-v1", num_envs=6)
     assert env.description == "native (CartPoleVectorEnv)"
-    assert (env.num_envs, env.frame_skip) == (4, 1)
+    assert (env.num_envs, env.frame_skip) == (6, 1)
     env.close()
+
+
+@pytest.mark.parametrize(("vectorization", "is_native"), [("auto", False), ("sync", False), ("native", True)])
+def test_a_few_cartpoles_are_a_batch_only_where_that_is_said(vectorization: str, is_native: bool) -> None:
+    for num_envs in (1, 5):
+        env = build("CartPole-v1", num_envs=num_envs, vectorization=vectorization)
+        assert isinstance(env, SyncEnvs) != is_native
+        assert (env.description == "native (CartPoleVectorEnv)") == is_native
+        env.close()
 
 
 def test_num_envs_can_be_overridden() -> None:

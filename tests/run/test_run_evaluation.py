@@ -61,7 +61,7 @@ def test_evaluation_is_not_training_time(tmp_path, monkeypatch):
         time.sleep(0.3)
         return evaluate(*arguments)
 
-    monkeypatch.setattr("fastac.run.evaluate", evaluate_slowly)
+    monkeypatch.setattr("fastac.tools.evaluator.evaluate", evaluate_slowly)
     settings = {**SMALL, "eval_every": 64, "total_env_steps": 192}
     summary = fastac.train(PROBE, run_dir=tmp_path / "run", **settings).summary
     clock = [row["train_wall_s"] for row in read_rows(tmp_path / "run" / "progress.jsonl")]
@@ -95,7 +95,7 @@ def test_the_best_policy_is_the_one_that_is_loaded(tmp_path, monkeypatch):
         result.returns[:] = next(means)
         return result
 
-    monkeypatch.setattr("fastac.run.evaluate", evaluate_as_told)
+    monkeypatch.setattr("fastac.tools.evaluator.evaluate", evaluate_as_told)
     weights = []
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **settings)
     for _ in session:

@@ -13,7 +13,7 @@ from fastac.records import load_checkpoint
 
 SUMMARY_KEYS = (
     "env_id algo seed env_steps frames updates episodes train_wall_s total_wall_s sps sps_last_window mean_return "
-    "solved solved_wall_s solved_env_steps phases peak_rss_mb versions git_commit command"
+    "solved solved_wall_s solved_env_steps phases peak_rss_mb versions git_commit command asynchrony"
 )
 
 
@@ -56,6 +56,7 @@ def test_summary_is_complete(run):
     assert summary["frames"] == summary["env_steps"]
     assert {"python", "torch", "numpy", "gymnasium", "fastac"} <= set(summary["versions"])
     assert summary["peak_rss_mb"] > 10
+    assert summary["asynchrony"] is None  # its workers are in step
 
 
 def test_summary_adds_up(run):

@@ -24,13 +24,14 @@ from fastac.cli import main
 KILLED_AFTER = 10  # iterations, twice as many in all
 PPO = {"algo": "ppo", "num_epochs": 2, "num_minibatches": 2, "normalize_advantage": True}
 LINEAR = {name: "linear" for name in ("learning_rate_schedule", "ent_coef_schedule", "clip_coef_schedule")}
+NATIVE = {"vectorization": "native"}
 NORMALIZED = {"normalize_obs": True, "normalize_reward": True}
 
 CASES = {
-    "native a2c": ("CartPole-v1", {"algo": "a2c"}),
-    "native a2c rmsprop_tf": ("CartPole-v1", {"optimizer": "rmsprop_tf", "shared_trunk": False}),
-    "native ppo lstm": ("CartPole-v1", {**PPO, **NORMALIZED, **LINEAR, "core": "lstm", "lstm_size": 8}),
-    "native reinforce": ("CartPole-v1", {"algo": "reinforce", "num_steps": 500}),
+    "native a2c": ("CartPole-v1", {**NATIVE, "algo": "a2c"}),
+    "native a2c rmsprop_tf": ("CartPole-v1", {**NATIVE, "optimizer": "rmsprop_tf", "shared_trunk": False}),
+    "native ppo lstm": ("CartPole-v1", {**NATIVE, **PPO, **NORMALIZED, **LINEAR, "core": "lstm", "lstm_size": 8}),
+    "native reinforce": ("CartPole-v1", {**NATIVE, "algo": "reinforce", "num_steps": 500}),
     "sync a2c": ("CartPole-v1", {"vectorization": "sync"}),
     "sync ppo continuous": ("Pendulum-v1", {**PPO, **NORMALIZED, "vectorization": "sync", "optimizer": "rmsprop"}),
     "own state": ("fastac.envs.probes:fastac/ToyChain-v0", {"normalize_reward": True}),
@@ -133,7 +134,7 @@ def test_what_a_kill_in_the_last_evaluation_left_out_is_done_by_resume(tmp_path,
     for _ in session:
         pass
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("fastac.run.evaluate", _interrupt)
+        patch.setattr("fastac.tools.evaluator.evaluate", _interrupt)
         session.finish()
     assert not (tmp_path / "run" / "summary.json").exists()
     session = fastac.resume(tmp_path / "run")

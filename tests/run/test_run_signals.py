@@ -68,7 +68,7 @@ def test_ctrl_c_before_training_is_no_traceback(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fastac.build.build_envs", interrupt)
+    monkeypatch.setattr("fastac.build.sync.build_envs", interrupt)
     assert main(["train", "CartPole-v1"]) == 130
     assert capsys.readouterr().err == "fastac: interrupted\n"
     assert list(tmp_path.iterdir()) == []
@@ -81,7 +81,7 @@ def test_ctrl_c_in_the_last_evaluation_loses_nothing(tmp_path, monkeypatch, caps
     run_dir = tmp_path / "run"
     words = ["train", "CartPole-v1", *SMALL_FLAGS, "--total-env-steps", "320", "--run-dir", str(run_dir)]
     with monkeypatch.context() as patch:
-        patch.setattr("fastac.run.evaluate", interrupt)
+        patch.setattr("fastac.tools.evaluator.evaluate", interrupt)
         assert main(words) == 130
     hint = f"continue from the last checkpoint with: fastac resume {run_dir}"
     assert capsys.readouterr().err == f"fastac: interrupted; {hint}\n"

@@ -30,12 +30,13 @@ def test_a_run_with_workers_ends_as_any_other(tmp_path, capsys, caplog):
     out, _ = capsys.readouterr()
     summary = json.loads(out)
     assert summary["workers"] == 2 and 400 <= summary["env_steps"] < 440
+    assert summary["asynchrony"] is None
     assert "in each of 2 workers" in caplog.text
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["workers"] == 2
 
 
 def test_auto_is_written_down_as_the_number_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastac.build.count_physical_cores", lambda: 2)
+    monkeypatch.setattr("fastac.build.shares.count_physical_cores", lambda: 2)
     session = fastac.start("CartPole-v1", workers="auto", run_dir=tmp_path / "run", **(SMALL | {"num_envs": 256}))
     assert session.config.run.workers == session.directory.read_config().run.workers == 2
     next(iter(session))

@@ -1,0 +1,102 @@
+"""Environments of a run and of its evaluations, and the random streams of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from fastac.config import Config, EnvConfig
+from fastac.contract import VecEnv
+from fastac.envs import adapt, has_native, make_vec
+
+# Builds the run's own vector environments: called with how many it should hold.
+EnvFactory: TypeAlias = Callable[[int], "VectorEnv[np.ndarray, np.ndarray, np.ndarray]"]
+
+# Evaluations play each env's share of episodes side by side; without a batched version, an env more
+# costs its construction, and a step costs the same one after the other.
+_EVAL_ENVS_NATIVE = 128
+_EVAL_ENVS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """The random streams of a run; no two runs, and no two purposes in one, share any."""
+
+    model: int
+    actions: int
+    env: np.random.SeedSequence
+
+    @classmethod
+    def spawn(cls, seed: int) -> Streams:
+        """Derive them from the run's seed."""
+        model, actions, env = np.random.SeedSequence(seed).spawn(3)
+        return cls(to_int(model), to_int(actions), env)
+
+
+def evaluation_seed(seed: int, env_steps: int) -> np.random.SeedSequence:
+    """Return the stream of the evaluation after `env_steps`: the same whether the run was resumed or not."""
+    return np.random.SeedSequence(seed, spawn_key=(3, env_steps))
+
+
+def restart_seed(seed: int, env_steps: int) -> np.random.SeedSequence:
+    """Return the stream of environments that begin anew because their state could not be saved."""
+    return np.random.SeedSequence(seed, spawn_key=(4, env_steps))
+
+
+def to_int(seed: np.random.SeedSequence) -> int:
+    """Return a seed as torch takes it."""
+    return int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1))  # torch takes 63 bits and a sign
+
+
+def worker_seeds(config: Config, seed: np.random.SeedSequence) -> list[tuple[np.random.SeedSequence, int]]:
+    """Return the stream of environments and the seed of actions of each worker.
+
+    The first one's actions are those of a run with one worker, whose environments have `seed` itself.
+    """
+    workers, actions = config.run.workers, Streams.spawn(config.run.seed).actions
+    assert isinstance(workers, int), "resolve_workers first"
+    if workers == 1:
+        return [(seed, actions)]
+    (first, _), *others = [child.spawn(2) for child in seed.spawn(workers)]
+    return [(first, actions), *((envs, to_int(acts)) for envs, acts in others)]
+
+
+def again_seeds(seed: np.random.SeedSequence, restarts: int) -> tuple[np.random.SeedSequence, int]:
+    """Return the same for a worker that takes a lost one's place, the `restarts`-th that does; no two share any."""
+    envs, actions = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, 2**31 + restarts)).spawn(2)
+    return envs, to_int(actions)
+
+
+def build_envs(config: EnvConfig, seed: np.random.SeedSequence, factory: EnvFactory | None = None) -> VecEnv:
+    """Build the environments by id, or around what the user's factory returns.
+
+    Raises:
+        ValueError: unknown id, unsupported space, or a factory that returned another number of envs.
+    """
+    if factory is None:
+        return make_vec(config, seed)
+    env = factory(config.num_envs)
+    if not isinstance(env, VectorEnv):
+        raise ValueError(f"the env function returned {env!r}, expected a gymnasium.vector.VectorEnv.")
+    if env.num_envs != config.num_envs:
+        raise ValueError(f"the env factory returned {env.num_envs} envs, expected num_envs = {config.num_envs}.")
+    return adapt(env, seed)
+
+
+def build_evaluation_envs(
+    config: EnvConfig, episodes: int, seed: np.random.SeedSequence, factory: EnvFactory | None = None
+) -> VecEnv:
+    """Build environments for one evaluation of so many episodes: batched where that is native, else few.
+
+    Raises:
+        ValueError: as `build_envs`.
+    """
+    if factory is not None:
+        return build_envs(replace(config, num_envs=min(episodes, config.num_envs)), seed, factory)
+    native = has_native(config.env_id) and config.vectorization in ("auto", "native")
+    num_envs = min(episodes, _EVAL_ENVS_NATIVE if native else _EVAL_ENVS)
+    return make_vec(EnvConfig(config.env_id, num_envs, "native" if native else "sync"), seed)

@@ -1,0 +1,212 @@
+"""A run whose workers wait for nobody: A3C."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from fastac.apply import HogwildApply, Vectors, flatten
+from fastac.build.environments import (
+    EnvFactory,
+    Streams,
+    again_seeds,
+    build_envs,
+    build_evaluation_envs,
+    evaluation_seed,
+    worker_seeds,
+)
+from fastac.build.network import EncoderFactory, build_model, load_module
+from fastac.build.shares import worker_share
+from fastac.build.worker import WorkerParts, build_reward_normalizer, build_rule, build_worker
+from fastac.config import Config
+from fastac.contract import Asynchrony, StateTree, VecEnv, read_branch
+from fastac.models import (
+    ActorCritic,
+    NoRewardNormalizer,
+    ObsNormalizer,
+    RewardNormalizer,
+    RunningMoments,
+    merge_moments,
+)
+from fastac.processes import ProcessLock
+from fastac.trainers import Board, Desk, Facts, Hands, HogwildTrainer, MakeHand, Pair, pool_all
+
+_RewardNormalizer: TypeAlias = RewardNormalizer | NoRewardNormalizer
+
+
+@dataclass(slots=True)
+class HogwildParts:
+    """The assembled run, seen from the process that watches the workers; see `Parts`."""
+
+    envs: VecEnv
+    model: ActorCritic
+    trainer: HogwildTrainer
+    rollout: None
+    _reward_normalizer: _RewardNormalizer
+    _param: Tensor  # the model's
+    _shared: Vectors
+    _board: Board
+    _hands: Hands
+    _lock: AbstractContextManager[object]
+    _facts: Facts
+
+    @property
+    def description(self) -> str:
+        """How a worker's environments are batched."""
+        return self._facts.description
+
+    @property
+    def rollout_nbytes(self) -> int:
+        """Memory of a worker's rollout."""
+        return self._facts.rollout_nbytes
+
+    @property
+    def activations_nbytes(self) -> int:
+        """Memory of a worker besides it."""
+        return self._facts.activations_nbytes
+
+    @property
+    def asynchrony(self) -> Asynchrony:
+        """How the workers have interleaved."""
+        return self.trainer.asynchrony
+
+    def get_state(self) -> StateTree:
+        """Copy what is shared, as a worker would at this moment; workers' episodes are not in it.
+
+        While workers learn, parameters may have seen an update that the statistics have not, or the other
+        way round; under the lock, or when they have stopped, all is of one moment.
+        """
+        with self._lock:
+            trainer = self.trainer.get_state()
+            updates = trainer["updates"]
+            assert isinstance(updates, int)
+            apply = self._shared.get_state(updates)
+            self._param.copy_(self._shared.param)
+        _copy_statistics(self._board, self.model, self._reward_normalizer)
+        return {
+            "model": {name: value.clone() for name, value in self.model.state_dict().items()},
+            "reward_normalizer": {name: value.clone() for name, value in self._reward_normalizer.state_dict().items()},
+            "trainer": {**trainer, "learner": {"apply": apply, "updates": updates}},
+        }
+
+    def set_state(self, state: StateTree) -> bool:
+        """Continue from `get_state`, before workers begin; their episodes begin anew, so it returns False."""
+        load_module(self.model, read_branch(state, "model"))
+        load_module(self._reward_normalizer, read_branch(state, "reward_normalizer"))
+        trainer = read_branch(state, "trainer")
+        self._shared.param.copy_(self._param)
+        self._shared.set_state(read_branch(read_branch(trainer, "learner"), "apply"))
+        for name, moments in _find_moments(self.model, self._reward_normalizer).items():
+            statistics = self._board.statistics[name].view()
+            statistics[:] = 0.0
+            statistics[0, self._board.versions[name].view()[0, 0]] = moments.dump()
+        self.trainer.set_state(trainer)
+        return False
+
+    def drop_workers(self) -> None:
+        """End the workers."""
+        self._hands.close()
+
+    def close(self) -> None:
+        """End the workers and close the environments."""
+        self._hands.close()
+        self.envs.close()
+
+
+@dataclass(slots=True)
+class HandParts:
+    """What an A3C worker runs in its process; see `Hand`."""
+
+    pair: Pair
+    _worker: WorkerParts
+    _apply: HogwildApply
+    _board: Board
+
+    def facts(self) -> Facts:
+        """See `WorkerParts`."""
+        return self._worker.facts()
+
+    def begin(self) -> None:
+        """Take over the parameters and statistics that there are by now."""
+        self._apply.copy()
+        _copy_statistics(self._board, self._worker.model, self._worker.reward_normalizer)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._worker.close()
+
+
+def assemble_hogwild(
+    config: Config,
+    seed: np.random.SeedSequence,
+    env_factory: EnvFactory | None = None,
+    encoder: EncoderFactory | None = None,
+) -> HogwildParts:
+    """Assemble a run whose workers wait for nobody; see `assemble`."""
+    share, seeds = worker_share(config, env_factory), worker_seeds(config, seed)
+    # An environment of this process's own, since a policy is of spaces.
+    envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env_factory)
+    model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
+    param, _ = flatten(model)
+    reward_normalizer = build_reward_normalizer(share)
+    widths = {name: moments.mean.numel() for name, moments in _find_moments(model, reward_normalizer).items()}
+    board = Board.allocate(len(seeds), param.numel(), build_rule(config.optim).slots, widths)
+    shared = board.vectors()
+    shared.param.copy_(param)
+    lock = ProcessLock() if config.run.lock else nullcontext()
+
+    def make(worker: int, restarts: int) -> MakeHand:
+        """Describe a worker's part; one that takes another's place has streams of its own."""
+        streams = again_seeds(seed, restarts) if restarts else seeds[worker]
+        return partial(_make_hand, share, *streams, env_factory, encoder)
+
+    try:
+        hands = Hands(board, make, lock, config.run.total_env_steps, config.run.max_restarts)
+        facts = hands.wait_ready()
+    except BaseException:
+        envs.close()
+        raise
+    trainer = HogwildTrainer(config.run.total_env_steps, envs.frame_skip, board, hands)
+    return HogwildParts(envs, model, trainer, None, reward_normalizer, param, shared, board, hands, lock, facts)
+
+
+def _make_hand(
+    share: Config,
+    env_seed: np.random.SeedSequence,
+    action_seed: int,
+    env_factory: EnvFactory | None,
+    encoder: EncoderFactory | None,
+    board: Board,
+    desk: Desk,
+    lock: AbstractContextManager[object],
+) -> HandParts:
+    """Build a worker's part in its own process."""
+    envs = build_envs(share.env, env_seed, env_factory)
+    # From the run's seed, for what an encoder has besides parameters; those are copied over.
+    model = build_model(share.model, envs, Streams.spawn(share.run.seed).model, encoder)
+    apply = HogwildApply(model, build_rule(share.optim), share.optim.max_grad_norm, board.vectors(), desk, lock)
+    worker = build_worker(share, envs, model, apply, action_seed, desk)
+    return HandParts(worker.pair, worker, apply, board)
+
+
+def _find_moments(model: ActorCritic, reward_normalizer: _RewardNormalizer) -> dict[str, RunningMoments]:
+    """Return the running statistics that there are, under the names that a group knows them by."""
+    normalizers = {"obs": model.obs_normalizer, "reward": reward_normalizer}
+    return {
+        name: normalizer.moments
+        for name, normalizer in normalizers.items()
+        if isinstance(normalizer, ObsNormalizer | RewardNormalizer)
+    }
+
+
+def _copy_statistics(board: Board, model: ActorCritic, reward_normalizer: _RewardNormalizer) -> None:
+    """Let the normalisers know what all workers have seen so far."""
+    for name, moments in _find_moments(model, reward_normalizer).items():
+        pooled = pool_all(board.statistics[name].view(), board.versions[name].view()[:, 0], merge_moments)
+        if pooled[0]:  # else they are as they begin
+            moments.load(pooled)

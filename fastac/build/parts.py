@@ -1,0 +1,57 @@
+"""An assembled run, as those see it who do not mind how many processes it has."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fastac.contract import Asynchrony, StateTree, Trainer, VecEnv
+from fastac.models import ActorCritic
+from fastac.rollout import Rollout
+
+
+class Parts(Protocol):
+    """An assembled run."""
+
+    @property
+    def envs(self) -> VecEnv:
+        """Environments of this process; their spaces are the run's."""
+
+    @property
+    def description(self) -> str:
+        """How the run's environments are batched."""
+
+    @property
+    def model(self) -> ActorCritic:
+        """The policy, as of the last `get_state` where workers learn beside this process."""
+
+    @property
+    def trainer(self) -> Trainer:
+        """Trains and reports."""
+
+    @property
+    def rollout(self) -> Rollout | None:
+        """This process's latest rollout, or None where only others collect any."""
+
+    @property
+    def rollout_nbytes(self) -> int:
+        """Memory of a worker's rollout."""
+
+    @property
+    def activations_nbytes(self) -> int:
+        """Memory of a worker besides it, see `WorkerParts`."""
+
+    @property
+    def asynchrony(self) -> Asynchrony | None:
+        """How workers have interleaved, or None where they are in step."""
+
+    def get_state(self) -> StateTree:
+        """Everything that training continues from."""
+
+    def set_state(self, state: StateTree) -> bool:
+        """Continue from `get_state`; return whether the environments continue too."""
+
+    def drop_workers(self) -> None:
+        """End the workers, who may be in the middle of an iteration."""
+
+    def close(self) -> None:
+        """End the workers and close the environments; safe to call twice."""

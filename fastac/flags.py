@@ -1,0 +1,164 @@
+"""The words of a command line: flags into dataclasses, and one sentence for what does not fit."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import TypeVar
+
+import tyro
+from tyro.conf import OmitArgPrefixes
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from fastac.config import setting_names
+
+Options = TypeVar("Options")
+
+_registry = ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    """Read whole numbers as people write them: 1000000, 1_000_000 or 1e6."""
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: _to_int(words[0]),
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _to_int(word: str) -> int:
+    try:
+        number = float(word)
+        if number == int(number):
+            # float() has 53 bits; plain digits keep all of theirs.
+            return int(word) if word.lstrip("+-").replace("_", "").isdigit() else int(number)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"{word!r} is not a whole number.")
+
+
+def take_env_id(words: Sequence[str], command: str) -> tuple[str, list[str]]:
+    """Return the environment id, which comes first, and the other words; some id where only help is asked for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if words and not words[0].startswith("-"):
+        return words[0], list(words[1:])
+    if any(word in ("-h", "--help") for word in words):
+        return "CartPole-v1", list(words)
+    raise ValueError(f"{command} needs an environment id first, such as: fastac {command} CartPole-v1")
+
+
+def peek(words: Sequence[str], flag: str) -> str | None:
+    """Return the last value that follows a flag, before the parser that depends on it is built."""
+    value = None
+    for at, word in enumerate(words):
+        if word == flag and at + 1 < len(words):
+            value = words[at + 1]
+        elif word.startswith(flag + "="):
+            value = word.partition("=")[2]
+    return value
+
+
+def given(words: Sequence[str]) -> set[str]:
+    """Return the names of the settings that are given on the command line."""
+    return {_to_flag(word).removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+
+
+def _to_flag(word: str) -> str:
+    """Return a flag as it is listed: without its value, without `no-`, with hyphens."""
+    return word.partition("=")[0].replace("_", "-").replace("--no-", "--", 1)
+
+
+def without(words: Sequence[str], flag: str) -> list[str]:
+    """Return the words without a flag and its value."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if not skip and word != flag and not word.startswith(flag + "="):
+            kept.append(word)
+        skip = word == flag
+    return kept
+
+
+def parse(kind: type[Options], words: Sequence[str], prog: str, default: Options | None = None) -> Options:
+    """Parse flags into a dataclass.
+
+    Raises:
+        ValueError: in one sentence, instead of the parser's box.
+        SystemExit: after --help.
+    """
+    _check_flags(kind, words, prog)
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            options, unknown = tyro.cli(
+                kind,
+                args=list(words),
+                prog=prog,
+                default=default,
+                registry=_registry,
+                config=(OmitArgPrefixes,),
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if stop.code == 0:  # --help
+            raise
+        raise ValueError(_unbox(box.getvalue())) from None
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is one word too many for {prog}: see {prog} --help.")
+    assert options is not None
+    return options
+
+
+def _check_flags(kind: type, words: Sequence[str], prog: str) -> None:
+    """Refuse an unknown flag before the parser, which would take the word after it for an argument."""
+    names = {f.name for f in fields(kind)}
+    if "config" in names:
+        names = names - {"config"} | set(setting_names())
+    flags = ["--" + name.replace("_", "-") for name in sorted(names)]
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and _to_flag(word) not in [*flags, "--help"]:
+            near = get_close_matches(flag, flags, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"see {prog} --help."
+            raise ValueError(f"{word!r} is not an option of {prog}: {hint}")
+
+
+# What the parser says, and how it reads better.
+_REWORDED = (
+    (r"^Error parsing config(\.[a-z]+)?: ", ""),
+    (r"^Error parsing ", ""),
+    (r"no type matching \{None\}\|(\w+) could be instantiated from \['(.*)'\]\.", r"'\2' is neither None nor \1."),
+    (r"^Missing value for argument '(.*)'\. Expected 1 values\.", r"\1 needs a value."),
+    (r"^Missing from fastac (\w+): .*", r"\1 needs a run's directory, such as: fastac \1 runs/..."),
+)
+
+
+def _unbox(text: str) -> str:
+    """Return the sentence from the parser's box, drawn in Unicode or ASCII: the paragraph below its title.
+
+    Where stdout is a terminal the box on stderr has colours.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    _, *lines = [line.strip("│ ") for line in text.strip().splitlines()]
+    below = itertools.dropwhile(_is_rule, lines)
+    sentence = " ".join(itertools.takewhile(lambda line: not _is_rule(line), below))
+    for pattern, better in _REWORDED:
+        sentence = re.sub(pattern, better, sentence)
+    return sentence
+
+
+def _is_rule(line: str) -> bool:
+    return set(line) <= {"─", "-"}

@@ -1,0 +1,204 @@
+"""Evaluations of a run in progress: in this process, or beside training in one of their own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Protocol, TypeAlias, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastac.build import (
+    EncoderFactory,
+    EnvFactory,
+    Streams,
+    build_evaluation_envs,
+    build_model,
+    evaluation_seed,
+    load_module,
+)
+from fastac.config import Config
+from fastac.contract import EnvFailure, Policy, StateTree, WorkerFailure
+from fastac.processes import (
+    Child,
+    Failed,
+    close,
+    follow,
+    get_context,
+    ignore_signals,
+    pickled,
+    start,
+    to_error,
+    to_failed,
+    unpickled,
+)
+from fastac.tools.evaluate import Evaluation, evaluate
+
+log = logging.getLogger("fastac")
+
+
+class Evaluator(Protocol):
+    """Plays greedy episodes of a run's policy.
+
+    Attributes:
+        is_beside: whether training goes on meanwhile.
+    """
+
+    is_beside: bool
+
+    def begin(self, model: StateTree, env_steps: int) -> None:
+        """Begin to play with the weights of `model`; the same episodes for the same run and `env_steps`."""
+
+    def take(self, wait: bool) -> Evaluation | None:
+        """Return the evaluation begun, or None while it lasts and nobody waits.
+
+        Raises:
+            EnvFailure: an environment failed.
+            WorkerFailure: the evaluating process failed otherwise.
+        """
+
+    def close(self) -> None:
+        """End what it needs; safe to call twice."""
+
+
+def play(config: Config, policy: Policy, env_steps: int, env_factory: EnvFactory | None) -> Evaluation:
+    """Evaluate in environments of their own, built for it.
+
+    Raises:
+        EnvFailure: an environment failed.
+    """
+    seed = evaluation_seed(config.run.seed, env_steps)
+    envs = build_evaluation_envs(config.env, config.run.eval_episodes, seed, env_factory)
+    try:
+        return evaluate(policy, envs, config.run.eval_episodes, torch.device(config.run.device))
+    except EnvFailure as error:
+        where = f"in the evaluation after {env_steps} environment steps"
+        raise EnvFailure(f"{str(error).removesuffix('.')}, {where}") from error
+    finally:
+        envs.close()
+
+
+class InProcessEvaluator:
+    """Plays at once, with the very policy that is trained, while nothing else happens."""
+
+    is_beside = False
+
+    def __init__(self, config: Config, policy: Policy, env_factory: EnvFactory | None) -> None:
+        """Take what is needed."""
+        self._config, self._policy, self._env_factory = config, policy, env_factory
+        self._env_steps = 0
+
+    def begin(self, model: StateTree, env_steps: int) -> None:
+        """See `Evaluator`; `model` is what the policy has anyway."""
+        self._env_steps = env_steps
+
+    def take(self, wait: bool) -> Evaluation | None:
+        """See `Evaluator`."""
+        return play(self._config, self._policy, self._env_steps, self._env_factory)
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+_Weights: TypeAlias = Mapping[str, NDArray[np.generic]]
+_Work: TypeAlias = tuple[Config, EnvFactory | None, EncoderFactory | None]
+
+
+class ProcessEvaluator:
+    """Plays in a process beside the workers', on a copy of the weights; started again if it is killed."""
+
+    is_beside = True
+
+    def __init__(self, config: Config, env_factory: EnvFactory | None, encoder: EncoderFactory | None) -> None:
+        """Start the process.
+
+        Raises:
+            ValueError: what builds environments or encoder cannot be sent to it.
+        """
+        self._work = pickled(
+            (config, env_factory, encoder),
+            "the env and encoder functions of A3C are sent to other processes, so they must be defined at the "
+            "top level of a module; move them there, or train with a2c",
+        )
+        self._request: tuple[_Weights, int] | None = None
+        self._restarts, self._max_restarts = 0, config.run.max_restarts
+        self._children: list[Child] = []
+        self._start()
+
+    def _start(self) -> None:
+        self._children.append(start(get_context(__name__), partial(_evaluate, self._work)))
+
+    def begin(self, model: StateTree, env_steps: int) -> None:
+        """See `Evaluator`."""
+        weights = {name: value.numpy().copy() for name, value in model.items() if isinstance(value, torch.Tensor)}
+        self._request = (weights, env_steps)
+        self._ask()
+
+    def _ask(self) -> None:
+        try:
+            self._children[0].pipe.send(self._request)
+        except OSError:
+            self._start_again()
+
+    def _start_again(self) -> None:
+        code = self._children[0].exit_code()
+        close(self._children)
+        if self._restarts >= self._max_restarts:
+            raise WorkerFailure(f"the evaluator died (exit code {code}), the {self._restarts + 1}th time.")
+        self._restarts += 1
+        log.warning("the evaluator died (exit code %s): started again", code)
+        self._start()
+        self._ask()
+
+    def take(self, wait: bool) -> Evaluation | None:
+        """See `Evaluator`."""
+        pipe = self._children[0].pipe
+        try:
+            if not wait and not pipe.poll(0):
+                return None
+            reply: Evaluation | Failed = pipe.recv()
+        except (EOFError, OSError):
+            self._start_again()
+            return self.take(wait)
+        if isinstance(reply, Failed):
+            raise to_error("the evaluator", reply)
+        return reply
+
+    def close(self) -> None:
+        """End the process, also in the middle of an evaluation."""
+        close(self._children, timeout_s=0.1)
+
+
+def _evaluate(work: bytes, pipe: Connection) -> None:
+    """Answer requests until the pipe closes."""
+    ignore_signals()
+    torch.set_num_threads(1)
+    requests: SimpleQueue[tuple[_Weights, int]] = SimpleQueue()
+    follow(pipe, lambda request: requests.put(cast("tuple[_Weights, int]", request)), grace_s=0.0)
+    with suppress(OSError):  # the run has gone
+        try:
+            config, env_factory, encoder = cast(_Work, unpickled(work))
+            envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env_factory)
+            model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
+            envs.close()
+            while True:
+                weights, env_steps = requests.get()
+                load_module(model, weights)
+                pipe.send(play(config, model, env_steps, env_factory))
+        except Exception as error:
+            pipe.send(to_failed(error))
+
+
+def open_evaluator(
+    config: Config, policy: Policy, env_factory: EnvFactory | None, encoder: EncoderFactory | None
+) -> Evaluator:
+    """Return an evaluator: beside training where workers wait for nobody, else between iterations."""
+    if config.algo.algo == "a3c":
+        return ProcessEvaluator(config, env_factory, encoder)
+    return InProcessEvaluator(config, policy, env_factory)

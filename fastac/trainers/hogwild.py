@@ -1,0 +1,184 @@
+"""The asynchronous trainer, A3C: workers that learn without waiting, and one process that watches them.
+
+Mnih et al. 2016, arXiv 1602.01783. Each worker runs the same pair that the synchronous trainer runs, on a copy
+of the parameters; its optimiser step goes to the shared ones, see `fastac.apply.HogwildApply`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastac.contract import (
+    Asynchrony,
+    EnvFailure,
+    Episodes,
+    NonFiniteError,
+    Phases,
+    Report,
+    StateTree,
+    WorkerFailure,
+    read_branch,
+    read_number,
+)
+from fastac.trainers.board import ENV_STEPS, EPISODES, ITERATIONS, LOSSES, PHASES, ROOM, UPDATES, Board
+from fastac.trainers.group import fence
+from fastac.trainers.hands import Hands
+
+# Between reports: a part of the time so far, so that a run of a second is seen to end, but never longer than
+# that it looks alive, nor so short that reporting would cost more than half a percent of a core.
+_PERIOD_PART, _LEAST_PERIOD_S, _MOST_PERIOD_S = 0.05, 0.01, 0.1
+
+
+class HogwildTrainer:
+    """Lets workers train, and reports what they have done so far.
+
+    Attributes:
+        iteration: iterations so far, of all workers together.
+        env_steps: valid transitions so far, likewise.
+    """
+
+    def __init__(self, total_env_steps: int, frame_skip: int, board: Board, hands: Hands) -> None:
+        """Take the parts; see `fastac.build`."""
+        self._budget, self._frame_skip, self._board, self._hands = total_env_steps, frame_skip, board, hands
+        self._counts, self._found = board.counts.view(), board.found.view()
+        self._staleness = board.staleness.view()
+        self._episodes_seen = self._counts[:, EPISODES].copy()  # [K]
+        self._losses_seen = board.losses.view().sum(axis=0)  # [2, L]
+        self._restarts = 0  # before this process
+        self._train_wall_s = self._began = 0.0
+        self._is_running = False
+        self._reported = -1
+        self._read_counts()
+
+    def run(self) -> Iterator[Report]:
+        """Yield reports, at most every tenth of a second, until the budget of environment steps is spent.
+
+        Workers do not wait for the consumer, whose time is training time. Parameters are shared ones of the
+        moment: `fastac.build` copies them when it saves.
+
+        Raises:
+            EnvFailure, WorkerFailure: more workers were lost than are started again.
+            NonFiniteError: a loss or gradient is not finite; the shared parameters are as before it.
+        """
+        if self.env_steps >= self._budget:
+            return
+        self._began, self._is_running = perf_counter(), True
+        self._hands.begin()
+        try:
+            while not self._hands.are_done:
+                elapsed_s = perf_counter() - self._began
+                self._hands.watch(min(_MOST_PERIOD_S, max(_LEAST_PERIOD_S, _PERIOD_PART * elapsed_s)))
+                if not self._hands.are_done and self._counts[:, ITERATIONS].sum() > self._reported:
+                    yield self._report()
+            last = self.halt()
+            if last is not None:
+                yield last
+        except (EnvFailure, WorkerFailure, NonFiniteError, GeneratorExit):
+            self._stop()
+            raise
+
+    def halt(self) -> Report | None:
+        """Let every worker finish its iteration and end; return what was done since the last report."""
+        self._stop()
+        return self._report() if self._counts[:, ITERATIONS].sum() > self._reported else None
+
+    def _stop(self) -> None:
+        self._hands.halt()
+        self._train_wall_s, self._is_running = self._wall_s(), False
+
+    @property
+    def asynchrony(self) -> Asynchrony:
+        """Measured so far."""
+        return Asynchrony(
+            self._staleness.sum(axis=0), self._counts[:, UPDATES].copy(), self._restarts + self._hands.restarts
+        )
+
+    def _read_counts(self) -> NDArray[np.int64]:
+        """Return the counts `[K, 8]` of this moment, and take in what they come to."""
+        counts = self._counts.copy()
+        fence()  # what they speak of has been written before them
+        total = counts.sum(axis=0).tolist()
+        self.iteration, self.env_steps = total[ITERATIONS], total[ENV_STEPS]
+        self._updates, self._episodes = total[UPDATES], total[EPISODES]
+        return counts
+
+    def _report(self) -> Report:
+        counts = self._read_counts()
+        self._reported = self.iteration
+        return Report(
+            iteration=self.iteration,
+            env_steps=self.env_steps,
+            frames=self.env_steps * self._frame_skip,
+            updates=self._updates,
+            episodes=self._episodes,
+            finished=self._take_found(counts[:, EPISODES]),
+            train_wall_s=self._wall_s(),
+            phases=self._phases(),
+            losses=self._take_losses(),
+        )
+
+    def _wall_s(self) -> float:
+        return self._train_wall_s + (perf_counter() - self._began if self._is_running else 0.0)
+
+    def _phases(self) -> Phases:
+        """Return the workers' clocks, averaged over them."""
+        means = self._board.seconds.view().mean(axis=0)[: len(PHASES)].tolist()
+        return Phases(**dict(zip(PHASES, means, strict=True)), other_s=self._wall_s() - sum(means))
+
+    def _take_found(self, episodes: NDArray[np.int64]) -> Episodes:
+        """Return those since the last report, of `episodes` `[K]` so far; of a worker at most the latest `ROOM`."""
+        parts = [
+            found[:, np.arange(max(before, after - ROOM), after) % ROOM]
+            for found, before, after in zip(self._found, self._episodes_seen.tolist(), episodes.tolist(), strict=True)
+        ]
+        self._episodes_seen = episodes
+        return_, length = np.concatenate(parts, axis=1)
+        return Episodes(return_, length.astype(np.int64))
+
+    def _take_losses(self) -> dict[str, float]:
+        """Return means over the iterations since the last report; see `Report.losses`."""
+        seen = self._board.losses.view().sum(axis=0)
+        sums, nums = seen - self._losses_seen
+        self._losses_seen = seen
+        means = np.divide(sums, nums, out=np.full_like(sums, np.nan), where=nums > 0)
+        return dict(zip(LOSSES, means.tolist(), strict=True))
+
+    def get_state(self) -> StateTree:
+        """The counters, and the workers' rows of the board."""
+        self._read_counts()
+        return {
+            "iteration": self.iteration,
+            "episodes": self._episodes,
+            "env_steps": self.env_steps,
+            "updates": self._updates,
+            "train_wall_s": self._wall_s(),
+            "phases": {name: value for name, value in asdict(self._phases()).items() if name != "other_s"},
+            "restarts": self._restarts + self._hands.restarts,
+            "board": {name: rows.copy() for name, rows in self._rows().items()},
+        }
+
+    def set_state(self, state: StateTree) -> None:
+        """Continue from `get_state`; called before `run`."""
+        saved = read_branch(state, "board")
+        for name, rows in self._rows().items():
+            rows[:] = np.asarray(saved[name])
+        self._restarts = int(read_number(state, "restarts"))
+        self._train_wall_s = read_number(state, "train_wall_s")
+        self._episodes_seen = self._counts[:, EPISODES].copy()
+        self._losses_seen = self._board.losses.view().sum(axis=0)
+        self._read_counts()
+        self._reported = self.iteration
+
+    def _rows(self) -> Mapping[str, NDArray[np.generic]]:
+        """The rows that a resumed run goes on with; whose episodes are finished is in the session's window."""
+        return {
+            "counts": self._counts,
+            "seconds": self._board.seconds.view(),
+            "losses": self._board.losses.view(),
+            "staleness": self._staleness,
+        }
