@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -117,6 +118,7 @@ class ProcessLock:
             with tempfile.TemporaryFile() as file:
                 fd = os.dup(file.fileno())
         self._fd = fd
+        weakref.finalize(self, os.close, fd)
         self._take = partial(fcntl.lockf, fd, fcntl.LOCK_EX)
         self._release = partial(fcntl.lockf, fd, fcntl.LOCK_UN)
 

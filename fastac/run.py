@@ -17,7 +17,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from types import FrameType
 
@@ -111,11 +110,11 @@ class Session:
             self._restore(state)
             directory.reopen(config)
             log.info("continuing from step %d", self._steps_seen)
-        self._evaluator = open_evaluator(config, parts.model, env_factory, encoder)
         self._writers = self._open_writers(state)
         self._bar: Bar = open_bar(config.run.total_env_steps) if show_progress else NullBar()
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)  # for small networks a second thread costs more than it brings
+        self._evaluator = open_evaluator(config, parts.model, env_factory, encoder)
 
     @property
     def report(self) -> Report:
@@ -211,9 +210,9 @@ class Session:
             self._is_due = True
         if self._is_due and self._pending is None:
             self._begin_evaluation(report)
-        self._take_evaluation(report, wait=False)
+        self._take_evaluation(wait=False)
         if _passes(self.config.run.checkpoint_every, before, report.env_steps):
-            self._save(report)
+            self._save()
 
     def _record(self, report: Report) -> None:
         self._report, self._steps_seen = report, report.env_steps
@@ -225,13 +224,18 @@ class Session:
 
     def _begin_evaluation(self, report: Report) -> None:
         """Begin to play greedily, in environments of their own."""
-        # What is evaluated has to be kept where training goes on meanwhile, as it may be the best.
-        state = self._get_state() if self._evaluator.is_beside else None
-        model = {} if state is None else read_branch(read_branch(state, "parts"), "model")
-        self._pending, self._is_due = _Pending(report, state, perf_counter()), False
-        self._evaluator.begin(model, report.env_steps)
+        pending = _Pending(report.env_steps, report.train_wall_s, None, perf_counter())
+        model: StateTree = {}
+        if self._evaluator.is_beside:
+            # Training goes on meanwhile, so what is evaluated has to be kept: it may be the best.
+            state = self._get_state()
+            trainer, model = (read_branch(read_branch(state, "parts"), name) for name in ("trainer", "model"))
+            env_steps, train_wall_s = _env_steps(state), read_number(trainer, "train_wall_s")
+            pending = _Pending(env_steps, train_wall_s, state, perf_counter())
+        self._pending, self._is_due = pending, False
+        self._evaluator.begin(model, pending.env_steps)
 
-    def _take_evaluation(self, report: Report, wait: bool) -> None:
+    def _take_evaluation(self, wait: bool) -> None:
         """Note the evaluation in hand once it is there, whether it is the best, and whether it reaches the target."""
         pending, run = self._pending, self.config.run
         if pending is None:
@@ -239,40 +243,46 @@ class Session:
         try:
             result = self._evaluator.take(wait)
         except (EnvFailure, WorkerFailure):
-            self._save(report)  # training itself is sound
+            self._save()  # training itself is sound
             raise
         if result is None:
             return
-        self._pending, self.evaluation, self._evaluated_at = None, result, pending.report.env_steps
-        env_steps, train_wall_s = pending.report.env_steps, pending.report.train_wall_s
+        self._pending, self.evaluation, self._evaluated_at = None, result, pending.env_steps
         for writer in self._writers:
-            writer.write_evaluation(env_steps, result.mean_return, result.std_return, result.mean_length, train_wall_s)
+            writer.write_evaluation(
+                pending.env_steps, result.mean_return, result.std_return, result.mean_length, pending.train_wall_s
+            )
         progress = self._progress
         if run.until_return is not None and result.mean_return >= run.until_return and not progress.solved:
-            progress.solved_wall_s, progress.solved_env_steps = train_wall_s, env_steps
+            progress.solved_wall_s, progress.solved_env_steps = pending.train_wall_s, pending.env_steps
         if progress.best_mean_return is None or result.mean_return > progress.best_mean_return:
             progress.best_mean_return = result.mean_return
-            mark_best(self.directory.path, self._save(pending.report, pending.state), result.mean_return)
+            self._save(pending.state, result.mean_return)
         progress.eval_wall_s += perf_counter() - pending.began
 
-    def _save(self, report: Report, state: StateTree | None = None) -> Path:
-        """Save the state of `report`, which is the present one if none is given."""
+    def _save(self, state: StateTree | None = None, best_mean_return: float | None = None) -> None:
+        """Save the present state, or an earlier one; `best_mean_return` is what it has reached if it is the best."""
         for writer in self._writers:
             writer.flush()
         state = self._get_state() if state is None else {**state, "progress": self._get_progress()}
-        path = save_checkpoint(self.directory.path, report.env_steps, state, self.config)
+        env_steps = _env_steps(state)
+        path = save_checkpoint(self.directory.path, env_steps, state, self.config)
+        if best_mean_return is not None:
+            mark_best(self.directory.path, path, best_mean_return)
         prune_checkpoints(self.directory.path, self.config.run.keep_checkpoints)
-        self._saved_at = max(self._saved_at, report.env_steps)
-        return path
+        self._saved_at = max(self._saved_at, env_steps)
 
     def _save_without_workers(self) -> None:
         """Save the last good parameters after a worker was lost; its environments, and so all, begin anew."""
-        if self.config.run.workers == 1:
-            return
-        self.parts.drop_workers()  # those that are left are in the middle of an iteration
+        if self.config.run.workers == 1 and not self._evaluator.is_beside:
+            return  # what was lost was this process's own, and all of it
+        last = self.parts.trainer.halt()
+        self.parts.drop_workers()  # those in step are in the middle of an iteration
+        if last is not None:
+            self._record(last)
         if self._report is not None and self._saved_at != self._report.env_steps:  # never over a better one
             with suppress(RecordError):
-                self._save(self._report)
+                self._save()
 
     def _save_failure(self) -> str:
         """Save the last good parameters beside the rollout that broke them; say where."""
@@ -318,13 +328,13 @@ class Session:
             self._record(last)
         report = self.report
         if self._saved_at != report.env_steps:
-            self._save(report)  # before the evaluation, which may take long or fail
+            self._save()  # before the evaluation, which may take long or fail
         if self.stop_signal is None:
-            self._take_evaluation(report, wait=True)
+            self._take_evaluation(wait=True)
             # Workers that went on while the target was reached have made a policy that nobody asked for.
             if self.evaluation is None or (self._evaluated_at != report.env_steps and not self._is_reached):
                 self._begin_evaluation(report)
-                self._take_evaluation(report, wait=True)
+                self._take_evaluation(wait=True)
         if measure_efficiency:
             self.bare_times = self._time_bare(report)
         self._summary = self._summarize(report)
@@ -457,9 +467,10 @@ class _Progress:
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """An evaluation that has begun: after which report, of what state (None: the present), and when."""
+    """An evaluation that has begun: after how many steps and seconds, of what state (None: the present), and when."""
 
-    report: Report
+    env_steps: int
+    train_wall_s: float
     state: StateTree | None
     began: float
 

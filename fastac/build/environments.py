@@ -55,14 +55,17 @@ def to_int(seed: np.random.SeedSequence) -> int:
 def worker_seeds(config: Config, seed: np.random.SeedSequence) -> list[tuple[np.random.SeedSequence, int]]:
     """Return the stream of environments and the seed of actions of each worker.
 
-    The first one's actions are those of a run with one worker, whose environments have `seed` itself.
+    The first one's actions are those of a run with one worker, whose environments have `seed` itself; but where
+    `seed` is of environments that begin anew, actions are new too.
     """
-    workers, actions = config.run.workers, Streams.spawn(config.run.seed).actions
+    workers, streams = config.run.workers, Streams.spawn(config.run.seed)
     assert isinstance(workers, int), "resolve_workers first"
+    is_anew = seed.spawn_key[:1] == restart_seed(config.run.seed, 0).spawn_key[:1]
     if workers == 1:
-        return [(seed, actions)]
-    (first, _), *others = [child.spawn(2) for child in seed.spawn(workers)]
-    return [(first, actions), *((envs, to_int(acts)) for envs, acts in others)]
+        return [(seed, to_int(seed.spawn(1)[0]) if is_anew else streams.actions)]
+    seeds = [child.spawn(2) for child in seed.spawn(workers)]
+    (first, actions), *others = [(envs, to_int(acts)) for envs, acts in seeds]
+    return [(first, actions if is_anew else streams.actions), *others]
 
 
 def again_seeds(seed: np.random.SeedSequence, restarts: int) -> tuple[np.random.SeedSequence, int]:

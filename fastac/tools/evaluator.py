@@ -141,10 +141,8 @@ class ProcessEvaluator:
         self._ask()
 
     def _ask(self) -> None:
-        try:
+        with suppress(OSError):  # it has ended; `take` finds out why
             self._children[0].pipe.send(self._request)
-        except OSError:
-            self._start_again()
 
     def _start_again(self) -> None:
         code = self._children[0].exit_code()

@@ -215,6 +215,8 @@ class Hands:
 
     def _look(self, period_s: float) -> list[tuple[int, EnvFailure | NonFiniteError | WorkerFailure]]:
         """Wait for news; take it in, and return who is lost and how."""
+        for place in self._places:
+            place.is_done |= place.child.pipe.closed  # at exit, where multiprocessing ends what nobody has ended
         pipes = {place.child.pipe: worker for worker, place in enumerate(self._places) if not place.is_done}
         news = {pipes[pipe] for pipe in wait(list(pipes), period_s) if isinstance(pipe, Connection)}
         now = monotonic()

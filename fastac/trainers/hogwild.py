@@ -49,10 +49,11 @@ class HogwildTrainer:
         self._staleness = board.staleness.view()
         self._episodes_seen = self._counts[:, EPISODES].copy()  # [K]
         self._losses_seen = board.losses.view().sum(axis=0)  # [2, L]
+        self._losses = np.full(len(LOSSES), np.nan)
         self._restarts = 0  # before this process
         self._train_wall_s = self._began = 0.0
         self._is_running = False
-        self._reported = -1
+        self._reported = 0
         self._read_counts()
 
     def run(self) -> Iterator[Report]:
@@ -141,16 +142,17 @@ class HogwildTrainer:
         return Episodes(return_, length.astype(np.int64))
 
     def _take_losses(self) -> dict[str, float]:
-        """Return means over the iterations since the last report; see `Report.losses`."""
+        """Return means over the iterations since the last report, the last known ones where there were none."""
         seen = self._board.losses.view().sum(axis=0)
         sums, nums = seen - self._losses_seen
         self._losses_seen = seen
-        means = np.divide(sums, nums, out=np.full_like(sums, np.nan), where=nums > 0)
-        return dict(zip(LOSSES, means.tolist(), strict=True))
+        if nums.any():
+            self._losses = np.divide(sums, nums, out=np.full_like(sums, np.nan), where=nums > 0)
+        return dict(zip(LOSSES, self._losses.tolist(), strict=True))
 
     def get_state(self) -> StateTree:
         """The counters, and the workers' rows of the board."""
-        self._read_counts()
+        counts = self._read_counts()
         return {
             "iteration": self.iteration,
             "episodes": self._episodes,
@@ -159,7 +161,7 @@ class HogwildTrainer:
             "train_wall_s": self._wall_s(),
             "phases": {name: value for name, value in asdict(self._phases()).items() if name != "other_s"},
             "restarts": self._restarts + self._hands.restarts,
-            "board": {name: rows.copy() for name, rows in self._rows().items()},
+            "board": {**{name: rows.copy() for name, rows in self._rows().items()}, "counts": counts},
         }
 
     def set_state(self, state: StateTree) -> None:

@@ -1,0 +1,165 @@
+"""What processes of the A3C tests run; apart from the tests, so that a worker imports no more than it needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor, nn
+
+from fastac.apply import HogwildApply, Rule
+from fastac.processes import SharedArray
+from fastac.trainers import Board, Desk
+from fastac.trainers.group import wait_until
+
+INPUTS, OUTPUTS, ROWS = 40, 25, 16
+SINGLE, WHOLE = np.dtype(np.float32), np.dtype(np.int64)
+
+
+def make_model() -> nn.Module:
+    """A model of a thousand parameters, the same in every process."""
+    torch.manual_seed(0)
+    return nn.Linear(INPUTS, OUTPUTS)
+
+
+def param_size() -> int:
+    return sum(p.numel() for p in make_model().parameters())
+
+
+def allocate(workers: int, rule: Rule) -> Board:
+    """A board for `make_model`, which holds its parameters."""
+    board = Board.allocate(workers, param_size(), rule.slots, {"obs": 2})
+    board.param.view()[:] = torch.cat([p.detach().flatten() for p in make_model().parameters()]).numpy()
+    return board
+
+
+class Log:
+    """Room for the gradients of so many steps, in the order in which they were taken."""
+
+    def __init__(self, steps: int, size: int) -> None:
+        self.grads = SharedArray((steps, size), SINGLE)
+        self.rates = SharedArray((steps, 2), np.dtype(np.float64))  # gradient's scale and learning rate
+        self.written = SharedArray((steps,), WHOLE)
+
+
+class Logged:
+    """A rule that writes down what it is given before it takes the step."""
+
+    def __init__(self, rule: Rule, log: Log) -> None:
+        self._rule, self._log = rule, log
+        self.slots = rule.slots
+
+    def step(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        slots: Mapping[str, Tensor],
+        grad_scale: float,
+        learning_rate: float,
+        count: int,
+    ) -> None:
+        log = self._log
+        log.grads.view()[count - 1] = grad.numpy()
+        log.rates.view()[count - 1] = grad_scale, learning_rate
+        log.written.view()[count - 1] += 1
+        self._rule.step(param, grad, slots, grad_scale, learning_rate, count)
+
+
+def take_steps(
+    board: Board, worker: int, rule: Rule, lock: AbstractContextManager[object], steps: int, pipe: Connection
+) -> None:
+    """Learn some regression as worker `worker`, from the moment that all may go."""
+    torch.set_num_threads(1)
+    model, desk = make_model(), Desk(board, worker)
+    apply = HogwildApply(model, rule, 0.5, board.vectors(), desk, lock)
+    rng = torch.Generator().manual_seed(worker)
+    pipe.send("ready")
+    wait_until(lambda: desk.may_go, lambda _: None)
+    apply.copy()
+    for step in range(steps):
+        obs, target = torch.randn(ROWS, INPUTS, generator=rng), torch.randn(ROWS, OUTPUTS, generator=rng)
+        apply.zero_grad()
+        ((model(obs) - target) ** 2).mean().backward()
+        apply.step(0.01 / (1 + step % 7))
+    pipe.send("done")
+
+
+def hold_lock(lock: AbstractContextManager[object], pipe: Connection) -> None:
+    """Take the lock, say so, and release it when told."""
+    with lock:
+        pipe.send("held")
+        pipe.recv()
+    pipe.send("released")
+    pipe.recv()
+
+
+def multiply(pipe: Connection) -> None:
+    """Use torch with as many threads as there are, which hangs in a process forked from one that has done so."""
+    torch.set_num_threads(4)
+    pipe.send(float((torch.ones(600, 600) @ torch.ones(600, 600)).sum()))
+
+
+class Counts(gym.Env):
+    """Episodes of five steps, whose observation and reward are this worker's own; fails as it is told, elsewhere."""
+
+    observation_space = Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self, home: int, fails_in: str = "", marks: Path | None = None) -> None:
+        self._fails_in = fails_in if os.getpid() != home else ""
+        self._marks, self._steps = marks, 0
+        self._fail("construction")
+
+    def _fail(self, where: str) -> None:
+        if self._fails_in != where:
+            return
+        if self._marks is not None and not _is_first(self._marks):
+            return
+        raise ArithmeticError("the wheel came off")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._obs(), {}
+
+    def step(self, action):
+        self._steps += 1
+        if self._steps == 50:
+            self._fail("step")
+        return self._obs(), 1.0, self._steps % 5 == 0, False, {}
+
+    def _obs(self):
+        return self.np_random.normal(size=2).astype(np.float32)
+
+
+def _is_first(marks: Path) -> bool:
+    """Leave a mark that only one process can leave."""
+    try:
+        (marks / "failed").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def make_counts(home: int, fails_in: str, marks: Path | None, num_envs: int) -> gym.vector.VectorEnv:
+    return gym.vector.SyncVectorEnv([partial(Counts, home, fails_in, marks)] * num_envs)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The processes below a process that are alive."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent, *_ = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(parent) == pid and state != "Z":
+            child = int(stat.parent.name)
+            yield child
+            yield from descendants(child)

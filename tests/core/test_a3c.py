@@ -1,0 +1,936 @@
+"""A3C's parts: one worker is A2C, none loses what others did, and what is shared is what was meant to be."""
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
+import threading
+import time
+from contextlib import closing, contextmanager, nullcontext
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from a3c_support import (
+    Log,
+    Logged,
+    allocate,
+    descendants,
+    hold_lock,
+    make_counts,
+    make_model,
+    multiply,
+    param_size,
+    take_steps,
+)
+from core_support import assert_same, weights
+
+from fastac.apply import Adam, HogwildApply, LocalApply, RMSprop
+from fastac.build import Streams, assemble, restart_seed
+from fastac.build.environments import again_seeds, worker_seeds
+from fastac.build.hogwild import _make_hand
+from fastac.config import Config
+from fastac.contract import Alone, EnvFailure, Episodes, NonFiniteError, Phases, WorkerFailure
+from fastac.models import RunningMoments, merge_moments
+from fastac.processes import ProcessLock, close, get_context, start
+from fastac.trainers import Board, Desk, HogwildTrainer, hands, pool_all
+from fastac.trainers.board import ENV_STEPS, EPISODES, ITERATIONS, LOSSES, MAX_STALENESS, ROOM, UPDATES
+
+SMALL = {"algo": "a3c", "num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "total_env_steps": 1500}
+PATIENCE_S = 60.0
+RULES = {"adam": Adam(1e-5), "rmsprop": RMSprop(1e-5, tensorflow=False), "rmsprop_tf": RMSprop(1e-5, tensorflow=True)}
+EACH_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+
+
+@contextmanager
+def assembled(factory=None, **settings):
+    config = Config().replace(**(SMALL | settings))
+    parts = assemble(config, Streams.spawn(config.run.seed).env, factory)
+    try:
+        yield parts
+    finally:
+        parts.close()
+
+
+def train(parts):
+    """Train to the end of the budget, and return the reports."""
+    return list(parts.trainer.run())
+
+
+def stop_after(parts, reports):
+    """Train for some reports, and let the workers end."""
+    run = parts.trainer.run()
+    seen = list(islice(run, reports))
+    run.close()
+    return seen
+
+
+def pids_of(parts):
+    return [place.child.process.pid for place in parts._hands._places]
+
+
+def settles(condition, seconds=10.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def are_gone(pids):
+    settles(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    return True
+
+
+# --- one worker is A2C ---------------------------------------------------------------------------
+
+LINEAR = {"learning_rate_schedule": "linear", "ent_coef": 0.01, "ent_coef_schedule": "linear"}
+CASES = {
+    "plain": {},
+    "linear": LINEAR,
+    "normalized": {"normalize_obs": True, "normalize_reward": True, "normalize_advantage": True},
+    "lstm": {"core": "lstm", "lstm_size": 8, "normalize_obs": True, **LINEAR},
+    "rmsprop": {"optimizer": "rmsprop"},
+    "rmsprop_tf": {"optimizer": "rmsprop_tf", "normalize_reward": True, "max_grad_norm": None},
+    "continuous": {"env_id": "Pendulum-v1", "vectorization": "sync", "normalize_obs": True, "shared_trunk": False},
+    "episodes": {"collect": "episodes", "num_steps": 500},
+    "forwards not kept": {"reuse_forward": False},
+    "locked": {"lock": True},
+}
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_one_worker_is_synchronous_a2c_bit_for_bit(settings):
+    states = []
+    for algo in ("a2c", "a3c"):
+        own = {**settings, "lock": False} if algo == "a2c" else settings
+        with assembled(**{**own, "algo": algo, "workers": 1, "seed": 3}) as parts:
+            reports = train(parts)
+            states.append((parts.get_state(), sum(len(report.finished) for report in reports)))
+    (a2c, found), (a3c, also_found) = states
+    assert a3c["trainer"]["updates"] == a2c["trainer"]["learner"]["updates"] > 10
+    assert a3c["trainer"]["learner"]["updates"] == a2c["trainer"]["learner"]["updates"]
+    for counter in ("iteration", "env_steps", "episodes"):
+        assert a3c["trainer"][counter] == a2c["trainer"][counter], counter
+    assert found == also_found == a3c["trainer"]["episodes"]
+    assert_same(dict(a3c["model"]), dict(a2c["model"]))
+    assert_same(a3c["trainer"]["learner"]["apply"], a2c["trainer"]["learner"]["apply"])
+    moments = [{n: v for n, v in s["reward_normalizer"].items() if "moments" in n} for s in (a3c, a2c)]
+    assert_same(*moments)
+
+
+# --- nothing is lost -----------------------------------------------------------------------------
+
+
+def run_workers(board, rule, lock, workers, steps):
+    """Let processes take steps on one board at the same time."""
+    children = [
+        start(get_context("fastac.trainers"), partial(take_steps, board, worker, rule, lock, steps))
+        for worker in range(workers)
+    ]
+    try:
+        assert [receive(child) for child in children] == ["ready"] * workers
+        board.control.view()[0] = 1
+        assert [receive(child) for child in children] == ["done"] * workers
+    finally:
+        close(children)
+
+
+def receive(child, seconds=PATIENCE_S):
+    assert child.pipe.poll(seconds), "the process says nothing"
+    return child.pipe.recv()
+
+
+@EACH_RULE
+def test_with_the_lock_workers_are_a_serial_replay_of_their_gradients(rule):
+    workers, steps = 3, 150
+    log = Log(workers * steps, param_size())
+    board = allocate(workers, rule)
+    began = board.vectors()
+    param = began.param.clone()
+    slots = {name: slot.clone() for name, slot in began.slots.items()}
+    run_workers(board, Logged(rule, log), ProcessLock(), workers, steps)
+
+    assert (log.written.view() == 1).all(), "two steps were counted as one"
+    for i, (scale, rate) in enumerate(log.rates.view().tolist()):
+        rule.step(param, torch.from_numpy(log.grads.view()[i].copy()), slots, scale, rate, i + 1)
+    assert torch.equal(param, torch.from_numpy(board.param.view()))
+    assert_same(slots, {name: slot.view() for name, slot in board.slots.items()})
+    assert board.counts.view()[:, UPDATES].tolist() == [steps] * workers
+    assert board.staleness.view().sum(axis=1).tolist() == [steps] * workers
+
+
+@EACH_RULE
+def test_without_the_lock_every_step_is_counted_and_numbers_stay_finite(rule):
+    workers, steps = 3, 300
+    board = allocate(workers, rule)
+    before = board.param.view().copy()
+    run_workers(board, rule, nullcontext(), workers, steps)
+    assert board.counts.view()[:, UPDATES].tolist() == [steps] * workers
+    assert board.staleness.view().sum() == workers * steps
+    assert np.isfinite(board.param.view()).all() and (board.param.view() != before).any()
+    assert all(np.isfinite(slot.view()).all() for slot in board.slots.values())
+
+
+# --- the apply -----------------------------------------------------------------------------------
+
+
+def make_applies(rule, workers=2, lock=None, max_grad_norm=None):
+    """Two workers at one board, in this process: models and applies."""
+    board = allocate(workers, rule)
+    models = [make_model() for _ in range(workers)]
+    lock = nullcontext() if lock is None else lock
+    return (
+        board,
+        models,
+        [
+            HogwildApply(model, rule, max_grad_norm, board.vectors(), Desk(board, worker), lock)
+            for worker, model in enumerate(models)
+        ],
+    )
+
+
+def put_gradient(model, grad):
+    sizes = [p.numel() for p in model.parameters()]
+    for p, part in zip(model.parameters(), grad.split(sizes), strict=True):
+        p.grad.copy_(part.view_as(p))
+
+
+def gradient_of(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def parameters_of(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@EACH_RULE
+def test_a_constant_gradient_stays_constant(rule):
+    _, models, applies = make_applies(rule)
+    for _ in range(4):
+        for model, apply in zip(models, applies, strict=True):
+            apply.zero_grad()
+            sum(p.sum() for p in model.parameters()).backward()
+            assert (gradient_of(model) == 1.0).all()
+            apply.step(0.01)
+
+
+def test_a_gradient_of_ones_moves_parameters_by_as_much_each_time():
+    class Descent:
+        def __init__(self):
+            self.slots = {}
+
+        def step(self, param, grad, slots, grad_scale, learning_rate, count):
+            param.sub_(learning_rate * grad_scale * grad)
+
+    board, models, applies = make_applies(Descent())
+    board.param.view()[:] = 0.0
+    for turn in range(4):
+        model, apply = models[turn % 2], applies[turn % 2]
+        apply.zero_grad()
+        sum(p.sum() for p in model.parameters()).backward()
+        apply.step(1.0)
+        assert board.param.view().tolist() == [-1.0 - turn] * param_size()
+        assert (parameters_of(model) == -1.0 - turn).all(), "a worker copies the parameters after its step"
+
+
+def test_gradients_and_parameters_of_workers_are_their_own():
+    board, models, _ = make_applies(Adam(1e-5))
+    shared = [board.param.view(), *(slot.view() for slot in board.slots.values())]
+    own = [
+        array for model in models for p in model.parameters() for array in (p.detach().numpy(), p.grad.detach().numpy())
+    ]
+    arrays = shared + own
+    for i, one in enumerate(arrays):
+        for other in arrays[:i]:
+            assert not np.shares_memory(one, other)
+    board.param.view()[:] = 7.0
+    assert not any((p == 7.0).any() for model in models for p in model.parameters())
+
+
+@EACH_RULE
+@pytest.mark.parametrize("make_lock", [lambda: None, ProcessLock], ids=["without lock", "with lock"])
+def test_workers_in_turn_are_one_that_takes_all_their_steps(rule, make_lock):
+    board, models, applies = make_applies(rule, lock=make_lock(), max_grad_norm=0.5)
+    alone = make_model()
+    local = LocalApply(alone, rule, 0.5)
+    rng = torch.Generator().manual_seed(0)
+    for turn in range(7):
+        grad, worker = torch.randn(param_size(), generator=rng), turn % 2
+        put_gradient(models[worker], grad)
+        put_gradient(alone, grad)
+        rate = 0.1 / (1 + turn)
+        assert applies[worker].step(rate) == local.step(rate)
+        assert torch.equal(torch.from_numpy(board.param.view()), parameters_of(alone))
+        assert torch.equal(parameters_of(models[worker]), parameters_of(alone))
+    assert_same(applies[0].get_state(), local.get_state())
+
+
+def test_adam_corrects_its_averages_by_everybodys_steps():
+    """A count of a worker's own would correct the second worker's step as if it were the first."""
+    _, models, applies = make_applies(Adam(1e-5))
+    counts = []
+    for worker in (0, 1, 1, 0):
+        put_gradient(models[worker], torch.ones(param_size()))
+        applies[worker].step(0.01)
+        counts.append(applies[worker].get_state()["steps"])
+    assert counts == [1, 2, 3, 4]
+    # With a constant gradient corrected averages are that gradient, so that each step is the learning rate.
+    moved = parameters_of(make_model()) - parameters_of(models[0])
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.04), rtol=1e-3, atol=0.0)
+
+
+def test_numbers_that_are_not_finite_are_not_applied():
+    board, models, applies = make_applies(Adam(1e-5))
+    before = board.param.view().copy()
+    put_gradient(models[0], torch.full((param_size(),), torch.nan))
+    assert np.isnan(applies[0].step(0.01))
+    assert (board.param.view() == before).all()
+    assert not any(slot.view().any() for slot in board.slots.values())
+    assert board.counts.view().sum() == board.staleness.view().sum() == 0
+
+
+def test_staleness_is_how_many_steps_of_others_lay_between_copy_and_step():
+    board, models, applies = make_applies(RMSprop(1e-5, tensorflow=False))
+    for model in models:
+        put_gradient(model, torch.ones(param_size()))
+    expected = np.zeros((2, MAX_STALENESS + 1), int)
+    # Who steps, and the others' steps since its last one (both have copied at the beginning).
+    for worker, staleness in [(0, 0), (1, 1), (0, 1), (0, 0), (0, 0), (1, 3), (1, 0), (0, 2)]:
+        applies[worker].step(0.0)
+        expected[worker, staleness] += 1
+    assert board.staleness.view().tolist() == expected.tolist()
+    for _ in range(MAX_STALENESS + 9):
+        applies[1].step(0.0)
+    applies[0].step(0.0)
+    assert board.staleness.view()[0, MAX_STALENESS] == 1
+    assert board.staleness.view().sum() == board.counts.view()[:, UPDATES].sum()
+
+
+def test_a_worker_copies_anew_when_it_is_told():
+    board, models, applies = make_applies(Adam(1e-5))
+    board.param.view()[:] = 3.0
+    put_gradient(models[1], torch.zeros(param_size()))
+    applies[1].step(0.0)
+    applies[0].copy()
+    assert (parameters_of(models[0]) == 3.0).all()
+    put_gradient(models[0], torch.zeros(param_size()))
+    applies[0].step(0.0)
+    assert board.staleness.view()[0].tolist() == [1] + [0] * MAX_STALENESS  # it has copied after the other's step
+
+
+# --- the lock ------------------------------------------------------------------------------------
+
+
+def start_holder(lock):
+    return start(get_context("fastac.trainers"), partial(hold_lock, lock))
+
+
+def test_one_process_holds_the_lock_at_a_time():
+    lock = ProcessLock()
+    children = [start_holder(lock)]
+    try:
+        assert receive(children[0]) == "held"
+        children.append(start_holder(lock))
+        assert not children[1].pipe.poll(0.3)
+        children[0].pipe.send("go on")
+        assert receive(children[1]) == "held"
+        assert receive(children[0]) == "released"
+        children[1].pipe.send("go on")
+        assert receive(children[1]) == "released"
+        with lock:
+            pass
+    finally:
+        close(children, timeout_s=0.0)
+
+
+def test_a_process_that_is_killed_does_not_keep_the_lock():
+    lock = ProcessLock()
+    children = [start_holder(lock)]
+    try:
+        assert receive(children[0]) == "held"
+        children.append(start_holder(lock))
+        os.kill(children[0].process.pid, signal.SIGKILL)
+        assert receive(children[1]) == "held"
+    finally:
+        close(children, timeout_s=0.0)
+
+
+def test_the_lock_is_released_by_what_raises_under_it():
+    lock = ProcessLock()
+    with pytest.raises(ZeroDivisionError), lock:
+        raise ZeroDivisionError
+    children = [start_holder(lock)]
+    try:
+        assert receive(children[0]) == "held"
+    finally:
+        close(children, timeout_s=0.0)
+
+
+# --- the board -----------------------------------------------------------------------------------
+
+
+def moments_of(rows):
+    """Count, mean and variance, as `RunningMoments.dump` has them."""
+    return np.concatenate([[len(rows)], rows.mean(axis=0), rows.var(axis=0)])
+
+
+def make_desks(workers=3, slots=()):
+    board = Board.allocate(workers, 4, dict.fromkeys(slots, 0.0), {"obs": 2, "reward": 1})
+    return board, [Desk(board, worker) for worker in range(workers)]
+
+
+def pooled(board, name="obs"):
+    return pool_all(board.statistics[name].view(), board.versions[name].view()[:, 0], merge_moments)
+
+
+def test_slots_begin_as_the_rule_says():
+    board = Board.allocate(2, 4, RMSprop(1e-5, tensorflow=True).slots, {})
+    assert board.slots["square"].view().tolist() == [1.0] * 4
+
+
+def test_statistics_are_of_the_rows_that_any_worker_has_seen():
+    rng = np.random.default_rng(0)
+    board, desks = make_desks()
+    seen = []
+    for turn in range(9):
+        rows = rng.normal(turn, 1.0 + turn, (1 + 5 * (turn % 3), 2))
+        seen.append(rows)
+        got = desks[turn % 2].pool("obs", np.zeros(5), moments_of(rows), merge_moments)  # the third sees none
+        np.testing.assert_allclose(got, moments_of(np.concatenate(seen)), rtol=1e-12)
+    assert pooled(board, "reward").tolist() == [0.0] * 3
+
+
+def test_running_moments_of_workers_are_those_of_all_rows():
+    rng = torch.Generator().manual_seed(0)
+    _, desks = make_desks()
+    everyones, whole = [RunningMoments((2,)) for _ in desks], RunningMoments((2,))
+    for turn in range(6):
+        rows = torch.randn(7, 2, generator=rng) * turn
+        everyones[turn % 3].update("obs", rows, desks[turn % 3])
+        whole.update("obs", rows, Alone())
+        np.testing.assert_allclose(everyones[turn % 3].dump(), whole.dump(), rtol=1e-12)
+
+
+def test_what_a_worker_had_half_written_when_it_was_killed_is_not_read():
+    class Killed(Exception):
+        pass
+
+    def merge_half(known, part):
+        version = int(board.versions["obs"].view()[1, 0])
+        board.statistics["obs"].view()[1, 1 - version, :3] = -1e9
+        raise Killed
+
+    rng = np.random.default_rng(0)
+    board, desks = make_desks()
+    rows = [rng.normal(size=(4, 2)) for _ in range(4)]
+    for worker in range(3):
+        desks[worker].pool("obs", np.zeros(5), moments_of(rows[worker]), merge_moments)
+    with pytest.raises(Killed):
+        desks[1].pool("obs", np.zeros(5), moments_of(rows[3]), merge_half)
+    np.testing.assert_allclose(pooled(board), moments_of(np.concatenate(rows[:3])), rtol=1e-12)
+    # Who takes its place goes on from the last whole version.
+    got = Desk(board, 1).pool("obs", np.zeros(5), moments_of(rows[3]), merge_moments)
+    np.testing.assert_allclose(got, moments_of(np.concatenate(rows)), rtol=1e-12)
+
+
+def note(desk, returns=(), env_steps=1, losses=None, phases=None, seconds=0.0):
+    returns = np.asarray(returns, float)
+    desk.note(Episodes(returns, returns.astype(int) % 7), env_steps, losses or {}, phases or Phases(), seconds)
+
+
+def test_who_takes_a_lost_workers_place_goes_on_with_its_row():
+    board, desks = make_desks()
+    desks[1].add(0)
+    note(desks[1], [5.0], env_steps=10, phases=Phases(env_s=1.5, update_s=0.5), seconds=2.0)
+    desks[2].add(3)
+    again = Desk(board, 1)
+    assert again.total() == 2 and again.env_steps() == 10
+    assert again.phases() == Phases(env_s=1.5, update_s=0.5)
+    again.add(1)
+    note(again, [6.0, 7.0], env_steps=20, phases=again.phases(), seconds=1.0)
+    assert desks[0].total() == 3 and desks[0].env_steps() == 30
+    counts = board.counts.view()
+    assert counts[1, [UPDATES, ITERATIONS, ENV_STEPS, EPISODES]].tolist() == [2, 2, 30, 3]
+    assert board.found.view()[1, 0, :3].tolist() == [5.0, 6.0, 7.0]
+    assert counts[[0, 2], UPDATES].tolist() == [0, 1]
+
+
+# --- the trainer, whose workers are scripted -----------------------------------------------------
+
+
+class Script:
+    """Hands that do one thing between two looks."""
+
+    def __init__(self, *acts):
+        self._acts, self.restarts, self.calls = list(acts), 0, []
+
+    @property
+    def are_done(self):
+        return not self._acts
+
+    def begin(self):
+        self.calls.append("begin")
+
+    def watch(self, period_s):
+        assert 0.0 < period_s <= 0.1
+        self._acts.pop(0)()
+
+    def halt(self):
+        self.calls.append("halt")
+        while self._acts:
+            self._acts.pop(0)()
+
+
+def make_trainer(board, *acts, budget=10**6):
+    script = Script(*acts)
+    return HogwildTrainer(budget, 4, board, script), script
+
+
+def test_reports_are_sums_over_the_workers():
+    board, desks = make_desks(2)
+
+    def first():
+        desks[0].add(0)
+        note(desks[0], [1.0, 2.0], env_steps=5, phases=Phases(env_s=1.0, act_s=0.5))
+
+    def second():
+        desks[1].add(1)
+        desks[1].add(0)
+        note(desks[1], [3.0], env_steps=7, phases=Phases(env_s=2.0))
+
+    trainer, script = make_trainer(board, first, lambda: None, second)
+    reports = list(trainer.run())
+    assert script.calls == ["begin", "halt"]
+    assert [(r.iteration, r.env_steps, r.frames, r.updates, r.episodes) for r in reports] == [
+        (1, 5, 20, 1, 2),
+        (2, 12, 48, 3, 3),
+    ]
+    assert [[e.return_ for e in r.finished] for r in reports] == [[1.0, 2.0], [3.0]]
+    assert [e.length for e in reports[0].finished] == [1, 2]
+    last = reports[1].phases
+    assert (last.env_s, last.act_s, last.update_s) == (1.5, 0.25, 0.0)
+    assert last.other_s == pytest.approx(reports[1].train_wall_s - 1.75)
+    assert trainer.asynchrony.updates.tolist() == [1, 2]
+    assert trainer.asynchrony.staleness[:3].tolist() == [2, 1, 0]
+    assert trainer.asynchrony.mean_staleness == pytest.approx(1 / 3)
+
+
+def test_nothing_is_reported_before_the_first_iteration():
+    board, desks = make_desks(2)
+    trainer, _ = make_trainer(board, lambda: None, partial(note, desks[0]))
+    assert [report.iteration for report in trainer.run()] == [1]
+    assert make_trainer(make_desks(2)[0])[0].halt() is None
+
+
+def test_losses_are_means_over_the_iterations_since_the_last_report():
+    board, desks = make_desks(2)
+
+    def both():
+        note(desks[0], losses={"entropy": 1.0, "explained_variance": np.nan, "learning_rate": 0.5})
+        note(desks[0], losses={"entropy": 2.0, "explained_variance": 0.25, "learning_rate": 0.5})
+        note(desks[1], losses={"entropy": 6.0, "explained_variance": np.nan, "learning_rate": 0.2})
+
+    def one():
+        note(desks[1], losses={"entropy": 10.0, "explained_variance": np.nan})
+
+    trainer, _ = make_trainer(board, both, one)
+    before, after = (report.losses for report in trainer.run())
+    assert set(before) == set(LOSSES)
+    assert (before["entropy"], before["explained_variance"]) == (3.0, 0.25)
+    assert before["learning_rate"] == pytest.approx(0.4)
+    assert after["entropy"] == 10.0
+    assert np.isnan(after["explained_variance"])  # no iteration had one
+
+
+def test_episodes_that_nobody_fetched_in_time_are_counted_and_the_latest_kept():
+    board, desks = make_desks(2)
+
+    def many():
+        note(desks[0], np.arange(ROOM - 3))
+        note(desks[0], np.arange(ROOM - 3, ROOM + 10))
+        note(desks[1], [-1.0, -2.0])
+
+    def at_once():
+        note(desks[1], np.arange(2 * ROOM + 5))
+
+    def few():
+        note(desks[1], [7.0, 8.0])
+
+    reports = list(make_trainer(board, many, at_once, few)[0].run())
+    assert [report.episodes for report in reports] == [ROOM + 12, 3 * ROOM + 17, 3 * ROOM + 19]
+    kept = [[episode.return_ for episode in report.finished] for report in reports]
+    assert kept[0] == [*range(10, ROOM + 10), -1.0, -2.0]
+    assert kept[1] == list(range(ROOM + 5, 2 * ROOM + 5))
+    assert kept[2] == [7.0, 8.0]
+    assert [episode.length for episode in reports[1].finished] == [r % 7 for r in range(ROOM + 5, 2 * ROOM + 5)]
+
+
+def test_halting_reports_what_was_done_since_the_last_report():
+    board, desks = make_desks(2)
+    trainer, script = make_trainer(board, partial(note, desks[0]), partial(note, desks[1], env_steps=5), lambda: None)
+    run = trainer.run()
+    assert next(run).env_steps == 1
+    last = trainer.halt()
+    assert (last.iteration, last.env_steps) == (2, 6)
+    assert trainer.halt() is None
+    run.close()
+    assert "halt" in script.calls
+
+
+def test_time_after_training_is_no_training_time():
+    board, desks = make_desks(1)
+    trainer, _ = make_trainer(board, partial(note, desks[0]))
+    (report,) = trainer.run()
+    time.sleep(0.05)
+    assert report.train_wall_s <= trainer.get_state()["train_wall_s"] == trainer.get_state()["train_wall_s"]
+
+
+def test_workers_are_halted_whatever_ends_the_training():
+    board, _ = make_desks(1)
+
+    def fail():
+        raise WorkerFailure("worker 0 died")
+
+    trainer, script = make_trainer(board, fail)
+    with pytest.raises(WorkerFailure):
+        list(trainer.run())
+    assert script.calls == ["begin", "halt"]
+
+
+def test_a_spent_budget_trains_nothing():
+    board, desks = make_desks(1)
+    note(desks[0], env_steps=100)
+    trainer, script = make_trainer(board, budget=100)
+    assert list(trainer.run()) == [] and script.calls == []
+
+
+def test_a_trainer_goes_on_from_its_state():
+    board, desks = make_desks(2)
+
+    def work():
+        desks[0].add(2)
+        note(desks[0], [1.0, 2.0], env_steps=5, losses={"entropy": 1.0}, phases=Phases(env_s=1.0))
+
+    trainer, script = make_trainer(board, work)
+    list(trainer.run())
+    script.restarts = 3
+    saved = trainer.get_state()
+    board, desks = make_desks(2)
+    again, script = make_trainer(board, partial(note, desks[1], [9.0], 2, {"entropy": 4.0}))
+    again.set_state(saved)
+    assert_same(saved, again.get_state())
+    script.restarts = 1
+    (report,) = again.run()
+    assert (report.iteration, report.env_steps, report.updates, report.episodes) == (2, 7, 1, 3)
+    assert [episode.return_ for episode in report.finished] == [9.0]
+    assert report.losses["entropy"] == 4.0
+    assert again.asynchrony.restarts == again.get_state()["restarts"] == 4
+    assert again.asynchrony.staleness[2] == 1
+
+
+# --- a worker's loop -----------------------------------------------------------------------------
+
+
+class Steps:
+    """A pair that takes ten steps an iteration, while another worker takes as many."""
+
+    def __init__(self, other):
+        self._other, self.learner, self.fractions = other, self, []
+        self.rows = 10
+
+    def collect(self, phases):
+        if self._other is not None:
+            note(self._other, env_steps=10)
+        return Episodes(np.empty(0), np.empty(0, int))
+
+    def learn(self, done_fraction, phases):
+        self.fractions.append(done_fraction)
+        return {}
+
+
+def test_schedules_and_the_budget_are_of_all_workers_steps():
+    board, desks = make_desks(2)
+    pair = Steps(desks[1])
+    hands._train(pair, desks[0], 100, threading.Event())
+    assert pair.fractions == [0.0, 0.2, 0.4, 0.6, 0.8]
+    assert desks[0].env_steps() == 100
+    assert board.counts.view()[0, ITERATIONS] == 5
+
+
+def test_a_worker_ends_when_the_board_says_so_or_the_first_process_has_left():
+    board, desks = make_desks(2)
+    has_left, pair = threading.Event(), Steps(None)
+    board.control.view()[1] = 1
+    hands._train(pair, desks[0], 100, has_left)
+    board.control.view()[1] = 0
+    has_left.set()
+    hands._train(pair, desks[0], 100, has_left)
+    assert pair.fractions == []
+
+
+def test_random_streams_of_workers_are_apart_also_of_those_that_take_another_ones_place():
+    config = Config().replace(**(SMALL | {"num_envs": 6, "workers": 3}))
+    seed = Streams.spawn(0).env
+    streams = [*worker_seeds(config, seed), *(again_seeds(seed, restarts) for restarts in (1, 2, 3))]
+    assert len({tuple(envs.generate_state(4)) for envs, _ in streams}) == 6
+    assert len({actions for _, actions in streams}) == 6
+
+
+def test_a_resumed_run_repeats_no_actions_of_the_first_one():
+    config = Config().replace(**SMALL)
+    first, again = (worker_seeds(config, seed) for seed in (Streams.spawn(0).env, restart_seed(0, 1000)))
+    assert not {actions for _, actions in first} & {actions for _, actions in again}
+
+
+# --- runs in processes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"core": "lstm", "lstm_size": 8}, {"lock": True}])
+def test_workers_learn_together_until_the_budget_of_all_is_spent(settings):
+    normalized = {"normalize_obs": True, "normalize_reward": True, "learning_rate_schedule": "linear"}
+    with assembled(**normalized, **settings) as parts:
+        before = weights(parts)
+        reports = train(parts)
+        state = parts.get_state()
+    last = reports[-1]
+    assert 1500 <= last.env_steps < 1500 + 2 * 8 * 2
+    counts = state["trainer"]["board"]["counts"]
+    assert counts[:, ENV_STEPS].sum() == last.env_steps
+    assert counts[:, UPDATES].sum() == last.updates == last.iteration == counts[:, ITERATIONS].sum()
+    assert sum(len(report.finished) for report in reports) == last.episodes > 0
+    assert parts.asynchrony.staleness.sum() == last.updates
+    assert all(value.isfinite().all() for value in state["model"].values())
+    assert any(not torch.equal(value, state["model"][name]) for name, value in before.items())
+    rates = [rate for report in reports if not np.isnan(rate := report.losses["learning_rate"])]
+    assert Config().optim.learning_rate >= rates[0] > rates[-1] >= 0.0
+    assert float(state["model"]["obs_normalizer.moments.count"]) == last.env_steps
+    assert float(state["reward_normalizer"]["moments.count"]) == last.env_steps
+
+
+def test_a_state_that_is_restored_is_the_state_that_was_saved():
+    settings = {"normalize_obs": True, "normalize_reward": True, "core": "lstm", "lstm_size": 8}
+    with assembled(**settings, total_env_steps=10**6) as parts:
+        stop_after(parts, 5)
+        saved = parts.get_state()
+    with assembled(**settings, total_env_steps=10**6) as again:
+        assert again.set_state(saved) is False  # episodes begin anew
+        assert_same(to_dict(saved), to_dict(again.get_state()))
+        assert_same(to_dict(weights(parts)), to_dict(weights(again)))
+        assert again.trainer.env_steps == saved["trainer"]["env_steps"]
+        (report,) = stop_after(again, 1)
+        assert report.iteration > saved["trainer"]["iteration"] > 0
+        assert report.updates > saved["trainer"]["updates"]
+
+
+def to_dict(tree):
+    return {name: to_dict(value) for name, value in tree.items()} if hasattr(tree, "items") else tree
+
+
+def test_a_state_saved_while_workers_learn_counts_the_same_everywhere():
+    with assembled(total_env_steps=10**6) as parts:
+        run = parts.trainer.run()
+        next(run)
+        for _ in range(100):
+            trainer = parts.get_state()["trainer"]
+            totals = trainer["board"]["counts"].sum(axis=0)
+            told = [trainer[name] for name in ("updates", "iteration", "env_steps", "episodes")]
+            assert totals[[UPDATES, ITERATIONS, ENV_STEPS, EPISODES]].tolist() == told
+
+
+def test_workers_begin_with_the_restored_parameters_and_statistics():
+    settings = {"workers": 1, "num_envs": 2, "normalize_obs": True, "normalize_reward": True}
+    with assembled(**settings) as parts:
+        train(parts)
+        saved = parts.get_state()
+    with assembled(**settings) as again:
+        board, lock = again._board, nullcontext()
+        config, seed = Config().replace(**(SMALL | settings)), np.random.SeedSequence(0)
+        with closing(_make_hand(config, seed, 0, None, None, board, Desk(board, 0), lock)) as hand:
+            again.set_state(saved)  # when workers stand already
+            hand.begin()
+            assert_same(dict(saved["model"]), dict(hand._worker.model.state_dict()))
+            assert_same(
+                hand._worker.reward_normalizer.moments.dump(), parts._reward_normalizer.moments.dump(), "rewards"
+            )
+
+
+def test_a_resumed_worker_acts_and_learns_with_the_restored_parameters():
+    settings = {"learning_rate": 1e-9, "workers": 1, "total_env_steps": 1}
+    with assembled(**settings) as parts:
+        saved = to_dict(parts.get_state())
+    bias = next(name for name in saved["model"] if "value" in name and name.endswith("bias"))
+    saved["model"][bias] = saved["model"][bias] + 1000.0
+    with assembled(**settings) as again:
+        again.set_state(saved)
+        report = train(again)[-1]
+    assert report.iteration == 1
+    assert report.losses["value_loss"] > 1e3  # a worker that had begun with its own would value nothing so high
+
+
+def test_a_lost_worker_is_started_again_with_new_episodes(caplog):
+    with assembled(total_env_steps=10**7, normalize_obs=True) as parts:
+        run = parts.trainer.run()
+        next(run)
+        (lost, other) = pids_of(parts)
+        os.kill(lost, signal.SIGKILL)
+        while parts.asynchrony.restarts == 0:
+            next(run)
+        new, still = pids_of(parts)
+        assert new != lost and still == other and are_gone([lost])
+        iterations = parts._board.counts.view()[:, ITERATIONS].copy()
+        while (parts._board.counts.view()[:, ITERATIONS] <= iterations).any():
+            next(run)
+        run.close()
+        state = parts.get_state()
+    assert state["trainer"]["restarts"] == 1
+    assert [r.getMessage() for r in caplog.records] == [
+        "worker 0 died (exit code -9): started again with new episodes (1 of at most 10 times)"
+    ]
+
+
+def test_a_worker_that_is_lost_once_too_often_ends_the_run():
+    with assembled(total_env_steps=10**7, max_restarts=0) as parts:
+        run = parts.trainer.run()
+        next(run)
+        pids = pids_of(parts)
+        os.kill(pids[1], signal.SIGKILL)
+        with pytest.raises(WorkerFailure, match=r"worker 1 died \(exit code -9\); 0 workers have been started again"):
+            list(run)
+        assert are_gone(pids)
+        assert parts.get_state()["trainer"]["env_steps"] > 0
+
+
+def test_a_worker_that_fails_every_time_ends_the_run_with_its_traceback():
+    factory = partial(make_counts, os.getpid(), "step", None)
+    with assembled(factory, total_env_steps=10**6, max_restarts=2) as parts:
+        pids = pids_of(parts)
+        with pytest.raises(EnvFailure, match=r"worker \d: .* raised ArithmeticError: the wheel came off") as caught:
+            train(parts)
+        assert are_gone(pids)
+    assert "2 workers have been started again already" in str(caught.value)
+    assert 'raise ArithmeticError("the wheel came off")' in str(caught.value.__cause__)
+
+
+def test_a_worker_that_fails_once_is_started_again(tmp_path, caplog):
+    with assembled(partial(make_counts, os.getpid(), "step", tmp_path), total_env_steps=2000) as parts:
+        assert train(parts)[-1].env_steps >= 2000
+        assert parts.asynchrony.restarts == 1
+    (record,) = caplog.records
+    assert "ArithmeticError: the wheel came off" in record.getMessage()
+    assert record.getMessage().endswith("started again with new episodes (1 of at most 10 times)")
+
+
+def test_a_worker_that_hangs_is_started_again(monkeypatch, caplog):
+    monkeypatch.setattr(hands, "SILENCE_S", 1.5)
+    monkeypatch.setattr(hands, "SILENCE_ITERATIONS", 1.0)
+    with assembled(total_env_steps=10**7) as parts:
+        run = parts.trainer.run()
+        next(run)
+        while (parts._board.counts.view()[:, ITERATIONS] == 0).any():
+            next(run)
+        hung = pids_of(parts)[1]
+        os.kill(hung, signal.SIGSTOP)
+        while parts.asynchrony.restarts == 0:
+            next(run)
+        run.close()
+        assert are_gone([hung])
+    assert "worker 1 did nothing for" in caplog.records[0].getMessage()
+
+
+def test_steps_too_large_end_the_run_at_once():
+    with assembled(learning_rate=1e30, max_grad_norm=None) as parts:
+        with pytest.raises(NonFiniteError, match=r"worker \d: update \d+: "):
+            train(parts)
+        assert parts.asynchrony.restarts == 0
+
+
+def fork_server_children():
+    return set(descendants(multiprocessing.forkserver._forkserver._forkserver_pid))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_cannot_begin_is_told_of_and_leaves_nobody(workers):
+    with assembled():
+        pass  # so that there is a fork server
+    before = fork_server_children()
+    factory = partial(make_counts, os.getpid(), "construction", None)
+    with pytest.raises(WorkerFailure, match=r"worker \d: raised ArithmeticError: the wheel came off") as caught:
+        assembled(factory, workers=workers).__enter__()
+    assert 'raise ArithmeticError("the wheel came off")' in str(caught.value.__cause__)
+    assert are_gone(fork_server_children() - before)
+    assert multiprocessing.active_children() == []
+
+
+def test_what_fails_in_this_process_too_starts_nobody():
+    before = multiprocessing.active_children()
+    with pytest.raises(ValueError, match="NoSuchEnv"):
+        assembled(env_id="NoSuchEnv-v0").__enter__()
+    assert multiprocessing.active_children() == before
+
+
+def test_a_factory_that_cannot_be_sent_is_refused():
+    with pytest.raises(ValueError, match=r"functions of A3C .* top level of a module; move them there, or train with"):
+        assembled(lambda num: make_counts(os.getpid(), "", None, num)).__enter__()
+    assert multiprocessing.active_children() == []
+
+
+def test_closing_ends_the_workers_in_mid_training():
+    with assembled(total_env_steps=10**9) as parts:
+        pids = pids_of(parts)
+        next(parts.trainer.run())
+    assert are_gone(pids) and len(pids) == 2
+    parts.close()
+
+
+def test_workers_that_never_began_end_too():
+    with assembled() as parts:
+        pids = pids_of(parts)
+        parts.trainer.halt()
+        assert are_gone(pids)
+
+
+@pytest.mark.parametrize("lock", [False, True])
+def test_nothing_of_a_run_stays_open_or_in_shared_memory(lock):
+    def run_once():
+        with assembled(lock=lock, total_env_steps=100) as parts:
+            train(parts)
+
+    run_once()  # what is opened once and for all
+    files, shared = len(os.listdir("/proc/self/fd")), set(os.listdir("/dev/shm"))
+    for _ in range(3):
+        run_once()
+    settles(lambda: set(os.listdir("/dev/shm")) <= shared)  # others have files there for a moment
+    assert len(os.listdir("/proc/self/fd")) <= files
+
+
+def test_spawned_processes_do_too(monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with assembled(workers=1, lock=True, normalize_obs=True) as parts:
+        assert train(parts)[-1].env_steps >= 1500
+        assert parts.asynchrony.updates.sum() > 0
+
+
+def test_a_process_started_after_torch_has_used_threads_does_not_hang():
+    torch.set_num_threads(4)
+    try:
+        float((torch.ones(600, 600) @ torch.ones(600, 600)).sum())
+        children = [start(get_context("fastac.trainers"), multiply)]
+        try:
+            assert receive(children[0]) == 600.0**3
+        finally:
+            close(children, timeout_s=0.0)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_workers_start_beside_threads_of_torch():
+    torch.set_num_threads(4)
+    try:
+        float((torch.ones(600, 600) @ torch.ones(600, 600)).sum())
+        with assembled() as parts:
+            assert train(parts)[-1].env_steps >= 1500
+    finally:
+        torch.set_num_threads(1)
