@@ -211,7 +211,8 @@ class HogwildApply:
     gradient is of this worker's own copy of the parameters and stays in this process; the step reads and
     writes parameters and statistics in shared memory while others do the same. Where two meet, an element
     may keep one of the two changes; none is torn, being 4 bytes wide. After its step the worker copies the
-    parameters anew.
+    parameters anew. Staleness is exact under the lock; without it a step that is in progress while this one is
+    taken or copied counts on one side or the other.
     """
 
     def __init__(
@@ -244,6 +245,10 @@ class HogwildApply:
 
     def copy(self) -> None:
         """Copy the shared parameters."""
+        with self._lock:
+            self._copy()
+
+    def _copy(self) -> None:
         self._copied_at = self._ledger.total()
         self._param.copy_(self._shared.param)
 
@@ -260,7 +265,7 @@ class HogwildApply:
                 total = self._ledger.total()
                 self._rule.step(self._shared.param, self._grad, self._shared.slots, scale, learning_rate, total + 1)
                 self._ledger.add(total - self._copied_at)
-                self.copy()
+                self._copy()
         return norm
 
     def get_state(self) -> StateTree:

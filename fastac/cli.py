@@ -331,6 +331,10 @@ def _tell_end(run: Session, summary: Mapping[str, JsonValue]) -> str:
     target, env_id = run.config.run.until_return, run.config.env.env_id
     result = f"greedy mean return {evaluation.mean_return:.1f} +- {evaluation.std_return:.1f}"
     if summary["solved"]:
+        reached = summary["solved_env_steps"]
+        if reached != report.env_steps:  # workers have gone on while that was being evaluated
+            result += f" by the policy of env step {reached:,};"
+            return f"Solved {env_id}: {result} training ended after {spent}. Everything is in {where}"
         return f"Solved {env_id}: {result} after {spent}. Everything is in {where}"
     missed = "" if target is None else f", short of {target:g},"
     return f"Trained on {env_id}: {result}{missed} after {spent}. Everything is in {where}"

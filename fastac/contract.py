@@ -30,7 +30,7 @@ Shapes: ``T`` steps per rollout, ``N`` envs, ``B = T*N``, ``A`` action size, ``S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias, overload
 
@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Space
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Tensor
 
 # An observation is any dtype its space says; an action is int64 (discrete) or float32 (Box).
 ObsArray: TypeAlias = NDArray[np.generic]
@@ -140,7 +140,7 @@ class Policy(Protocol):
     def initial_state(self, num_envs: int) -> Tensor:
         """Return the zero recurrent state `[N, S]`; S is 0 for the identity core."""
 
-    def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
+    def draw_noise(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw the randomness that `act` turns into actions: `[*leading, *noise_shape]`."""
 
     def act(self, obs: Tensor, state: Tensor, start: Tensor, noise: Tensor) -> Act:
@@ -339,19 +339,17 @@ class Asynchrony:
     Attributes:
         staleness: `[S]`, how many updates found so many updates by others, 0 to S-1 or more, since their worker
             had copied the parameters.
+        mean_staleness: of all updates.
+        max_staleness: of all updates.
         updates: `[K]`, by worker.
         restarts: how often a lost worker was started again.
     """
 
     staleness: NDArray[np.int64]
+    mean_staleness: float
+    max_staleness: int
     updates: NDArray[np.int64]
     restarts: int
-
-    @property
-    def mean_staleness(self) -> float:
-        """Mean over updates; 0 before the first."""
-        total = self.staleness.sum()
-        return float(self.staleness @ np.arange(len(self.staleness)) / total) if total else 0.0
 
 
 class Trainer(Protocol):
@@ -365,7 +363,7 @@ class Trainer(Protocol):
     iteration: int
     env_steps: int
 
-    def run(self) -> Iterator[Report]:
+    def run(self) -> Generator[Report, None, None]:
         """Yield reports until the budget of environment steps is spent."""
 
     def halt(self) -> Report | None:

@@ -15,7 +15,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from types import FrameType
@@ -23,7 +23,7 @@ from types import FrameType
 import numpy as np
 import torch
 
-from fastac.build import EncoderFactory, EnvFactory, Parts
+from fastac.build import EncoderFactory, EnvFactory, Parts, load_module
 from fastac.config import Config, JsonValue
 from fastac.contract import (
     Asynchrony,
@@ -101,6 +101,7 @@ class Session:
         self._evaluated_at, self._saved_at = -1, -1 if state is None else self._steps_seen  # env steps
         self._pending: _Pending | None = None  # the evaluation that lasts
         self._is_due = False
+        self._solution: StateTree | None = None  # what reached the target, where training went on meanwhile
         self._closed = False
         self._summary: dict[str, JsonValue] = {}
         self._command = command
@@ -153,13 +154,12 @@ class Session:
         )
 
     def _open_writers(self, state: StateTree | None) -> tuple[ProgressWriter, TensorBoardWriter | NullWriter]:
-        iteration = env_steps = None
-        if state is not None:
-            iteration, env_steps = self.parts.trainer.iteration, self.parts.trainer.env_steps
-        rows = ProgressWriter(self.directory.progress_path, resume_iteration=iteration)
+        trainer = self.parts.trainer
+        mark = None if state is None else (trainer.iteration, trainer.env_steps)
+        rows = ProgressWriter(self.directory.progress_path, resume_at=mark)
         if not self.config.run.tensorboard:
             return rows, NullWriter()
-        return rows, TensorBoardWriter(self.directory.tensorboard_path, resume_env_steps=env_steps)
+        return rows, TensorBoardWriter(self.directory.tensorboard_path, resume_env_steps=mark and mark[1])
 
     def __iter__(self) -> Iterator[Report]:
         """Train; yield a report per iteration, after it was logged, evaluated and saved as due.
@@ -175,8 +175,9 @@ class Session:
         if self._is_reached:  # resumed after its last evaluation: only the end is missing
             return
         try:
-            with _stop_signals() as stop:
-                for report in self.parts.trainer.run():
+            # Closed by name: what the end of a generator raises, such as a second Ctrl-C, would be lost otherwise.
+            with _stop_signals() as stop, closing(self.parts.trainer.run()) as reports:
+                for report in reports:
                     self._consume(report)
                     yield report
                     if self._is_reached:
@@ -243,7 +244,8 @@ class Session:
         try:
             result = self._evaluator.take(wait)
         except (EnvFailure, WorkerFailure):
-            self._save()  # training itself is sound
+            with suppress(RecordError):
+                self._save()  # training itself is sound
             raise
         if result is None:
             return
@@ -255,6 +257,7 @@ class Session:
         progress = self._progress
         if run.until_return is not None and result.mean_return >= run.until_return and not progress.solved:
             progress.solved_wall_s, progress.solved_env_steps = pending.train_wall_s, pending.env_steps
+            self._solution = pending.state
         if progress.best_mean_return is None or result.mean_return > progress.best_mean_return:
             progress.best_mean_return = result.mean_return
             self._save(pending.state, result.mean_return)
@@ -278,10 +281,10 @@ class Session:
             return  # what was lost was this process's own, and all of it
         last = self.parts.trainer.halt()
         self.parts.drop_workers()  # those in step are in the middle of an iteration
-        if last is not None:
-            self._record(last)
-        if self._report is not None and self._saved_at != self._report.env_steps:  # never over a better one
-            with suppress(RecordError):
+        with suppress(RecordError):  # what the worker was lost for is the news
+            if last is not None:
+                self._record(last)
+            if self._report is not None and self._saved_at != self._report.env_steps:  # never over a better one
                 self._save()
 
     def _save_failure(self) -> str:
@@ -335,6 +338,8 @@ class Session:
             if self.evaluation is None or (self._evaluated_at != report.env_steps and not self._is_reached):
                 self._begin_evaluation(report)
                 self._take_evaluation(wait=True)
+        if self._solution is not None:
+            load_module(self.parts.model, read_branch(read_branch(self._solution, "parts"), "model"))
         if measure_efficiency:
             self.bare_times = self._time_bare(report)
         self._summary = self._summarize(report)
@@ -510,11 +515,10 @@ def _describe_asynchrony(measured: Asynchrony | None) -> dict[str, JsonValue] | 
     """Return what the summary says of workers that wait for nobody."""
     if measured is None:
         return None
-    counts = measured.staleness.tolist()
     return {
         "mean_staleness": measured.mean_staleness,
-        "max_staleness": max((lag for lag, count in enumerate(counts) if count), default=0),
-        "staleness": counts,
+        "max_staleness": measured.max_staleness,
+        "staleness": measured.staleness.tolist(),
         "updates_per_worker": measured.updates.tolist(),
         "restarts": measured.restarts,
     }

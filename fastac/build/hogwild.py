@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +35,17 @@ from fastac.models import (
     merge_moments,
 )
 from fastac.processes import ProcessLock
-from fastac.trainers import Board, Desk, Facts, Hands, HogwildTrainer, MakeHand, Pair, pool_all
+from fastac.trainers import (
+    BeatingEnvs,
+    Board,
+    BoardRow,
+    Facts,
+    HogwildTrainer,
+    MakeHogwildWorker,
+    Pair,
+    WorkerPool,
+    pool_all,
+)
 
 _RewardNormalizer: TypeAlias = RewardNormalizer | NoRewardNormalizer
 
@@ -51,8 +62,7 @@ class HogwildParts:
     _param: Tensor  # the model's
     _shared: Vectors
     _board: Board
-    _hands: Hands
-    _lock: AbstractContextManager[object]
+    _pool: WorkerPool
     _facts: Facts
 
     @property
@@ -78,15 +88,15 @@ class HogwildParts:
     def get_state(self) -> StateTree:
         """Copy what is shared, as a worker would at this moment; workers' episodes are not in it.
 
-        While workers learn, parameters may have seen an update that the statistics have not, or the other
-        way round; under the lock, or when they have stopped, all is of one moment.
+        When workers have stopped all is of one moment. While they learn, parameters may have seen an update
+        that the statistics have not, or the other way round; nobody waits for this process to look, which
+        a worker that hangs under the lock would make for ever.
         """
-        with self._lock:
-            trainer = self.trainer.get_state()
-            updates = trainer["updates"]
-            assert isinstance(updates, int)
-            apply = self._shared.get_state(updates)
-            self._param.copy_(self._shared.param)
+        trainer = self.trainer.get_state()
+        updates = trainer["updates"]
+        assert isinstance(updates, int)
+        apply = self._shared.get_state(updates)
+        self._param.copy_(self._shared.param)
         _copy_statistics(self._board, self.model, self._reward_normalizer)
         return {
             "model": {name: value.clone() for name, value in self.model.state_dict().items()},
@@ -110,17 +120,17 @@ class HogwildParts:
 
     def drop_workers(self) -> None:
         """End the workers."""
-        self._hands.close()
+        self._pool.close()
 
     def close(self) -> None:
         """End the workers and close the environments."""
-        self._hands.close()
+        self._pool.close()
         self.envs.close()
 
 
 @dataclass(slots=True)
-class HandParts:
-    """What an A3C worker runs in its process; see `Hand`."""
+class HogwildWorkerParts:
+    """What an A3C worker runs in its process; see `HogwildWorker`."""
 
     pair: Pair
     _worker: WorkerParts
@@ -149,49 +159,70 @@ def assemble_hogwild(
 ) -> HogwildParts:
     """Assemble a run whose workers wait for nobody; see `assemble`."""
     share, seeds = worker_share(config, env_factory), worker_seeds(config, seed)
+
+    def make(worker: int, replaced: int) -> MakeHogwildWorker:
+        """Describe a worker's part; one that takes another's place has streams of its own."""
+        streams = again_seeds(seed, replaced) if replaced else seeds[worker]
+        return partial(_make_worker, share, *streams, env_factory, encoder)
+
     # An environment of this process's own, since a policy is of spaces.
     envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env_factory)
+    try:
+        return _assemble_around(config, share, envs, make, encoder)
+    except BaseException:
+        envs.close()
+        raise
+
+
+def _assemble_around(
+    config: Config,
+    share: Config,
+    envs: VecEnv,
+    make: Callable[[int, int], MakeHogwildWorker],
+    encoder: EncoderFactory | None,
+) -> HogwildParts:
+    """Start the workers, and build what this process has of the run."""
+    assert isinstance(config.run.workers, int), "resolve_workers first"
     model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
     param, _ = flatten(model)
     reward_normalizer = build_reward_normalizer(share)
     widths = {name: moments.mean.numel() for name, moments in _find_moments(model, reward_normalizer).items()}
-    board = Board.allocate(len(seeds), param.numel(), build_rule(config.optim).slots, widths)
+    board = Board.allocate(config.run.workers, param.numel(), build_rule(config.optim).slots, widths)
     shared = board.vectors()
     shared.param.copy_(param)
     lock = ProcessLock() if config.run.lock else nullcontext()
+    pool = WorkerPool(board, make, lock, config.run.total_env_steps, config.run.max_restarts)
+    return HogwildParts(
+        envs=envs,
+        model=model,
+        trainer=HogwildTrainer(config.run.total_env_steps, envs.frame_skip, board, pool),
+        rollout=None,
+        _reward_normalizer=reward_normalizer,
+        _param=param,
+        _shared=shared,
+        _board=board,
+        _pool=pool,
+        _facts=pool.wait_ready(),
+    )
 
-    def make(worker: int, restarts: int) -> MakeHand:
-        """Describe a worker's part; one that takes another's place has streams of its own."""
-        streams = again_seeds(seed, restarts) if restarts else seeds[worker]
-        return partial(_make_hand, share, *streams, env_factory, encoder)
 
-    try:
-        hands = Hands(board, make, lock, config.run.total_env_steps, config.run.max_restarts)
-        facts = hands.wait_ready()
-    except BaseException:
-        envs.close()
-        raise
-    trainer = HogwildTrainer(config.run.total_env_steps, envs.frame_skip, board, hands)
-    return HogwildParts(envs, model, trainer, None, reward_normalizer, param, shared, board, hands, lock, facts)
-
-
-def _make_hand(
+def _make_worker(
     share: Config,
     env_seed: np.random.SeedSequence,
     action_seed: int,
     env_factory: EnvFactory | None,
     encoder: EncoderFactory | None,
     board: Board,
-    desk: Desk,
+    row: BoardRow,
     lock: AbstractContextManager[object],
-) -> HandParts:
+) -> HogwildWorkerParts:
     """Build a worker's part in its own process."""
-    envs = build_envs(share.env, env_seed, env_factory)
+    envs = BeatingEnvs(build_envs(share.env, env_seed, env_factory), row)
     # From the run's seed, for what an encoder has besides parameters; those are copied over.
     model = build_model(share.model, envs, Streams.spawn(share.run.seed).model, encoder)
-    apply = HogwildApply(model, build_rule(share.optim), share.optim.max_grad_norm, board.vectors(), desk, lock)
-    worker = build_worker(share, envs, model, apply, action_seed, desk)
-    return HandParts(worker.pair, worker, apply, board)
+    apply = HogwildApply(model, build_rule(share.optim), share.optim.max_grad_norm, board.vectors(), row, lock)
+    worker = build_worker(share, envs, model, apply, action_seed, row)
+    return HogwildWorkerParts(worker.pair, worker, apply, board)
 
 
 def _find_moments(model: ActorCritic, reward_normalizer: _RewardNormalizer) -> dict[str, RunningMoments]:

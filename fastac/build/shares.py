@@ -38,6 +38,8 @@ def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Co
         return config.replace(workers=most)
     is_batched = env_factory is not None or has_native(config.env.env_id)
     least = _LEAST_BATCHED_SHARE if is_batched else _LEAST_SHARE
+    if config.algo.algo == "a3c":
+        least = 1  # its workers wait for nobody
     for workers in range(most, 1, -1):
         if config.env.num_envs // workers >= least:
             with suppress(ValueError):  # what does not divide

@@ -83,13 +83,14 @@ class ProgressWriter:
     """
 
     def __init__(
-        self, path: Path, resume_iteration: int | None = None, clock: Callable[[], float] = time.monotonic
+        self, path: Path, resume_at: tuple[int, int] | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Open the files, empty or cut back to what a resumed run had done at its checkpoint.
 
         Args:
             path: the file of rows; the directory exists.
-            resume_iteration: the checkpoint's iteration, None for a new run.
+            resume_at: the checkpoint's iteration and env steps, None for a new run. Where workers go on while a
+                checkpoint is made, it has more of both than the last row before it.
             clock: seconds, for the flushes.
 
         Raises:
@@ -100,12 +101,13 @@ class ProgressWriter:
         self._flushed_at = clock()
         evaluations = path.with_name("evaluations.jsonl")
         with _reporting(path):
-            if resume_iteration is None:
+            if resume_at is None:
                 path.write_bytes(b"")
                 evaluations.write_bytes(b"")
             else:
-                env_steps = _cut(path, "iteration", resume_iteration, "env_steps")
-                _cut(evaluations, "env_steps", env_steps, "env_steps")
+                iteration, env_steps = resume_at
+                _cut(path, "iteration", iteration)
+                _cut(evaluations, "env_steps", env_steps)
             self._rows = path.open("a", encoding="utf-8")
             self._evaluations = evaluations.open("a", encoding="utf-8")
 
@@ -271,13 +273,9 @@ def _to_line(row: Row) -> str:
         return _encode(finite) + "\n"
 
 
-def _cut(path: Path, counter: str, last: int, result: str) -> int:
-    """Truncate a file of JSON lines after the last whole line whose `counter` is at most `last`.
-
-    Returns:
-        The number `result` of the last line that stays, 0 if none does.
-    """
-    end, value = 0, 0
+def _cut(path: Path, counter: str, last: int) -> None:
+    """Truncate a file of JSON lines after the last whole line whose `counter` is at most `last`."""
+    end = 0
     path.touch()
     with path.open("rb") as file:
         for line in file:
@@ -288,6 +286,5 @@ def _cut(path: Path, counter: str, last: int, result: str) -> int:
                 break  # half written when the run was killed
             if beyond:
                 break
-            end, value = end + len(line), int(row[result])
+            end += len(line)
     os.truncate(path, end)
-    return value

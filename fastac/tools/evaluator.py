@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from time import monotonic
 from typing import Protocol, TypeAlias, cast
 
 import numpy as np
@@ -26,6 +27,7 @@ from fastac.build import (
 from fastac.config import Config
 from fastac.contract import EnvFailure, Policy, StateTree, WorkerFailure
 from fastac.processes import (
+    START_TIMEOUT_S,
     Child,
     Failed,
     close,
@@ -106,6 +108,15 @@ class InProcessEvaluator:
         """Nothing is left."""
 
 
+# An evaluator hangs that has been at it for so long, and for so many times its longest evaluation.
+_SILENCE_S = 600.0
+_SILENCE_TIMES = 20.0
+
+
+class _Ready:
+    """What the process sends when it has been built."""
+
+
 _Weights: TypeAlias = Mapping[str, NDArray[np.generic]]
 _Work: TypeAlias = tuple[Config, EnvFactory | None, EncoderFactory | None]
 
@@ -127,12 +138,14 @@ class ProcessEvaluator:
             "top level of a module; move them there, or train with a2c",
         )
         self._request: tuple[_Weights, int] | None = None
+        self._longest_s = 0.0
         self._restarts, self._max_restarts = 0, config.run.max_restarts
         self._children: list[Child] = []
         self._start()
 
     def _start(self) -> None:
         self._children.append(start(get_context(__name__), partial(_evaluate, self._work)))
+        self._is_ready, self._since = False, monotonic()
 
     def begin(self, model: StateTree, env_steps: int) -> None:
         """See `Evaluator`."""
@@ -141,32 +154,44 @@ class ProcessEvaluator:
         self._ask()
 
     def _ask(self) -> None:
+        self._since = monotonic()
         with suppress(OSError):  # it has ended; `take` finds out why
             self._children[0].pipe.send(self._request)
 
-    def _start_again(self) -> None:
-        code = self._children[0].exit_code()
-        close(self._children)
-        if self._restarts >= self._max_restarts:
-            raise WorkerFailure(f"the evaluator died (exit code {code}), the {self._restarts + 1}th time.")
-        self._restarts += 1
-        log.warning("the evaluator died (exit code %s): started again", code)
-        self._start()
-        self._ask()
-
     def take(self, wait: bool) -> Evaluation | None:
         """See `Evaluator`."""
-        pipe = self._children[0].pipe
-        try:
-            if not wait and not pipe.poll(0):
-                return None
-            reply: Evaluation | Failed = pipe.recv()
-        except (EOFError, OSError):
-            self._start_again()
-            return self.take(wait)
-        if isinstance(reply, Failed):
-            raise to_error("the evaluator", reply)
-        return reply
+        while True:
+            pipe, left_s = self._children[0].pipe, self._since + self._patience_s - monotonic()
+            try:
+                if pipe.poll(max(0.0, left_s) if wait else 0.0):
+                    reply: Evaluation | Failed | _Ready = pipe.recv()
+                elif left_s <= 0.0:
+                    self._start_again(f"has been silent for {self._patience_s:.0f} s")
+                    continue
+                else:
+                    return None
+            except (EOFError, OSError):
+                self._start_again(f"died (exit code {self._children[0].exit_code()})")
+                continue
+            if isinstance(reply, Failed):
+                raise to_error("the evaluator", reply)
+            if isinstance(reply, Evaluation):
+                self._longest_s = max(self._longest_s, monotonic() - self._since)
+                return reply
+            self._is_ready, self._since = True, monotonic()
+
+    @property
+    def _patience_s(self) -> float:
+        return max(_SILENCE_S, _SILENCE_TIMES * self._longest_s) if self._is_ready else START_TIMEOUT_S
+
+    def _start_again(self, why: str) -> None:
+        close(self._children, timeout_s=0.0)
+        if self._restarts >= self._max_restarts:
+            raise WorkerFailure(f"the evaluator {why}; it has been started again {self._restarts} times already")
+        self._restarts += 1
+        log.warning("the evaluator %s: started again (%d of at most %d times)", why, self._restarts, self._max_restarts)
+        self._start()
+        self._ask()
 
     def close(self) -> None:
         """End the process, also in the middle of an evaluation."""
@@ -185,6 +210,7 @@ def _evaluate(work: bytes, pipe: Connection) -> None:
             envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env_factory)
             model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
             envs.close()
+            pipe.send(_Ready())
             while True:
                 weights, env_steps = requests.get()
                 load_module(model, weights)

@@ -1,27 +1,29 @@
 """Who runs (collector, learner) pairs, and in how many processes; trainers are generators of reports."""
 
-from fastac.trainers.board import Board, Desk, pool_all
+from fastac.trainers.board import Board, BoardRow, pool_all
 from fastac.trainers.crew import Crew, MakeMember, Member, NoCrew
 from fastac.trainers.group import GroupMemory
-from fastac.trainers.hands import Facts, Hand, Hands, MakeHand
 from fastac.trainers.hogwild import HogwildTrainer
+from fastac.trainers.hogwild_worker import BeatingEnvs, Facts, HogwildWorker, MakeHogwildWorker
 from fastac.trainers.pair import Pair
+from fastac.trainers.pool import WorkerPool
 from fastac.trainers.sync import SyncTrainer
 
 __all__ = [
+    "BeatingEnvs",
     "Board",
+    "BoardRow",
     "Crew",
-    "Desk",
     "Facts",
     "GroupMemory",
-    "Hand",
-    "Hands",
     "HogwildTrainer",
-    "MakeHand",
+    "HogwildWorker",
+    "MakeHogwildWorker",
     "MakeMember",
     "Member",
     "NoCrew",
     "Pair",
     "SyncTrainer",
+    "WorkerPool",
     "pool_all",
 ]

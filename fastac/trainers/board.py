@@ -23,9 +23,9 @@ from fastac.trainers.group import fence
 # Staleness is counted up to this; beyond it all are one.
 MAX_STALENESS = 63
 ROOM = 4096  # finished episodes of a worker that wait for the first process; the oldest give way
-UPDATES, ITERATIONS, ENV_STEPS, EPISODES = range(4)  # columns of `counts`
+# Columns of `counts`; beats are steps of the environments, finished or to come, which only tell that it lives.
+UPDATES, ITERATIONS, ENV_STEPS, EPISODES, BEATS, LAG_SUM, LAG_MAX = range(7)
 PHASES = tuple(field.name for field in fields(Phases) if field.name != "other_s")
-LONGEST = len(PHASES)  # column of `seconds`
 LOSSES = (
     "policy_loss",
     "value_loss",
@@ -47,8 +47,8 @@ class Board:
         param: `[P]`.
         slots: `[P]` each, the optimiser's statistics by name.
         control: `[2]`, whether to go, and whether to stop.
-        counts: `[K, 8]`, of updates, iterations, environment steps and episodes.
-        seconds: `[K, 8]`, of `PHASES`, and of the longest iteration.
+        counts: `[K, 8]`, see above: `LAG_SUM` and `LAG_MAX` are of staleness.
+        seconds: `[K, 8]`, of `PHASES`.
         losses: `[K, 2, 8]`, sums of `LOSSES`, and of how many iterations each is.
         staleness: `[K, 64]`, updates by how many updates of others lay between copy and step.
         found: `[K, 2, E]`, returns and lengths of the latest finished episodes, a ring.
@@ -100,7 +100,7 @@ class Board:
         return Vectors(torch.from_numpy(self.param.view()), slots)
 
 
-class Desk:
+class BoardRow:
     """A worker's place at the board: writes its own rows, reads the others'. A `Ledger` and a `Group`."""
 
     size, rank = 1, 0  # as a group: it waits for nobody
@@ -146,25 +146,29 @@ class Desk:
 
     def add(self, staleness: int) -> None:
         """Count an update of this worker; see `Ledger`."""
-        self._counts[UPDATES] += 1
+        counts = self._counts
+        counts[UPDATES] += 1
+        counts[LAG_SUM] += staleness
+        counts[LAG_MAX] = max(counts[LAG_MAX], staleness)
         self._staleness[min(staleness, MAX_STALENESS)] += 1
+
+    def beat(self) -> None:
+        """Show that this worker lives."""
+        self._counts[BEATS] += 1
 
     def phases(self) -> Phases:
         """Return the clocks where the row has them."""
         return Phases(**dict(zip(PHASES, self._seconds, strict=False)))
 
-    def note(
-        self, finished: Episodes, env_steps: int, losses: Mapping[str, float], phases: Phases, seconds: float
-    ) -> None:
-        """Write down an iteration of this worker: what it found, and how long it and its phases took."""
+    def note(self, finished: Episodes, env_steps: int, losses: Mapping[str, float], phases: Phases) -> None:
+        """Write down an iteration of this worker: what it found, and how long phases have taken so far."""
         for at, name in enumerate(LOSSES):
-            value = losses.get(name, 0.0)
+            value = losses[name]
             if value == value:  # an explained variance of nothing is not a number
                 self._sums[at] += value
                 self._nums[at] += 1.0
         for at, name in enumerate(PHASES):
             self._seconds[at] = getattr(phases, name)
-        self._seconds[LONGEST] = max(self._seconds[LONGEST], seconds)
         counts = self._counts
         if len(finished):
             self._put_found(finished, counts[EPISODES])
@@ -187,8 +191,8 @@ class Desk:
     ) -> NDArray[np.float64]:
         """See `Group`: take `part` into what this worker has seen, and join what all have seen so far.
 
-        A new version is written beside the last whole one, so a worker that is killed in between, or one
-        that reads meanwhile, does no harm.
+        A new version is written beside the last whole one, so a worker that is killed in between does no harm.
+        One that reads for longer than another takes for two rollouts may mix two of its versions, once.
         """
         statistics, versions = self._statistics[name], self._versions[name]
         version = int(versions[self._worker])
@@ -201,6 +205,8 @@ class Desk:
 def pool_all(statistics: NDArray[np.float64], versions: NDArray[np.int64], merge: Merge) -> NDArray[np.float64]:
     """Join what all workers have seen: `statistics` `[K, 2, 1 + 2 * D]`, of which `versions` `[K]` are whole."""
     pooled: NDArray[np.float64] = np.zeros_like(statistics[0, 0])
-    for row, version in zip(statistics, versions.tolist(), strict=True):
+    whole = versions.tolist()
+    fence()
+    for row, version in zip(statistics, whole, strict=True):
         pooled = merge(pooled, row[version].copy())
     return pooled

@@ -6,7 +6,7 @@ of the parameters; its optimiser step goes to the shared ones, see `fastac.apply
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict
 from time import perf_counter
 
@@ -25,9 +25,20 @@ from fastac.contract import (
     read_branch,
     read_number,
 )
-from fastac.trainers.board import ENV_STEPS, EPISODES, ITERATIONS, LOSSES, PHASES, ROOM, UPDATES, Board
+from fastac.trainers.board import (
+    ENV_STEPS,
+    EPISODES,
+    ITERATIONS,
+    LAG_MAX,
+    LAG_SUM,
+    LOSSES,
+    PHASES,
+    ROOM,
+    UPDATES,
+    Board,
+)
 from fastac.trainers.group import fence
-from fastac.trainers.hands import Hands
+from fastac.trainers.pool import WorkerPool
 
 # Between reports: a part of the time so far, so that a run of a second is seen to end, but never longer than
 # that it looks alive, nor so short that reporting would cost more than half a percent of a core.
@@ -42,9 +53,9 @@ class HogwildTrainer:
         env_steps: valid transitions so far, likewise.
     """
 
-    def __init__(self, total_env_steps: int, frame_skip: int, board: Board, hands: Hands) -> None:
+    def __init__(self, total_env_steps: int, frame_skip: int, board: Board, pool: WorkerPool) -> None:
         """Take the parts; see `fastac.build`."""
-        self._budget, self._frame_skip, self._board, self._hands = total_env_steps, frame_skip, board, hands
+        self._budget, self._frame_skip, self._board, self._pool = total_env_steps, frame_skip, board, pool
         self._counts, self._found = board.counts.view(), board.found.view()
         self._staleness = board.staleness.view()
         self._episodes_seen = self._counts[:, EPISODES].copy()  # [K]
@@ -56,8 +67,8 @@ class HogwildTrainer:
         self._reported = 0
         self._read_counts()
 
-    def run(self) -> Iterator[Report]:
-        """Yield reports, at most every tenth of a second, until the budget of environment steps is spent.
+    def run(self) -> Generator[Report, None, None]:
+        """Yield reports, at first every hundredth and later every tenth of a second, until the budget is spent.
 
         Workers do not wait for the consumer, whose time is training time. Parameters are shared ones of the
         moment: `fastac.build` copies them when it saves.
@@ -69,12 +80,12 @@ class HogwildTrainer:
         if self.env_steps >= self._budget:
             return
         self._began, self._is_running = perf_counter(), True
-        self._hands.begin()
+        self._pool.begin()
         try:
-            while not self._hands.are_done:
+            while not self._pool.are_done:
                 elapsed_s = perf_counter() - self._began
-                self._hands.watch(min(_MOST_PERIOD_S, max(_LEAST_PERIOD_S, _PERIOD_PART * elapsed_s)))
-                if not self._hands.are_done and self._counts[:, ITERATIONS].sum() > self._reported:
+                self._pool.watch(min(_MOST_PERIOD_S, max(_LEAST_PERIOD_S, _PERIOD_PART * elapsed_s)))
+                if not self._pool.are_done and self._counts[:, ITERATIONS].sum() > self._reported:
                     yield self._report()
             last = self.halt()
             if last is not None:
@@ -89,14 +100,20 @@ class HogwildTrainer:
         return self._report() if self._counts[:, ITERATIONS].sum() > self._reported else None
 
     def _stop(self) -> None:
-        self._hands.halt()
+        self._pool.halt()
         self._train_wall_s, self._is_running = self._wall_s(), False
 
     @property
     def asynchrony(self) -> Asynchrony:
         """Measured so far."""
+        counts = self._counts.copy()
+        updates = counts[:, UPDATES]
         return Asynchrony(
-            self._staleness.sum(axis=0), self._counts[:, UPDATES].copy(), self._restarts + self._hands.restarts
+            staleness=self._staleness.sum(axis=0),
+            mean_staleness=float(counts[:, LAG_SUM].sum() / max(updates.sum(), 1)),
+            max_staleness=int(counts[:, LAG_MAX].max()),
+            updates=updates,
+            restarts=self._restarts + self._pool.restarts,
         )
 
     def _read_counts(self) -> NDArray[np.int64]:
@@ -160,7 +177,7 @@ class HogwildTrainer:
             "updates": self._updates,
             "train_wall_s": self._wall_s(),
             "phases": {name: value for name, value in asdict(self._phases()).items() if name != "other_s"},
-            "restarts": self._restarts + self._hands.restarts,
+            "restarts": self._restarts + self._pool.restarts,
             "board": {**{name: rows.copy() for name, rows in self._rows().items()}, "counts": counts},
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, replace
 from time import perf_counter
 
@@ -29,7 +29,7 @@ class SyncTrainer:
         self._phases = Phases()
         self._train_wall_s = 0.0
 
-    def run(self) -> Iterator[Report]:
+    def run(self) -> Generator[Report, None, None]:
         """Yield one report per iteration until the budget of environment steps is spent.
 
         The time that the consumer keeps a report is not training time. Between two reports the state

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastac.apply import HogwildApply, Rule
 from fastac.processes import SharedArray
-from fastac.trainers import Board, Desk
+from fastac.trainers import Board, BoardRow
 from fastac.trainers.group import wait_until
 
 INPUTS, OUTPUTS, ROWS = 40, 25, 16
@@ -78,11 +78,11 @@ def take_steps(
 ) -> None:
     """Learn some regression as worker `worker`, from the moment that all may go."""
     torch.set_num_threads(1)
-    model, desk = make_model(), Desk(board, worker)
-    apply = HogwildApply(model, rule, 0.5, board.vectors(), desk, lock)
+    model, row = make_model(), BoardRow(board, worker)
+    apply = HogwildApply(model, rule, 0.5, board.vectors(), row, lock)
     rng = torch.Generator().manual_seed(worker)
     pipe.send("ready")
-    wait_until(lambda: desk.may_go, lambda _: None)
+    wait_until(lambda: row.may_go, lambda _: None)
     apply.copy()
     for step in range(steps):
         obs, target = torch.randn(ROWS, INPUTS, generator=rng), torch.randn(ROWS, OUTPUTS, generator=rng)

@@ -31,12 +31,12 @@ from core_support import assert_same, weights
 from fastac.apply import Adam, HogwildApply, LocalApply, RMSprop
 from fastac.build import Streams, assemble, restart_seed
 from fastac.build.environments import again_seeds, worker_seeds
-from fastac.build.hogwild import _make_hand
+from fastac.build.hogwild import _make_worker
 from fastac.config import Config
 from fastac.contract import Alone, EnvFailure, Episodes, NonFiniteError, Phases, WorkerFailure
 from fastac.models import RunningMoments, merge_moments
 from fastac.processes import ProcessLock, close, get_context, start
-from fastac.trainers import Board, Desk, HogwildTrainer, hands, pool_all
+from fastac.trainers import Board, BoardRow, HogwildTrainer, pool, pool_all
 from fastac.trainers.board import ENV_STEPS, EPISODES, ITERATIONS, LOSSES, MAX_STALENESS, ROOM, UPDATES
 
 SMALL = {"algo": "a3c", "num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "total_env_steps": 1500}
@@ -69,7 +69,7 @@ def stop_after(parts, reports):
 
 
 def pids_of(parts):
-    return [place.child.process.pid for place in parts._hands._places]
+    return [place.child.process.pid for place in parts._pool._places]
 
 
 def settles(condition, seconds=10.0):
@@ -186,7 +186,7 @@ def make_applies(rule, workers=2, lock=None, max_grad_norm=None):
         board,
         models,
         [
-            HogwildApply(model, rule, max_grad_norm, board.vectors(), Desk(board, worker), lock)
+            HogwildApply(model, rule, max_grad_norm, board.vectors(), BoardRow(board, worker), lock)
             for worker, model in enumerate(models)
         ],
     )
@@ -379,7 +379,7 @@ def moments_of(rows):
 
 def make_desks(workers=3, slots=()):
     board = Board.allocate(workers, 4, dict.fromkeys(slots, 0.0), {"obs": 2, "reward": 1})
-    return board, [Desk(board, worker) for worker in range(workers)]
+    return board, [BoardRow(board, worker) for worker in range(workers)]
 
 
 def pooled(board, name="obs"):
@@ -432,13 +432,13 @@ def test_what_a_worker_had_half_written_when_it_was_killed_is_not_read():
         desks[1].pool("obs", np.zeros(5), moments_of(rows[3]), merge_half)
     np.testing.assert_allclose(pooled(board), moments_of(np.concatenate(rows[:3])), rtol=1e-12)
     # Who takes its place goes on from the last whole version.
-    got = Desk(board, 1).pool("obs", np.zeros(5), moments_of(rows[3]), merge_moments)
+    got = BoardRow(board, 1).pool("obs", np.zeros(5), moments_of(rows[3]), merge_moments)
     np.testing.assert_allclose(got, moments_of(np.concatenate(rows)), rtol=1e-12)
 
 
-def note(desk, returns=(), env_steps=1, losses=None, phases=None, seconds=0.0):
+def note(row, returns=(), env_steps=1, losses=None, phases=None, seconds=0.0):
     returns = np.asarray(returns, float)
-    desk.note(Episodes(returns, returns.astype(int) % 7), env_steps, losses or {}, phases or Phases(), seconds)
+    row.note(Episodes(returns, returns.astype(int) % 7), env_steps, losses or {}, phases or Phases(), seconds)
 
 
 def test_who_takes_a_lost_workers_place_goes_on_with_its_row():
@@ -446,7 +446,7 @@ def test_who_takes_a_lost_workers_place_goes_on_with_its_row():
     desks[1].add(0)
     note(desks[1], [5.0], env_steps=10, phases=Phases(env_s=1.5, update_s=0.5), seconds=2.0)
     desks[2].add(3)
-    again = Desk(board, 1)
+    again = BoardRow(board, 1)
     assert again.total() == 2 and again.env_steps() == 10
     assert again.phases() == Phases(env_s=1.5, update_s=0.5)
     again.add(1)
@@ -462,7 +462,7 @@ def test_who_takes_a_lost_workers_place_goes_on_with_its_row():
 
 
 class Script:
-    """Hands that do one thing between two looks."""
+    """WorkerPool that do one thing between two looks."""
 
     def __init__(self, *acts):
         self._acts, self.restarts, self.calls = list(acts), 0, []
@@ -654,7 +654,7 @@ class Steps:
 def test_schedules_and_the_budget_are_of_all_workers_steps():
     board, desks = make_desks(2)
     pair = Steps(desks[1])
-    hands._train(pair, desks[0], 100, threading.Event())
+    pool._train(pair, desks[0], 100, threading.Event())
     assert pair.fractions == [0.0, 0.2, 0.4, 0.6, 0.8]
     assert desks[0].env_steps() == 100
     assert board.counts.view()[0, ITERATIONS] == 5
@@ -664,10 +664,10 @@ def test_a_worker_ends_when_the_board_says_so_or_the_first_process_has_left():
     board, desks = make_desks(2)
     has_left, pair = threading.Event(), Steps(None)
     board.control.view()[1] = 1
-    hands._train(pair, desks[0], 100, has_left)
+    pool._train(pair, desks[0], 100, has_left)
     board.control.view()[1] = 0
     has_left.set()
-    hands._train(pair, desks[0], 100, has_left)
+    pool._train(pair, desks[0], 100, has_left)
     assert pair.fractions == []
 
 
@@ -748,12 +748,12 @@ def test_workers_begin_with_the_restored_parameters_and_statistics():
     with assembled(**settings) as again:
         board, lock = again._board, nullcontext()
         config, seed = Config().replace(**(SMALL | settings)), np.random.SeedSequence(0)
-        with closing(_make_hand(config, seed, 0, None, None, board, Desk(board, 0), lock)) as hand:
+        with closing(_make_worker(config, seed, 0, None, None, board, BoardRow(board, 0), lock)) as worker:
             again.set_state(saved)  # when workers stand already
-            hand.begin()
-            assert_same(dict(saved["model"]), dict(hand._worker.model.state_dict()))
+            worker.begin()
+            assert_same(dict(saved["model"]), dict(worker._worker.model.state_dict()))
             assert_same(
-                hand._worker.reward_normalizer.moments.dump(), parts._reward_normalizer.moments.dump(), "rewards"
+                worker._worker.reward_normalizer.moments.dump(), parts._reward_normalizer.moments.dump(), "rewards"
             )
 
 
@@ -824,8 +824,8 @@ def test_a_worker_that_fails_once_is_started_again(tmp_path, caplog):
 
 
 def test_a_worker_that_hangs_is_started_again(monkeypatch, caplog):
-    monkeypatch.setattr(hands, "SILENCE_S", 1.5)
-    monkeypatch.setattr(hands, "SILENCE_ITERATIONS", 1.0)
+    monkeypatch.setattr(pool, "SILENCE_S", 1.5)
+    monkeypatch.setattr(pool, "SILENCE_ITERATIONS", 1.0)
     with assembled(total_env_steps=10**7) as parts:
         run = parts.trainer.run()
         next(run)

@@ -27,7 +27,7 @@ from fastac.config import Config
 from fastac.records import find_checkpoint, load_checkpoint
 from fastac.tools.evaluate import Evaluation
 from fastac.tools.evaluator import ProcessEvaluator, play
-from fastac.trainers import hands
+from fastac.trainers import pool
 
 A3C = {**SMALL, "algo": "a3c", "workers": 2}
 FLAGS = (
@@ -48,7 +48,7 @@ def finish(session):
 
 
 def pids_of(session):
-    return [place.child.process.pid for place in session.parts._hands._places]
+    return [place.child.process.pid for place in session.parts._pool._places]
 
 
 def evaluator_of(session):
@@ -223,8 +223,8 @@ def test_an_environment_that_raises_once_costs_its_worker_a_restart(tmp_path, ca
 
 
 def test_an_environment_that_hangs_costs_its_worker_a_restart(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(hands, "SILENCE_S", 1.5)
-    monkeypatch.setattr(hands, "SILENCE_ITERATIONS", 1.0)
+    monkeypatch.setattr(pool, "SILENCE_S", 1.5)
+    monkeypatch.setattr(pool, "SILENCE_ITERATIONS", 1.0)
     factory = partial(make_mishap, "hangs", os.getpid(), marks_of(tmp_path))
     session = start(tmp_path / "run", factory, total_env_steps=ENDLESS)
     before, done = pids_of(session), None

@@ -7,80 +7,25 @@ it is ready, that it is done, or that it failed. What it does meanwhile stands o
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection, wait
-from time import monotonic, perf_counter
-from typing import Protocol, TypeAlias, cast
-
-import torch
+from multiprocessing.connection import wait
+from time import monotonic
 
 from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
-from fastac.processes import (
-    START_TIMEOUT_S,
-    Child,
-    Failed,
-    close,
-    follow,
-    get_context,
-    ignore_signals,
-    pickled,
-    start,
-    to_error,
-    to_failed,
-    unpickled,
-)
-from fastac.trainers.board import ENV_STEPS, ITERATIONS, LONGEST, Board, Desk
-from fastac.trainers.group import wait_until
-from fastac.trainers.pair import Pair
+from fastac.processes import START_TIMEOUT_S, Child, Failed, close, get_context, pickled, start, to_error
+from fastac.trainers.board import BEATS, ENV_STEPS, ITERATIONS, PHASES, Board
+from fastac.trainers.group import fence
+from fastac.trainers.hogwild_worker import Done, Facts, MakeHogwildWorker, work
 
 log = logging.getLogger("fastac")
 
-# A worker hangs that is silent for so long, and for so many times the longest iteration of any worker.
-SILENCE_S = 5.0
+# A worker hangs that has finished no environment step and no iteration for so long, and for so many times what an
+# iteration takes on average; before there has been any, for as long as a start may take.
+SILENCE_S = 10.0
 SILENCE_ITERATIONS = 20.0
-_GRACE_S = 2.0  # that a worker has to end in order after the first process has gone
-
-
-class Hand(Protocol):
-    """What a worker process runs."""
-
-    pair: Pair
-
-    def facts(self) -> Facts:
-        """What the first process wants to know of it."""
-
-    def begin(self) -> None:
-        """Take over what the board holds when training begins, or goes on."""
-
-    def close(self) -> None:
-        """Close the environments."""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a worker says when it is ready.
-
-    Attributes:
-        description: how its environments are batched.
-        rollout_nbytes: memory of its rollout.
-        activations_nbytes: memory besides it, see `WorkerParts`.
-    """
-
-    description: str
-    rollout_nbytes: int
-    activations_nbytes: int
-
-
-class _Done:
-    """What a worker sends when it has ended in order."""
-
-
-# Builds in the worker's process what it runs; sent there, so it must be picklable.
-MakeHand: TypeAlias = Callable[[Board, Desk, AbstractContextManager[object]], Hand]
 
 
 @dataclass(slots=True)
@@ -91,11 +36,11 @@ class _Place:
     facts: Facts | None = None  # None until it is ready
     is_done: bool = False
     is_lost: bool = False
-    iterations: int = -1  # when last looked at
+    beats: int = -1  # when last looked at
     silence_s: float = 0.0
 
 
-class Hands:
+class WorkerPool:
     """The workers 0 to K-1.
 
     Attributes:
@@ -105,7 +50,7 @@ class Hands:
     def __init__(
         self,
         board: Board,
-        make: Callable[[int, int], MakeHand],
+        make: Callable[[int, int], MakeHogwildWorker],
         lock: AbstractContextManager[object],
         budget: int,
         max_restarts: int,
@@ -149,7 +94,10 @@ class Hands:
             "the env and encoder functions of A3C are sent to other processes, so they must be defined at the "
             "top level of a module; move them there, or train with a2c",
         )
-        return start(self._context, partial(_work, make, self._board, worker, self._lock, self._budget))
+        try:
+            return start(self._context, partial(work, make, self._board, worker, self._lock, self._budget))
+        except OSError as error:  # no memory, or too many open files
+            raise WorkerFailure(f"worker {worker} could not be started ({error})") from error
 
     def wait_ready(self) -> Facts:
         """Wait until every worker has built its part; return what one of them says of it.
@@ -173,6 +121,7 @@ class Hands:
         """Let them train, until the budget is spent or `halt`, after which they are started anew."""
         if not self._places:
             self._start_all()
+        fence()  # what they take over has been written before
         self._control[0] = 1
 
     @property
@@ -191,7 +140,8 @@ class Hands:
             if isinstance(error, NonFiniteError):
                 raise error
             if self._counts[:, ENV_STEPS].sum() >= self._budget:
-                continue  # it was not needed any more
+                log.warning("%s, when the budget was spent", str(error).removesuffix("."))
+                continue
             if self.restarts >= self._max_restarts:
                 raise type(error)(
                     f"{str(error).removesuffix('.')}; {self.restarts} workers have been started again already"
@@ -218,7 +168,8 @@ class Hands:
         for place in self._places:
             place.is_done |= place.child.pipe.closed  # at exit, where multiprocessing ends what nobody has ended
         pipes = {place.child.pipe: worker for worker, place in enumerate(self._places) if not place.is_done}
-        news = {pipes[pipe] for pipe in wait(list(pipes), period_s) if isinstance(pipe, Connection)}
+        ready = wait(list(pipes), period_s)
+        news = {worker for pipe, worker in pipes.items() if pipe in ready}
         now = monotonic()
         # A process that was stopped itself (Ctrl-Z, a debugger) has not seen anybody being silent.
         elapsed_s, self._looked = min(now - self._looked, period_s + 0.5), now
@@ -235,7 +186,7 @@ class Hands:
     def _hear(self, worker: int) -> EnvFailure | NonFiniteError | WorkerFailure | None:
         place = self._places[worker]
         try:
-            message: Facts | _Done | Failed = place.child.pipe.recv()
+            message: Facts | Done | Failed = place.child.pipe.recv()
         except (EOFError, OSError):
             return WorkerFailure(f"worker {worker} died (exit code {place.child.exit_code()})")
         if isinstance(message, Failed):
@@ -249,21 +200,22 @@ class Hands:
     def _miss(self, worker: int, elapsed_s: float) -> WorkerFailure | None:
         """Note that a worker had nothing to say, and whether the board shows that it works nevertheless."""
         place = self._places[worker]
-        iterations = int(self._counts[worker, ITERATIONS])
-        if iterations != place.iterations or (place.facts and not self._control[0]):
-            place.iterations, place.silence_s = iterations, 0.0
+        beats = int(self._counts[worker, [BEATS, ITERATIONS]].sum())
+        if beats != place.beats or (place.facts and not self._control[0]):
+            place.beats, place.silence_s = beats, 0.0
             return None
         place.silence_s += elapsed_s
-        if place.silence_s <= self._patience(place):
+        if place.silence_s <= self._patience_s(place):
             return None
-        what = "did nothing" if place.facts else "was not ready"
+        what = "finished no step" if place.facts else "was not ready"
         return WorkerFailure(f"worker {worker} {what} for {place.silence_s:.0f} s")
 
-    def _patience(self, place: _Place) -> float:
-        longest_s = float(self._seconds[:, LONGEST].max())
-        if place.facts is None or longest_s == 0.0:
+    def _patience_s(self, place: _Place) -> float:
+        iterations = self._counts[:, ITERATIONS].sum()
+        if place.facts is None or not iterations:
             return START_TIMEOUT_S
-        return max(SILENCE_S, SILENCE_ITERATIONS * longest_s)
+        mean_s = float(self._seconds[:, : len(PHASES)].sum() / iterations)
+        return max(SILENCE_S, SILENCE_ITERATIONS * mean_s)
 
     def close(self) -> None:
         """End the workers, in the middle of whatever they do; safe to call twice."""
@@ -273,47 +225,8 @@ class Hands:
 
 
 def _hint(error: EnvFailure | NonFiniteError | WorkerFailure) -> EnvFailure | NonFiniteError | WorkerFailure:
-    """Say what a worker that died while it started has most often died of."""
-    if error.__cause__ is not None:
+    """Say what a worker that ended by itself, without a word, while it started has most often ended of."""
+    if "exit code 1)" not in str(error):
         return error
     guard = "a script that trains with A3C must do so below `if __name__ == '__main__':`"
     return type(error)(f"{error} ({guard})")
-
-
-def _work(
-    make: bytes,
-    board: Board,
-    worker: int,
-    lock: AbstractContextManager[object],
-    budget: int,
-    pipe: Connection,
-) -> None:
-    """Live as a worker."""
-    ignore_signals()
-    torch.set_num_threads(1)
-    has_first_left = follow(pipe, lambda _: None, _GRACE_S)  # nothing is ever sent to a worker
-    with suppress(OSError):  # the first process has gone
-        try:
-            desk = Desk(board, worker)
-            with closing(cast(MakeHand, unpickled(make))(board, desk, lock)) as hand:
-                pipe.send(hand.facts())
-                wait_until(lambda: desk.may_go or desk.shall_stop or has_first_left.is_set(), lambda _: None)
-                hand.begin()
-                _train(hand.pair, desk, budget, has_first_left)
-            pipe.send(_Done())
-        except Exception as error:
-            pipe.send(to_failed(error))
-    has_first_left.wait()
-
-
-def _train(pair: Pair, desk: Desk, budget: int, has_first_left: threading.Event) -> None:
-    """Collect and learn until the budget is spent, or somebody says stop."""
-    phases = desk.phases()
-    while not (desk.shall_stop or has_first_left.is_set()):
-        env_steps = desk.env_steps()
-        if env_steps >= budget:
-            return
-        began = perf_counter()
-        finished = pair.collect(phases)
-        losses = pair.learn(env_steps / budget, phases)
-        desk.note(finished, pair.learner.rows, losses, phases, perf_counter() - began)
