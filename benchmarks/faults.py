@@ -20,9 +20,10 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.machine import describe_machine, format_machine
 
@@ -60,6 +61,7 @@ class _Run:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.mark, self.path = uuid.uuid4().hex, folder / "run"
+        self.out, self.err = folder / "out", folder / "err"
         self._shm = set(os.listdir("/dev/shm"))
         self._seed = seed
         self.main = self._start(
@@ -67,10 +69,11 @@ class _Run:
             "--checkpoint-every", "20000", "--seed", str(seed), "--run-dir", str(self.path), "--json",
         )  # fmt: skip
 
-    def _start(self, *words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "fastac", *words]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, env=os.environ | {_MARK: self.mark}, stdout=pipe, stderr=pipe, text=True)
+    def _start(self, *words: str) -> subprocess.Popen[bytes]:
+        # Into files: a pipe that the workers have inherited would only end with the last of them.
+        command, env = [sys.executable, "-m", "fastac", *words], os.environ | {_MARK: self.mark}
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            return subprocess.Popen(command, env=env, stdout=out, stderr=err)
 
     def processes(self) -> list[int]:
         """All of them that live, the oldest first."""
@@ -87,7 +90,9 @@ class _Run:
 
     def wait_workers(self) -> list[int]:
         """Wait until the workers train; return their process ids."""
-        return _wait(lambda: self._workers() if (self.path / "progress.jsonl").exists() else [], _TIMEOUT_S)
+        progress = self.path / "progress.jsonl"
+        wait_for(lambda: progress.exists() and progress.stat().st_size > 0, _TIMEOUT_S)
+        return self._workers()
 
     def _workers(self) -> list[int]:
         # Children of the fork server, which is the only other process that has some; the evaluator is the last.
@@ -95,13 +100,27 @@ class _Run:
         servers = {parent for parent in parents.values() if parent in parents and parent != self.main.pid}
         return [pid for pid, parent in parents.items() if parent in servers][:_WORKERS]
 
-    def resume(self) -> subprocess.Popen[str]:
-        return self._start("resume", str(self.path), "--json")
+    def finish(self) -> tuple[dict[str, Any], str]:
+        """Wait for its end; return the summary, and what went wrong."""
+        try:
+            code = self.main.wait(_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.main.kill()
+            return {}, f"no end after {_TIMEOUT_S:g} s"
+        if code != 0:
+            return {}, f"exit code {code}: {(self.err.read_text().strip().splitlines() or [''])[-1]}"
+        return json.loads(self.out.read_text().splitlines()[-1]), self.left_behind()
 
-    def complaints(self, alive: Sequence[int]) -> str:
-        """What it has left behind."""
-        left = [f"processes {list(alive)} live"] if alive else []
-        leaked = set(os.listdir("/dev/shm")) - self._shm
+    def resume(self) -> tuple[dict[str, Any], str]:
+        """Go on from the last checkpoint to the end."""
+        self.main = self._start("resume", str(self.path), "--json")
+        return self.finish()
+
+    def left_behind(self) -> str:
+        """What is left of it 5 s after its first process has ended."""
+        wait_for(lambda: not self.processes(), _ALIVE_S)
+        alive, leaked = self.processes(), set(os.listdir("/dev/shm")) - self._shm
+        left = [f"processes {alive} live"] if alive else []
         return "; ".join(left + ([f"{sorted(leaked)} in /dev/shm"] if leaked else []))
 
 
@@ -116,57 +135,40 @@ def _parent(pid: int) -> int:
         return 0
 
 
-def _wait(look, timeout_s):  # type: ignore[no-untyped-def]
-    """Look until there is something to see."""
+def wait_for(look: Callable[[], object], timeout_s: float) -> None:
+    """Look until there is something to see, or time is up."""
     ends = time.monotonic() + timeout_s
-    while not (seen := look()) and time.monotonic() < ends:
+    while not look() and time.monotonic() < ends:
         time.sleep(0.02)
-    return seen
-
-
-def _finish(process: subprocess.Popen[str]) -> tuple[dict[str, object], str]:
-    """Wait for the summary; return it, and what went wrong."""
-    try:
-        out, err = process.communicate(timeout=_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return {}, f"no end after {_TIMEOUT_S:g} s"
-    if process.returncode != 0:
-        return {}, f"exit code {process.returncode}: {(err.strip().splitlines() or [''])[-1]}"
-    return json.loads(out.splitlines()[-1]), ""
 
 
 def kill_worker(seed: int, chance: random.Random) -> Fault:
     with tempfile.TemporaryDirectory() as folder:
         run = _Run(Path(folder), seed)
         workers = run.wait_workers()
-        after_s = chance.uniform(0.0, 1.5)
+        after_s = chance.uniform(0.0, 1.0)  # of 2 s or more that the budget takes
         time.sleep(after_s)
         os.kill(chance.choice(workers), signal.SIGKILL)
-        summary, why = _finish(run.main)
-        time.sleep(0.5)
-        return _judge("worker", after_s, summary, why or run.complaints(run.processes()), restarts=1)
+        return _judge("worker", after_s, *run.finish(), restarts=1)
 
 
 def kill_parent(seed: int, chance: random.Random) -> Fault:
     with tempfile.TemporaryDirectory() as folder:
         run = _Run(Path(folder), seed)
         run.wait_workers()
-        _wait(lambda: list(run.path.glob("checkpoints/*")), _TIMEOUT_S)
-        after_s = chance.uniform(0.0, 1.5)
+        wait_for(lambda: list(run.path.glob("checkpoints/*")), _TIMEOUT_S)
+        after_s = chance.uniform(0.0, 1.0)
         time.sleep(after_s)
         run.main.kill()
-        run.main.communicate()
-        _wait(lambda: not run.processes(), _ALIVE_S)
-        left = run.complaints(run.processes())
-        summary, why = _finish(run.resume())
+        run.main.wait()
+        left = run.left_behind()
+        summary, why = run.resume()
         return _judge("parent", after_s, summary, left or why, restarts=0)
 
 
-def _judge(killed: str, after_s: float, summary: dict[str, object], why: str, restarts: int) -> Fault:
-    asynchrony = summary.get("asynchrony")
-    counted = asynchrony["restarts"] if isinstance(asynchrony, dict) else -1
-    reached = int(str(summary.get("env_steps", 0)))
+def _judge(killed: str, after_s: float, summary: dict[str, Any], why: str, restarts: int) -> Fault:
+    counted = summary["asynchrony"]["restarts"] if summary else -1
+    reached = summary.get("env_steps", 0)
     if not why and reached < _BUDGET:
         why = f"it ended at {reached} of {_BUDGET} steps"
     if not why and counted != restarts:

@@ -63,7 +63,7 @@ def train(
     Args:
         env: an environment id, or a function that takes a number and returns a
             `gymnasium.vector.VectorEnv` of so many environments (called again for evaluations).
-        algo: a2c (if neither this nor a preset is given), ppo or reinforce.
+        algo: a2c (if neither this nor a preset is given), a3c, ppo or reinforce.
         preset: a preset's name, where not the algorithm's own.
         run_dir: a new directory; by default a dated one under `runs/`.
         encoder: builds an `nn.Module` for an observation space, in place of the configured layers;
@@ -74,6 +74,10 @@ def train(
     Raises:
         ValueError: the settings do not fit, or the directory holds a run; nothing is written.
         EnvFailure: an environment failed in mid-run; the last checkpoint stays.
+        WorkerFailure: a worker was lost, with a3c more often than it is started again; a checkpoint stays.
+
+    With a3c, or several workers, `env` and `encoder` go to other processes: they must be defined at the top level
+    of a module, a script needs `if __name__ == "__main__":`, and environments can have no processes of their own.
     """
     session = start(env, algo, preset=preset, run_dir=run_dir, encoder=encoder, show_progress=show_progress, **settings)
     for _ in session:

@@ -183,7 +183,7 @@ class RunConfig:
     device: str = "cpu"
     """cpu, cuda or cuda:K."""
     workers: int | Literal["auto"] = 1
-    """Processes that share num_envs and train one model; auto: one per physical core where that pays."""
+    """Processes that share num_envs and train one model; auto: one per physical core, where in step if that pays."""
     lock: bool = False
     """a3c: one worker at a time updates the shared parameters, so that none of their changes is lost."""
     max_restarts: int = 10

@@ -69,24 +69,24 @@ def cartpole_ppo() -> Config:
 
 
 def cartpole_a3c() -> Config:
-    """Batched A3C: 8 envs per worker, otherwise the A2C preset at half its rate, for smaller updates."""
-    return cartpole_a2c().replace(algo="a3c", workers="auto", envs_per_worker=8, learning_rate=3e-3)
+    """Batched A3C: 2 workers of 8 envs; the A2C preset at half its rate, as every update is from fewer rows."""
+    return cartpole_a2c().replace(algo="a3c", workers=2, envs_per_worker=8, learning_rate=3e-3)
 
 
 def cartpole_a3c_paper() -> Config:
-    """A3C as in the paper: one env per worker, short rollouts, shared RMSprop statistics, whole returns."""
+    """A3C in the paper's form: one env per worker, n-step returns, shared RMSprop; numbers tuned for CartPole."""
     return Config().replace(
         env_id="CartPole-v1",
         algo="a3c",
-        workers="auto",
+        workers=2,
         envs_per_worker=1,
         num_steps=20,
         hidden_sizes=(64, 64),
         activation="tanh",
         shared_trunk=False,
-        optimizer="rmsprop",
+        optimizer="rmsprop_tf",  # epsilon inside the root, as in the paper
         optimizer_eps=1e-5,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         learning_rate_schedule="linear",
         gae_lambda=1.0,
         ent_coef=0.01,
@@ -199,6 +199,31 @@ def lunarlander_ppo() -> Config:
         total_env_steps=1_000_000,
         eval_every=25_000,
     )
+
+
+def lunarlander_a2c() -> Config:
+    """A2C on LunarLander-v3: everything normalised, small updates at a rate that falls to 0; not every seed lands."""
+    return Config().replace(
+        env_id="LunarLander-v3",
+        algo="a2c",
+        num_envs=8,
+        num_steps=8,
+        normalize_obs=True,
+        normalize_reward=True,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        shared_trunk=False,
+        learning_rate=2e-3,
+        learning_rate_schedule="linear",
+        ent_coef=0.01,
+        total_env_steps=400_000,
+        eval_every=20_000,
+    )
+
+
+def lunarlander_a3c() -> Config:
+    """A3C on LunarLander-v3: the A2C preset by 2 workers of 4 envs."""
+    return lunarlander_a2c().replace(algo="a3c", workers=2, envs_per_worker=4)
 
 
 def mountain_car_continuous_ppo() -> Config:

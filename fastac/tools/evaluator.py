@@ -165,7 +165,7 @@ class ProcessEvaluator:
             try:
                 if pipe.poll(max(0.0, left_s) if wait else 0.0):
                     reply: Evaluation | Failed | _Ready = pipe.recv()
-                elif left_s <= 0.0:
+                elif wait or left_s <= 0.0:
                     self._start_again(f"has been silent for {self._patience_s:.0f} s")
                     continue
                 else:

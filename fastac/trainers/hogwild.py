@@ -126,7 +126,7 @@ class HogwildTrainer:
         return counts
 
     def _report(self) -> Report:
-        counts = self._read_counts()
+        counts, wall_s = self._read_counts(), self._wall_s()
         self._reported = self.iteration
         return Report(
             iteration=self.iteration,
@@ -135,18 +135,18 @@ class HogwildTrainer:
             updates=self._updates,
             episodes=self._episodes,
             finished=self._take_found(counts[:, EPISODES]),
-            train_wall_s=self._wall_s(),
-            phases=self._phases(),
+            train_wall_s=wall_s,
+            phases=self._phases(wall_s),
             losses=self._take_losses(),
         )
 
     def _wall_s(self) -> float:
         return self._train_wall_s + (perf_counter() - self._began if self._is_running else 0.0)
 
-    def _phases(self) -> Phases:
+    def _phases(self, wall_s: float) -> Phases:
         """Return the workers' clocks, averaged over them."""
         means = self._board.seconds.view().mean(axis=0)[: len(PHASES)].tolist()
-        return Phases(**dict(zip(PHASES, means, strict=True)), other_s=self._wall_s() - sum(means))
+        return Phases(**dict(zip(PHASES, means, strict=True)), other_s=wall_s - sum(means))
 
     def _take_found(self, episodes: NDArray[np.int64]) -> Episodes:
         """Return those since the last report, of `episodes` `[K]` so far; of a worker at most the latest `ROOM`."""
@@ -169,14 +169,14 @@ class HogwildTrainer:
 
     def get_state(self) -> StateTree:
         """The counters, and the workers' rows of the board."""
-        counts = self._read_counts()
+        counts, wall_s = self._read_counts(), self._wall_s()
         return {
             "iteration": self.iteration,
             "episodes": self._episodes,
             "env_steps": self.env_steps,
             "updates": self._updates,
-            "train_wall_s": self._wall_s(),
-            "phases": {name: value for name, value in asdict(self._phases()).items() if name != "other_s"},
+            "train_wall_s": wall_s,
+            "phases": {name: value for name, value in asdict(self._phases(wall_s)).items() if name != "other_s"},
             "restarts": self._restarts + self._pool.restarts,
             "board": {**{name: rows.copy() for name, rows in self._rows().items()}, "counts": counts},
         }

@@ -22,8 +22,8 @@ from fastac.trainers.hogwild_worker import Done, Facts, MakeHogwildWorker, work
 
 log = logging.getLogger("fastac")
 
-# A worker hangs that has finished no environment step and no iteration for so long, and for so many times what an
-# iteration takes on average; before there has been any, for as long as a start may take.
+# A worker hangs that has finished no environment step and no iteration for so long, and for so many times what its
+# iterations take on average; before there has been any, for as long as a start may take.
 SILENCE_S = 10.0
 SILENCE_ITERATIONS = 20.0
 
@@ -205,16 +205,16 @@ class WorkerPool:
             place.beats, place.silence_s = beats, 0.0
             return None
         place.silence_s += elapsed_s
-        if place.silence_s <= self._patience_s(place):
+        if place.silence_s <= self._patience_s(worker):
             return None
         what = "finished no step" if place.facts else "was not ready"
         return WorkerFailure(f"worker {worker} {what} for {place.silence_s:.0f} s")
 
-    def _patience_s(self, place: _Place) -> float:
-        iterations = self._counts[:, ITERATIONS].sum()
-        if place.facts is None or not iterations:
-            return START_TIMEOUT_S
-        mean_s = float(self._seconds[:, : len(PHASES)].sum() / iterations)
+    def _patience_s(self, worker: int) -> float:
+        iterations = int(self._counts[worker, ITERATIONS])
+        if self._places[worker].facts is None or not iterations:
+            return START_TIMEOUT_S  # its first iteration may compile kernels
+        mean_s = float(self._seconds[worker, : len(PHASES)].sum()) / iterations
         return max(SILENCE_S, SILENCE_ITERATIONS * mean_s)
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -139,6 +140,18 @@ class Counts(gym.Env):
         return self.np_random.normal(size=2).astype(np.float32)
 
 
+class Slow(Counts):
+    """Takes its time for each step."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(os.getpid())
+        self._seconds = seconds
+
+    def step(self, action):
+        time.sleep(self._seconds)
+        return super().step(action)
+
+
 def _is_first(marks: Path) -> bool:
     """Leave a mark that only one process can leave."""
     try:
@@ -150,6 +163,15 @@ def _is_first(marks: Path) -> bool:
 
 def make_counts(home: int, fails_in: str, marks: Path | None, num_envs: int) -> gym.vector.VectorEnv:
     return gym.vector.SyncVectorEnv([partial(Counts, home, fails_in, marks)] * num_envs)
+
+
+def make_slow(seconds: float, num_envs: int) -> gym.vector.VectorEnv:
+    return gym.vector.SyncVectorEnv([partial(Slow, seconds)] * num_envs)
+
+
+def make_encoder(space: Box) -> nn.Module:
+    """An encoder of the user's own."""
+    return nn.Sequential(nn.Linear(space.shape[0], 6), nn.Tanh())
 
 
 def descendants(pid: int) -> Iterator[int]:

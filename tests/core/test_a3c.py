@@ -1,15 +1,18 @@
 """A3C's parts: one worker is A2C, none loses what others did, and what is shared is what was meant to be."""
 
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import signal
 import threading
 import time
+import weakref
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,23 +24,26 @@ from a3c_support import (
     descendants,
     hold_lock,
     make_counts,
+    make_encoder,
     make_model,
+    make_slow,
     multiply,
     param_size,
     take_steps,
 )
-from core_support import assert_same, weights
+from core_support import PROBES, assert_same, make_parts, weights
 
 from fastac.apply import Adam, HogwildApply, LocalApply, RMSprop
 from fastac.build import Streams, assemble, restart_seed
 from fastac.build.environments import again_seeds, worker_seeds
 from fastac.build.hogwild import _make_worker
 from fastac.config import Config
-from fastac.contract import Alone, EnvFailure, Episodes, NonFiniteError, Phases, WorkerFailure
+from fastac.contract import Alone, EnvFailure, Episodes, NonFiniteError, Phases, VecEnv, WorkerFailure
 from fastac.models import RunningMoments, merge_moments
 from fastac.processes import ProcessLock, close, get_context, start
-from fastac.trainers import Board, BoardRow, HogwildTrainer, pool, pool_all
-from fastac.trainers.board import ENV_STEPS, EPISODES, ITERATIONS, LOSSES, MAX_STALENESS, ROOM, UPDATES
+from fastac.trainers import BeatingEnvs, Board, BoardRow, HogwildTrainer, pool, pool_all
+from fastac.trainers.board import BEATS, ENV_STEPS, EPISODES, ITERATIONS, LOSSES, MAX_STALENESS, ROOM, UPDATES
+from fastac.trainers.hogwild_worker import _train
 
 SMALL = {"algo": "a3c", "num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "total_env_steps": 1500}
 PATIENCE_S = 60.0
@@ -46,9 +52,9 @@ EACH_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 
 
 @contextmanager
-def assembled(factory=None, **settings):
+def assembled(factory=None, encoder=None, **settings):
     config = Config().replace(**(SMALL | settings))
-    parts = assemble(config, Streams.spawn(config.run.seed).env, factory)
+    parts = assemble(config, Streams.spawn(config.run.seed).env, factory, encoder)
     try:
         yield parts
     finally:
@@ -309,6 +315,20 @@ def test_staleness_is_how_many_steps_of_others_lay_between_copy_and_step():
     assert board.staleness.view().sum() == board.counts.view()[:, UPDATES].sum()
 
 
+def test_mean_and_maximum_of_staleness_are_true_beyond_where_it_is_counted():
+    board, _, applies = make_applies(RMSprop(1e-5, tensorflow=False))
+    between = [MAX_STALENESS + 9, 1, MAX_STALENESS + 2]
+    for steps in between:
+        for _ in range(steps):
+            applies[1].step(0.0)
+        applies[0].step(0.0)
+    # The other worker finds a step between, whenever it goes on after one.
+    staleness, measured = [*between, 1, 1], HogwildTrainer(1, 1, board, SimpleNamespace(restarts=0)).asynchrony
+    assert measured.max_staleness == MAX_STALENESS + 9
+    assert measured.mean_staleness == pytest.approx(sum(staleness) / (sum(between) + 3))
+    assert measured.staleness[MAX_STALENESS] == 2
+
+
 def test_a_worker_copies_anew_when_it_is_told():
     board, models, applies = make_applies(Adam(1e-5))
     board.param.view()[:] = 3.0
@@ -377,7 +397,7 @@ def moments_of(rows):
     return np.concatenate([[len(rows)], rows.mean(axis=0), rows.var(axis=0)])
 
 
-def make_desks(workers=3, slots=()):
+def make_rows(workers=3, slots=()):
     board = Board.allocate(workers, 4, dict.fromkeys(slots, 0.0), {"obs": 2, "reward": 1})
     return board, [BoardRow(board, worker) for worker in range(workers)]
 
@@ -393,23 +413,23 @@ def test_slots_begin_as_the_rule_says():
 
 def test_statistics_are_of_the_rows_that_any_worker_has_seen():
     rng = np.random.default_rng(0)
-    board, desks = make_desks()
+    board, board_rows = make_rows()
     seen = []
     for turn in range(9):
         rows = rng.normal(turn, 1.0 + turn, (1 + 5 * (turn % 3), 2))
         seen.append(rows)
-        got = desks[turn % 2].pool("obs", np.zeros(5), moments_of(rows), merge_moments)  # the third sees none
+        got = board_rows[turn % 2].pool("obs", np.zeros(5), moments_of(rows), merge_moments)  # the third sees none
         np.testing.assert_allclose(got, moments_of(np.concatenate(seen)), rtol=1e-12)
     assert pooled(board, "reward").tolist() == [0.0] * 3
 
 
 def test_running_moments_of_workers_are_those_of_all_rows():
     rng = torch.Generator().manual_seed(0)
-    _, desks = make_desks()
-    everyones, whole = [RunningMoments((2,)) for _ in desks], RunningMoments((2,))
+    _, board_rows = make_rows()
+    everyones, whole = [RunningMoments((2,)) for _ in board_rows], RunningMoments((2,))
     for turn in range(6):
         rows = torch.randn(7, 2, generator=rng) * turn
-        everyones[turn % 3].update("obs", rows, desks[turn % 3])
+        everyones[turn % 3].update("obs", rows, board_rows[turn % 3])
         whole.update("obs", rows, Alone())
         np.testing.assert_allclose(everyones[turn % 3].dump(), whole.dump(), rtol=1e-12)
 
@@ -424,34 +444,35 @@ def test_what_a_worker_had_half_written_when_it_was_killed_is_not_read():
         raise Killed
 
     rng = np.random.default_rng(0)
-    board, desks = make_desks()
+    board, board_rows = make_rows()
     rows = [rng.normal(size=(4, 2)) for _ in range(4)]
     for worker in range(3):
-        desks[worker].pool("obs", np.zeros(5), moments_of(rows[worker]), merge_moments)
+        board_rows[worker].pool("obs", np.zeros(5), moments_of(rows[worker]), merge_moments)
     with pytest.raises(Killed):
-        desks[1].pool("obs", np.zeros(5), moments_of(rows[3]), merge_half)
+        board_rows[1].pool("obs", np.zeros(5), moments_of(rows[3]), merge_half)
     np.testing.assert_allclose(pooled(board), moments_of(np.concatenate(rows[:3])), rtol=1e-12)
     # Who takes its place goes on from the last whole version.
     got = BoardRow(board, 1).pool("obs", np.zeros(5), moments_of(rows[3]), merge_moments)
     np.testing.assert_allclose(got, moments_of(np.concatenate(rows)), rtol=1e-12)
 
 
-def note(row, returns=(), env_steps=1, losses=None, phases=None, seconds=0.0):
+def note(row, returns=(), env_steps=1, losses=(), phases=None):
     returns = np.asarray(returns, float)
-    row.note(Episodes(returns, returns.astype(int) % 7), env_steps, losses or {}, phases or Phases(), seconds)
+    losses = dict.fromkeys(LOSSES, np.nan) | dict(losses)
+    row.note(Episodes(returns, returns.astype(int) % 7), env_steps, losses, phases or Phases())
 
 
 def test_who_takes_a_lost_workers_place_goes_on_with_its_row():
-    board, desks = make_desks()
-    desks[1].add(0)
-    note(desks[1], [5.0], env_steps=10, phases=Phases(env_s=1.5, update_s=0.5), seconds=2.0)
-    desks[2].add(3)
+    board, board_rows = make_rows()
+    board_rows[1].add(0)
+    note(board_rows[1], [5.0], env_steps=10, phases=Phases(env_s=1.5, update_s=0.5))
+    board_rows[2].add(3)
     again = BoardRow(board, 1)
     assert again.total() == 2 and again.env_steps() == 10
     assert again.phases() == Phases(env_s=1.5, update_s=0.5)
     again.add(1)
-    note(again, [6.0, 7.0], env_steps=20, phases=again.phases(), seconds=1.0)
-    assert desks[0].total() == 3 and desks[0].env_steps() == 30
+    note(again, [6.0, 7.0], env_steps=20, phases=again.phases())
+    assert board_rows[0].total() == 3 and board_rows[0].env_steps() == 30
     counts = board.counts.view()
     assert counts[1, [UPDATES, ITERATIONS, ENV_STEPS, EPISODES]].tolist() == [2, 2, 30, 3]
     assert board.found.view()[1, 0, :3].tolist() == [5.0, 6.0, 7.0]
@@ -462,7 +483,7 @@ def test_who_takes_a_lost_workers_place_goes_on_with_its_row():
 
 
 class Script:
-    """WorkerPool that do one thing between two looks."""
+    """A pool whose workers do one thing between two looks."""
 
     def __init__(self, *acts):
         self._acts, self.restarts, self.calls = list(acts), 0, []
@@ -490,16 +511,16 @@ def make_trainer(board, *acts, budget=10**6):
 
 
 def test_reports_are_sums_over_the_workers():
-    board, desks = make_desks(2)
+    board, board_rows = make_rows(2)
 
     def first():
-        desks[0].add(0)
-        note(desks[0], [1.0, 2.0], env_steps=5, phases=Phases(env_s=1.0, act_s=0.5))
+        board_rows[0].add(0)
+        note(board_rows[0], [1.0, 2.0], env_steps=5, phases=Phases(env_s=1.0, act_s=0.5))
 
     def second():
-        desks[1].add(1)
-        desks[1].add(0)
-        note(desks[1], [3.0], env_steps=7, phases=Phases(env_s=2.0))
+        board_rows[1].add(1)
+        board_rows[1].add(0)
+        note(board_rows[1], [3.0], env_steps=7, phases=Phases(env_s=2.0))
 
     trainer, script = make_trainer(board, first, lambda: None, second)
     reports = list(trainer.run())
@@ -510,6 +531,10 @@ def test_reports_are_sums_over_the_workers():
     ]
     assert [[e.return_ for e in r.finished] for r in reports] == [[1.0, 2.0], [3.0]]
     assert [e.length for e in reports[0].finished] == [1, 2]
+    for report in reports:
+        phases = report.phases
+        total_s = phases.env_s + phases.act_s + phases.advantage_s + phases.update_s + phases.other_s
+        assert total_s == pytest.approx(report.train_wall_s, abs=1e-9)
     last = reports[1].phases
     assert (last.env_s, last.act_s, last.update_s) == (1.5, 0.25, 0.0)
     assert last.other_s == pytest.approx(reports[1].train_wall_s - 1.75)
@@ -519,22 +544,22 @@ def test_reports_are_sums_over_the_workers():
 
 
 def test_nothing_is_reported_before_the_first_iteration():
-    board, desks = make_desks(2)
-    trainer, _ = make_trainer(board, lambda: None, partial(note, desks[0]))
+    board, board_rows = make_rows(2)
+    trainer, _ = make_trainer(board, lambda: None, partial(note, board_rows[0]))
     assert [report.iteration for report in trainer.run()] == [1]
-    assert make_trainer(make_desks(2)[0])[0].halt() is None
+    assert make_trainer(make_rows(2)[0])[0].halt() is None
 
 
 def test_losses_are_means_over_the_iterations_since_the_last_report():
-    board, desks = make_desks(2)
+    board, board_rows = make_rows(2)
 
     def both():
-        note(desks[0], losses={"entropy": 1.0, "explained_variance": np.nan, "learning_rate": 0.5})
-        note(desks[0], losses={"entropy": 2.0, "explained_variance": 0.25, "learning_rate": 0.5})
-        note(desks[1], losses={"entropy": 6.0, "explained_variance": np.nan, "learning_rate": 0.2})
+        note(board_rows[0], losses={"entropy": 1.0, "explained_variance": np.nan, "learning_rate": 0.5})
+        note(board_rows[0], losses={"entropy": 2.0, "explained_variance": 0.25, "learning_rate": 0.5})
+        note(board_rows[1], losses={"entropy": 6.0, "explained_variance": np.nan, "learning_rate": 0.2})
 
     def one():
-        note(desks[1], losses={"entropy": 10.0, "explained_variance": np.nan})
+        note(board_rows[1], losses={"entropy": 10.0, "explained_variance": np.nan})
 
     trainer, _ = make_trainer(board, both, one)
     before, after = (report.losses for report in trainer.run())
@@ -545,19 +570,29 @@ def test_losses_are_means_over_the_iterations_since_the_last_report():
     assert np.isnan(after["explained_variance"])  # no iteration had one
 
 
+@pytest.mark.parametrize("settings", [{"algo": "a2c"}, {"algo": "ppo", "num_epochs": 2}], ids=["a2c", "ppo"])
+def test_the_board_has_room_for_every_loss_that_a_learner_tells(settings):
+    parts = make_parts(num_envs=4, num_steps=8, hidden_sizes=(8,), **settings)
+    with closing(parts):
+        assert sorted(next(parts.trainer.run()).losses) == sorted(LOSSES)
+    (name, *_), (row,) = LOSSES, make_rows(1)[1]
+    with pytest.raises(KeyError, match=name):
+        row.note(Episodes(np.empty(0), np.empty(0, int)), 1, {}, Phases())
+
+
 def test_episodes_that_nobody_fetched_in_time_are_counted_and_the_latest_kept():
-    board, desks = make_desks(2)
+    board, board_rows = make_rows(2)
 
     def many():
-        note(desks[0], np.arange(ROOM - 3))
-        note(desks[0], np.arange(ROOM - 3, ROOM + 10))
-        note(desks[1], [-1.0, -2.0])
+        note(board_rows[0], np.arange(ROOM - 3))
+        note(board_rows[0], np.arange(ROOM - 3, ROOM + 10))
+        note(board_rows[1], [-1.0, -2.0])
 
     def at_once():
-        note(desks[1], np.arange(2 * ROOM + 5))
+        note(board_rows[1], np.arange(2 * ROOM + 5))
 
     def few():
-        note(desks[1], [7.0, 8.0])
+        note(board_rows[1], [7.0, 8.0])
 
     reports = list(make_trainer(board, many, at_once, few)[0].run())
     assert [report.episodes for report in reports] == [ROOM + 12, 3 * ROOM + 17, 3 * ROOM + 19]
@@ -569,8 +604,10 @@ def test_episodes_that_nobody_fetched_in_time_are_counted_and_the_latest_kept():
 
 
 def test_halting_reports_what_was_done_since_the_last_report():
-    board, desks = make_desks(2)
-    trainer, script = make_trainer(board, partial(note, desks[0]), partial(note, desks[1], env_steps=5), lambda: None)
+    board, board_rows = make_rows(2)
+    trainer, script = make_trainer(
+        board, partial(note, board_rows[0]), partial(note, board_rows[1], env_steps=5), lambda: None
+    )
     run = trainer.run()
     assert next(run).env_steps == 1
     last = trainer.halt()
@@ -581,15 +618,15 @@ def test_halting_reports_what_was_done_since_the_last_report():
 
 
 def test_time_after_training_is_no_training_time():
-    board, desks = make_desks(1)
-    trainer, _ = make_trainer(board, partial(note, desks[0]))
+    board, board_rows = make_rows(1)
+    trainer, _ = make_trainer(board, partial(note, board_rows[0]))
     (report,) = trainer.run()
     time.sleep(0.05)
     assert report.train_wall_s <= trainer.get_state()["train_wall_s"] == trainer.get_state()["train_wall_s"]
 
 
 def test_workers_are_halted_whatever_ends_the_training():
-    board, _ = make_desks(1)
+    board, _ = make_rows(1)
 
     def fail():
         raise WorkerFailure("worker 0 died")
@@ -601,25 +638,25 @@ def test_workers_are_halted_whatever_ends_the_training():
 
 
 def test_a_spent_budget_trains_nothing():
-    board, desks = make_desks(1)
-    note(desks[0], env_steps=100)
+    board, board_rows = make_rows(1)
+    note(board_rows[0], env_steps=100)
     trainer, script = make_trainer(board, budget=100)
     assert list(trainer.run()) == [] and script.calls == []
 
 
 def test_a_trainer_goes_on_from_its_state():
-    board, desks = make_desks(2)
+    board, board_rows = make_rows(2)
 
     def work():
-        desks[0].add(2)
-        note(desks[0], [1.0, 2.0], env_steps=5, losses={"entropy": 1.0}, phases=Phases(env_s=1.0))
+        board_rows[0].add(2)
+        note(board_rows[0], [1.0, 2.0], env_steps=5, losses={"entropy": 1.0}, phases=Phases(env_s=1.0))
 
     trainer, script = make_trainer(board, work)
     list(trainer.run())
     script.restarts = 3
     saved = trainer.get_state()
-    board, desks = make_desks(2)
-    again, script = make_trainer(board, partial(note, desks[1], [9.0], 2, {"entropy": 4.0}))
+    board, board_rows = make_rows(2)
+    again, script = make_trainer(board, partial(note, board_rows[1], [9.0], 2, {"entropy": 4.0}))
     again.set_state(saved)
     assert_same(saved, again.get_state())
     script.restarts = 1
@@ -648,27 +685,48 @@ class Steps:
 
     def learn(self, done_fraction, phases):
         self.fractions.append(done_fraction)
-        return {}
+        return dict.fromkeys(LOSSES, 0.0)
 
 
 def test_schedules_and_the_budget_are_of_all_workers_steps():
-    board, desks = make_desks(2)
-    pair = Steps(desks[1])
-    pool._train(pair, desks[0], 100, threading.Event())
+    board, board_rows = make_rows(2)
+    pair = Steps(board_rows[1])
+    _train(pair, board_rows[0], 100, threading.Event())
     assert pair.fractions == [0.0, 0.2, 0.4, 0.6, 0.8]
-    assert desks[0].env_steps() == 100
+    assert board_rows[0].env_steps() == 100
     assert board.counts.view()[0, ITERATIONS] == 5
 
 
 def test_a_worker_ends_when_the_board_says_so_or_the_first_process_has_left():
-    board, desks = make_desks(2)
+    board, board_rows = make_rows(2)
     has_left, pair = threading.Event(), Steps(None)
     board.control.view()[1] = 1
-    pool._train(pair, desks[0], 100, has_left)
+    _train(pair, board_rows[0], 100, has_left)
     board.control.view()[1] = 0
     has_left.set()
-    pool._train(pair, desks[0], 100, has_left)
+    _train(pair, board_rows[0], 100, has_left)
     assert pair.fractions == []
+
+
+def test_environments_that_beat_are_those_that_they_wrap():
+    members = {*VecEnv.__annotations__, *(name for name in vars(VecEnv) if not name.startswith("_"))}
+    assert {"num_envs", "reset", "step", "close"} < members
+    calls, final_obs, action, step_row = [], object(), object(), object()
+
+    def step(*arguments):
+        calls.append((arguments, counts[0, BEATS]))
+        return final_obs
+
+    board, board_rows = make_rows(2)
+    counts = board.counts.view()
+    wrapped = SimpleNamespace(**{**{name: object() for name in members}, "step": step})
+    envs = BeatingEnvs(wrapped, board_rows[0])
+    for name in members - {"step"}:
+        assert getattr(envs, name) is getattr(wrapped, name), name
+    for steps in (1, 2, 3):
+        assert envs.step(action, step_row) is final_obs
+        assert calls[-1] == ((action, step_row), steps)  # an environment that hangs has shown that it was called
+    assert len(calls) == counts[0, BEATS] == counts.sum() == 3
 
 
 def test_random_streams_of_workers_are_apart_also_of_those_that_take_another_ones_place():
@@ -708,6 +766,34 @@ def test_workers_learn_together_until_the_budget_of_all_is_spent(settings):
     assert Config().optim.learning_rate >= rates[0] > rates[-1] >= 0.0
     assert float(state["model"]["obs_normalizer.moments.count"]) == last.env_steps
     assert float(state["reward_normalizer"]["moments.count"]) == last.env_steps
+
+
+@pytest.mark.parametrize("kind", ["MultiDiscreteReward", "ContinuousReward"])
+def test_workers_learn_whatever_the_actions_are(kind):
+    with assembled(env_id=f"{PROBES}{kind}-v0", total_env_steps=400, normalize_obs=True) as parts:
+        before = weights(parts)
+        reports = train(parts)
+        after = parts.get_state()["model"]
+    found = [episode.return_ for report in reports for episode in report.finished]
+    assert reports[-1].updates >= 400 // (2 * 8)
+    if kind == "MultiDiscreteReward":
+        assert set(found) == {0.0, 0.5, 1.0}
+    else:
+        assert len(set(found)) > 100 and max(found) < 0.0
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert {"head.layer.bias", "value_head.bias"} <= changed  # there is nothing to see, so weights may stay
+    assert all(value.isfinite().all() for value in after.values())
+
+
+def test_workers_train_an_encoder_of_the_users_own():
+    with assembled(encoder=make_encoder) as parts:
+        before = weights(parts)
+        reports = train(parts)
+        after = parts.get_state()["model"]
+    assert reports[-1].env_steps >= 1500
+    assert sorted(value.shape for name, value in before.items() if "encoder" in name) == [(6,), (6, 4)]
+    for name, value in before.items():
+        assert not torch.equal(value, after[name]), name
 
 
 def test_a_state_that_is_restored_is_the_state_that_was_saved():
@@ -837,7 +923,42 @@ def test_a_worker_that_hangs_is_started_again(monkeypatch, caplog):
             next(run)
         run.close()
         assert are_gone([hung])
-    assert "worker 1 did nothing for" in caplog.records[0].getMessage()
+    assert "worker 1 finished no step for" in caplog.records[0].getMessage()
+
+
+def test_a_slow_first_iteration_is_no_hang(monkeypatch, caplog):
+    with assembled(partial(make_slow, 0.1), workers=1, num_envs=1, num_steps=30, total_env_steps=1) as parts:
+        monkeypatch.setattr(pool, "START_TIMEOUT_S", 1.5)  # it has started; an iteration takes longer
+        monkeypatch.setattr(pool, "SILENCE_S", 1.5)
+        (report,) = train(parts)[-1:]
+        assert parts.asynchrony.restarts == 0
+    assert report.iteration == 1 and report.phases.env_s > 1.5
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("iterations", "seconds", "patience_s"),
+    [(0, 0.0, 50.0), (3, 60.0, 80.0), (3, 6.0, 10.0)],
+    ids=["first", "slow", "fast"],
+)
+def test_who_shows_no_step_for_too_long_is_lost(monkeypatch, iterations, seconds, patience_s):
+    monkeypatch.setattr(pool, "START_TIMEOUT_S", 50.0)
+    monkeypatch.setattr(pool, "SILENCE_S", 10.0)
+    monkeypatch.setattr(pool, "SILENCE_ITERATIONS", 4.0)
+    with assembled(total_env_steps=10**9) as parts:
+        for pid in pids_of(parts):
+            os.kill(pid, signal.SIGSTOP)  # so that nobody but this test writes to the board
+        miss, counts = parts._pool._miss, parts._board.counts.view()
+        counts[0, ITERATIONS] = iterations
+        parts._board.seconds.view()[0, :2] = seconds / 2
+        assert [miss(0, 1e6) for _ in range(3)] == [None] * 3, "who has not been let go need not show anything"
+        parts._board.control.view()[0] = 1
+        for _ in range(3):
+            assert miss(0, 0.9 * patience_s) is None
+            counts[0, BEATS] += 1
+            assert miss(0, 1e6) is None
+        assert miss(0, 0.9 * patience_s) is None
+        assert str(miss(0, 0.2 * patience_s)) == f"worker 0 finished no step for {1.1 * patience_s:.0f} s"
 
 
 def test_steps_too_large_end_the_run_at_once():
@@ -892,18 +1013,44 @@ def test_workers_that_never_began_end_too():
         assert are_gone(pids)
 
 
+def test_a_worker_that_is_killed_while_training_is_being_stopped_is_told_of_and_not_replaced(caplog):
+    with assembled(total_env_steps=10**9) as parts:
+        run = parts.trainer.run()
+        next(run)
+        pids = pids_of(parts)
+        os.kill(pids[1], signal.SIGSTOP)  # so that it cannot end in order
+
+        def kill():
+            settles(lambda: parts._board.control.view()[1])
+            os.kill(pids[1], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        parts.trainer.halt()
+        killer.join()
+        assert are_gone(pids)
+        run.close()
+        assert parts.asynchrony.restarts == 0
+    assert [r.getMessage() for r in caplog.records] == [
+        "worker 1 died (exit code -9), while training was being stopped"
+    ]
+
+
 @pytest.mark.parametrize("lock", [False, True])
 def test_nothing_of_a_run_stays_open_or_in_shared_memory(lock):
     def run_once():
         with assembled(lock=lock, total_env_steps=100) as parts:
             train(parts)
+            arrays.append(weakref.ref(parts._board.param))  # its memory is freed with it
 
+    arrays = []
     run_once()  # what is opened once and for all
-    files, shared = len(os.listdir("/proc/self/fd")), set(os.listdir("/dev/shm"))
+    files = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         run_once()
-    settles(lambda: set(os.listdir("/dev/shm")) <= shared)  # others have files there for a moment
     assert len(os.listdir("/proc/self/fd")) <= files
+    gc.collect()
+    assert len(arrays) == 4 and not any(array() for array in arrays), "somebody keeps the board"
 
 
 def test_spawned_processes_do_too(monkeypatch):

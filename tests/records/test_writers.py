@@ -197,7 +197,7 @@ def test_resume_has_each_iteration_once(tmp_path: Path, tail: bytes) -> None:
     writer.close()
     with path.open("ab") as file:
         file.write(tail)
-    resumed = ProgressWriter(path, resume_iteration=3)
+    resumed = ProgressWriter(path, resume_at=(3, 300))
     resumed.write(row(4))
     resumed.close()
     assert [line["iteration"] for line in read_lines(path)] == [1, 2, 3, 4]
@@ -206,11 +206,24 @@ def test_resume_has_each_iteration_once(tmp_path: Path, tail: bytes) -> None:
 
 def test_resume_without_files_begins_them_and_a_new_run_empties_them(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
-    for resume_iteration in (5, None):
-        writer = ProgressWriter(path, resume_iteration)
+    for resume_at in ((5, 500), None):
+        writer = ProgressWriter(path, resume_at)
         writer.write(row(6))
         writer.close()
         assert [line["iteration"] for line in read_lines(path)] == [6]
+
+
+def test_resume_from_between_two_rows_keeps_what_was_evaluated_there(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    writer = ProgressWriter(path)
+    for k in (2, 4):
+        writer.write(row(k))
+    for steps in (200, 317, 318):
+        writer.write_evaluation(steps, 1.0, 0.0, 1.0, 0.0)
+    writer.close()
+    ProgressWriter(path, resume_at=(3, 317)).close()
+    assert [line["iteration"] for line in read_lines(path)] == [2]
+    assert [line["env_steps"] for line in read_lines(tmp_path / "evaluations.jsonl")] == [200, 317]
 
 
 def test_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
