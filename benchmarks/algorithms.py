@@ -39,7 +39,7 @@ class Task(NamedTuple):
     eval_every: int
 
 
-TASKS = (Task("CartPole-v1", 475.0, 300_000, 5_000), Task("LunarLander-v3", 200.0, 400_000, 20_000))
+TASKS = (Task("CartPole-v1", 475.0, 300_000, 5_000), Task("LunarLander-v3", 200.0, 300_000, 30_000))
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,6 +260,8 @@ PRESETS: tuple[Preset, ...] = (
     Preset("Acrobot-v1", "a2c", -100.0, acrobot_a2c),
     Preset("Acrobot-v1", "ppo", -100.0, acrobot_ppo),
     Preset("Pendulum-v1", "ppo", -200.0, pendulum_ppo),
+    Preset("LunarLander-v3", "a2c", 0.0, lunarlander_a2c),
+    Preset("LunarLander-v3", "a3c", 0.0, lunarlander_a3c),
     Preset("LunarLander-v3", "ppo", 200.0, lunarlander_ppo),
     Preset("MountainCarContinuous-v0", "ppo", 90.0, mountain_car_continuous_ppo),
 )
