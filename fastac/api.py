@@ -24,7 +24,7 @@ from fastac.build import (
 )
 from fastac.config import AlgoName, Config, ConfigValue, JsonValue
 from fastac.contract import read_branch
-from fastac.records import Checkpoint, RunDirectory, default_run_dir, find_checkpoint, load_checkpoint
+from fastac.records import Checkpoint, RunDirectory, best_mean_return, default_run_dir, find_checkpoint, load_checkpoint
 from fastac.run import Session
 from fastac.tools.evaluate import Evaluation
 from fastac.tools.evaluate import evaluate as play_episodes
@@ -217,8 +217,8 @@ def _check_incomplete(config: Config, checkpoint: Checkpoint, directory: RunDire
             f"the run is complete: it has taken {checkpoint.env_steps} of {budget} environment steps; "
             "give a larger --total-env-steps to go on."
         )
-    best = read_branch(checkpoint.state, "progress")["best_mean_return"]
-    if target is not None and isinstance(best, float) and best >= target:
+    best = best_mean_return(directory.path)
+    if target is not None and best is not None and best >= target:
         raise ValueError(
             f"the run is complete: its mean return of {best:g} has reached {target:g}; "
             "give a larger --until-return to go on."

@@ -187,7 +187,7 @@ class RunConfig:
     lock: bool = False
     """a3c: one worker at a time updates the shared parameters, so that none of their changes is lost."""
     max_restarts: int = 10
-    """a3c: how often in all a worker that died, failed or hung is started again."""
+    """a3c: how often in all a worker that died, failed or hung is started again; likewise the evaluator."""
     reuse_forward: bool = True
     """Learn from the activations that acting left behind, where parameters are still the same."""
     total_env_steps: int = 500_000

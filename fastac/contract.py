@@ -306,7 +306,9 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one iteration (collect + learn) did; counters are totals since the run began.
+    """What was done since the last report: an iteration (collect + learn), with a3c some of every worker.
+
+    Counters are totals since the run began.
 
     Attributes:
         iteration: iterations done, this one included.

@@ -46,7 +46,10 @@ from fastac.records import (
     ReturnTracker,
     RunDirectory,
     TensorBoardWriter,
+    best_mean_return,
+    find_checkpoint,
     git_commit,
+    load_checkpoint,
     mark_best,
     open_bar,
     peak_rss_mb,
@@ -162,13 +165,13 @@ class Session:
         return rows, TensorBoardWriter(self.directory.tensorboard_path, resume_env_steps=mark and mark[1])
 
     def __iter__(self) -> Iterator[Report]:
-        """Train; yield a report per iteration, after it was logged, evaluated and saved as due.
+        """Train; yield every report of the trainer, after it was logged, evaluated and saved as due.
 
         Ends when the budget is spent, the target is reached, or SIGINT or SIGTERM asked to stop.
 
         Raises:
-            EnvFailure: an environment failed; the last checkpoint stays.
-            WorkerFailure: a worker was lost; the last good parameters are saved.
+            EnvFailure: an environment failed, in training or evaluation; the last checkpoint stays.
+            WorkerFailure: a worker or the evaluator was lost; the last good parameters are saved.
             NonFiniteError: a loss or gradient is not finite; the state is saved under `failure/`.
             RecordError: the disk is full; the last checkpoint stays.
         """
@@ -185,6 +188,8 @@ class Session:
                     self.stop_signal = stop.signal
                     if self.stop_signal:
                         break
+                else:
+                    self.stop_signal = stop.signal  # it may have come after the last report
         except NonFiniteError as error:
             saved = self._save_failure()
             self._abandon()
@@ -223,13 +228,13 @@ class Session:
             writer.write(row)
         self._bar.update(report, self.tracker)
 
-    def _begin_evaluation(self, report: Report) -> None:
-        """Begin to play greedily, in environments of their own."""
+    def _begin_evaluation(self, report: Report, state: StateTree | None = None) -> None:
+        """Begin to play greedily, in environments of their own, with the present policy or an earlier state's."""
         pending = _Pending(report.env_steps, report.train_wall_s, None, perf_counter())
         model: StateTree = {}
         if self._evaluator.is_beside:
             # Training goes on meanwhile, so what is evaluated has to be kept: it may be the best.
-            state = self._get_state()
+            state = self._get_state() if state is None else state
             trainer, model = (read_branch(read_branch(state, "parts"), name) for name in ("trainer", "model"))
             env_steps, train_wall_s = _env_steps(state), read_number(trainer, "train_wall_s")
             pending = _Pending(env_steps, train_wall_s, state, perf_counter())
@@ -334,6 +339,11 @@ class Session:
             self._save()  # before the evaluation, which may take long or fail
         if self.stop_signal is None:
             self._take_evaluation(wait=True)
+            if self.evaluation is None and self._is_reached and self._evaluator.is_beside:
+                # Resumed after its target was reached, but not from there: workers had gone on meanwhile.
+                best = load_checkpoint(find_checkpoint(self.directory.path, "best"), self.config.env.env_id)
+                self._begin_evaluation(report, best.state)
+                self._take_evaluation(wait=True)
             # Workers that went on while the target was reached have made a policy that nobody asked for.
             if self.evaluation is None or (self._evaluated_at != report.env_steps and not self._is_reached):
                 self._begin_evaluation(report)
@@ -441,6 +451,9 @@ class Session:
         self.tracker.update(self._report)
         # A run that has reached its target is resumed only towards a higher one: it is not solved yet.
         progress = _Progress.from_state(read_branch(state, "progress"))
+        best = best_mean_return(self.directory.path)
+        if best is not None:
+            progress.best_mean_return = max(best, progress.best_mean_return or best)
         self._progress = replace(progress, solved_wall_s=None, solved_env_steps=None)
 
 

@@ -2,6 +2,7 @@
 
 from fastac.records.checkpoint import (
     Checkpoint,
+    best_mean_return,
     find_checkpoint,
     load_checkpoint,
     mark_best,
@@ -28,6 +29,7 @@ __all__ = [
     "RunDirectory",
     "TensorBoardWriter",
     "Writer",
+    "best_mean_return",
     "default_run_dir",
     "find_checkpoint",
     "git_commit",

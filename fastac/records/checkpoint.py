@@ -136,6 +136,18 @@ def mark_best(run_dir: Path, path: Path, mean_return: float) -> None:
     replace_json(run_dir / _FOLDER / _BEST, {"checkpoint": path.name, "mean_return": mean_return})
 
 
+def best_mean_return(run_dir: Path) -> float | None:
+    """Return what the checkpoint marked best has reached, or None where none is there.
+
+    Where evaluations are played beside training, the best may be older than the last checkpoint, which then
+    does not know of it.
+    """
+    if _best_steps(run_dir) not in _saved(run_dir / _FOLDER):
+        return None
+    reached = read_json(run_dir / _FOLDER / _BEST).get("mean_return")
+    return reached if isinstance(reached, float) else None
+
+
 def prune_checkpoints(run_dir: Path, keep: int) -> None:
     """Delete all checkpoints but the last `keep` and the best.
 

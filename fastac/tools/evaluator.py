@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -122,7 +123,7 @@ _Work: TypeAlias = tuple[Config, EnvFactory | None, EncoderFactory | None]
 
 
 class ProcessEvaluator:
-    """Plays in a process beside the workers', on a copy of the weights; started again if it is killed."""
+    """Plays in a process beside the workers', on a copy of the weights; started again if it dies or hangs."""
 
     is_beside = True
 
@@ -144,7 +145,10 @@ class ProcessEvaluator:
         self._start()
 
     def _start(self) -> None:
-        self._children.append(start(get_context(__name__), partial(_evaluate, self._work)))
+        try:
+            self._children.append(start(get_context(__name__), partial(_evaluate, self._work)))
+        except OSError as error:  # no memory, or too many open files
+            raise WorkerFailure(f"the evaluator could not be started ({error})") from error
         self._is_ready, self._since = False, monotonic()
 
     def begin(self, model: StateTree, env_steps: int) -> None:
@@ -155,34 +159,45 @@ class ProcessEvaluator:
 
     def _ask(self) -> None:
         self._since = monotonic()
-        with suppress(OSError):  # it has ended; `take` finds out why
-            self._children[0].pipe.send(self._request)
+        # Another thread, since a process that does not read would block this one once the pipe is full.
+        threading.Thread(target=_send, args=(self._children[0].pipe, self._request), daemon=True).start()
 
     def take(self, wait: bool) -> Evaluation | None:
         """See `Evaluator`."""
         while True:
-            pipe, left_s = self._children[0].pipe, self._since + self._patience_s - monotonic()
-            try:
-                if pipe.poll(max(0.0, left_s) if wait else 0.0):
-                    reply: Evaluation | Failed | _Ready = pipe.recv()
-                elif wait or left_s <= 0.0:
-                    self._start_again(f"has been silent for {self._patience_s:.0f} s")
-                    continue
-                else:
-                    return None
-            except (EOFError, OSError):
-                self._start_again(f"died (exit code {self._children[0].exit_code()})")
-                continue
-            if isinstance(reply, Failed):
-                raise to_error("the evaluator", reply)
+            left_s = self._since + self._patience_s - monotonic()
+            reply = self._receive(max(0.0, left_s) if wait else 0.0)
+            if reply is None and not wait and left_s > 0.0:
+                return None
             if isinstance(reply, Evaluation):
                 self._longest_s = max(self._longest_s, monotonic() - self._since)
                 return reply
-            self._is_ready, self._since = True, monotonic()
+            if isinstance(reply, Failed):
+                raise to_error("the evaluator", reply)
+            if isinstance(reply, _Ready):
+                self._is_ready, self._since = True, monotonic()
+            elif reply is None:
+                self._start_again(f"has been silent for {self._patience_s:.0f} s")
+            else:
+                self._start_again(reply)
+
+    def _receive(self, timeout_s: float) -> Evaluation | Failed | _Ready | str | None:
+        """Return what it sends, None where it does not in time, or what has become of it in words."""
+        child = self._children[0]
+        try:
+            if not child.pipe.poll(timeout_s):
+                return None
+            reply: Evaluation | Failed | _Ready = child.pipe.recv()
+            return reply
+        except (EOFError, OSError):
+            return f"died (exit code {child.exit_code()})"
 
     @property
     def _patience_s(self) -> float:
-        return max(_SILENCE_S, _SILENCE_TIMES * self._longest_s) if self._is_ready else START_TIMEOUT_S
+        if not self._is_ready:
+            return START_TIMEOUT_S
+        # Doubled with every restart: perhaps it is only slow.
+        return float(max(_SILENCE_S, _SILENCE_TIMES * self._longest_s) * 2**self._restarts)
 
     def _start_again(self, why: str) -> None:
         close(self._children, timeout_s=0.0)
@@ -196,6 +211,11 @@ class ProcessEvaluator:
     def close(self) -> None:
         """End the process, also in the middle of an evaluation."""
         close(self._children, timeout_s=0.1)
+
+
+def _send(pipe: Connection, request: object) -> None:
+    with suppress(OSError):  # it has ended; `take` finds out why
+        pipe.send(request)
 
 
 def _evaluate(work: bytes, pipe: Connection) -> None:

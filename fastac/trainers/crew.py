@@ -171,7 +171,7 @@ class Crew:
         return states
 
     def set_states(self, states: list[StateTree]) -> None:
-        """HogwildWorker each worker its state, and wait until it has taken it in."""
+        """Hand each worker its state, and wait until it has taken it in."""
         self._give(_Command.SET_STATE)
         self._guarded(lambda: [self._exchange(rank, state) for rank, state in zip(self._ranks, states, strict=True)])
 

@@ -43,6 +43,7 @@ from fastac.trainers.pool import WorkerPool
 # Between reports: a part of the time so far, so that a run of a second is seen to end, but never longer than
 # that it looks alive, nor so short that reporting would cost more than half a percent of a core.
 _PERIOD_PART, _LEAST_PERIOD_S, _MOST_PERIOD_S = 0.05, 0.01, 0.1
+_SILENT_S = 1.0
 
 
 class HogwildTrainer:
@@ -75,18 +76,23 @@ class HogwildTrainer:
 
         Raises:
             EnvFailure, WorkerFailure: more workers were lost than are started again.
-            NonFiniteError: a loss or gradient is not finite; the shared parameters are as before it.
+            NonFiniteError: a loss or gradient is not finite; that update was not applied.
         """
         if self.env_steps >= self._budget:
             return
         self._began, self._is_running = perf_counter(), True
+        reported_at = self._began
         self._pool.begin()
         try:
             while not self._pool.are_done:
                 elapsed_s = perf_counter() - self._began
                 self._pool.watch(min(_MOST_PERIOD_S, max(_LEAST_PERIOD_S, _PERIOD_PART * elapsed_s)))
-                if not self._pool.are_done and self._counts[:, ITERATIONS].sum() > self._reported:
+                is_news = self._counts[:, ITERATIONS].sum() > self._reported
+                # Now and then also without news: a consumer who wants to stop is heard after a report.
+                is_late = self._reported > 0 and perf_counter() - reported_at > _SILENT_S
+                if not self._pool.are_done and (is_news or is_late):
                     yield self._report()
+                    reported_at = perf_counter()
             last = self.halt()
             if last is not None:
                 yield last

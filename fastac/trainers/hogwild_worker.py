@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias, cast
 
 import torch
 
-from fastac.contract import ActionArray, ObsArray, StepRow, VecEnv
+from fastac.contract import ActionArray, BoolArray, ObsArray, StepRow, VecEnv
 from fastac.processes import follow, ignore_signals, to_failed, unpickled
 from fastac.trainers.board import Board, BoardRow
 from fastac.trainers.group import wait_until
@@ -105,7 +105,14 @@ class BeatingEnvs:
         self.num_envs, self.frame_skip, self.description = envs.num_envs, envs.frame_skip, envs.description
         self.single_observation_space = envs.single_observation_space
         self.single_action_space = envs.single_action_space
-        self.reset, self.get_state, self.set_state, self.close = envs.reset, envs.get_state, envs.set_state, envs.close
+        self._reset = envs.reset
+        self.get_state, self.set_state, self.close = envs.get_state, envs.set_state, envs.close
+
+    def reset(self, obs: ObsArray, start: BoolArray) -> None:
+        """See `VecEnv`."""
+        self._beat()
+        self._reset(obs, start)
+        self._beat()
 
     def step(self, action: ActionArray, row: StepRow) -> ObsArray | None:
         """See `VecEnv`."""

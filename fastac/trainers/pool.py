@@ -36,6 +36,7 @@ class _Place:
     facts: Facts | None = None  # None until it is ready
     is_done: bool = False
     is_lost: bool = False
+    began_at: int = 0  # iterations in the row when it was ready: of the worker before
     beats: int = -1  # when last looked at
     silence_s: float = 0.0
 
@@ -193,6 +194,7 @@ class WorkerPool:
             return to_error(f"worker {worker}", message)
         if isinstance(message, Facts):
             place.facts, place.silence_s = message, 0.0
+            place.began_at = int(self._counts[worker, ITERATIONS])
         else:
             place.is_done = True
         return None
@@ -211,17 +213,18 @@ class WorkerPool:
         return WorkerFailure(f"worker {worker} {what} for {place.silence_s:.0f} s")
 
     def _patience_s(self, worker: int) -> float:
-        iterations = int(self._counts[worker, ITERATIONS])
-        if self._places[worker].facts is None or not iterations:
-            return START_TIMEOUT_S  # its first iteration may compile kernels
+        place, iterations = self._places[worker], int(self._counts[worker, ITERATIONS])
+        if place.facts is None or iterations == place.began_at:
+            return START_TIMEOUT_S  # its first iteration resets everything, and may compile kernels
         mean_s = float(self._seconds[worker, : len(PHASES)].sum()) / iterations
         return max(SILENCE_S, SILENCE_ITERATIONS * mean_s)
 
     def close(self) -> None:
         """End the workers, in the middle of whatever they do; safe to call twice."""
         self._control[1] = 1
-        close([place.child for place in self._places if not place.is_lost])
-        self._places.clear()
+        children = [place.child for place in self._places if not place.is_lost]
+        self._places.clear()  # first, since an interrupt may come while they are being closed
+        close(children)
 
 
 def _hint(error: EnvFailure | NonFiniteError | WorkerFailure) -> EnvFailure | NonFiniteError | WorkerFailure:
