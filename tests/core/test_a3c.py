@@ -719,13 +719,16 @@ def test_environments_that_beat_are_those_that_they_wrap():
 
     board, board_rows = make_rows(2)
     counts = board.counts.view()
-    wrapped = SimpleNamespace(**{**{name: object() for name in members}, "step": step})
+    wrapped = SimpleNamespace(**{**{name: object() for name in members}, "step": step, "reset": step})
     envs = BeatingEnvs(wrapped, board_rows[0])
-    for name in members - {"step"}:
+    for name in members - {"step", "reset"}:
         assert getattr(envs, name) is getattr(wrapped, name), name
     for steps in (1, 2, 3):
         assert envs.step(action, step_row) is final_obs
         assert calls[-1] == ((action, step_row), steps)  # an environment that hangs has shown that it was called
+    obs, start = object(), object()
+    envs.reset(obs, start)
+    assert calls[-1] == ((obs, start), 4) and counts[0, BEATS] == 5  # before it and after it
     assert len(calls) == counts[0, BEATS] == counts.sum() == 3
 
 
