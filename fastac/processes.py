@@ -228,6 +228,13 @@ def unpickled(sent: bytes) -> object:
     return thing
 
 
+# What is told to those whose functions cannot be sent, and to those whose script starts processes when imported.
+UNSENDABLE = (
+    "the env and encoder functions are sent to other processes, so they must be defined at the top level of a module"
+)
+GUARD = "a script that trains in several processes must do so below `if __name__ == '__main__':`"
+
+
 def pickled(thing: object, what: str) -> bytes:
     """Return `thing` for another process.
 

@@ -29,6 +29,7 @@ from fastac.config import Config
 from fastac.contract import EnvFailure, Policy, StateTree, WorkerFailure
 from fastac.processes import (
     START_TIMEOUT_S,
+    UNSENDABLE,
     Child,
     Failed,
     close,
@@ -135,8 +136,7 @@ class ProcessEvaluator:
         """
         self._work = pickled(
             (config, env_factory, encoder),
-            "the env and encoder functions of A3C are sent to other processes, so they must be defined at the "
-            "top level of a module; move them there, or train with a2c",
+            f"{UNSENDABLE}; move them there, or train with a2c",
         )
         self._request: tuple[_Weights, int] | None = None
         self._longest_s = 0.0

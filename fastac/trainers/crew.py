@@ -26,7 +26,9 @@ from fastac.contract import (
     WorkerFailure,
 )
 from fastac.processes import (
+    GUARD,
     START_TIMEOUT_S,
+    UNSENDABLE,
     Child,
     Failed,
     WorkerTraceback,
@@ -42,7 +44,6 @@ from fastac.processes import (
 from fastac.trainers.group import GroupMemory, SharedGroup, fence, wait_until
 from fastac.trainers.pair import Pair
 
-_GUARD = " (a script that trains with workers must do so below `if __name__ == '__main__':`)"
 WORKER_TIMEOUT_S = 120.0  # the longest that one worker may keep the others waiting
 
 
@@ -120,8 +121,7 @@ class Crew:
         sent = [
             pickled(
                 make,
-                "with workers, the env and encoder functions are sent to other processes, so they must be "
-                "defined at the top level of a module; use workers 1, or move them",
+                f"{UNSENDABLE}; use workers 1, or move them",
             )
             for make in makes
         ]
@@ -143,7 +143,7 @@ class Crew:
         try:
             self._guarded(lambda: [self._receive(rank, START_TIMEOUT_S) for rank in self._ranks])
         except WorkerFailure as error:
-            hint = "" if error.__cause__ is None or isinstance(error.__cause__, WorkerTraceback) else _GUARD
+            hint = "" if error.__cause__ is None or isinstance(error.__cause__, WorkerTraceback) else f" ({GUARD})"
             raise WorkerFailure(f"{error}{hint}") from error.__cause__
 
     @property

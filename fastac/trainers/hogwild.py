@@ -43,7 +43,7 @@ from fastac.trainers.pool import WorkerPool
 # Between reports: a part of the time so far, so that a run of a second is seen to end, but never longer than
 # that it looks alive, nor so short that reporting would cost more than half a percent of a core.
 _PERIOD_PART, _LEAST_PERIOD_S, _MOST_PERIOD_S = 0.05, 0.01, 0.1
-_SILENT_S = 1.0
+_SILENT_S = 1.0  # and so long where there is nothing new
 
 
 class HogwildTrainer:

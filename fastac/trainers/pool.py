@@ -15,7 +15,18 @@ from multiprocessing.connection import wait
 from time import monotonic
 
 from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
-from fastac.processes import START_TIMEOUT_S, Child, Failed, close, get_context, pickled, start, to_error
+from fastac.processes import (
+    GUARD,
+    START_TIMEOUT_S,
+    UNSENDABLE,
+    Child,
+    Failed,
+    close,
+    get_context,
+    pickled,
+    start,
+    to_error,
+)
 from fastac.trainers.board import BEATS, ENV_STEPS, ITERATIONS, PHASES, Board
 from fastac.trainers.group import fence
 from fastac.trainers.hogwild_worker import Done, Facts, MakeHogwildWorker, work
@@ -92,8 +103,7 @@ class WorkerPool:
         self._started += 1
         make = pickled(
             self._make(worker, replaced),
-            "the env and encoder functions of A3C are sent to other processes, so they must be defined at the "
-            "top level of a module; move them there, or train with a2c",
+            f"{UNSENDABLE}; move them there, or train with a2c",
         )
         try:
             return start(self._context, partial(work, make, self._board, worker, self._lock, self._budget))
@@ -110,7 +120,7 @@ class WorkerPool:
         try:
             while not all(place.facts for place in self._places):
                 for _, error in self._look(0.1):
-                    raise _hint(error)
+                    raise error
         except BaseException:
             self.close()
             raise
@@ -189,7 +199,9 @@ class WorkerPool:
         try:
             message: Facts | Done | Failed = place.child.pipe.recv()
         except (EOFError, OSError):
-            return WorkerFailure(f"worker {worker} died (exit code {place.child.exit_code()})")
+            code = place.child.exit_code()
+            hint = f" ({GUARD})" if code == 1 and place.facts is None else ""
+            return WorkerFailure(f"worker {worker} died (exit code {code}){hint}")
         if isinstance(message, Failed):
             return to_error(f"worker {worker}", message)
         if isinstance(message, Facts):
@@ -225,11 +237,3 @@ class WorkerPool:
         children = [place.child for place in self._places if not place.is_lost]
         self._places.clear()  # first, since an interrupt may come while they are being closed
         close(children)
-
-
-def _hint(error: EnvFailure | NonFiniteError | WorkerFailure) -> EnvFailure | NonFiniteError | WorkerFailure:
-    """Say what a worker that ended by itself, without a word, while it started has most often ended of."""
-    if "exit code 1)" not in str(error):
-        return error
-    guard = "a script that trains with A3C must do so below `if __name__ == '__main__':`"
-    return type(error)(f"{error} ({guard})")

@@ -995,7 +995,9 @@ def test_what_fails_in_this_process_too_starts_nobody():
 
 
 def test_a_factory_that_cannot_be_sent_is_refused():
-    with pytest.raises(ValueError, match=r"functions of A3C .* top level of a module; move them there, or train with"):
+    with pytest.raises(
+        ValueError, match=r"functions are sent .* top level of a module; move them there, or train with"
+    ):
         assembled(lambda num: make_counts(os.getpid(), "", None, num)).__enter__()
     assert multiprocessing.active_children() == []
 

@@ -175,7 +175,7 @@ def test_as_many_workers_as_divide_the_environments(tmp_path, monkeypatch, flags
 
 
 def test_efficiency_is_told(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastac.run._LEAST_TRAIN_S", 0.0)
+    monkeypatch.setattr("fastac.run.session._LEAST_TRAIN_S", 0.0)
     words = ["train", "CartPole-v1", *FLAGS, "--total-env-steps", "20000", "--run-dir", str(tmp_path / "run"), "--json"]
     assert main(words) == 0
     out, err = capsys.readouterr()
@@ -325,7 +325,9 @@ def test_functions_that_cannot_be_sent_are_refused(tmp_path):
         return torch.nn.Linear(space.shape[0], 8)
 
     for arguments in ({"env": lambda num: make_opaque(num)}, {"encoder": build}):
-        with pytest.raises(ValueError, match="functions of A3C are sent to other processes, so they must be defined"):
+        with pytest.raises(
+            ValueError, match="the env and encoder functions are sent to other processes, so they must be defined"
+        ):
             start(tmp_path / "run", **arguments)
     assert not (tmp_path / "run").exists()
     assert multiprocessing.active_children() == []
@@ -598,7 +600,7 @@ class ToldEvaluator:
 
 def test_the_best_is_kept_where_its_evaluation_ends_after_later_checkpoints(tmp_path, monkeypatch):
     told = ToldEvaluator()
-    monkeypatch.setattr("fastac.run.open_evaluator", lambda *_: told)
+    monkeypatch.setattr("fastac.run.session.open_evaluator", lambda *_: told)
     settings = {"eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1}
     session = start(tmp_path / "run", total_env_steps=ENDLESS, **settings)
     for _, _ in zip(range(6), session, strict=False):

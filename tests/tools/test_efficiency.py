@@ -208,8 +208,8 @@ def read_summary(tmp_path) -> dict:
 
 @pytest.mark.parametrize("collect", ["steps", "episodes"])
 def test_train_ends_with_the_efficiency(tmp_path, capsys, monkeypatch, collect):
-    monkeypatch.setattr("fastac.run._LEAST_TRAIN_S", 0.0)
-    monkeypatch.setattr("fastac.run.measure", lambda *_: replace(BARE, env_s=1e-9))
+    monkeypatch.setattr("fastac.run.session._LEAST_TRAIN_S", 0.0)
+    monkeypatch.setattr("fastac.run.session.measure", lambda *_: replace(BARE, env_s=1e-9))
     assert train(tmp_path, "--collect", collect) == 0
     summary = read_summary(tmp_path)
     names, spent, says, ended = capsys.readouterr().err.splitlines()
@@ -236,14 +236,14 @@ def test_where_the_time_went_adds_up(tmp_path, capsys):
 
 
 def test_a_short_run_is_not_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastac.run._LEAST_TRAIN_S", 1e9)
+    monkeypatch.setattr("fastac.run.session._LEAST_TRAIN_S", 1e9)
     assert train(tmp_path) == 0
     assert (read_summary(tmp_path)["efficiency"], read_summary(tmp_path)["bare_times"]) == (None, None)
 
 
 def test_only_who_asks_pays_for_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastac.run._LEAST_TRAIN_S", 0.0)
-    monkeypatch.setattr("fastac.run.measure", lambda *_: pytest.fail("nobody asked"))
+    monkeypatch.setattr("fastac.run.session._LEAST_TRAIN_S", 0.0)
+    monkeypatch.setattr("fastac.run.session.measure", lambda *_: pytest.fail("nobody asked"))
     settings = {"num_envs": 4, "num_steps": 8, "eval_every": 0, "eval_episodes": 2, "tensorboard": False}
     run = fastac.train("CartPole-v1", run_dir=tmp_path / "run", total_env_steps=100, **settings)
     assert run.summary["efficiency"] is None
@@ -253,8 +253,8 @@ def test_a_run_is_not_lost_where_it_cannot_be_measured(tmp_path, capsys, monkeyp
     def fail(*_):
         raise OSError("the simulator's licence is for one process")
 
-    monkeypatch.setattr("fastac.run._LEAST_TRAIN_S", 0.0)
-    monkeypatch.setattr("fastac.run.measure", fail)
+    monkeypatch.setattr("fastac.run.session._LEAST_TRAIN_S", 0.0)
+    monkeypatch.setattr("fastac.run.session.measure", fail)
     assert train(tmp_path) == 0
     assert "Everything is in" in capsys.readouterr().err
     assert "efficiency was not measured: the simulator's licence is for one process" in caplog.text

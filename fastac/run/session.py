@@ -1,4 +1,4 @@
-"""One training run: consumes the trainer's stream; logs, evaluates, saves, and says when to stop.
+"""The session of a run: the loop that logs, evaluates, saves and ends.
 
 `Session` is the loop that the command line and the Python functions share. It is itself an iterator
 of reports, so whoever wants the loop has it::
@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
-from types import FrameType
 
-import numpy as np
 import torch
 
 from fastac.build import EncoderFactory, EnvFactory, Parts, load_module
@@ -28,9 +25,7 @@ from fastac.config import Config, JsonValue
 from fastac.contract import (
     Asynchrony,
     EnvFailure,
-    Episodes,
     NonFiniteError,
-    Phases,
     Report,
     StateTree,
     WorkerFailure,
@@ -58,6 +53,8 @@ from fastac.records import (
     save_checkpoint,
     versions,
 )
+from fastac.run.signals import stop_signals
+from fastac.run.state import Progress, env_steps_of, last_report
 from fastac.tools.efficiency import BareTimes, count_rows, efficiency, measure, rows_per_iteration
 from fastac.tools.evaluate import Evaluation
 from fastac.tools.evaluator import open_evaluator
@@ -100,7 +97,7 @@ class Session:
         self._report: Report | None = None
         self.evaluation: Evaluation | None = None
         self.bare_times: BareTimes | None = None
-        self._steps_seen = 0 if state is None else _env_steps(state)
+        self._steps_seen = 0 if state is None else env_steps_of(state)
         self._evaluated_at, self._saved_at = -1, -1 if state is None else self._steps_seen  # env steps
         self._pending: _Pending | None = None  # the evaluation that lasts
         self._is_due = False
@@ -108,7 +105,7 @@ class Session:
         self._closed = False
         self._summary: dict[str, JsonValue] = {}
         self._command = command
-        self._progress = _Progress()
+        self._progress = Progress()
         self._log_start()
         if state is not None:
             self._restore(state)
@@ -179,7 +176,7 @@ class Session:
             return
         try:
             # Closed by name: what the end of a generator raises, such as a second Ctrl-C, would be lost otherwise.
-            with _stop_signals() as stop, closing(self.parts.trainer.run()) as reports:
+            with stop_signals() as stop, closing(self.parts.trainer.run()) as reports:
                 for report in reports:
                     self._consume(report)
                     yield report
@@ -236,7 +233,7 @@ class Session:
             # Training goes on meanwhile, so what is evaluated has to be kept: it may be the best.
             state = self._get_state() if state is None else state
             trainer, model = (read_branch(read_branch(state, "parts"), name) for name in ("trainer", "model"))
-            env_steps, train_wall_s = _env_steps(state), read_number(trainer, "train_wall_s")
+            env_steps, train_wall_s = env_steps_of(state), read_number(trainer, "train_wall_s")
             pending = _Pending(env_steps, train_wall_s, state, perf_counter())
         self._pending, self._is_due = pending, False
         self._evaluator.begin(model, pending.env_steps)
@@ -273,7 +270,7 @@ class Session:
         for writer in self._writers:
             writer.flush()
         state = self._get_state() if state is None else {**state, "progress": self._get_progress()}
-        env_steps = _env_steps(state)
+        env_steps = env_steps_of(state)
         path = save_checkpoint(self.directory.path, env_steps, state, self.config)
         if best_mean_return is not None:
             mark_best(self.directory.path, path, best_mean_return)
@@ -447,40 +444,14 @@ class Session:
         if not self.parts.set_state(read_branch(state, "parts")):
             log.warning("the state of the environments is not in the checkpoint: their episodes begin anew")
         self.tracker.load_state(read_branch(state, "tracker"))
-        self._report = _last_report(read_branch(read_branch(state, "parts"), "trainer"), self.parts.envs.frame_skip)
+        self._report = last_report(read_branch(read_branch(state, "parts"), "trainer"), self.parts.envs.frame_skip)
         self.tracker.update(self._report)
         # A run that has reached its target is resumed only towards a higher one: it is not solved yet.
-        progress = _Progress.from_state(read_branch(state, "progress"))
+        progress = Progress.from_state(read_branch(state, "progress"))
         best = best_mean_return(self.directory.path)
         if best is not None:
             progress.best_mean_return = max(best, progress.best_mean_return or best)
         self._progress = replace(progress, solved_wall_s=None, solved_env_steps=None)
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What a session remembers besides the trainer's state; saved in checkpoints."""
-
-    best_mean_return: float | None = None
-    solved_wall_s: float | None = None
-    solved_env_steps: int | None = None
-    eval_wall_s: float = 0.0
-    total_wall_s: float = 0.0
-
-    @property
-    def solved(self) -> bool:
-        return self.solved_env_steps is not None
-
-    @classmethod
-    def from_state(cls, state: StateTree) -> _Progress:
-        best, wall_s, steps = state["best_mean_return"], state["solved_wall_s"], state["solved_env_steps"]
-        return cls(
-            best_mean_return=None if best is None else read_number(state, "best_mean_return"),
-            solved_wall_s=None if wall_s is None else read_number(state, "solved_wall_s"),
-            solved_env_steps=None if steps is None else int(read_number(state, "solved_env_steps")),
-            eval_wall_s=read_number(state, "eval_wall_s"),
-            total_wall_s=read_number(state, "total_wall_s"),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,37 +462,6 @@ class _Pending:
     train_wall_s: float
     state: StateTree | None
     began: float
-
-
-class _Stop:
-    """Which signal has asked to stop, if any."""
-
-    signal: signal.Signals | None = None
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Note SIGINT and SIGTERM in place of dying; a second one dies. Outside the main thread, nothing."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        stop.signal = signal.Signals(number)
-        log.info("stopping after the update or evaluation in hand; once more stops at once")
-        second = before[stop.signal]
-        # Shells start background jobs with SIGINT ignored; a second one is meant all the same.
-        signal.signal(number, signal.default_int_handler if second is signal.SIG_IGN else second)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _describe_asynchrony(measured: Asynchrony | None) -> dict[str, JsonValue] | None:
@@ -540,26 +480,3 @@ def _describe_asynchrony(measured: Asynchrony | None) -> dict[str, JsonValue] | 
 def _passes(every: int, before: int, after: int) -> bool:
     """Return whether a multiple of `every` lies in (before, after]; never where `every` is 0."""
     return every > 0 and after // every > before // every
-
-
-def _env_steps(state: StateTree) -> int:
-    return int(read_number(read_branch(read_branch(state, "parts"), "trainer"), "env_steps"))
-
-
-def _last_report(trainer: StateTree, frame_skip: int) -> Report:
-    """Return the report after which a trainer's state was saved, less what is of that iteration alone."""
-    env_steps, train_wall_s = int(read_number(trainer, "env_steps")), read_number(trainer, "train_wall_s")
-    phases = Phases(**{name: read_number(read_branch(trainer, "phases"), name) for name in _CLOCKED})
-    return Report(
-        iteration=int(read_number(trainer, "iteration")),
-        env_steps=env_steps,
-        frames=env_steps * frame_skip,
-        updates=int(read_number(read_branch(trainer, "learner"), "updates")),
-        episodes=int(read_number(trainer, "episodes")),
-        finished=Episodes(np.empty(0), np.empty(0, dtype=np.int64)),
-        train_wall_s=train_wall_s,
-        phases=replace(phases, other_s=train_wall_s - sum(asdict(phases).values())),
-    )
-
-
-_CLOCKED = ("env_s", "act_s", "advantage_s", "update_s")  # the phases that are measured; the rest is `other_s`

@@ -1,0 +1,61 @@
+"""What a run's checkpoint holds besides the trainer's own state, and what can be read from it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from fastac.contract import Episodes, Phases, Report, StateTree, read_branch, read_number
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a session remembers besides the trainer's state; saved in checkpoints."""
+
+    best_mean_return: float | None = None
+    solved_wall_s: float | None = None
+    solved_env_steps: int | None = None
+    eval_wall_s: float = 0.0
+    total_wall_s: float = 0.0
+
+    @property
+    def solved(self) -> bool:
+        """Whether the target was reached."""
+        return self.solved_env_steps is not None
+
+    @classmethod
+    def from_state(cls, state: StateTree) -> Progress:
+        """Read what was saved."""
+        best, wall_s, steps = state["best_mean_return"], state["solved_wall_s"], state["solved_env_steps"]
+        return cls(
+            best_mean_return=None if best is None else read_number(state, "best_mean_return"),
+            solved_wall_s=None if wall_s is None else read_number(state, "solved_wall_s"),
+            solved_env_steps=None if steps is None else int(read_number(state, "solved_env_steps")),
+            eval_wall_s=read_number(state, "eval_wall_s"),
+            total_wall_s=read_number(state, "total_wall_s"),
+        )
+
+
+def env_steps_of(state: StateTree) -> int:
+    """Return how many environment steps a saved run has taken."""
+    return int(read_number(read_branch(read_branch(state, "parts"), "trainer"), "env_steps"))
+
+
+def last_report(trainer: StateTree, frame_skip: int) -> Report:
+    """Return the report after which a trainer's state was saved, less what is of that iteration alone."""
+    env_steps, train_wall_s = int(read_number(trainer, "env_steps")), read_number(trainer, "train_wall_s")
+    phases = Phases(**{name: read_number(read_branch(trainer, "phases"), name) for name in _CLOCKED})
+    return Report(
+        iteration=int(read_number(trainer, "iteration")),
+        env_steps=env_steps,
+        frames=env_steps * frame_skip,
+        updates=int(read_number(read_branch(trainer, "learner"), "updates")),
+        episodes=int(read_number(trainer, "episodes")),
+        finished=Episodes(np.empty(0), np.empty(0, dtype=np.int64)),
+        train_wall_s=train_wall_s,
+        phases=replace(phases, other_s=train_wall_s - sum(asdict(phases).values())),
+    )
+
+
+_CLOCKED = ("env_s", "act_s", "advantage_s", "update_s")  # the phases that are measured; the rest is `other_s`
