@@ -1,4 +1,4 @@
-"""Times W1 to W6: every workload's contestants in interleaved rounds; see `workloads` for the list.
+"""Times W1 to W6, W9 and W10: every workload's contestants in interleaved rounds; see `workloads` for the list.
 
 The parts are timed as the trainer runs them; a session's logs, evaluations and checkpoints are in none of
 them. The policy is fixed, so this says nothing of how fast anything is learned: `bench_solve` does.
@@ -22,7 +22,7 @@ _WORKLOADS = [
 
 @pytest.mark.parametrize("workload", _WORKLOADS)
 def test_workload(measurement: Measurement, workload: Workload) -> None:
-    measurement.compare(workload.name, workload.contestants)
+    measurement.compare(workload.name, workload.contestants, workload.pace)
 
 
 def test_best_settings(measurement: Measurement) -> None:

@@ -40,6 +40,7 @@ class Contestant:
         settings: its arguments.
         threads: torch threads of a process.
         copies: processes that do the same side by side; their rates add up.
+        part: the part of a run that this row times bare, if it does.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Contestant:
     settings: Mapping[str, Any]
     threads: int = 1
     copies: int = 1
+    part: str = ""
 
 
 class ContestantError(RuntimeError):
@@ -219,6 +221,21 @@ def best_of(module: str, standings: Sequence[Standing]) -> Standing:
     """
     rows = [s for s in standings if s.contestant.module == module and s.contestant.copies == 1]
     return max(rows, key=lambda s: s.rate)
+
+
+def bound_of(standings: Sequence[Standing]) -> Standing:
+    """What a run of nothing but its parts would reach: each part is the fastest of the rows that time it bare.
+
+    Raises:
+        ValueError: none does.
+    """
+    names = dict.fromkeys(s.contestant.part for s in standings if s.contestant.part)
+    if not names:
+        raise ValueError("no row times a part of a run.")
+    parts = [max((s for s in standings if s.contestant.part == name), key=lambda s: s.rate) for name in names]
+    rates = [1.0 / sum(1.0 / rate for rate in rates) for rates in zip(*(part.rates for part in parts), strict=True)]
+    title = f"bound: {' + '.join(part.contestant.name for part in parts)}"
+    return Standing(Contestant(title, "limits", "", {}), rates)
 
 
 def describe(standings: Sequence[Standing]) -> list[dict[str, Any]]:

@@ -72,6 +72,24 @@ class Contestant:
             self._task()
         return {"bytes": _resident_bytes("VmHWM") - before, **self.facts()}
 
+    def footprint(self, function: str, settings: dict[str, Any], first: dict[str, Any]) -> Reply:
+        """Return what this process and its children hold at their peak, and what they held doing something small.
+
+        Args:
+            function: builds the task.
+            settings: its arguments.
+            first: `function` and `settings` of the small task, for what a program takes that does next to nothing.
+        """
+        self.build(**first)
+        program = sum(_resident_bytes("VmRSS", process) for process in _family())
+        self.close()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        self.build(function, settings)
+        for _ in range(_MEMORY_CALLS):
+            self._task()
+        peak = sum(_resident_bytes("VmHWM", process) for process in _family())
+        return {"program_bytes": program, "peak_bytes": peak, **self.facts()}
+
     def close(self) -> Reply:
         """Drop the task."""
         self._stack.close()
@@ -79,10 +97,23 @@ class Contestant:
         return {}
 
 
-def _resident_bytes(name: str) -> int:
-    """Read a size from Linux's process status, where it is in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+def _resident_bytes(name: str, process: Path = Path("/proc/self")) -> int:
+    """Read a size from Linux's process status, where it is in KiB; a process that is ending has none."""
+    lines = (process / "status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0) * 1024
+
+
+def _family() -> list[Path]:
+    """This process and its descendants: the parent has given them a process group of their own."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            group = int((process / "stat").read_text().rpartition(")")[2].split()[2])
+        except OSError:  # ended meanwhile
+            continue
+        if group == os.getpgrp():
+            found.append(process)
+    return found
 
 
 def serve(module: str, threads: int) -> None:

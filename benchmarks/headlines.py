@@ -8,7 +8,7 @@ from math import inf
 from statistics import median
 from typing import NamedTuple
 
-from benchmarks.contest import Standing, best_of, ratio
+from benchmarks.contest import Standing, best_of, bound_of, ratio
 from benchmarks.solve import Result, summarize
 from benchmarks.tables import format_table
 from benchmarks.workloads import (
@@ -22,15 +22,25 @@ from benchmarks.workloads import (
     GAE_SHAPES,
     SB3,
     a3c_workers,
+    atari_a2c,
+    atari_ppo,
 )
+
+
+class Footprint(NamedTuple):
+    """What a run holds at its peak over the sum of its parts, and both of them less the program."""
+
+    whole: float
+    beyond_program: float
 
 
 @dataclass
 class Findings:
-    """All that was measured: rows of comparisons by workload, and seeds by algorithm."""
+    """All that was measured: rows of comparisons by workload, seeds by algorithm, memory by workers."""
 
     standings: dict[str, Sequence[Standing]] = field(default_factory=dict)
     solved: dict[str, Sequence[Result]] = field(default_factory=dict)
+    footprints: dict[int, Footprint] = field(default_factory=dict)
 
 
 class Headline(NamedTuple):
@@ -126,6 +136,30 @@ def _a3c_headlines() -> Iterator[Headline]:
         yield Headline(f"W7 {preset}, seconds to 475, 1 worker over 2", None, None, "{:.2f}x", _speedup(preset))
 
 
+def _over_bound(workload: str) -> Callable[[Findings], float]:
+    """Of the fastest row of fastac, whatever its workers, since the parts have both cores."""
+    return lambda f: ratio(best_of(FASTAC, f.standings[workload]), bound_of(f.standings[workload]))
+
+
+def _atari_headlines() -> Iterator[Headline]:
+    nature, a3c = atari_a2c("nature"), atari_a2c("a3c")
+    yield Headline("W10 A2C, Nature CNN, over stable-baselines3 A2C", 2.8, 3.3, "{:.2f}x", _over_sb3(nature))
+    yield Headline("W10 A2C, Nature CNN, efficiency", 0.88, 0.97, "{:.0%}", _over_bound(nature))
+    yield Headline("W10 A2C, A3C CNN, over stable-baselines3 A2C", None, None, "{:.2f}x", _over_sb3(a3c))
+    yield Headline("W10 A2C, A3C CNN, efficiency", 0.88, 0.97, "{:.0%}", _over_bound(a3c))
+    yield Headline("W10 A2C, A3C CNN, steps/s", 1600, 1850, "{:,.0f}", lambda f: best_of(FASTAC, f.standings[a3c]).rate)
+    yield Headline("W10 PPO, Nature CNN, over stable-baselines3 PPO", None, None, "{:.2f}x", _over_sb3(atari_ppo()))
+    yield Headline(
+        "W10 A2C, Nature CNN, peak memory over its parts, the larger of 1 and 2 workers",
+        1.3, 1.3, "{:.2f}x", lambda f: max(seen.whole for seen in f.footprints.values()), lower_is_better=True,
+    )  # fmt: skip
+    for workers in (1, 2):
+        yield Headline(
+            f"W10 the same less the program, {workers} worker{'s' * (workers > 1)}",
+            None, None, "{:.2f}x", lambda f, workers=workers: f.footprints[workers].beyond_program,
+        )  # fmt: skip
+
+
 HEADLINES = (
     Headline("W6 same work, over stable-baselines3 A2C", 8, 14, "{:.1f}x", _over_sb3(SAME_WORK)),
     Headline("W6 each at its best settings, over stable-baselines3 A2C", 20, 35, "{:.1f}x", _over_sb3(BEST)),
@@ -163,6 +197,7 @@ HEADLINES = (
         lower_is_better=True,
     ),
     *_a3c_headlines(),
+    *_atari_headlines(),
 )
 
 

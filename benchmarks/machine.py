@@ -18,7 +18,7 @@ from fastac.records import git_commit, versions
 
 _CPUINFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-_PEERS = ("stable_baselines3", "torchrl", "tianshou", "envpool")
+_PEERS = ("stable_baselines3", "torchrl", "tianshou", "envpool", "ale_py")
 _SMT = Path("/sys/devices/system/cpu/smt/active")
 
 Machine = dict[str, str | int | float | dict[str, str] | None]

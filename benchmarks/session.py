@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from benchmarks import contest, solve
 from benchmarks.contest import Contestant, Pool, Standing
-from benchmarks.headlines import Findings, format_headlines
+from benchmarks.headlines import Findings, Footprint, format_headlines
 from benchmarks.machine import Machine, format_machine
 from benchmarks.tables import format_table
 from benchmarks.workloads import NUM_STEPS
@@ -17,8 +17,9 @@ T = TypeVar("T")
 
 _CAVEAT = (
     "Steps are valid transitions: rows that only reset are not counted. All policies are the untrained one. W1: a step "
-    "is an element of [T, N]. 'fastac is': how many times faster fastac's fastest row of the workload is, the median "
-    "over rounds; below 1 that row is slower. Of settings that are not named, all have the same."
+    "is an element of [T, N]. W10: a step is four frames of the emulator. 'fastac is': how many times faster fastac's "
+    "fastest row of the workload is, the median over rounds; below 1 that row is slower. Of settings that are not "
+    "named, all have the same."
 )
 
 
@@ -26,9 +27,9 @@ class Effort(NamedTuple):
     """How long is measured."""
 
     rounds: int
-    round_s: float
+    round_s: float  # times the workload's pace
     seeds: int
-    max_threads: int  # of a row: those with more are left out
+    max_threads: int  # of a row: one with more is left out where there is another that differs in nothing else
 
 
 FULL, QUICK = Effort(7, 0.4, 20, max_threads=2), Effort(3, 0.15, 3, max_threads=1)
@@ -43,6 +44,7 @@ class Session:
     findings: Findings = field(default_factory=Findings)
     tried: list[tuple[str, str]] = field(default_factory=list)
     memory: list[tuple[str, ...]] = field(default_factory=list)
+    footprints: list[tuple[str, ...]] = field(default_factory=list)
 
     def tables(self) -> Iterator[str]:
         for workload, standings in self.findings.standings.items():
@@ -54,6 +56,8 @@ class Session:
         if self.memory:
             header = (f"W8 memory of A2C, {NUM_STEPS} steps", "MB", "of which stated", "bytes per env", "and step")
             yield format_table(header, self.memory)
+        if self.footprints:
+            yield format_table(("W10 memory of A2C, Pong, Nature CNN, 16 envs x 5", "MB", "share"), self.footprints)
         yield format_headlines(self.findings)
 
     def format(self) -> str:
@@ -63,12 +67,24 @@ class Session:
 
 
 def format_standings(workload: str, standings: Sequence[Standing]) -> str:
-    """A row per contestant."""
-    rows = [
-        (row["name"], f"{row['steps_per_s']:,.0f}", f"{row['spread']:.0%}", f"{row['fastac_is']:,.2f}x")
-        for row in contest.describe(standings)
-    ]
-    return format_table((workload, "steps/s", "spread", "fastac is"), rows)
+    """A row per contestant; frames of an emulator beside its steps."""
+    rows = []
+    for row in contest.describe(standings):
+        frames = row["facts"].get("frames_per_step", 0) * row["steps_per_s"]
+        spread, times = f"{row['spread']:.0%}", f"{row['fastac_is']:,.2f}x"
+        cells = [f"{row['steps_per_s']:,.0f}", f"{frames:,.0f}" if frames else "-", spread, times]
+        rows.append([row["name"], *cells])
+    header = [workload, "steps/s", "frames/s", "spread", "fastac is"]
+    if not any("frames_per_step" in s.facts for s in standings):
+        header, *rows = [[*cells[:2], *cells[3:]] for cells in (header, *rows)]
+    return format_table(header, rows)
+
+
+def leave_out(contestants: Sequence[Contestant], max_threads: int) -> list[Contestant]:
+    """Drop each with more threads than that for which there is another with fewer that differs in nothing else."""
+    alike = [(c.module, c.function, c.settings, c.copies) for c in contestants]
+    least = [min(c.threads for c, other in zip(contestants, alike, strict=True) if other == mine) for mine in alike]
+    return [c for c, threads in zip(contestants, least, strict=True) if c.threads <= max(threads, max_threads)]
 
 
 class Measurement:
@@ -83,10 +99,12 @@ class Measurement:
         self._benchmark, self._session = benchmark, session
         self.pool, self.effort = pool, effort
 
-    def compare(self, workload: str, contestants: Sequence[Contestant]) -> None:
+    def compare(self, workload: str, contestants: Sequence[Contestant], pace: float = 1.0) -> None:
         """Compare contestants; what pytest-benchmark calls a round is one round of each of them."""
-        contestants = [c for c in contestants if c.threads <= self.effort.max_threads]
-        standings = contest.compare(self.pool, contestants, self.effort.rounds, self.effort.round_s, self._repeat)
+        contestants, effort = leave_out(contestants, self.effort.max_threads), self.effort
+        standings = contest.compare(self.pool, contestants, effort.rounds, effort.round_s * pace, self._repeat)
+        if any(c.part for c in contestants):
+            standings.append(contest.bound_of(standings))
         self._session.findings.standings[workload] = standings
         self._benchmark.extra_info.update(workload=workload, rows=contest.describe(standings))
 
@@ -106,6 +124,14 @@ class Measurement:
         per_env = taken / num_envs
         row = (name, f"{taken / 1e6:,.1f}", told, f"{per_env:,.0f}", f"{per_env / NUM_STEPS:,.0f}")
         self._session.memory.append(row)
+
+    def add_footprint(self, workers: int, peak: float, parts: Mapping[str, float]) -> None:
+        """Note what all processes of a run on Atari hold at their peak, in bytes, and what that is made of."""
+        self._benchmark.extra_info.update(workload="W10", name="memory", workers=workers, bytes=peak, parts=dict(parts))
+        stated, program = sum(parts.values()), parts["program"]
+        self._session.findings.footprints[workers] = Footprint(peak / stated, (peak - program) / (stated - program))
+        rows = {f"{workers} worker{'s' * (workers > 1)}, peak": peak, **{f"- {name}": n for name, n in parts.items()}}
+        self._session.footprints += [(name, f"{n / 1e6:,.1f}", f"{n / stated:.0%}") for name, n in rows.items()]
 
     def add_solved(self, name: str, results: Sequence[solve.Result]) -> None:
         self._session.findings.solved[name] = results

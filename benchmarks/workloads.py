@@ -1,13 +1,13 @@
-"""The fixed list of workloads that `make bench` times, W1 to W6 and W9; W7 is `benchmarks.solve`, W8 `bench_memory`.
+"""The fixed list of workloads that `make bench` times, W1 to W6, W9 and W10; W7 is `solve`, W8 `bench_memory`.
 
 Every workload is a comparison: its rows do the same work, in rounds that are interleaved. The policy is
 the untrained one, for all and for as long as is measured, so that all reset equally often: on CartPole
-every 22 steps or so, far more often than a trained policy.
+every 22 steps or so, far more often than a trained policy; on Pong every 900.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.contest import Contestant
@@ -20,6 +20,8 @@ GAE_SHAPES = ((5, 16), (128, 8), (2048, 1), (2048, 8), (32, 1024), (128, 4096), 
 FASTAC, SB3, TORCHRL, TIANSHOU, LIMITS = "fastac", "sb3", "torchrl", "tianshou", "limits"
 LECTURE_A3C = "lecture_a3c"
 A3C_ENVS = (1, 16, 256)  # of each worker
+ATARI_ENVS, ATARI_STEPS = 16, 5
+_ENCODERS = {"nature": "Nature CNN", "a3c": "A3C CNN"}
 LIBRARIES = {SB3: "stable-baselines3", TORCHRL: "TorchRL", TIANSHOU: "Tianshou"}
 
 
@@ -39,11 +41,13 @@ class Workload(NamedTuple):
         name: begins with the workload's number.
         contestants: its rows.
         quick: whether `make bench-quick` has it too.
+        pace: how many times longer its rounds are, where an iteration takes longer.
     """
 
     name: str
     contestants: Sequence[Contestant]
     quick: bool = False
+    pace: float = 1.0
 
 
 def all_workloads() -> list[Workload]:
@@ -57,6 +61,11 @@ def all_workloads() -> list[Workload]:
         _same_work_ppo(),
         *(_a3c(num_envs) for num_envs in A3C_ENVS),
         _a3c_crowd(),
+        _atari_env(),
+        _atari_a2c("nature"),
+        _atari_a2c("a3c"),
+        _atari_ppo(),
+        _atari_a3c(),
     ]
 
 
@@ -149,6 +158,87 @@ def _a3c_crowd() -> Workload:
     return Workload("W9 A3C, 16 envs per worker, more workers than cores", rows)
 
 
+def _atari_env() -> Workload:
+    fastac_settings = {"num_envs": ATARI_ENVS}
+    bare = [
+        Contestant(
+            f"ALE's batch, bare, {num_envs} envs, {_count_threads(n)}",
+            LIMITS,
+            "atari_env",
+            {"num_envs": num_envs, "num_threads": n},
+        )
+        for num_envs in (8, ATARI_ENVS, 32, 64)
+        for n in (1, 2)
+    ]
+    rows = [
+        Contestant(f"fastac, {ATARI_ENVS} envs", FASTAC, "atari_env", fastac_settings),
+        *bare,
+        Contestant(f"stable-baselines3's wrappers, {ATARI_ENVS} envs", SB3, "atari_env", fastac_settings),
+    ]
+    return Workload("W10 env alone, Pong", rows, pace=2.0)
+
+
+def atari_a2c(encoder: str) -> str:
+    return f"W10 A2C, Pong, {_ENCODERS[encoder]}, {ATARI_ENVS} envs x {ATARI_STEPS}"
+
+
+def _atari_a2c(encoder: str) -> Workload:
+    settings = {"num_envs": ATARI_ENVS, "num_steps": ATARI_STEPS, "encoder": encoder}
+    title = "stable-baselines3, 1 thread, a process per env"
+    rows = [
+        *_fastac("atari_a2c", settings),
+        *_threads(SB3, "atari_a2c", settings),
+        Contestant(title, SB3, "atari_a2c", settings | {"processes": True}),
+        *_atari_parts(settings),
+    ]
+    return Workload(atari_a2c(encoder), rows, quick=encoder == "nature", pace=3.0)
+
+
+def _atari_parts(settings: dict[str, Any]) -> Iterator[Contestant]:
+    """The parts of A2C alone, each in both ways to have two cores: two threads, and half of the envs per process."""
+    env = {"num_envs": settings["num_envs"]}
+    half = settings | {"num_envs": settings["num_envs"] // 2}
+    yield Contestant("env, 2 threads", LIMITS, "atari_env", env | {"num_threads": 2}, part="env")
+    yield Contestant(
+        "env, 2 processes", LIMITS, "atari_env", {"num_envs": half["num_envs"], "num_threads": 1}, copies=2, part="env"
+    )
+    for part in ("forward", "backward"):
+        yield Contestant(f"{part}, 2 threads", LIMITS, f"atari_{part}", settings, threads=2, part=part)
+        yield Contestant(f"{part}, 2 processes", LIMITS, f"atari_{part}", half, copies=2, part=part)
+
+
+def atari_ppo() -> str:
+    return "W10 PPO, Pong, Nature CNN, 8 envs x 128"
+
+
+def _atari_ppo() -> Workload:
+    settings = {"num_envs": 8, "num_steps": 128, "encoder": "nature"}
+    rows = [_fastac("atari_ppo", settings)[-1], _threads(SB3, "atari_ppo", settings)[-1]]
+    return Workload(atari_ppo(), rows)  # an iteration takes seconds: a round is one, and each has its faster row alone
+
+
+def _atari_a3c() -> Workload:
+    """Half of the envs per worker; the A3C paper's network."""
+    half, in_step = {"num_envs": ATARI_ENVS // 2, "encoder": "a3c"}, {"num_envs": ATARI_ENVS, "encoder": "a3c"}
+    rows = [
+        *(
+            Contestant(
+                f"{a3c_workers(workers)}, {steps} steps",
+                FASTAC,
+                "atari_a3c",
+                half | {"num_steps": steps, "workers": workers},
+            )
+            for workers, steps in ((2, 5), (2, 20), (1, 5))
+        ),
+        Contestant(f"{A3C_IN_STEP}, 5 steps", FASTAC, "atari_a2c", in_step | {"num_steps": 5, "workers": 2}),
+    ]
+    return Workload("W10 A3C, Pong, A3C CNN, 8 envs per worker", rows, pace=3.0)
+
+
+def _count_threads(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
 def _fastac(function: str, settings: dict[str, Any]) -> list[Contestant]:
     return [
         Contestant("fastac, 1 worker", FASTAC, function, settings),
@@ -158,8 +248,8 @@ def _fastac(function: str, settings: dict[str, Any]) -> list[Contestant]:
 
 def _threads(library: str, function: str, settings: dict[str, Any]) -> list[Contestant]:
     """Both ways to give a peer two cores: torch's threads, or none, which is often faster."""
-    names = {1: f"{LIBRARIES[library]}, 1 thread", 2: f"{LIBRARIES[library]}, 2 threads"}
-    return [Contestant(name, library, function, settings, threads) for threads, name in names.items()]
+    name = LIBRARIES[library]
+    return [Contestant(f"{name}, {_count_threads(n)}", library, function, settings, n) for n in (1, 2)]
 
 
 def best_settings() -> dict[str, list[Contestant]]:
@@ -185,7 +275,7 @@ def best_settings() -> dict[str, list[Contestant]]:
 def _best(library: str, num_envs: int, threads: int = 1, **settings: Any) -> Contestant:
     words = [f"{num_envs} envs", *(f"{name} {value}" for name, value in settings.items())]
     if library != FASTAC:
-        words.append(f"{threads} thread{'s' * (threads > 1)}")
+        words.append(_count_threads(threads))
     name = f"{LIBRARIES.get(library, library)}, {', '.join(words)}"
     settings |= {"num_envs": num_envs, "num_steps": NUM_STEPS, "net": "separate"}
     return Contestant(name, library, "a2c", settings, threads)

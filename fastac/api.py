@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
+from typing import get_args
 
 from fastac.build import (
     EncoderFactory,
@@ -22,11 +24,12 @@ from fastac.build import (
     restart_seed,
     single_thread,
 )
-from fastac.config import AlgoName, Config, ConfigValue, JsonValue
+from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue
 from fastac.contract import read_branch
 from fastac.records import Checkpoint, RunDirectory, best_mean_return, default_run_dir, find_checkpoint, load_checkpoint
 from fastac.run import Session
-from fastac.tools.evaluate import Evaluation
+from fastac.run.state import wall_minutes_of
+from fastac.tools.evaluate import Evaluation, action_noise
 from fastac.tools.evaluate import evaluate as play_episodes
 from fastac.tools.policy import TrainedPolicy
 
@@ -118,11 +121,12 @@ def start_config(
     command: str = "",
 ) -> Session:
     """Begin a run of a complete configuration; see `start`. `command` goes into the summary."""
+    began = perf_counter()
     config = resolve_workers(config, env_factory)
     parts = assemble(config, Streams.spawn(config.run.seed).env, env_factory, encoder)
     with _closing_on_error(parts):
         directory = RunDirectory.create(run_dir or default_run_dir(config), config)
-        return Session(config, directory, parts, env_factory, encoder, None, show_progress, command)
+        return Session(config, directory, parts, began, env_factory, encoder, None, show_progress, command)
 
 
 def resume(
@@ -131,6 +135,7 @@ def resume(
     env: EnvFactory | None = None,
     encoder: EncoderFactory | None = None,
     total_env_steps: int | None = None,
+    budget_minutes: float | None = None,
     until_return: float | None = None,
     show_progress: bool = False,
     command: str = "",
@@ -142,6 +147,7 @@ def resume(
         env: the environment function, if the run began with one.
         encoder: the encoder function, if the run began with one.
         total_env_steps: a new budget; None keeps the run's.
+        budget_minutes: a new budget, of which those up to the checkpoint are spent; None keeps the run's.
         until_return: a new return to stop at; None keeps the run's.
         show_progress: show a bar on a terminal.
         command: for the summary.
@@ -149,17 +155,18 @@ def resume(
     Raises:
         ValueError: no run, no checkpoint, a damaged one, or a run that is complete.
     """
+    began = perf_counter()
     directory = RunDirectory.open(Path(run_dir))
     checkpoint = load_checkpoint(
         find_checkpoint(directory.path, "last"), expected_env_id=directory.read_config().env.env_id
     )
-    changes = {"total_env_steps": total_env_steps, "until_return": until_return}
+    changes = {"total_env_steps": total_env_steps, "budget_minutes": budget_minutes, "until_return": until_return}
     config = checkpoint.config.replace(**{name: value for name, value in changes.items() if value is not None})
     _check_incomplete(config, checkpoint, directory)
     # These environments' streams are overwritten by the saved ones, or new where none could be saved.
     parts = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), env, encoder)
     with _closing_on_error(parts):
-        return Session(config, directory, parts, env, encoder, checkpoint.state, show_progress, command)
+        return Session(config, directory, parts, began, env, encoder, checkpoint.state, show_progress, command)
 
 
 def finish(session: Session) -> Run:
@@ -190,19 +197,37 @@ def load(run_dir: Path | str, *, env: EnvFactory | None = None, encoder: Encoder
     return Run(config, directory.path, policy, directory.read_summary() if directory.has_ended else {})
 
 
-def evaluate(run: Run, episodes: int = 100, seed: int = 0, *, env: EnvFactory | None = None) -> Evaluation:
-    """Play greedy episodes in raw reward, in environments of their own stream.
+def evaluate(
+    run: Run,
+    episodes: int = 100,
+    seed: int = 0,
+    *,
+    env: EnvFactory | None = None,
+    actions: ActionChoice | None = None,
+) -> Evaluation:
+    """Play episodes in raw reward, in environments of their own stream.
+
+    Args:
+        run: from `train`, `finish` or `load`.
+        episodes: how many.
+        seed: of the environments, and of sampled actions.
+        env: the environment function, if the run began with one.
+        actions: greedy or sampled; None takes the run's own `eval_actions`.
 
     Raises:
-        ValueError: `episodes` is below 1.
+        ValueError: `episodes` is below 1, or `actions` are of another kind.
         EnvFailure: an environment failed.
     """
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}, expected at least 1.")
-    envs = build_evaluation_envs(run.config.env, episodes, evaluation_seed(seed, 0), env)
+    if actions not in (None, *get_args(ActionChoice)):
+        raise ValueError(f"actions is {actions!r}, expected {' or '.join(get_args(ActionChoice))}.")
+    stream = evaluation_seed(seed, 0)
+    noise = action_noise(actions or run.config.run.eval_actions, stream)
+    envs = build_evaluation_envs(run.config.env, episodes, stream, env)
     try:
         with single_thread():
-            return play_episodes(run.policy.model, envs, episodes, run.policy.device)
+            return play_episodes(run.policy.model, envs, episodes, run.policy.device, noise)
     finally:
         envs.close()
 
@@ -216,6 +241,12 @@ def _check_incomplete(config: Config, checkpoint: Checkpoint, directory: RunDire
         raise ValueError(
             f"the run is complete: it has taken {checkpoint.env_steps} of {budget} environment steps; "
             "give a larger --total-env-steps to go on."
+        )
+    minutes, spent = config.run.budget_minutes, wall_minutes_of(checkpoint.state)
+    if minutes is not None and spent >= minutes:
+        raise ValueError(
+            f"the run is complete: it has taken {spent:,.2f} of {minutes:g} minutes; "
+            "give a larger --budget-minutes to go on."
         )
     best = best_mean_return(directory.path)
     if target is not None and best is not None and best >= target:

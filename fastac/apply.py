@@ -285,6 +285,8 @@ def clip_scale(norm: float, max_norm: float | None) -> float:
 def flatten(model: nn.Module) -> tuple[Tensor, Tensor]:
     """Move a model's parameters into one vector `[P]` and give them gradients in another; return both.
 
+    Each keeps the order that its elements have in memory, which its encoder may have chosen for speed.
+
     Raises:
         ValueError: a parameter is not float32.
     """
@@ -292,10 +294,11 @@ def flatten(model: nn.Module) -> tuple[Tensor, Tensor]:
     odd = next((p.dtype for p in params if p.dtype != torch.float32), None)
     if odd is not None:
         raise ValueError(f"the model has parameters of {odd}, expected torch.float32: convert the encoder's.")
-    vector = torch.cat([p.detach().reshape(-1) for p in params])
-    grad = torch.zeros_like(vector)
     sizes = [p.numel() for p in params]
+    vector = torch.empty(sum(sizes), device=params[0].device)
+    grad = torch.zeros_like(vector)
     for p, data, slot in zip(params, vector.split(sizes), grad.split(sizes), strict=True):
-        p.data = data.view_as(p)
-        p.grad = slot.view_as(p)
+        strides = torch.empty_like(p).stride()  # those of p, or where that has gaps or overlaps, contiguous ones
+        p.data = data.as_strided(p.shape, strides).copy_(p.data)
+        p.grad = slot.as_strided(p.shape, strides)
     return vector, grad

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from tyro.conf import Positional
 
-from fastac.config import Config, JsonValue
+from fastac.config import ActionChoice, Config, JsonValue
 from fastac.flags import given, parse, peek, take_env_id, without
 from fastac.presets import PRESETS, find
 
@@ -65,6 +65,8 @@ class ResumeOptions:
     """The run's directory."""
     total_env_steps: int | None = None
     """A new budget in environment steps."""
+    budget_minutes: float | None = None
+    """A new budget in minutes of wall-clock, of which those up to the last checkpoint are spent."""
     until_return: float | None = None
     """A new return to stop at."""
     json: bool = False
@@ -73,14 +75,16 @@ class ResumeOptions:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Play greedy episodes with a run's best checkpoint, in raw reward."""
+    """Play episodes with a run's best checkpoint, in raw reward."""
 
     run_dir: Positional[Path]
     """The run's directory."""
     episodes: int = 100
     """Episodes to play."""
     seed: int = 0
-    """Seed of the environments."""
+    """Seed of the environments, and of sampled actions."""
+    actions: ActionChoice | None = None
+    """The most likely ones (greedy), or as training takes them (sampled). Default: the run's own eval-actions."""
     json: bool = False
     """Print the result as one JSON line."""
 
@@ -251,6 +255,7 @@ def _resume(words: Sequence[str]) -> int:
     session = resume(
         options.run_dir,
         total_env_steps=options.total_env_steps,
+        budget_minutes=options.budget_minutes,
         until_return=options.until_return,
         show_progress=True,
         command=command,
@@ -325,11 +330,13 @@ def _tell_end(run: Session, summary: Mapping[str, JsonValue]) -> str:
         f"{report.env_steps:,} env steps, {report.updates:,} updates and {report.train_wall_s:.2f} s of training "
         f"({run.tracker.sps:,.0f} steps/s)"
     )
+    if run.ended_by == "minutes":
+        spent += f", when its {run.config.run.budget_minutes:g} minutes were over"
     if run.stop_signal is not None:
         return f"Stopped by {run.stop_signal.name} after {spent}. Continue with: fastac resume {where}"
     assert evaluation is not None  # a run that was not stopped ends with one
     target, env_id = run.config.run.until_return, run.config.env.env_id
-    result = f"greedy mean return {evaluation.mean_return:.1f} +- {evaluation.std_return:.1f}"
+    result = f"{run.config.run.eval_actions} mean return {evaluation.mean_return:.1f} +- {evaluation.std_return:.1f}"
     if summary["solved"]:
         reached = summary["solved_env_steps"]
         if reached != report.env_steps:  # workers have gone on while that was being evaluated
@@ -344,13 +351,15 @@ def _eval(words: Sequence[str]) -> int:
     options = parse(EvalOptions, words, "fastac eval")
     from fastac.api import evaluate, load
 
-    result = evaluate(load(options.run_dir), options.episodes, options.seed)
+    run = load(options.run_dir)
+    actions = options.actions or run.config.run.eval_actions
+    result = evaluate(run, options.episodes, options.seed, actions=actions)
     if options.json:
         print(json.dumps({name: getattr(result, name) for name in ("mean_return", "std_return", "mean_length")}))
         return 0
     print(
         f"mean return {result.mean_return:.2f} +- {result.std_return:.2f}, mean length {result.mean_length:.1f}, "
-        f"{len(result.returns)} greedy episodes"
+        f"{len(result.returns)} {actions} episodes"
     )
     return 0
 
@@ -364,7 +373,8 @@ def _record(words: Sequence[str]) -> int:
 
     output = options.output or options.run_dir / "episode.gif"
     run = load(options.run_dir)
-    episode = record(run.policy, run.config.env.env_id, output, options.seed)
+    greedy = run.config.run.eval_actions == "greedy"
+    episode = record(run.policy, run.config.env, output, options.seed, greedy=greedy)
     print(f"{output}: one episode, return {episode.return_:.1f}, {episode.length} steps")
     return 0
 
@@ -380,10 +390,10 @@ def _plot(words: Sequence[str]) -> int:
 
 def _list(words: Sequence[str]) -> int:
     parse(ListOptions, words, "fastac list")
-    print(f"{'environment':<28}{'preset':<12}{'reaches':>8}  what it is")
+    print(f"{'environment':<28}{'preset':<16}{'reaches':>8}  what it is")
     for preset in PRESETS:
-        what = (preset.make.__doc__ or "").splitlines()[0]
-        print(f"{preset.env_id:<28}{preset.name:<12}{preset.reaches:>8g}  {what}")
+        reaches = "-" if preset.reaches is None else f"{preset.reaches:g}"
+        print(f"{preset.env_id:<28}{preset.name:<16}{reaches:>8}  {preset.what}")
     return 0
 
 
@@ -391,7 +401,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "train an agent: fastac train CartPole-v1"),
     "resume": (_resume, "continue a run: fastac resume DIR"),
     "tune": (_tune, "find the fastest settings on this machine: fastac tune CartPole-v1"),
-    "eval": (_eval, "play greedy episodes: fastac eval DIR --episodes 100"),
+    "eval": (_eval, "play episodes: fastac eval DIR --episodes 100"),
     "record": (_record, "record an episode as GIF or MP4: fastac record DIR"),
     "plot": (_plot, "draw learning curves: fastac plot DIR..."),
     "list": (_list, "list the presets and what they reach"),

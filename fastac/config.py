@@ -19,11 +19,48 @@ JsonValue: TypeAlias = str | int | float | bool | list["JsonValue"] | dict[str, 
 
 AlgoName = Literal["a2c", "a3c", "ppo", "reinforce"]
 Vectorization = Literal["auto", "native", "sync", "process"]
+AtariProtocol = Literal["dqn", "machado", "a3c"]
+EncoderName = Literal["auto", "mlp", "nature", "a3c", "minatar"]
 ActivationName = Literal["relu", "tanh", "elu"]
 CoreName = Literal["identity", "lstm"]
 CollectMode = Literal["steps", "episodes"]
 OptimizerName = Literal["adam", "rmsprop", "rmsprop_tf"]
 Schedule = Literal["constant", "linear"]
+ActionChoice = Literal["greedy", "sampled"]
+
+# What each protocol says of the fields of `EnvConfig` below `atari_protocol`.
+_PROTOCOLS: dict[str, dict[str, bool | int | float]] = {
+    # As most published scores are trained: Mnih et al. 2015, Nature 518, with OpenAI Baselines' FIRE at a reset.
+    "dqn": {
+        "sticky_actions": 0.0,
+        "noop_max": 30,
+        "fire_reset": True,
+        "frame_skip": 4,
+        "max_pool": True,
+        "screen_size": 84,
+        "frame_stack": 4,
+        "episodic_life": True,
+        "full_action_space": False,
+        "max_frames": 108_000,
+        "clip_rewards": True,
+    },
+}
+# Machado et al. 2018, arXiv 1709.06009: randomness by sticky actions alone, all 18 actions, games of 5 minutes.
+_PROTOCOLS["machado"] = _PROTOCOLS["dqn"] | {
+    "sticky_actions": 0.25,
+    "noop_max": 0,
+    "fire_reset": False,
+    "episodic_life": False,
+    "full_action_space": True,
+    "max_frames": 18_000,
+}
+# Mnih et al. 2016, arXiv 1602.01783; no-ops stand for its human starts, which are not public.
+_PROTOCOLS["a3c"] = _PROTOCOLS["dqn"] | {"fire_reset": False, "episodic_life": False}
+
+
+def is_atari(env_id: str) -> bool:
+    """Return whether an id, `module:id` too, is of an Atari game."""
+    return env_id.rpartition(":")[2].startswith("ALE/")
 
 
 def _check(ok: bool, name: str, value: object, expected: str) -> None:
@@ -49,6 +86,32 @@ class EnvConfig:
     """native: the id's own batched env; sync: one process; process: several envs per process."""
     envs_per_worker: int | None = None
     """Environments of each worker; num_envs is then so many times workers."""
+    env_threads: int | None = None
+    """Atari: emulators' threads of a process; None: one per core, in each of several workers one."""
+    atari_protocol: AtariProtocol | None = None
+    """What an ALE/ id's fields below are, where not given: dqn (the default), machado or a3c."""
+    sticky_actions: float | None = None
+    """Atari: probability that the emulator repeats the last action instead, frame by frame."""
+    noop_max: int | None = None
+    """Atari: a game begins with fewer than so many frames of no action, a random number."""
+    fire_reset: bool | None = None
+    """Atari: press FIRE at the beginning of a game that has it."""
+    frame_skip: int | None = None
+    """Atari: frames per step, in which the action is held."""
+    max_pool: bool | None = None
+    """Atari: a step shows the maximum of its last two frames, as sprites flicker."""
+    screen_size: int | None = None
+    """Atari: height and width of the gray frames."""
+    frame_stack: int | None = None
+    """Atari: the latest frames, so many, are an observation."""
+    episodic_life: bool | None = None
+    """Atari: in training, losing a life ends what is learned from; the game goes on."""
+    full_action_space: bool | None = None
+    """Atari: all 18 actions, or those that the game has a use for."""
+    max_frames: int | None = None
+    """Atari: a game is cut (truncated) after so many frames."""
+    clip_rewards: bool | None = None
+    """Atari: learn from rewards clipped to [-1, 1]; returns are logged and evaluated raw."""
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -57,14 +120,50 @@ class EnvConfig:
         if self.envs_per_worker is not None:
             _check(self.envs_per_worker >= 1, "envs_per_worker", self.envs_per_worker, "at least 1, or None")
         _check_choice("vectorization", self.vectorization, Vectorization)
+        if is_atari(self.env_id):
+            self._resolve_protocol()
+            return
+        for name in ("env_threads", "atari_protocol", *_PROTOCOLS["dqn"]):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, expected None: {self.env_id} is no Atari game of ALE/."
+                )
+
+    def _resolve_protocol(self) -> None:
+        """Put the protocol's word where a field is None, and validate."""
+        protocol = self.atari_protocol or "dqn"
+        _check_choice("atari_protocol", protocol, AtariProtocol)
+        for name, value in {"atari_protocol": protocol, **_PROTOCOLS[protocol]}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name, least, most in (
+            ("noop_max", 0, 10_000),
+            ("frame_skip", 1, 1_000),
+            ("screen_size", 36, 1_000),
+            ("frame_stack", 1, 255),
+            ("max_frames", 1, 2**31 - 1),
+        ):
+            number = getattr(self, name)
+            _check(least <= number <= most, name, number, f"a whole number from {least:,} to {most:,}")
+        sticky = self.sticky_actions
+        _check(sticky is not None and 0.0 <= sticky < 1.0, "sticky_actions", sticky, "a number from 0, below 1")
+        if self.env_threads is not None:
+            _check(1 <= self.env_threads <= 1024, "env_threads", self.env_threads, "from 1 to 1024, or None")
+        if self.vectorization not in ("auto", "native"):
+            raise ValueError(
+                f"vectorization is {self.vectorization!r}, expected 'auto' or 'native': Atari games are batched by "
+                "ALE itself, in threads of its own."
+            )
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Encoder -> core -> heads, and the normalisers that travel with them."""
 
+    encoder: EncoderName = "auto"
+    """mlp; or for images nature (Mnih 2015), a3c (Mnih 2016) or minatar (small ones); auto: by the observation."""
     hidden_sizes: tuple[int, ...] = (128, 128)
-    """Widths of the hidden layers; the lecture's are 128 128."""
+    """Widths of the hidden layers of an mlp; the lecture's are 128 128."""
     activation: ActivationName = "relu"
     """Nonlinearity between layers."""
     shared_trunk: bool = True
@@ -82,6 +181,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Validate."""
+        _check_choice("encoder", self.encoder, EncoderName)
         _check(all(s >= 1 for s in self.hidden_sizes), "hidden_sizes", self.hidden_sizes, "sizes of at least 1")
         _check_choice("activation", self.activation, ActivationName)
         _check_choice("core", self.core, CoreName)
@@ -192,12 +292,18 @@ class RunConfig:
     """Learn from the activations that acting left behind, where parameters are still the same."""
     total_env_steps: int = 500_000
     """Budget in environment steps; the rollout in hand is finished."""
+    budget_minutes: float | None = None
+    """Stop after so many minutes of wall-clock, if steps are left by then; schedules go by steps all the same."""
     until_return: float | None = None
-    """Stop at the first greedy evaluation whose mean return reaches this."""
+    """Stop at the first evaluation whose mean return reaches this."""
     eval_every: int = 25_000
     """Environment steps between evaluations; 0 evaluates only at the end."""
+    eval_from_return: float | None = None
+    """No evaluation before the mean return of the last 100 training episodes reaches this, but for the last."""
     eval_episodes: int = 100
-    """Greedy episodes per evaluation."""
+    """Episodes per evaluation."""
+    eval_actions: ActionChoice = "greedy"
+    """Evaluations take the most likely action (greedy), or sample as training does (sampled)."""
     checkpoint_every: int = 250_000
     """Environment steps between checkpoints; 0 saves only at the end."""
     keep_checkpoints: int = 3
@@ -212,8 +318,12 @@ class RunConfig:
         _check(self.workers == "auto" or is_number, "workers", self.workers, "a whole number from 1 to 1024, or auto")
         _check(self.max_restarts >= 0, "max_restarts", self.max_restarts, "at least 0")
         _check(self.total_env_steps >= 1, "total_env_steps", self.total_env_steps, "at least 1")
-        if self.until_return is not None:
-            _check(math.isfinite(self.until_return), "until_return", self.until_return, "a finite number, or None")
+        if self.budget_minutes is not None:
+            _check(0.0 < self.budget_minutes < math.inf, "budget_minutes", self.budget_minutes, "above 0, or None")
+        _check_choice("eval_actions", self.eval_actions, ActionChoice)
+        for name in ("until_return", "eval_from_return"):
+            value = getattr(self, name)
+            _check(value is None or math.isfinite(value), name, value, "a finite number, or None")
         _check(self.eval_every >= 0, "eval_every", self.eval_every, "at least 0")
         _check(self.eval_episodes >= 1, "eval_episodes", self.eval_episodes, "at least 1")
         _check(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "at least 0")
@@ -249,6 +359,8 @@ class Config:
                 f"num_minibatches is {self.algo.num_minibatches}, expected a divisor of {sliced // workers}, "
                 f"which is {what}{' of one worker' if workers > 1 else ''}."
             )
+        if self.env.clip_rewards and self.model.normalize_reward:
+            raise ValueError("clip_rewards and normalize_reward are both True, expected one of them.")
         if self.algo.collect == "episodes" and self.algo.num_minibatches != 1:
             raise ValueError(
                 f"num_minibatches is {self.algo.num_minibatches}, expected 1 with collect episodes: "
@@ -293,6 +405,8 @@ class Config:
             section = sections.setdefault(_section_of(name), {})
             section[name] = _coerce(name, value)
         env = sections.get("env", {})
+        if "atari_protocol" in env:  # its word goes for what is not given beside it
+            sections["env"] = env = dict.fromkeys(_PROTOCOLS["dqn"]) | env
         if "num_envs" in env:  # by itself it overrides what another setting made of it
             env.setdefault("envs_per_worker", None)
         changed = dataclasses.replace(
@@ -389,4 +503,6 @@ def _describe(kind: object) -> str:
         return "one of " + ", ".join(get_args(kind))
     if get_origin(kind) is tuple:
         return "whole numbers, such as (64, 64)"
-    return "a number or None" if type(None) in get_args(kind) else "a whole number or auto"
+    if type(None) not in get_args(kind):
+        return "a whole number or auto"
+    return _describe(get_args(kind)[0]).replace(" or ", ", ") + " or None"

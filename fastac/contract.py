@@ -73,12 +73,14 @@ class StepRow:
     """Views of the rollout that one environment step writes in place.
 
     Attributes:
-        obs: `[N, *obs_shape]`, row t+1: the observation that follows.
+        obs: `[N, *row_shape]`, row t+1: the observation that follows, or the newest of the frames that it is made of.
         start: `[N]`, row t+1: whether that observation is the first of an episode.
         reward: `[N]` float32, row t, raw (neither clipped nor normalised); 0 where not valid.
         terminated: `[N]`, row t; False where not valid.
         truncated: `[N]`, row t; False where not valid. Both flags set means terminated.
         valid: `[N]`, row t: whether the step used its action.
+        life_lost: `[N]`, row t: whether it is terminated only because a life was lost. The game goes on, the
+            next row is a transition like any other and no start. Environments without lives leave it alone.
     """
 
     obs: ObsArray
@@ -87,13 +89,19 @@ class StepRow:
     terminated: BoolArray
     truncated: BoolArray
     valid: BoolArray
+    life_lost: BoolArray
 
 
 class VecEnv(Protocol):
-    """N environments behind the one step contract."""
+    """N environments behind the one step contract.
+
+    Where `frame_stack` is S > 1, a row is one frame and an observation is a stack of S `[S, *row_shape]`, the
+    newest last; before the first frame of an episode (where `start` is set) there is zero.
+    """
 
     num_envs: int
     frame_skip: int  # emulator frames per step; 1 where there is no such thing
+    frame_stack: int  # rows that make an observation; 1 where a row is one
     single_observation_space: Space[NDArray[np.generic]]
     single_action_space: Space[NDArray[np.generic]]
     description: str  # for the log, e.g. "native (CartPoleVectorEnv)"

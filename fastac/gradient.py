@@ -1,6 +1,6 @@
 """From a batch to the gradient of its objective: by autograd, for any model.
 
-`fastac.fused` does the same without autograd for the models that fastac builds from linear layers.
+`fastac.fused` does the same without autograd for the models that fastac builds without memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""fastac: A2C and PPO, its advantage kernel and the kernel's reference, and environments behind its adapter.
+"""fastac: A2C, A3C and PPO, its advantage kernel and the kernel's reference, and environments behind its adapter.
 
 An iteration is the trainer's, as a session runs it, less the session's logs, evaluations and checkpoints.
 Rows that only reset an environment are not counted.
@@ -18,7 +18,7 @@ from gymnasium.vector import VectorEnv
 from benchmarks.peers import settings as s
 from benchmarks.peers.nets import count_parameters
 from benchmarks.peers.settings import Part, Task
-from fastac.build import EnvFactory, Parts, assemble, build_envs
+from fastac.build import EnvFactory, Parts, allocate_rollout, assemble, build_envs
 from fastac.config import Config, EnvConfig
 from fastac.contract import Phases, StepRow
 from fastac.kernels import gae as gae_kernel
@@ -52,24 +52,34 @@ def a3c(num_envs: int, net: str, **changes: Any) -> Iterator[Task]:
     """A3C's workers, each with `num_envs` environments, and the process that watches and reports."""
     config = make_config("a3c", num_envs, net).replace(envs_per_worker=num_envs, **changes)
     with _assemble(config) as parts:
-        reports = parts.trainer.run()
-        report, is_open = next(reports), False
+        yield _task_of_workers(parts)
 
-        def work() -> int:
-            nonlocal report
-            before = report.env_steps
-            report = next(reports)
-            return report.env_steps - before
 
-        def clock() -> float:
-            """Seconds at the last report; a round begins with one, since steps before it are not its own."""
-            nonlocal report, is_open
-            is_open = not is_open
-            if is_open:
-                report = next(reports)
-            return report.train_wall_s
+@contextmanager
+def atari_a2c(num_envs: int, encoder: str, num_steps: int = 5, **changes: Any) -> Iterator[Task]:
+    with _assemble(make_atari_config("a2c", num_envs, encoder, num_steps).replace(**changes)) as parts:
+        yield _task(parts, "all")
 
-        yield Task(work, clock)
+
+@contextmanager
+def atari_ppo(num_envs: int, encoder: str, num_steps: int = 128, **changes: Any) -> Iterator[Task]:
+    config = make_atari_config("ppo", num_envs, encoder, num_steps).replace(
+        num_epochs=s.PPO_EPOCHS,
+        num_minibatches=s.PPO_MINIBATCHES,
+        clip_coef=s.ATARI_PPO_CLIP,
+        normalize_advantage=True,
+        optimizer="adam",
+    )
+    with _assemble(config.replace(**changes)) as parts:
+        yield _task(parts, "all")
+
+
+@contextmanager
+def atari_a3c(num_envs: int, encoder: str, num_steps: int = 5, **changes: Any) -> Iterator[Task]:
+    """A3C's workers, each with `num_envs` emulators."""
+    config = make_atari_config("a3c", num_envs, encoder, num_steps)
+    with _assemble(config.replace(envs_per_worker=num_envs, **changes)) as parts:
+        yield _task_of_workers(parts)
 
 
 def make_config(algo: str, num_envs: int, net: str) -> Config:
@@ -94,6 +104,21 @@ def make_config(algo: str, num_envs: int, net: str) -> Config:
     )
 
 
+def make_atari_config(algo: str, num_envs: int, encoder: str, num_steps: int) -> Config:
+    """With the optimiser that stable-baselines3's A2C has, torch's RMSprop."""
+    config = make_config(algo, num_envs, "lecture").replace(
+        env_id=s.ATARI_ID,
+        atari_protocol="dqn",
+        encoder=encoder,
+        num_steps=num_steps,
+        optimizer="rmsprop",
+    )
+    env = config.env
+    protocol = (env.screen_size, env.frame_stack, env.frame_skip, env.noop_max, env.max_frames)
+    assert protocol == (s.SCREEN_SIZE, s.FRAME_STACK, s.FRAME_SKIP, s.NOOP_MAX, s.MAX_FRAMES)
+    return config
+
+
 def _assemble(config: Config, factory: EnvFactory | None = None) -> closing[Parts]:
     return closing(assemble(config, np.random.SeedSequence(0), factory))
 
@@ -114,12 +139,41 @@ def _task(parts: Parts, part: Part) -> Task:
         report = next(reports)
         return report.env_steps - before
 
-    def facts() -> dict[str, float]:
-        stated = parts.rollout_nbytes + parts.activations_nbytes  # by each worker
-        return {"stated_bytes": float(stated), **count_parameters(parts.model.parameters())}
-
     clock = perf_counter if part == "all" else lambda: _PARTS[part](report.phases)
-    return Task(work, clock, facts)
+    return Task(work, clock, lambda: _facts(parts))
+
+
+def _task_of_workers(parts: Parts) -> Task:
+    """A unit is what workers that wait for nobody have done from one report to the next."""
+    reports = parts.trainer.run()
+    report, is_open = next(reports), False
+
+    def work() -> int:
+        nonlocal report
+        before = report.env_steps
+        report = next(reports)
+        return report.env_steps - before
+
+    def clock() -> float:
+        """Seconds at the last report; a round begins with one, since steps before it are not its own."""
+        nonlocal report, is_open
+        is_open = not is_open
+        if is_open:
+            report = next(reports)
+        return report.train_wall_s
+
+    return Task(work, clock, lambda: _facts(parts))
+
+
+def _facts(parts: Parts) -> dict[str, float]:
+    """Bytes are those of one worker."""
+    facts = {
+        "rollout_bytes": float(parts.rollout_nbytes),
+        "activations_bytes": float(parts.activations_nbytes),
+        **count_parameters(parts.model.parameters()),
+    }
+    skip = parts.envs.frame_skip
+    return facts if skip == 1 else {**facts, "frames_per_step": float(skip)}
 
 
 @contextmanager
@@ -129,7 +183,7 @@ def env(num_envs: int, vec: str, num_steps: int = 16) -> Iterator[Task]:
     envs = build_envs(config, np.random.SeedSequence(0), _envpool if vec == "envpool" else None)
     with closing(envs):
         obs = np.zeros((num_steps + 1, num_envs, 4), np.float32)
-        start, flags = np.zeros((num_steps + 1, num_envs), np.bool_), np.zeros((3, num_steps, num_envs), np.bool_)
+        start, flags = np.zeros((num_steps + 1, num_envs), np.bool_), np.zeros((4, num_steps, num_envs), np.bool_)
         reward = np.zeros((num_steps, num_envs), np.float32)
         rows = [StepRow(obs[t + 1], start[t + 1], reward[t], *flags[:, t]) for t in range(num_steps)]
         actions = s.random_actions(num_steps, num_envs)
@@ -141,6 +195,24 @@ def env(num_envs: int, vec: str, num_steps: int = 16) -> Iterator[Task]:
             return int(np.count_nonzero(flags[2]))  # valid
 
         yield Task(work)
+
+
+@contextmanager
+def atari_env(num_envs: int, num_steps: int = 16) -> Iterator[Task]:
+    """Step emulators behind the adapter, by as many threads as a run has, into the rows of a rollout."""
+    config = make_atari_config("a2c", num_envs, "nature", num_steps)
+    with closing(build_envs(config.env, np.random.SeedSequence(0))) as envs:
+        rollout = allocate_rollout(config, envs, state_size=0)
+        rows = rollout.step_rows()
+        actions = s.random_actions(num_steps, num_envs, s.NUM_ATARI_ACTIONS)
+        envs.reset(rollout.obs[0].numpy(), rollout.start[0].numpy())
+
+        def work() -> int:
+            for action, row in zip(actions, rows, strict=True):
+                envs.step(action, row)
+            return int(rollout.valid.sum())
+
+        yield Task(work, facts=lambda: {"frames_per_step": float(envs.frame_skip)})
 
 
 @contextmanager

@@ -17,9 +17,18 @@ FROZEN = 1e-12
 GAMMA, GAE_LAMBDA = 0.99, 0.95
 ENT_COEF, VF_COEF, MAX_GRAD_NORM, ADAM_EPS = 0.01, 0.5, 0.5, 1e-5
 PPO_EPOCHS, PPO_MINIBATCHES, PPO_CLIP = 4, 4, 0.2
+ATARI_PPO_CLIP = 0.1
+
+# Atari by the protocol of Mnih et al. 2015, with FIRE pressed at a reset; each contestant's environments are set
+# to these numbers. Sticky actions are off and the action set is the game's own, as published scores have them.
+ATARI_ID = "ALE/Pong-v5"
+NUM_ATARI_ACTIONS = 6  # Pong's
+SCREEN_SIZE, FRAME_STACK, FRAME_SKIP, NOOP_MAX, MAX_FRAMES = 84, 4, 4, 30, 108_000
 
 # Does one unit of the workload and returns how many agent steps that was.
 Work = Callable[[], int]
+# Tells whatever else belongs in a row.
+Facts = Callable[[], dict[str, float]]
 # What of an iteration is the work: all of it, or only collecting or only updating.
 Part = Literal["all", "collect", "update"]
 
@@ -32,12 +41,12 @@ class Task:
         work: does one unit.
         clock: seconds that only count up while what is measured goes on.
         facts: whatever else belongs in the row, asked for after the last round: `parameters` of the network,
-            `stated_bytes` of memory.
+            `frames_per_step` where steps are of an emulator, `..._bytes` that it says it takes.
     """
 
     work: Work
     clock: Callable[[], float] = perf_counter
-    facts: Callable[[], dict[str, float]] = dict
+    facts: Facts = dict
 
     def __call__(self) -> int:
         return self.work()
@@ -55,6 +64,19 @@ NETS = {
 }
 
 
+class Cnn(NamedTuple):
+    """One trunk for actor and critic on stacks of frames, ReLU after every layer, scaled by 1/255."""
+
+    convs: tuple[tuple[int, int, int], ...]  # channels, kernel, stride
+    hidden_size: int
+
+
+CNNS = {
+    "nature": Cnn(((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512),  # Mnih et al. 2015
+    "a3c": Cnn(((16, 8, 4), (32, 4, 2)), 256),  # Mnih et al. 2016
+}
+
+
 class GaeInputs(NamedTuple):
     """Random rewards, values and ends of episodes, of which one row in twenty has either kind."""
 
@@ -68,6 +90,11 @@ class GaeInputs(NamedTuple):
         return self.terminated | self.truncated
 
 
+def frames() -> dict[str, float]:
+    """The fact that goes with steps of an emulator."""
+    return {"frames_per_step": float(FRAME_SKIP)}
+
+
 def gae_inputs(num_steps: int, num_envs: int) -> GaeInputs:
     random = np.random.default_rng(0)
     shape = (num_steps, num_envs)
@@ -79,5 +106,5 @@ def gae_inputs(num_steps: int, num_envs: int) -> GaeInputs:
     )
 
 
-def random_actions(num_steps: int, num_envs: int) -> NDArray[np.int64]:
-    return np.random.default_rng(0).integers(0, 2, size=(num_steps, num_envs))  # [T, N]
+def random_actions(num_steps: int, num_envs: int, num_actions: int = 2) -> NDArray[np.int64]:
+    return np.random.default_rng(0).integers(0, num_actions, size=(num_steps, num_envs))  # [T, N]

@@ -23,7 +23,8 @@ from fastac.build.parts import Parts
 from fastac.build.shares import resolve_workers, worker_share
 from fastac.build.sync import SyncParts, assemble_sync, build
 from fastac.build.worker import allocate_rollout, build_rule, check_device
-from fastac.config import AlgoName, Config, EnvConfig
+from fastac.config import AlgoName, Config, EnvConfig, is_atari
+from fastac.envs import has_native, is_image
 
 __all__ = [
     "EncoderFactory",
@@ -93,9 +94,14 @@ def default_config(env_id: str, algo: str | None, preset: str | None, factory: E
         return found
     if preset is not None:
         raise ValueError(f"preset is {preset!r}, expected one of {', '.join(presets.names(env_id))} for {env_id}.")
+    if is_atari(env_id):
+        has_native(env_id)  # raises for an unknown game
+        return presets.default(env_id, algo or "a2c", "image")
     envs = build_envs(EnvConfig(env_id, 1, "sync"), np.random.SeedSequence(0), factory)
     try:
-        continuous = isinstance(envs.single_action_space, Box)
+        kind: presets.Kind = "continuous" if isinstance(envs.single_action_space, Box) else "discrete"
+        if is_image(envs.single_observation_space):
+            kind = "image"
     finally:
         envs.close()
-    return presets.default(env_id, algo or "a2c", "continuous" if continuous else "discrete")
+    return presets.default(env_id, algo or "a2c", kind)

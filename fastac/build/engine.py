@@ -63,7 +63,7 @@ def build_engine(
         return StagedActor(network, sampler, rollout, generator), staged, staged.nbytes
     fused = FusedActor(network, sampler, rollout, generator, keeps)
     kept, goes_forward = fused.tape if keeps else None, config.algo.num_epochs > 1
-    gradient = FusedGradient(network, objective, rollout.obs.shape[-1], kept, rows, goes_forward)
+    gradient = FusedGradient(network, objective, kept, rows, goes_forward)
     return fused, gradient, fused.nbytes + gradient.nbytes
 
 

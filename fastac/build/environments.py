@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from fastac.config import Config, EnvConfig
+from fastac.config import Config, EnvConfig, is_atari
 from fastac.contract import VecEnv
 from fastac.envs import adapt, has_native, make_vec
 
@@ -20,6 +20,7 @@ EnvFactory: TypeAlias = Callable[[int], "VectorEnv[np.ndarray, np.ndarray, np.nd
 # costs its construction, and a step costs the same one after the other.
 _EVAL_ENVS_NATIVE = 128
 _EVAL_ENVS = 16
+_EVAL_GAMES = 25  # of 100 games a quarter each: the last ones end with few others left to share a forward with
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +96,16 @@ def build_evaluation_envs(
 ) -> VecEnv:
     """Build environments for one evaluation of so many episodes: batched where that is native, else few.
 
+    Atari games are full ones, whether or not a life ends what is learned from, and rows are whole stacks.
+
     Raises:
         ValueError: as `build_envs`.
     """
     if factory is not None:
         return build_envs(replace(config, num_envs=min(episodes, config.num_envs)), seed, factory)
+    if is_atari(config.env_id):
+        games = replace(config, num_envs=min(episodes, _EVAL_GAMES), envs_per_worker=None, episodic_life=False)
+        return make_vec(games, seed, whole_stacks=True)
     native = has_native(config.env_id) and config.vectorization in ("auto", "native")
     num_envs = min(episodes, _EVAL_ENVS_NATIVE if native else _EVAL_ENVS)
     return make_vec(EnvConfig(config.env_id, num_envs, "native" if native else "sync"), seed)

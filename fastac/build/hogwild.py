@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -28,9 +27,9 @@ from fastac.config import Config
 from fastac.contract import Asynchrony, StateTree, VecEnv, read_branch
 from fastac.models import (
     ActorCritic,
-    NoRewardNormalizer,
     ObsNormalizer,
     RewardNormalizer,
+    RewardScaler,
     RunningMoments,
     merge_moments,
 )
@@ -47,8 +46,6 @@ from fastac.trainers import (
     pool_all,
 )
 
-_RewardNormalizer: TypeAlias = RewardNormalizer | NoRewardNormalizer
-
 
 @dataclass(slots=True)
 class HogwildParts:
@@ -58,7 +55,7 @@ class HogwildParts:
     model: ActorCritic
     trainer: HogwildTrainer
     rollout: None
-    _reward_normalizer: _RewardNormalizer
+    _reward_normalizer: RewardScaler
     _param: Tensor  # the model's
     _shared: Vectors
     _board: Board
@@ -225,7 +222,7 @@ def _make_worker(
     return HogwildWorkerParts(worker.pair, worker, apply, board)
 
 
-def _find_moments(model: ActorCritic, reward_normalizer: _RewardNormalizer) -> dict[str, RunningMoments]:
+def _find_moments(model: ActorCritic, reward_normalizer: RewardScaler) -> dict[str, RunningMoments]:
     """Return the running statistics that there are, under the names that a group knows them by."""
     normalizers = {"obs": model.obs_normalizer, "reward": reward_normalizer}
     return {
@@ -235,7 +232,7 @@ def _find_moments(model: ActorCritic, reward_normalizer: _RewardNormalizer) -> d
     }
 
 
-def _copy_statistics(board: Board, model: ActorCritic, reward_normalizer: _RewardNormalizer) -> None:
+def _copy_statistics(board: Board, model: ActorCritic, reward_normalizer: RewardScaler) -> None:
     """Let the normalisers know what all workers have seen so far."""
     for name, moments in _find_moments(model, reward_normalizer).items():
         pooled = pool_all(board.statistics[name].view(), board.versions[name].view()[:, 0], merge_moments)

@@ -14,9 +14,11 @@ from torch import nn
 
 from fastac.config import ModelConfig
 from fastac.contract import StateTree, VecEnv, read_tensor
+from fastac.envs import is_image, observation_dtype
 from fastac.models import (
     ActorCritic,
     CategoricalHead,
+    ConvEncoder,
     GaussianHead,
     Head,
     IdentityCore,
@@ -26,6 +28,7 @@ from fastac.models import (
     NoObsNormalizer,
     ObsNormalizer,
     Trunk,
+    pick_net,
 )
 
 # Builds an encoder for observations of a space; the module maps `[..., *obs_shape]` to `[..., D]`.
@@ -45,28 +48,53 @@ def single_thread() -> Iterator[None]:
 
 def build_model(config: ModelConfig, envs: VecEnv, seed: int = 0, encoder: EncoderFactory | None = None) -> ActorCritic:
     """Build the network for the environments' spaces, initialised from `seed` without touching torch's CPU stream."""
-    obs_shape = envs.single_observation_space.shape
-    assert obs_shape is not None  # envs/ let only Box through
+    space = envs.single_observation_space
+    assert isinstance(space, Box)  # envs/ let nothing else through
+    if config.normalize_obs and is_image(space):
+        raise ValueError(
+            f"normalize_obs is True, expected False: observations are images {list(space.shape)}, and only vectors "
+            "are normalised by their statistics."
+        )
     with torch.random.fork_rng(devices=[]), single_thread():
         torch.manual_seed(seed)
-        make = encoder or (lambda _: MLPEncoder(obs_shape[0], config.hidden_sizes, config.activation))
-        trunks = [
-            _build_trunk(config, make(envs.single_observation_space), obs_shape)
-            for _ in range(1 if config.shared_trunk else 2)
-        ]
+        make = encoder or (lambda _: build_encoder(config, space))
+        trunks = [_build_trunk(config, make(space), space) for _ in range(1 if config.shared_trunk else 2)]
         head = build_head(envs.single_action_space, trunks[0].core.output_size, config)
-        normalizer = ObsNormalizer(obs_shape) if config.normalize_obs else NoObsNormalizer()
+        normalizer = ObsNormalizer(space.shape) if config.normalize_obs else NoObsNormalizer()
         # In evaluation mode for good: with dropout, or statistics of the batch, the forward that learns
         # would differ from the one that acted, and evaluations would change the model.
         return ActorCritic(trunks, head, normalizer).eval()
 
 
-def _build_trunk(config: ModelConfig, encoder: nn.Module, obs_shape: tuple[int, ...]) -> Trunk:
-    features = encoder(torch.zeros(2, *obs_shape))
-    if features.dim() != 2 or features.shape[0] != 2:
+def build_encoder(config: ModelConfig, space: Box) -> MLPEncoder | ConvEncoder:
+    """Build the encoder for an observation space.
+
+    Raises:
+        ValueError: the encoder is for other observations, or for larger images.
+    """
+    if not is_image(space):
+        if config.encoder not in ("auto", "mlp"):
+            raise ValueError(
+                f"encoder is {config.encoder!r}, expected 'mlp' or 'auto': observations are vectors of "
+                f"{space.shape[0]} numbers."
+            )
+        return MLPEncoder(space.shape[0], config.hidden_sizes, config.activation)
+    rows, columns, last = space.shape
+    obs_shape = rows, columns, last
+    net = pick_net(obs_shape) if config.encoder == "auto" else config.encoder
+    if net == "mlp":
         raise ValueError(
-            f"the encoder maps [2, {', '.join(map(str, obs_shape))}] to {list(features.shape)}, expected [2, D]."
+            f"encoder is 'mlp', expected nature, a3c, minatar or auto: observations are images {list(obs_shape)}."
         )
+    is_byte = space.dtype == np.uint8 and bool((space.high == 255).all())
+    return ConvEncoder(obs_shape, net, 1.0 / 255.0 if is_byte else 1.0)
+
+
+def _build_trunk(config: ModelConfig, encoder: nn.Module, space: Box) -> Trunk:
+    probe = np.zeros((2, *space.shape), observation_dtype(space))
+    features = encoder(torch.from_numpy(probe))
+    if features.dim() != 2 or features.shape[0] != 2:
+        raise ValueError(f"the encoder maps {list(probe.shape)} to {list(features.shape)}, expected [2, D].")
     size = features.shape[1]
     core = LSTMCore(size, config.lstm_size) if config.core == "lstm" else IdentityCore(size)
     return Trunk(encoder, core)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from fastac.build.environments import EnvFactory
-from fastac.config import Config, ConfigValue
+from fastac.config import Config, ConfigValue, is_atari
 from fastac.envs import has_native, picks_native
 from fastac.processes import count_physical_cores
 
@@ -14,6 +14,7 @@ from fastac.processes import count_physical_cores
 # else wants; else those in step wait for the slowest, and below this they may lose more than that.
 _LEAST_BATCHED_SHARE = 128
 _LEAST_SHARE = 2
+_LEAST_GAMES = 4  # Atari: an emulator's step is dear, and a forward of fewer rows hardly cheaper
 
 
 def worker_share(config: Config, env_factory: EnvFactory | None) -> Config:
@@ -24,6 +25,8 @@ def worker_share(config: Config, env_factory: EnvFactory | None) -> Config:
         return config
     share = config.env.num_envs // workers
     changes: dict[str, ConfigValue] = {"num_envs": share, "workers": 1}
+    if workers > 1 and is_atari(config.env.env_id) and config.env.env_threads is None:
+        changes["env_threads"] = 1  # for the same reason as below
     if config.env.vectorization == "auto" and env_factory is None and not picks_native(config.env, share):
         changes["vectorization"] = "sync"  # a worker has a core to itself: more processes would only share it
     return config.replace(**changes)
@@ -38,6 +41,8 @@ def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Co
         return config.replace(workers=most)
     is_batched = env_factory is not None or has_native(config.env.env_id)
     least = _LEAST_BATCHED_SHARE if is_batched else _LEAST_SHARE
+    if is_atari(config.env.env_id):
+        least = _LEAST_GAMES
     if config.algo.algo == "a3c":
         least = 1  # its workers wait for nobody
     for workers in range(most, 1, -1):

@@ -15,7 +15,7 @@ from fastac.build.shares import worker_share
 from fastac.build.worker import WorkerParts, build_rule, build_worker, check_device
 from fastac.config import Config
 from fastac.contract import Alone, Group, StateTree, VecEnv, read_branch
-from fastac.models import ActorCritic, NoRewardNormalizer, RewardNormalizer
+from fastac.models import ActorCritic, RewardScaler
 from fastac.rollout import Rollout
 from fastac.trainers import Crew, GroupMemory, MakeMember, NoCrew, SyncTrainer
 
@@ -28,7 +28,7 @@ class SyncParts:
     model: ActorCritic
     rollout: Rollout
     activations_nbytes: int
-    reward_normalizer: RewardNormalizer | NoRewardNormalizer
+    reward_normalizer: RewardScaler
     trainer: SyncTrainer
     crew: Crew | NoCrew
     asynchrony: None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from gymnasium.spaces import Box
 
@@ -12,8 +13,9 @@ from fastac.build.engine import build_engine
 from fastac.build.network import load_module
 from fastac.config import Config, OptimConfig
 from fastac.contract import Group, StateTree, VecEnv, read_branch
+from fastac.envs import observation_dtype
 from fastac.learner import Learner
-from fastac.models import ActorCritic, NoRewardNormalizer, RewardNormalizer
+from fastac.models import ActorCritic, NoRewardNormalizer, RewardClipper, RewardNormalizer, RewardScaler
 from fastac.rollout import Collector, FlatMinibatches, Rollout, SequenceMinibatches
 from fastac.trainers import Facts, Pair
 
@@ -36,7 +38,7 @@ class WorkerParts:
     model: ActorCritic
     rollout: Rollout
     activations_nbytes: int
-    reward_normalizer: RewardNormalizer | NoRewardNormalizer
+    reward_normalizer: RewardScaler
     pair: Pair
 
     def get_state(self) -> StateTree:
@@ -79,11 +81,11 @@ def build_worker(
     return WorkerParts(envs, model, rollout, nbytes, reward_normalizer, pair)
 
 
-def build_reward_normalizer(config: Config) -> RewardNormalizer | NoRewardNormalizer:
+def build_reward_normalizer(config: Config) -> RewardScaler:
     """Build what scales the rewards of all environments."""
-    if not config.model.normalize_reward:
-        return NoRewardNormalizer()
-    return RewardNormalizer(config.env.num_envs, config.algo.gamma)
+    if config.model.normalize_reward:
+        return RewardNormalizer(config.env.num_envs, config.algo.gamma)
+    return RewardClipper() if config.env.clip_rewards else NoRewardNormalizer()
 
 
 def build_rule(config: OptimConfig) -> Rule:
@@ -95,16 +97,18 @@ def build_rule(config: OptimConfig) -> Rule:
 
 def allocate_rollout(config: Config, envs: VecEnv, state_size: int) -> Rollout:
     """Allocate the run's one rollout."""
-    action_space = envs.single_action_space
-    assert envs.single_observation_space.shape is not None and action_space.shape is not None
+    obs_space, action_space = envs.single_observation_space, envs.single_action_space
+    assert obs_space.shape is not None and action_space.shape is not None
     return Rollout.allocate(
         config.algo.num_steps,
         config.env.num_envs,
-        envs.single_observation_space.shape,
+        obs_space.shape if envs.frame_stack == 1 else obs_space.shape[1:],
         action_space.shape,
         torch.float32 if isinstance(action_space, Box) else torch.int64,
         state_size,
         pin=config.run.device != "cpu",
+        obs_dtype=torch.from_numpy(np.empty(0, observation_dtype(obs_space))).dtype,
+        frame_stack=envs.frame_stack,
     )
 
 

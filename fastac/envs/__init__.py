@@ -3,7 +3,16 @@
 Owns autoreset modes, action clipping, environment state capture, and the probe environments.
 """
 
-from fastac.envs.make import adapt, has_native, make_vec, picks_native
-from fastac.envs.spaces import check_spaces
+from fastac.envs.make import adapt, film_game, has_native, make_vec, picks_native
+from fastac.envs.spaces import check_spaces, is_image, observation_dtype
 
-__all__ = ["adapt", "check_spaces", "has_native", "make_vec", "picks_native"]
+__all__ = [
+    "adapt",
+    "check_spaces",
+    "film_game",
+    "has_native",
+    "is_image",
+    "make_vec",
+    "observation_dtype",
+    "picks_native",
+]

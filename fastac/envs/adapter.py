@@ -20,6 +20,7 @@ class VectorAdapter(ABC):
     """What the three modes share; a `VecEnv`."""
 
     frame_skip: int = 1
+    frame_stack: int = 1
 
     def __init__(self, env: BatchedEnv, seed: int, description: str) -> None:
         """Wrap `env`, which is the adapter's to close from now on."""

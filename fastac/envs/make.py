@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
 import time
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv
 
-from fastac.config import EnvConfig
+from fastac.config import EnvConfig, is_atari
 from fastac.contract import EnvFailure, VecEnv
 from fastac.envs.adapter import wrap
+from fastac.envs.atari import AtariEnvs, FilmedGame, draw_seeds
 from fastac.envs.failure import describe
 from fastac.envs.process import ProcessEnvs
 from fastac.envs.spaces import check_spaces
@@ -35,12 +37,16 @@ _TRIAL_S = 0.05
 # `auto` has the choice: CartPole's batch takes 40 us for one and for five of them, a single one 7 us.
 _LEAST_NATIVE = 6
 
-# What an environment of a Gymnasium family (or id namespace) needs installed, as an extra of fastac.
-_EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "ALE": "atari"}
+# The families of Gymnasium that need something installed, which is the extra of fastac of that name.
+_EXTRAS = ("box2d", "mujoco")
 
 
 def make_vec(
-    config: EnvConfig, seed: np.random.SeedSequence, num_envs: int | None = None, render_mode: str | None = None
+    config: EnvConfig,
+    seed: np.random.SeedSequence,
+    num_envs: int | None = None,
+    render_mode: str | None = None,
+    whole_stacks: bool = False,
 ) -> VecEnv:
     """Build the environments that `config` names, batched as it asks.
 
@@ -49,7 +55,9 @@ def make_vec(
         seed: the parent of every environment's random stream.
         num_envs: how many, in place of the configured number.
         render_mode: Gymnasium's; environments that render are always batched by `SyncEnvs`, which
-            has a `render` method.
+            has a `render` method. Atari games have `film_game` instead.
+        whole_stacks: where an observation is a stack of frames, write all of them and not only the newest:
+            `frame_stack` is 1 then, which is what does not keep rows wants.
 
     Raises:
         ValueError: an unknown id, a missing package, a space or a vectorization that does not go.
@@ -57,6 +65,10 @@ def make_vec(
     """
     num_envs = config.num_envs if num_envs is None else num_envs
     spec = _find_spec(config.env_id)
+    if is_atari(config.env_id):
+        if render_mode is not None:
+            raise ValueError(f"render_mode is {render_mode!r}, expected None: {config.env_id} is filmed by film_game.")
+        return _make_atari(config, _find_game(spec), draw_seeds(seed, num_envs), whole_stacks)
     if render_mode is None and picks_native(config, num_envs):
         return _make_native(config.env_id, seed, num_envs)
     seeds = [_to_int(child) for child in seed.spawn(num_envs)]
@@ -92,9 +104,22 @@ def picks_native(config: EnvConfig, num_envs: int) -> bool:
     offered = has_native(config.env_id)
     if config.vectorization == "native" and not offered:
         raise ValueError(f"vectorization is 'native' but {config.env_id} has no batched version: use auto or sync.")
-    return offered and (
-        config.vectorization == "native" or (config.vectorization == "auto" and num_envs >= _LEAST_NATIVE)
-    )
+    least = 1 if is_atari(config.env_id) else _LEAST_NATIVE
+    return offered and (config.vectorization == "native" or (config.vectorization == "auto" and num_envs >= least))
+
+
+def film_game(config: EnvConfig) -> FilmedGame:
+    """Build one Atari game under the protocol of `config`, which is played to its end and renders its colours.
+
+    Raises:
+        ValueError: an unknown id, or a missing package.
+        EnvFailure: it could not be built.
+    """
+    game = _find_game(_find_spec(config.env_id))
+    try:
+        return FilmedGame(config, game)
+    except Exception as error:
+        raise _explain(config.env_id, error) from error
 
 
 def adapt(env: BatchedEnv, seed: np.random.SeedSequence) -> VecEnv:
@@ -127,6 +152,14 @@ def _make_native(env_id: str, seed: np.random.SeedSequence, num_envs: int) -> Ve
     except ValueError:
         env.close()
         raise
+
+
+def _make_atari(config: EnvConfig, game: str, seeds: list[int], whole_stacks: bool) -> AtariEnvs:
+    threads = min(config.env_threads or count_cores(), len(seeds), os.cpu_count() or 1)
+    try:
+        return AtariEnvs(config, game, seeds, threads, whole_stacks)
+    except Exception as error:
+        raise _explain(config.env_id, error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,15 +222,32 @@ def _find_spec(env_id: str) -> EnvSpec:
             importlib.import_module(module)
         except Exception as error:  # foreign code, which may raise anything
             raise ValueError(f"env_id is {env_id!r}, but {module!r} cannot be imported ({describe(error)}).") from error
+    if is_atari(name):
+        _register_atari(env_id)
     spec = gym.registry.get(name)
     if spec is not None:
         return spec
-    namespace = name.partition("/")[0]
-    if namespace in _EXTRAS:
-        raise ValueError(f"env_id is {env_id!r}, which needs a package: pip install 'fastac[{_EXTRAS[namespace]}]'.")
     near = get_close_matches(name, gym.registry, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "expected a registered id, or module:id."
     raise ValueError(f"env_id is {env_id!r}, which Gymnasium does not know: {hint}")
+
+
+def _register_atari(env_id: str) -> None:
+    """Import ale-py, which registers its games with Gymnasium."""
+    try:
+        importlib.import_module("ale_py.vector_env")
+    except ImportError as error:
+        raise ValueError(
+            f"env_id is {env_id!r}, which needs a package ({describe(error)}): pip install 'fastac[atari]'."
+        ) from error
+
+
+def _find_game(spec: EnvSpec) -> str:
+    """Return ALE's name of a registered game."""
+    game = spec.kwargs.get("game")
+    if not isinstance(game, str):
+        raise ValueError(f"env_id is {spec.id!r}, which is registered without a game of ALE: name it another way.")
+    return game
 
 
 def _make_trial(env_id: str) -> SingleEnv:
@@ -213,7 +263,7 @@ def _explain(env_id: str, error: Exception) -> Exception:
     """Return the error to raise where an environment could not be built."""
     if isinstance(error, (gym.error.DependencyNotInstalled, ImportError)):
         entry_point = str(_find_spec(env_id).entry_point)
-        extras = [extra for family, extra in _EXTRAS.items() if f".{family}" in entry_point]
+        extras = [extra for extra in _EXTRAS if f".{extra}" in entry_point]
         hint = f"pip install 'fastac[{extras[0]}]'" if extras else "install what it names"
         return ValueError(f"{env_id} needs a package that is not installed ({describe(error)}): {hint}.")
     return EnvFailure(f"{env_id} could not be built ({describe(error)}).")

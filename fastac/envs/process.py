@@ -56,12 +56,12 @@ class _SharedRow:
         self._obs = SharedArray((num_envs, *(obs_space.shape or ())), space_dtype(obs_space))
         self._action = SharedArray((num_envs, *(action_space.shape or ())), action_dtype(action_space))
         self._reward = SharedArray((num_envs,), np.dtype(np.float32))
-        self._flags = SharedArray((4, num_envs), np.dtype(np.bool_))
+        self._flags = SharedArray((5, num_envs), np.dtype(np.bool_))
 
     def view(self, envs: slice) -> tuple[ActionArray, StepRow]:
         """Return the actions and the row of a slice of the environments."""
-        start, terminated, truncated, valid = self._flags.view()[:, envs]
-        row = StepRow(self._obs.view()[envs], start, self._reward.view()[envs], terminated, truncated, valid)
+        start, *flags = self._flags.view()[:, envs]
+        row = StepRow(self._obs.view()[envs], start, self._reward.view()[envs], *flags)
         return self._action.view()[envs], row
 
 
@@ -108,6 +108,7 @@ class ProcessEnvs:
     """A `VecEnv` whose environments live in worker processes."""
 
     frame_skip: int = 1
+    frame_stack: int = 1
 
     def __init__(
         self,

@@ -24,12 +24,12 @@ def check_spaces(observation_space: ArraySpace, action_space: ArraySpace) -> Non
 
 
 def _check_observation_space(space: ArraySpace) -> None:
-    if isinstance(space, Box) and len(space.shape) == 1 and space_dtype(space).kind in "fiu":
+    is_flat = isinstance(space, Box) and len(space.shape) == 1 and space_dtype(space).kind in "fiu"
+    if is_flat or (is_image(space) and space_dtype(space).kind in "fiub"):
         return
-    images = " (image observations come later)" if isinstance(space, Box) and len(space.shape) == 3 else ""
     raise ValueError(
-        f"the observation space is {space}, expected a Box of one dimension with a float or integer dtype{images}: "
-        "flatten it with gymnasium.wrappers.FlattenObservation."
+        f"the observation space is {space}, expected a Box of one dimension, or of three for an image, with a float or "
+        "integer dtype (an image's may be bool): flatten it with gymnasium.wrappers.FlattenObservation."
     )
 
 
@@ -95,6 +95,16 @@ def map_actions(space: ArraySpace) -> ActionMap:
 def action_dtype(space: ArraySpace) -> np.dtype[np.generic]:
     """Return the dtype of a policy's actions: float32 for a Box, int64 otherwise."""
     return np.dtype(np.float32 if isinstance(space, Box) else np.int64)
+
+
+def is_image(space: ArraySpace) -> bool:
+    """Return whether observations are images: `[C, H, W]` where the first side is below the last, else `[H, W, C]`."""
+    return isinstance(space, Box) and len(space.shape) == 3
+
+
+def observation_dtype(space: ArraySpace) -> np.dtype[np.generic]:
+    """Return the dtype in which observations are stored: uint8 for images of such bytes, else float32."""
+    return np.dtype(np.uint8 if is_image(space) and space_dtype(space) == np.uint8 else np.float32)
 
 
 def space_dtype(space: ArraySpace) -> np.dtype[np.generic]:

@@ -22,6 +22,7 @@ class SyncEnvs:
     """
 
     frame_skip: int = 1
+    frame_stack: int = 1
 
     def __init__(
         self, build: Callable[[], SingleEnv], seeds: Sequence[int], description: str, first_index: int = 0

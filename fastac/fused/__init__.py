@@ -1,4 +1,4 @@
-"""Networks of linear layers without autograd: acting leaves its activations behind, and learning starts from them.
+"""Networks of fastac's own layers without autograd: acting leaves its activations behind, learning starts from them.
 
 The readable twin is `ActorCritic` under autograd, which tests hold this to.
 """

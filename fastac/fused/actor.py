@@ -34,19 +34,18 @@ class FusedActor:
         self, network: FusedNetwork, sampler: Sampler, rollout: Rollout, generator: Generator, keeps: bool
     ) -> None:
         """Bind the network to the rollout; `generator` drives the actions."""
-        steps, envs, size = rollout.num_steps, rollout.num_envs, rollout.obs.shape[-1]
+        steps, envs = rollout.num_steps, rollout.num_envs
         self._rollout, self._sampler, self._generator = rollout, sampler, generator
         self._network, self.keeps = network, keeps
         # For one step, of which nothing is kept; also for the row after the last, and for observations beside.
-        one = Tape(network, envs, size, left_out=len(network.sizes))
-        self.tape = Tape.kept(network, steps, envs, size) if keeps else one
+        one = Tape.for_step(network, envs)
+        self.tape = Tape.kept(network, steps, envs) if keeps else one
         begins = [t * envs if keeps else 0 for t in range(steps)]
         self._passes = [Pass(network, self.tape, at, at + envs, acts=True) for at in begins]
         self._last, self._beside = (Pass(network, one, 0, envs, acts=True) for _ in range(2))
-        self._beside_obs = torch.empty_like(rollout.obs[0])
+        self._beside_obs = rollout.observations.empty(envs)
         noise_nbytes = steps * sampler.draw_noise((envs,), torch.Generator()).nbytes
         self._nbytes = one.nbytes + (self.tape.nbytes if keeps else 0) + noise_nbytes
-        self._obs = list(rollout.obs)
         self._action, self._log_prob = list(rollout.action), list(rollout.log_prob)
         self._value = list(rollout.value.numpy())
         self._step_value = [step.value.numpy() for step in self._passes]
@@ -65,13 +64,13 @@ class FusedActor:
     def act(self, t: int) -> None:
         """Write row t."""
         step = self._passes[t]
-        step.forward(self._obs[t])
+        step.forward(self._rollout.observation(t))
         self._sampler.sample(step.params, self._noise[t], self._action[t], self._log_prob[t])
         self._value[t][:] = self._step_value[t]
 
     def value(self, t: int) -> None:
         """Write row t of values."""
-        self._last.forward_critic(self._obs[t])
+        self._last.forward_critic(self._rollout.observation(t))
         self._value[t][:] = self._last.value.numpy()
 
     def value_of(self, obs: Tensor) -> Tensor:

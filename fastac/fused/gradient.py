@@ -14,6 +14,16 @@ from fastac.rollout import Batch
 # Rows per pass: their activations and gradients (1.5 MB at two layers of 128) stay in a core's own cache
 # from the forward to the backward. See benchmarks/LOG.md for the rates at other sizes.
 CHUNK = 1024
+# Images do not fit there anyhow (200 kB a row for the Nature net), and what a pass pays once, the linear layer's
+# weights and their gradient, asks for many rows. Beyond this nothing is gained.
+_CHUNK_BYTES = 2**25
+
+
+def chunk_rows(network: FusedNetwork, rows: int) -> int:
+    """Return into passes of how many rows so many are best cut: as few passes as can be, and alike."""
+    row_bytes = 4 * (network.num_inputs + sum(network.sizes))
+    num_passes = -(-rows // min(CHUNK, _CHUNK_BYTES // row_bytes))
+    return -(-rows // num_passes)
 
 
 class FusedObjective(Protocol):
@@ -39,7 +49,6 @@ class FusedGradient:
         self,
         network: FusedNetwork,
         objective: FusedObjective,
-        obs_size: int,
         kept: Tape | None,
         max_rows: int,
         goes_forward: bool = True,
@@ -49,14 +58,13 @@ class FusedGradient:
         Args:
             network: what to differentiate.
             objective: what to minimise.
-            obs_size: D.
             kept: the activations of the rollout that acting leaves behind, or None.
             max_rows: of a batch.
             goes_forward: whether there are batches that the kept activations are not of.
         """
-        rows = min(CHUNK, max_rows)
+        rows = chunk_rows(network, max_rows)
         self._network, self._objective, self._kept = network, objective, kept
-        self._own = Tape(network, rows if goes_forward or kept is None else 0, obs_size)
+        self._own = Tape(network, rows if goes_forward or kept is None else 0)
         self._scratch = Scratch(network, rows)
         self._terms = torch.zeros(5, dtype=torch.float64)
         self._passes: dict[tuple[bool, int, int], BackwardPass] = {}

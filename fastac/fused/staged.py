@@ -48,10 +48,9 @@ class StagedActor:
         """Bind the network to the rollout, which is pinned; `generator` (CPU) drives the actions."""
         envs, device = rollout.num_envs, network.device
         self._rollout, self._sampler, self._generator = rollout, sampler, generator
-        self._pass = Pass(network, Tape(network, envs, rollout.obs.shape[-1]), 0, envs)
-        self._obs, self._action, self._log_prob = (
-            rows[0].to(device, copy=True) for rows in (rollout.obs, rollout.action, rollout.log_prob)
-        )
+        self._pass = Pass(network, Tape(network, envs, pass_rows=envs), 0, envs)
+        self._obs = rollout.observations.empty(envs).to(device)
+        self._action, self._log_prob = (rows[0].to(device, copy=True) for rows in (rollout.action, rollout.log_prob))
         self._one_noise = sampler.draw_noise((envs,), torch.Generator()).to(device)
         self._forward = capture(self._look_and_sample, device)
         self._forward_critic = capture(lambda: self._pass.forward_critic(self._obs), device)
@@ -69,7 +68,7 @@ class StagedActor:
     def act(self, t: int) -> None:
         """Write row t; the actions are waited for, since the environments need them."""
         rollout = self._rollout
-        self._obs.copy_(rollout.obs[t], non_blocking=True)
+        self._obs.copy_(rollout.observation(t), non_blocking=True)
         self._one_noise.copy_(self._noise[t])
         self._forward()
         rollout.value[t].copy_(self._pass.value, non_blocking=True)
@@ -78,7 +77,7 @@ class StagedActor:
 
     def value(self, t: int) -> None:
         """Write row t of values."""
-        self._rollout.value[t].copy_(self.value_of(self._rollout.obs[t]))
+        self._rollout.value[t].copy_(self.value_of(self._rollout.observation(t)))
 
     def value_of(self, obs: Tensor) -> Tensor:
         """Value `obs`; there is no memory to go on from."""
@@ -105,8 +104,8 @@ class StagedGradient:
         """Allocate for batches shaped like `batch`; smaller ones go without captured graphs."""
         self._network, self._objective = network, objective
         self._batch = Batch(*(getattr(batch, f.name).to(network.device, copy=True) for f in fields(batch)))
-        rows, obs_size = batch.obs.shape
-        self._tape, self._scratch = Tape(network, rows, obs_size), Scratch(network, rows)
+        rows = batch.valid.shape[0]
+        self._tape, self._scratch = Tape(network, rows), Scratch(network, rows)
         self._scratch.params.zero_()
         self._scratch.value.zero_()
         self._terms = torch.zeros(5, dtype=torch.float64, device=network.device)

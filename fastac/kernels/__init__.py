@@ -15,6 +15,8 @@ from fastac.kernels.dispatch import (
     prepare_dense,
     rmsprop_step,
     sample_categorical,
+    scale_images,
+    stack_frames,
 )
 from fastac.kernels.fused_loss import fused_categorical_loss, fused_gaussian_loss
 from fastac.kernels.reference import gae_reference, moments_reference
@@ -34,4 +36,6 @@ __all__ = [
     "prepare_dense",
     "rmsprop_step",
     "sample_categorical",
+    "scale_images",
+    "stack_frames",
 ]

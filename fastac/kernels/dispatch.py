@@ -64,12 +64,16 @@ batch_moments = _dispatched(reference.batch_moments)
 sample_categorical = _dispatched(reference.sample_categorical)
 categorical_loss = _dispatched(reference.categorical_loss)
 gaussian_loss = _dispatched(reference.gaussian_loss)
+scale_images = _dispatched(reference.scale_images)
 adam_step = _dispatched(reference.adam_step)
 rmsprop_step = _dispatched(reference.rmsprop_step)
 # Networks on CUDA have captured graphs in its place.
 prepare_dense: Callable[[Tensor, Tensor, Tensor, str, Tensor], Callable[[], object]] = _ON_CPU.prepare_dense
-# Episodes are counted where envs live.
-find_episodes: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], int] = _ON_CPU.find_episodes
+# Episodes are counted, and frames stacked, where envs live.
+find_episodes: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], int] = (
+    _ON_CPU.find_episodes
+)
+stack_frames: Callable[[Tensor, Tensor, Tensor, Tensor], None] = _ON_CPU.stack_frames
 
 
 def cache_folder() -> str | None:

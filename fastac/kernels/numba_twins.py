@@ -37,6 +37,7 @@ _Floats: TypeAlias = NDArray[Any]
 _Doubles: TypeAlias = NDArray[np.float64]
 _Bools: TypeAlias = NDArray[np.bool_]
 _Ints: TypeAlias = NDArray[np.int64]
+_Bytes: TypeAlias = NDArray[np.uint8]
 _Kernel: TypeAlias = Callable[..., Any]
 _Number: TypeAlias = Any  # of whatever type Numba finds
 
@@ -144,6 +145,7 @@ def _array_at(element: types.Type) -> _Kernel:
 
 _floats, _doubles = _array_at(types.float32), _array_at(types.float64)
 _bools, _ints = _array_at(types.boolean), _array_at(types.int64)
+_bytes = _array_at(types.uint8)
 
 _F4, _F8, _B1, _I8 = torch.float32, torch.float64, torch.bool, torch.int64
 
@@ -1097,7 +1099,7 @@ def _any_done(terminated: _Bools, truncated: _Bools, start: int, num_envs: int) 
     return done != 0
 
 
-@_entry("i8(i8,i8,i8,i8,i8,i8,i8,i8,i8,i8)")
+@_entry("i8(i8,i8,i8,i8,i8,i8,i8,i8,i8,i8,i8)")
 def _find_episodes_at(
     num_steps: int,
     num_envs: int,
@@ -1105,6 +1107,7 @@ def _find_episodes_at(
     valid_at: int,
     terminated_at: int,
     truncated_at: int,
+    life_lost_at: int,
     running_return_at: int,
     running_length_at: int,
     return_at: int,
@@ -1112,7 +1115,11 @@ def _find_episodes_at(
 ) -> _Number:
     size = num_steps * num_envs
     reward, valid = _floats(reward_at, size), _bools(valid_at, size)
-    terminated, truncated = _bools(terminated_at, size), _bools(truncated_at, size)
+    terminated, truncated, life_lost = (
+        _bools(terminated_at, size),
+        _bools(truncated_at, size),
+        _bools(life_lost_at, size),
+    )
     running_return, running_length = _doubles(running_return_at, num_envs), _ints(running_length_at, num_envs)
     return_, length = _doubles(return_at, size), _ints(length_at, size)
     found, width = _U(0), _U(num_envs)
@@ -1121,14 +1128,14 @@ def _find_episodes_at(
         _add_row(reward, valid, running_return, running_length, start, width)
         if _any_done(terminated, truncated, start, width):
             for n in range(width):
-                if terminated[start + n] or truncated[start + n]:
+                if (terminated[start + n] and not life_lost[start + n]) or truncated[start + n]:
                     return_[found], length[found] = running_return[n], running_length[n]
                     running_return[n], running_length[n] = 0.0, 0
                     found += _U(1)
     return np.int64(found)
 
 
-_EPISODE_DTYPES = (_F4, _B1, _B1, _B1, _F8, _I8, _F8, _I8)
+_EPISODE_DTYPES = (_F4, _B1, _B1, _B1, _B1, _F8, _I8, _F8, _I8)
 
 
 def find_episodes(
@@ -1136,6 +1143,7 @@ def find_episodes(
     valid: Tensor,
     terminated: Tensor,
     truncated: Tensor,
+    life_lost: Tensor,
     running_return: Tensor,
     running_length: Tensor,
     return_: Tensor,
@@ -1145,12 +1153,93 @@ def find_episodes(
     num_steps, num_envs = reward.shape
     size = num_steps * num_envs
     addresses = _addresses(
-        (reward, valid, terminated, truncated, running_return, running_length, return_, length),
+        (reward, valid, terminated, truncated, life_lost, running_return, running_length, return_, length),
         _EPISODE_DTYPES,
-        (size, size, size, size, num_envs, num_envs, size, size),
+        (size, size, size, size, size, num_envs, num_envs, size, size),
     )
     found: int = _find_episodes_at(num_steps, num_envs, *addresses)
     return found
+
+
+# ---- frames -----------------------------------------------------------------------------------------
+
+
+@_entry("void(i8,i8,i8,i8,i8,i8,i8,i8,i8)")
+def _stack_frames_at(
+    num_steps: int,
+    num_envs: int,
+    num_rows: int,
+    depth: int,
+    frame_size: int,
+    frames_at: int,
+    age_at: int,
+    index_at: int,
+    stacks_at: int,
+) -> None:
+    frames = _bytes(frames_at, (depth - 1 + num_steps) * num_envs * frame_size)
+    age, index = _ints(age_at, num_steps * num_envs), _ints(index_at, num_rows)
+    stacks = _bytes(stacks_at, num_rows * depth * frame_size)
+    for m in range(num_rows):
+        row = index[m]
+        for lag in range(depth):
+            write = _U((m * depth + depth - 1 - lag) * frame_size)
+            if age[row] >= lag:
+                read = _U((row + (depth - 1 - lag) * num_envs) * frame_size)
+                for i in range(_U(frame_size)):
+                    stacks[write + i] = frames[read + i]
+            else:
+                for i in range(_U(frame_size)):
+                    stacks[write + i] = np.uint8(0)
+
+
+def stack_frames(frames: Tensor, age: Tensor, index: Tensor, stacks: Tensor) -> None:
+    """See `reference.stack_frames`."""
+    (num_steps, num_envs), (num_rows, depth) = age.shape, stacks.shape[:2]
+    frame_size = math.prod(frames.shape[2:])
+    sizes = ((depth - 1 + num_steps) * num_envs * frame_size, num_steps * num_envs, num_rows)
+    addresses = _addresses(
+        (frames, age, index, stacks), (torch.uint8, _I8, _I8, torch.uint8), (*sizes, num_rows * depth * frame_size)
+    )
+    _stack_frames_at(num_steps, num_envs, num_rows, depth, frame_size, *addresses)
+
+
+@_jit()
+def _scale_four(images: _Bytes, out: _Floats, start: int, num_pixels: int, scale: float) -> None:
+    for p in range(num_pixels):
+        read, write = start + p, start + p * _U(4)
+        out[write] = np.float32(images[read]) * scale
+        out[write + _U(1)] = np.float32(images[read + num_pixels]) * scale
+        out[write + _U(2)] = np.float32(images[read + _U(2) * num_pixels]) * scale
+        out[write + _U(3)] = np.float32(images[read + _U(3) * num_pixels]) * scale
+
+
+@_jit()
+def _scale_any(images: _Bytes, out: _Floats, start: int, num_channels: int, num_pixels: int, scale: float) -> None:
+    for c in range(num_channels):
+        read, write = start + c * num_pixels, start + c
+        for p in range(num_pixels):
+            out[write + p * num_channels] = np.float32(images[read + p]) * scale
+
+
+@_entry("void(i8,i8,i8,i8,i8,f8)")
+def _scale_images_at(
+    num_images: int, num_channels: int, num_pixels: int, images_at: int, out_at: int, scale: float
+) -> None:
+    size = num_channels * num_pixels
+    images, out = _bytes(images_at, num_images * size), _floats(out_at, num_images * size)
+    for m in range(num_images):
+        if num_channels == 4:  # stacks of Atari's frames: the four stores become vectors
+            _scale_four(images, out, _U(m * size), _U(num_pixels), np.float32(scale))
+        else:
+            _scale_any(images, out, _U(m * size), _U(num_channels), _U(num_pixels), np.float32(scale))
+
+
+def scale_images(images: Tensor, out: Tensor, scale: float) -> None:
+    """See `reference.scale_images`."""
+    num_images, num_channels, num_pixels = images.shape
+    size = num_images * num_channels * num_pixels
+    addresses = _addresses((images, out), (torch.uint8, _F4), (size, size))
+    _scale_images_at(num_images, num_channels, num_pixels, *addresses, scale)
 
 
 # ---- optimiser steps --------------------------------------------------------------------------------

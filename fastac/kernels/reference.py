@@ -304,6 +304,7 @@ def find_episodes(
     valid: Tensor,
     terminated: Tensor,
     truncated: Tensor,
+    life_lost: Tensor,
     running_return: Tensor,
     running_length: Tensor,
     return_: Tensor,
@@ -316,6 +317,7 @@ def find_episodes(
         valid: `[T, N]` bool.
         terminated: `[T, N]` bool.
         truncated: `[T, N]` bool.
+        life_lost: `[T, N]` bool: terminated only because a life was lost, so that the episode goes on.
         running_return: `[N]` float64, of the episodes so far, updated.
         running_length: `[N]` int64, likewise.
         return_: `[T * N]` float64; the first entries are written.
@@ -328,7 +330,7 @@ def find_episodes(
     for t in range(reward.shape[0]):
         running_return += torch.where(valid[t], reward[t].double(), 0.0)
         running_length += valid[t]
-        done = terminated[t] | truncated[t]  # [N]
+        done = (terminated[t] & ~life_lost[t]) | truncated[t]  # [N]
         ended = int(done.sum())
         return_[found : found + ended] = running_return[done]
         length[found : found + ended] = running_length[done]
@@ -336,6 +338,34 @@ def find_episodes(
         running_length[done] = 0
         found += ended
     return found
+
+
+def stack_frames(frames: Tensor, age: Tensor, index: Tensor, stacks: Tensor) -> None:
+    """Build the stacks that some rows of a rollout are observed as, out of frames that are stored once.
+
+    Args:
+        frames: `[S - 1 + T, N, *frame]` uint8; row t of the rollout is frame `S - 1 + t`.
+        age: `[T, N]` int64: how many frames of its episode came before a row's own.
+        index: `[M]` int64, `t * N + n` of each row.
+        stacks: `[M, S, *frame]` uint8, written: the newest frame last, zero before the episode's first.
+    """
+    size, num_envs = stacks.shape[1], frames.shape[1]
+    t, n = index // num_envs, index % num_envs  # [M]
+    for lag in range(size):
+        is_there = (age[t, n] >= lag).view(-1, *(1,) * (frames.dim() - 2))  # [M, 1, ...]
+        stacks[:, size - 1 - lag] = frames[t + size - 1 - lag, n] * is_there
+
+
+def scale_images(images: Tensor, out: Tensor, scale: float) -> None:
+    """Make floats of images, channels last: what a convolution reads.
+
+    Args:
+        images: `[M, C, P]` uint8, one plane of P pixels after the other; images whose channels are last
+            already are one plane.
+        out: `[M, P, C]`, written: images * scale.
+        scale: of every number.
+    """
+    torch.mul(images.transpose(1, 2), scale, out=out)
 
 
 def adam_step(

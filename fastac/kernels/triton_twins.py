@@ -545,8 +545,9 @@ def gaussian_loss(
     d_log_std += d_log_std_parts.sum(dim=0)
 
 
-# ---- optimiser steps --------------------------------------------------------------------------------
+# ---- images, optimiser steps ------------------------------------------------------------------------
 
-# A handful of torch's own elementwise kernels per update: nothing that a kernel of ours would be seen to save.
+# A handful of torch's own elementwise kernels: nothing that a kernel of ours would be seen to save.
+scale_images = reference.scale_images
 adam_step = reference.adam_step
 rmsprop_step = reference.rmsprop_step

@@ -2,13 +2,15 @@
 
 from fastac.models.actor_critic import ActorCritic, Trunk
 from fastac.models.cores import IdentityCore, LSTMCore
-from fastac.models.encoders import MLPEncoder
+from fastac.models.encoders import ConvEncoder, MLPEncoder, Shape, pick_net
 from fastac.models.heads import CategoricalHead, GaussianHead, Head, MultiCategoricalHead
 from fastac.models.normalizers import (
     NoObsNormalizer,
     NoRewardNormalizer,
     ObsNormalizer,
+    RewardClipper,
     RewardNormalizer,
+    RewardScaler,
     RunningMoments,
     merge_moments,
 )
@@ -16,6 +18,7 @@ from fastac.models.normalizers import (
 __all__ = [
     "ActorCritic",
     "CategoricalHead",
+    "ConvEncoder",
     "GaussianHead",
     "Head",
     "IdentityCore",
@@ -25,8 +28,12 @@ __all__ = [
     "NoObsNormalizer",
     "NoRewardNormalizer",
     "ObsNormalizer",
+    "RewardClipper",
     "RewardNormalizer",
+    "RewardScaler",
     "RunningMoments",
+    "Shape",
     "Trunk",
     "merge_moments",
+    "pick_net",
 ]

@@ -7,6 +7,8 @@ saved wherever weights are saved, and evaluation cannot change them.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -119,6 +121,17 @@ class RewardNormalizer(nn.Module):
         self.running.zero_()
 
 
+class RewardClipper(nn.Module):
+    """Clip rewards to [-1, 1] (Mnih et al. 2015): one learning rate for games whose scores differ a hundredfold."""
+
+    def forward(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
+        """Return a clipped copy of `reward`."""
+        return reward.clamp(-1.0, 1.0)
+
+    def restart_episodes(self) -> None:
+        """Do nothing."""
+
+
 class NoObsNormalizer(nn.Module):
     """The null twin: observations as they are."""
 
@@ -139,3 +152,6 @@ class NoRewardNormalizer(nn.Module):
 
     def restart_episodes(self) -> None:
         """Do nothing."""
+
+
+RewardScaler: TypeAlias = RewardNormalizer | RewardClipper | NoRewardNormalizer

@@ -51,7 +51,7 @@ class ModelActor:
         return self._policy.value(obs.to(self._device), self._state, going_on).cpu()
 
     def _look(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
-        return self._rollout.obs[t].to(self._device), self._state, self._rollout.start[t].to(self._device)
+        return self._rollout.observation(t).to(self._device), self._state, self._rollout.start[t].to(self._device)
 
     def forget(self) -> None:
         """Begin without memory."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastac.contract import EnvFailure, StepRow
+from fastac.rollout.observations import Observations, Rows, Stacks
 
 
 @dataclass(slots=True)
@@ -22,7 +23,7 @@ class Rollout:
     """T steps of N envs under the time contract (see `fastac.contract`).
 
     Attributes:
-        obs: `[T+1, N, *obs_shape]` float32, raw.
+        observations: of T+1 rows, raw.
         start: `[T+1, N]` bool.
         state: `[N, S]`, the recurrent state before row 0.
         action: `[T, N, *action_shape]`, int64 or float32, unclipped.
@@ -32,6 +33,7 @@ class Rollout:
         terminated: `[T, N]` bool.
         truncated: `[T, N]` bool.
         valid: `[T, N]` bool.
+        life_lost: `[T, N]` bool: terminated only because a life was lost.
         final_value: `[T, N]`: V(final observation) at truncated rows whose final observation came
             out of band, else 0. All zeros under NEXT_STEP, where value[t+1] is that value.
         out_of_band: `[T, N]` bool: the rows whose bootstrap is `final_value`.
@@ -39,7 +41,7 @@ class Rollout:
         return_: `[T, N]`, filled by the learner.
     """
 
-    obs: Tensor
+    observations: Observations
     start: Tensor
     state: Tensor
     action: Tensor
@@ -49,6 +51,7 @@ class Rollout:
     terminated: Tensor
     truncated: Tensor
     valid: Tensor
+    life_lost: Tensor
     final_value: Tensor
     out_of_band: Tensor
     advantage: Tensor
@@ -64,13 +67,20 @@ class Rollout:
         action_dtype: torch.dtype,
         state_size: int,
         pin: bool = False,
+        obs_dtype: torch.dtype = torch.float32,
+        frame_stack: int = 1,
     ) -> Rollout:
-        """Allocate zeros on the CPU, in pinned memory if copies go to a CUDA device."""
+        """Allocate zeros on the CPU, in pinned memory if copies go to a CUDA device.
+
+        Where `frame_stack` is S > 1, `obs_shape` is a frame's and an observation a stack of S.
+        """
         rows, rows_and_next = (num_steps, num_envs), (num_steps + 1, num_envs)
         zeros = partial(torch.zeros, pin_memory=pin)
+        start = zeros(rows_and_next, dtype=torch.bool)
+        obs = zeros(frame_stack - 1 + num_steps + 1, num_envs, *obs_shape, dtype=obs_dtype)
         return cls(
-            obs=zeros(*rows_and_next, *obs_shape),
-            start=zeros(rows_and_next, dtype=torch.bool),
+            observations=Rows(obs) if frame_stack == 1 else Stacks(obs, start, frame_stack),
+            start=start,
             state=zeros(num_envs, state_size),
             action=zeros(*rows, *action_shape, dtype=action_dtype),
             log_prob=zeros(rows),
@@ -79,11 +89,21 @@ class Rollout:
             terminated=zeros(rows, dtype=torch.bool),
             truncated=zeros(rows, dtype=torch.bool),
             valid=zeros(rows, dtype=torch.bool),
+            life_lost=zeros(rows, dtype=torch.bool),
             final_value=zeros(rows),
             out_of_band=zeros(rows, dtype=torch.bool),
             advantage=zeros(rows),
             return_=zeros(rows),
         )
+
+    @property
+    def obs(self) -> Tensor:
+        """`[T+1, N, *row_shape]`: observations, or the frames that they are stacks of."""
+        return self.observations.rows
+
+    def observation(self, t: int) -> Tensor:
+        """Return `[N, *obs_shape]` of row t, valid until the next call; t goes up from 0 by one."""
+        return self.observations.at(t)
 
     @property
     def num_steps(self) -> int:
@@ -109,17 +129,18 @@ class Rollout:
         """View the first `num_steps` rows as a rollout of their own; no copy."""
         if num_steps == self.num_steps:
             return self
-        cut = {f.name: getattr(self, f.name)[:num_steps] for f in fields(self)}
-        extra = {name: getattr(self, name)[: num_steps + 1] for name in ("obs", "start", "value")}
-        return replace(self, **(cut | extra | {"state": self.state}))
+        whole = {"observations": self.observations.first(num_steps), "state": self.state}
+        cut = {f.name: getattr(self, f.name)[:num_steps] for f in fields(self) if f.name not in whole}
+        extra = {name: getattr(self, name)[: num_steps + 1] for name in ("start", "value")}
+        return replace(self, **(cut | extra | whole))
 
     def step_rows(self) -> list[StepRow]:
         """Make the numpy views that each step writes, once."""
         obs, start = self.obs.numpy(), self.start.numpy()
         reward, valid = self.reward.numpy(), self.valid.numpy()
-        terminated, truncated = self.terminated.numpy(), self.truncated.numpy()
+        terminated, truncated, life_lost = self.terminated.numpy(), self.truncated.numpy(), self.life_lost.numpy()
         return [
-            StepRow(obs[t + 1], start[t + 1], reward[t], terminated[t], truncated[t], valid[t])
+            StepRow(obs[t + 1], start[t + 1], reward[t], terminated[t], truncated[t], valid[t], life_lost[t])
             for t in range(self.num_steps)
         ]
 
@@ -131,7 +152,7 @@ class Rollout:
         for name, rows in (("an observation", self.obs), ("a reward", self.reward)):
             # One reduction answers the usual case: NaN and inf both survive a sum. By torch, which is faster
             # here than numpy; a sum that overflows only leads to the closer look.
-            if math.isfinite(rows.sum().item()):
+            if not rows.is_floating_point() or math.isfinite(rows.sum().item()):
                 continue
             bad = np.argwhere(~np.isfinite(rows.numpy()))
             if len(bad):

@@ -49,9 +49,9 @@ class Collector:
         finished = np.zeros(self.rollout.num_envs, dtype=np.bool_)
         for t, row in enumerate(self._rows):
             self._step(t, phases)
-            for rows in (row.valid, row.reward, row.terminated, row.truncated):
+            for rows in (row.valid, row.reward, row.terminated, row.truncated, row.life_lost):
                 rows[finished] = 0
-            finished |= row.terminated | row.truncated
+            finished |= (row.terminated & ~row.life_lost) | row.truncated
             if finished.all():
                 break
         return self._end(t + 1, phases)
@@ -61,11 +61,12 @@ class Collector:
         before = perf_counter()
         rollout = self.rollout
         if self._fresh:
+            rollout.observations.forget()
             self.envs.reset(rollout.obs[0].numpy(), rollout.start[0].numpy())
             self._actor.forget()
             self._fresh = False
         else:
-            rollout.obs[0] = rollout.obs[self._last]
+            rollout.observations.carry(self._last)
             rollout.start[0] = rollout.start[self._last]
         rollout.final_value.zero_()
         rollout.out_of_band.zero_()
@@ -100,7 +101,8 @@ class Collector:
         broken = cut & ~np.isfinite(final_obs).reshape(len(cut), -1).all(axis=1)
         if broken.any():
             raise EnvFailure(f"env {np.flatnonzero(broken)[0]} returned a final observation that is not finite")
-        value = self._actor.value_of(torch.from_numpy(final_obs.astype(np.float32)))  # [N]
+        obs = torch.from_numpy(np.ascontiguousarray(final_obs)).to(self.rollout.obs.dtype)
+        value = self._actor.value_of(obs)  # [N]
         mask = torch.from_numpy(cut)
         self.rollout.final_value[t] = torch.where(mask, value, 0.0)
         self.rollout.out_of_band[t] = mask
@@ -108,7 +110,7 @@ class Collector:
     def get_state(self) -> StateTree:
         """Where collection stands: the next row's observation and start, and the actor."""
         return {
-            "obs": self.rollout.obs[self._last].clone(),
+            "observation": self.rollout.observations.get_state(self._last),
             "start": self.rollout.start[self._last].clone(),
             "actor": self._actor.get_state(),
         }
@@ -116,7 +118,7 @@ class Collector:
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`; the environments are restored apart."""
         self._last = 0
-        self.rollout.obs[0] = read_tensor(state, "obs")
+        self.rollout.observations.set_state(read_branch(state, "observation"))
         self.rollout.start[0] = read_tensor(state, "start")
         self._actor.set_state(read_branch(state, "actor"))
         self._fresh = False

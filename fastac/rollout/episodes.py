@@ -26,7 +26,7 @@ class EpisodeCounter:
 
     def count(self, rollout: Rollout) -> Episodes:
         """Take in a rollout, return the episodes that ended in it, in order of time, then env."""
-        rows = (rollout.reward, rollout.valid, rollout.terminated, rollout.truncated)
+        rows = (rollout.reward, rollout.valid, rollout.terminated, rollout.truncated, rollout.life_lost)
         room = [found[: rollout.reward.numel()] for found in self._found]
         num = find_episodes(*rows, self._return, self._length, *room)
         return_, length = (found[:num].numpy().copy() for found in room)

@@ -77,20 +77,26 @@ class FlatMinibatches:
         if self._rollout is not rollout:
             self._view(rollout)
         if self._num == 1:
+            rollout.observations.whole(self._whole.obs)
             yield self._whole
             return
         order = torch.randperm(len(self._whole.valid), generator=self._generator)
         for index in order.view(self._num, -1):
-            for f in fields(self._part)[:-1]:
+            rollout.observations.take(index, self._part.obs)
+            for f in fields(self._part)[1:-1]:  # all but obs and state
                 torch.index_select(getattr(self._whole, f.name), 0, index, out=getattr(self._part, f.name))
             yield self._part
 
     def _view(self, rollout: Rollout) -> None:
-        flat = [part.flatten(0, 1) for part in _rows(rollout)]
+        flat, observations = [part.flatten(0, 1) for part in _rows(rollout)], rollout.observations
         num = len(flat[0]) // self._num
         assert num * self._num == len(flat[0]), "minibatches of equal size, as the configuration promises"
-        self._rollout, self._whole = rollout, _batch(flat, rollout.state)
-        self._part = self._whole if self._num == 1 else _batch([part[:num].clone() for part in flat], rollout.state)
+        self._rollout = rollout
+        if self._num == 1:
+            self._whole = self._part = _batch([observations.batch(), *flat], rollout.state)
+            return
+        self._whole = _batch([observations.empty(0), *flat], rollout.state)  # its observations are taken by index
+        self._part = _batch([observations.empty(num), *(part[:num].clone() for part in flat)], rollout.state)
 
 
 class SequenceMinibatches:
@@ -106,32 +112,40 @@ class SequenceMinibatches:
 
     def split(self, rollout: Rollout) -> Iterator[Batch]:
         """Yield `[T, N / num_minibatches, ...]` each."""
-        parts = _rows(rollout)
+        rows, obs = _rows(rollout), rollout.observations
+        leading = rollout.num_steps, rollout.num_envs
         if self._num == 1:
-            yield _batch(parts, rollout.state)
+            whole = obs.batch()
+            obs.whole(whole)
+            yield _batch([whole.unflatten(0, leading), *rows], rollout.state)
             return
         order = torch.randperm(rollout.num_envs, generator=self._generator)
+        flat = torch.arange(rollout.valid.numel()).view(leading)  # [T, N]
         for index in order.chunk(self._num):
-            yield _batch([part[:, index] for part in parts], rollout.state[index])
+            part = obs.empty(len(flat) * len(index))
+            obs.take(flat[:, index].flatten(), part)
+            rest = [row[:, index] for row in rows]
+            yield _batch([part.unflatten(0, (len(flat), len(index))), *rest], rollout.state[index])
 
 
 def _rows(rollout: Rollout) -> list[Tensor]:
-    """List what a batch holds, `[T, N, ...]` each, in its order."""
-    rows = rollout.num_steps
+    """List what a batch holds besides observations, `[T, N, ...]` each, in its order."""
     return [
-        rollout.obs[:rows],
         rollout.action,
         rollout.log_prob,
         rollout.advantage,
         rollout.return_,
         rollout.valid,
-        rollout.start[:rows],
+        rollout.start[: rollout.num_steps],
     ]
 
 
 def _share(rollout: Rollout, num_minibatches: int) -> int:
-    """Return the memory of a copy of one minibatch; the whole rollout is not copied."""
-    return 0 if num_minibatches == 1 else sum(part.nbytes for part in _rows(rollout)) // num_minibatches
+    """Return the memory of a copy of one minibatch; of the whole rollout, only what is no view of it."""
+    observations = rollout.observations.batch_nbytes
+    if num_minibatches == 1:
+        return observations if rollout.observations.size > 1 else 0
+    return (observations + sum(part.nbytes for part in _rows(rollout))) // num_minibatches
 
 
 def _batch(parts: list[Tensor], state: Tensor) -> Batch:

@@ -53,8 +53,8 @@ from fastac.records import (
     save_checkpoint,
     versions,
 )
-from fastac.run.signals import stop_signals
-from fastac.run.state import Progress, env_steps_of, last_report
+from fastac.run.signals import Stop, stop_signals
+from fastac.run.state import Ending, Progress, env_steps_of, last_report
 from fastac.tools.efficiency import BareTimes, count_rows, efficiency, measure, rows_per_iteration
 from fastac.tools.evaluate import Evaluation
 from fastac.tools.evaluator import open_evaluator
@@ -72,6 +72,7 @@ class Session:
         directory: the run directory.
         tracker: mean return and rates so far.
         stop_signal: the signal that ended the run early, or None.
+        ended_by: why there are no more reports; None before that, and where who iterates has left.
         evaluation: the latest evaluation, or None.
         bare_times: what `finish` measured, or None.
     """
@@ -81,19 +82,24 @@ class Session:
         config: Config,
         directory: RunDirectory,
         parts: Parts,
+        began: float,
         env_factory: EnvFactory | None = None,
         encoder: EncoderFactory | None = None,
         state: StateTree | None = None,
         show_progress: bool = False,
         command: str = "",
     ) -> None:
-        """Take the assembled run; with `state`, continue from there. Made by `start` and `resume`."""
-        self._began = perf_counter()
+        """Take the assembled run; with `state`, continue from there. Made by `start` and `resume`.
+
+        `began` is what `perf_counter` said before it was assembled: from then on its minutes count.
+        """
+        self._began = began
         self.config, self.directory = config, directory
         self._env_factory = env_factory
         self.parts = parts
         self.tracker = ReturnTracker()
         self.stop_signal: signal.Signals | None = None
+        self.ended_by: Ending | None = None
         self._report: Report | None = None
         self.evaluation: Evaluation | None = None
         self.bare_times: BareTimes | None = None
@@ -164,7 +170,9 @@ class Session:
     def __iter__(self) -> Iterator[Report]:
         """Train; yield every report of the trainer, after it was logged, evaluated and saved as due.
 
-        Ends when the budget is spent, the target is reached, or SIGINT or SIGTERM asked to stop.
+        Ends when the budget of steps or minutes is spent, the target is reached, or SIGINT or SIGTERM asked to
+        stop; `ended_by` says which. The budget of minutes is looked at after every report, so that a run which
+        is late from the start still makes one.
 
         Raises:
             EnvFailure: an environment failed, in training or evaluation; the last checkpoint stays.
@@ -172,21 +180,22 @@ class Session:
             NonFiniteError: a loss or gradient is not finite; the state is saved under `failure/`.
             RecordError: the disk is full; the last checkpoint stays.
         """
-        if self._is_reached:  # resumed after its last evaluation: only the end is missing
-            return
+        if self._report is not None:  # resumed: perhaps only the end is missing
+            self.ended_by = self._find_ending(Stop())
+            if self.ended_by is not None:
+                return
         try:
             # Closed by name: what the end of a generator raises, such as a second Ctrl-C, would be lost otherwise.
             with stop_signals() as stop, closing(self.parts.trainer.run()) as reports:
                 for report in reports:
                     self._consume(report)
                     yield report
-                    if self._is_reached:
-                        break
-                    self.stop_signal = stop.signal
-                    if self.stop_signal:
+                    self.ended_by = self._find_ending(stop)
+                    if self.ended_by is not None:
                         break
                 else:
                     self.stop_signal = stop.signal  # it may have come after the last report
+                    self.ended_by = "env_steps" if stop.signal is None else "signal"
         except NonFiniteError as error:
             saved = self._save_failure()
             self._abandon()
@@ -206,16 +215,37 @@ class Session:
         target, best = self.config.run.until_return, self._progress.best_mean_return
         return target is not None and best is not None and best >= target
 
+    @property
+    def _total_wall_s(self) -> float:
+        return self._progress.total_wall_s + perf_counter() - self._began
+
+    def _find_ending(self, stop: Stop) -> Ending | None:
+        """Return why the run ends here, or None: it goes on, or all steps are spent, where the trainer itself ends."""
+        if self._is_reached:
+            return "until_return"
+        self.stop_signal = stop.signal
+        if self.stop_signal is not None:
+            return "signal"
+        run = self.config.run
+        if run.budget_minutes is None or self._steps_seen >= run.total_env_steps:
+            return None
+        return "minutes" if self._total_wall_s >= 60.0 * run.budget_minutes else None
+
     def _consume(self, report: Report) -> None:
         before = self._steps_seen
         self._record(report)
-        if _passes(self.config.run.eval_every, before, report.env_steps):
+        if _passes(self.config.run.eval_every, before, report.env_steps) and self._is_promising:
             self._is_due = True
         if self._is_due and self._pending is None:
             self._begin_evaluation(report)
         self._take_evaluation(wait=False)
         if _passes(self.config.run.checkpoint_every, before, report.env_steps):
             self._save()
+
+    @property
+    def _is_promising(self) -> bool:
+        least, mean_return = self.config.run.eval_from_return, self.tracker.mean_return
+        return least is None or (mean_return is not None and mean_return >= least)
 
     def _record(self, report: Report) -> None:
         self._report, self._steps_seen = report, report.env_steps
@@ -226,7 +256,7 @@ class Session:
         self._bar.update(report, self.tracker)
 
     def _begin_evaluation(self, report: Report, state: StateTree | None = None) -> None:
-        """Begin to play greedily, in environments of their own, with the present policy or an earlier state's."""
+        """Begin to play, in environments of their own, with the present policy or an earlier state's."""
         pending = _Pending(report.env_steps, report.train_wall_s, None, perf_counter())
         model: StateTree = {}
         if self._evaluator.is_beside:
@@ -245,7 +275,7 @@ class Session:
             return
         try:
             result = self._evaluator.take(wait)
-        except (EnvFailure, WorkerFailure):
+        except (EnvFailure, WorkerFailure, KeyboardInterrupt):
             with suppress(RecordError):
                 self._save()  # training itself is sound
             raise
@@ -332,8 +362,10 @@ class Session:
         if last is not None:
             self._record(last)
         report = self.report
-        if self._saved_at != report.env_steps:
-            self._save()  # before the evaluation, which may take long or fail
+        # Before the evaluation, which may take long or fail. What was saved before the minutes were over does not
+        # say that they are.
+        if self._saved_at != report.env_steps or self.ended_by == "minutes":
+            self._save()
         if self.stop_signal is None:
             self._take_evaluation(wait=True)
             if self.evaluation is None and self._is_reached and self._evaluator.is_beside:
@@ -402,13 +434,14 @@ class Session:
             "episodes": report.episodes,
             "train_wall_s": report.train_wall_s,
             "eval_wall_s": progress.eval_wall_s,
-            "total_wall_s": progress.total_wall_s + perf_counter() - self._began,
+            "total_wall_s": self._total_wall_s,
             "sps": self.tracker.sps,
             "sps_last_window": self.tracker.sps_window,
             "mean_return": self.tracker.mean_return,
             "eval_mean_return": evaluation.mean_return if evaluation else None,
             "eval_std_return": evaluation.std_return if evaluation else None,
             "best_eval_mean_return": progress.best_mean_return,
+            "eval_actions": config.run.eval_actions,
             "until_return": config.run.until_return,
             "solved": progress.solved if config.run.until_return is not None else None,
             "solved_wall_s": progress.solved_wall_s,
@@ -422,6 +455,7 @@ class Session:
             "workers": config.run.workers,
             "asynchrony": _describe_asynchrony(self.asynchrony),
             "vectorization": self.parts.description,
+            "ended_by": self.ended_by,
             "stopped_by": self.stop_signal.name if self.stop_signal else None,
             "versions": {**versions()},
             "git_commit": git_commit(),
@@ -437,8 +471,7 @@ class Session:
         }
 
     def _get_progress(self) -> StateTree:
-        total_wall_s = self._progress.total_wall_s + perf_counter() - self._began
-        return asdict(replace(self._progress, total_wall_s=total_wall_s))
+        return asdict(replace(self._progress, total_wall_s=self._total_wall_s))
 
     def _restore(self, state: StateTree) -> None:
         if not self.parts.set_state(read_branch(state, "parts")):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from fastac.contract import Episodes, Phases, Report, StateTree, read_branch, read_number
+
+# What a run ended by: a budget that was spent, the target's being reached, or a signal.
+Ending: TypeAlias = Literal["env_steps", "minutes", "until_return", "signal"]
 
 
 @dataclass(slots=True)
@@ -35,6 +39,11 @@ class Progress:
             eval_wall_s=read_number(state, "eval_wall_s"),
             total_wall_s=read_number(state, "total_wall_s"),
         )
+
+
+def wall_minutes_of(state: StateTree) -> float:
+    """Return how many minutes of wall-clock a run had taken when it was saved."""
+    return float(read_number(read_branch(state, "progress"), "total_wall_s")) / 60.0
 
 
 def env_steps_of(state: StateTree) -> int:

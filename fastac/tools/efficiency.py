@@ -30,13 +30,13 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from fastac.build import EnvFactory, Parts, allocate_rollout, build_envs, single_thread, worker_share
-from fastac.config import Config
+from fastac.config import Config, is_atari
 from fastac.contract import ActionArray
-from fastac.envs import picks_native
+from fastac.envs import observation_dtype, picks_native
 from fastac.envs.spaces import ArraySpace, map_actions
 from fastac.envs.state import BatchedEnv
 from fastac.fused import FusedNetwork, Tape, is_fusable
-from fastac.fused.gradient import CHUNK
+from fastac.fused.gradient import chunk_rows
 from fastac.fused.network import BackwardPass, Pass, Scratch
 from fastac.models import ActorCritic
 
@@ -138,14 +138,14 @@ def measure(
     keeps = share.keeps_forward
     # What an update reads: whole sequences where the model remembers.
     lead = (rows, num_envs // shares) if model.state_size else (max(1, rows * num_envs // shares),)
-    obs_shape = parts.envs.single_observation_space.shape or ()
+    obs_space = parts.envs.single_observation_space
     with single_thread():
         with _stepping(share, env_factory, rng) as step:
             env_s = time_call(step, clock)
         network: _Network = (
-            _FusedNetwork(model, num_envs, lead[0], obs_shape[0], keeps, rng)
+            _FusedNetwork(model, num_envs, lead[0], obs_space, keeps, rng)
             if is_fusable(model)
-            else _ModuleNetwork(model, num_envs, lead, obs_shape, rng)
+            else _ModuleNetwork(model, num_envs, lead, obs_space, rng)
         )
         per_row = num_envs / math.prod(lead)
         forward_s = time_call(network.act, clock)
@@ -186,7 +186,7 @@ def _stepping(config: Config, env_factory: EnvFactory | None, rng: np.random.Gen
     """Yield what steps new environments once, with random actions.
 
     A Gymnasium batch that resets by itself is stepped without fastac around it; environments that
-    fastac batches are stepped by what batches them.
+    fastac batches, and Atari games, whose protocol it sets, are stepped by what does so.
     """
     batch = _make_batch(config, env_factory)
     if batch is not None and batch.metadata.get("autoreset_mode") == AutoresetMode.DISABLED:
@@ -208,10 +208,10 @@ def _stepping(config: Config, env_factory: EnvFactory | None, rng: np.random.Gen
 
 
 def _make_batch(config: Config, env_factory: EnvFactory | None) -> BatchedEnv | None:
-    """Return the run's kind of Gymnasium batch, or None where fastac batches single environments."""
+    """Return the run's kind of Gymnasium batch, or None where that is not what the run steps."""
     if env_factory is not None:
         return env_factory(config.env.num_envs)
-    if not picks_native(config.env, config.env.num_envs):
+    if is_atari(config.env.env_id) or not picks_native(config.env, config.env.num_envs):
         return None
     return gym.make_vec(config.env.env_id, num_envs=config.env.num_envs, vectorization_mode="vector_entry_point")
 
@@ -253,22 +253,25 @@ class _FusedNetwork:
     """A fused network, chunk by chunk as `FusedGradient` goes through a batch."""
 
     def __init__(
-        self, model: ActorCritic, num_envs: int, rows: int, obs_size: int, keeps: bool, rng: np.random.Generator
+        self, model: ActorCritic, num_envs: int, rows: int, obs_space: ArraySpace, keeps: bool, rng: np.random.Generator
     ) -> None:
         """Allocate for `num_envs` rows to act on and `rows` to learn from, the latter at once where they are kept."""
         for param in model.parameters():
             param.grad = torch.zeros_like(param)
-        network, chunk = FusedNetwork(model), min(CHUNK, rows)
-        steps = rows // num_envs if keeps else 1
-        tape = Tape.kept(network, steps, num_envs, obs_size) if keeps else Tape(network, max(chunk, num_envs), obs_size)
-        obs = _draw(rng, num_envs, obs_size)
+        network = FusedNetwork(model)
+        chunk, steps = chunk_rows(network, rows), rows // num_envs if keeps else 1
+        acting = Tape.kept(network, steps, num_envs) if keeps else Tape.for_step(network, num_envs)
+        tape = acting if keeps else Tape(network, chunk)
+        obs = _draw_obs(rng, (num_envs,), obs_space)
         network.refresh()
-        self._acting = cycle([(Pass(network, tape, t * num_envs, (t + 1) * num_envs, True), obs) for t in range(steps)])
+        begins = range(0, steps * num_envs, num_envs)
+        self._acting = cycle([(Pass(network, acting, at, at + num_envs, acts=True), obs) for at in begins])
         scratch = Scratch(network, chunk)
         self._passes: list[tuple[BackwardPass, Tensor]] = []
         for begin in range(0, rows, chunk):
             num, at = min(chunk, rows - begin), begin if keeps else 0
-            self._passes.append((BackwardPass(network, tape, at, at + num, scratch), _draw(rng, num, obs_size)))
+            step = BackwardPass(network, tape, at, at + num, scratch)
+            self._passes.append((step, _draw_obs(rng, (num,), obs_space)))
         scratch.params.copy_(_draw(rng, *scratch.params.shape))
         scratch.value.copy_(_draw(rng, *scratch.value.shape))
 
@@ -296,13 +299,13 @@ class _ModuleNetwork:
         model: ActorCritic,
         num_envs: int,
         lead: tuple[int, ...],
-        obs_shape: tuple[int, ...],
+        obs_space: ArraySpace,
         rng: np.random.Generator,
     ) -> None:
         """Draw observations `[N, *obs_shape]` to act on and `[*lead, *obs_shape]` to learn from."""
         self._model = model
         self._acting, self._learning = (
-            (_draw(rng, *rows, *obs_shape), model.initial_state(rows[-1]), torch.zeros(rows, dtype=torch.bool))
+            (_draw_obs(rng, rows, obs_space), model.initial_state(rows[-1]), torch.zeros(rows, dtype=torch.bool))
             for rows in ((num_envs,), lead)
         )
 
@@ -320,6 +323,14 @@ class _ModuleNetwork:
     def backward(self) -> None:
         """See `_Network`; the graph is kept."""
         torch.autograd.backward(self._outputs, self._d_outputs, retain_graph=True)
+
+
+def _draw_obs(rng: np.random.Generator, rows: tuple[int, ...], space: ArraySpace) -> Tensor:
+    """Draw observations `[*rows, *obs_shape]` in the dtype that they are stored in."""
+    shape = (*rows, *(space.shape or ()))
+    if observation_dtype(space) == np.uint8:
+        return torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
+    return _draw(rng, *shape)
 
 
 def _draw(rng: np.random.Generator, *shape: int) -> Tensor:

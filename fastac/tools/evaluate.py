@@ -1,4 +1,4 @@
-"""Greedy evaluation in raw reward, without bias to short episodes."""
+"""Evaluation in raw reward, by greedy or sampled actions, without bias to short episodes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Generator, Tensor
 
+from fastac.build.environments import to_int
+from fastac.config import ActionChoice
 from fastac.contract import EnvFailure, ObsArray, Policy, StepRow, VecEnv
+from fastac.envs import observation_dtype
 
 _MAX_LENGTH = 100_000  # several times the longest of Gymnasium's own time limits
+_NO_ENV = 2**31  # of a seed's children, one that is no environment's
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class _Slots:
     def __init__(self, envs: VecEnv) -> None:
         shape, num = envs.single_observation_space.shape, envs.num_envs
         assert shape is not None
-        self.obs: ObsArray = np.zeros((num, *shape), dtype=np.float32)
+        self.obs: ObsArray = np.zeros((num, *shape), dtype=observation_dtype(envs.single_observation_space))
         self.start = np.zeros(num, dtype=np.bool_)
         self.row = StepRow(
             obs=self.obs,
@@ -56,14 +61,32 @@ class _Slots:
             terminated=np.zeros(num, dtype=np.bool_),
             truncated=np.zeros(num, dtype=np.bool_),
             valid=np.zeros(num, dtype=np.bool_),
+            life_lost=np.zeros(num, dtype=np.bool_),
         )
 
 
-def evaluate(policy: Policy, envs: VecEnv, episodes: int, device: torch.device) -> Evaluation:
-    """Play `episodes` greedy episodes from fresh resets.
+def action_noise(actions: ActionChoice, seed: np.random.SeedSequence) -> Generator | None:
+    """Return what `evaluate` samples from, a stream apart from those of environments built from `seed`; or None."""
+    if actions == "greedy":
+        return None
+    child = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, _NO_ENV))
+    return Generator().manual_seed(to_int(child))
+
+
+def evaluate(
+    policy: Policy, envs: VecEnv, episodes: int, device: torch.device, noise: Generator | None = None
+) -> Evaluation:
+    """Play `episodes` episodes from fresh resets.
 
     Every env is assigned its number of episodes beforehand and all of them count: stopping at the
     first so many that finish would favour short ones.
+
+    Args:
+        policy: on `device`.
+        envs: whose rows are whole observations, and whose episodes whole games.
+        episodes: how many in all.
+        device: where `policy` is.
+        noise: drives sampled actions (CPU); None takes the most likely ones.
 
     Raises:
         EnvFailure: an environment failed, or its episode does not end.
@@ -79,7 +102,7 @@ def evaluate(policy: Policy, envs: VecEnv, episodes: int, device: torch.device) 
     lengths: list[int] = []
     total, length = np.zeros(num), np.zeros(num, dtype=np.int64)  # [N], of the episode so far
     while quota.any():
-        action, state = policy.greedy(obs.to(device), state, start.to(device))
+        action, state = _choose(policy, obs.to(device), state, start.to(device), noise)
         envs.step(action.cpu().numpy(), slots.row)
         _check_row(slots.row, length, quota)
         total += slots.row.reward
@@ -95,9 +118,21 @@ def evaluate(policy: Policy, envs: VecEnv, episodes: int, device: torch.device) 
     return Evaluation(np.array(returns), np.array(lengths))
 
 
+def _choose(
+    policy: Policy, obs: Tensor, state: Tensor, start: Tensor, noise: Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Return actions `[N, *action_shape]` and the next recurrent state."""
+    if noise is None:
+        return policy.greedy(obs, state, start)
+    act = policy.act(obs, state, start, policy.draw_noise((len(obs),), noise).to(obs.device))
+    return act.action, act.state
+
+
 def _check_row(row: StepRow, length: NDArray[np.int64], quota: NDArray[np.int64]) -> None:
     """Raise EnvFailure for what is not finite and for an episode that does not end."""
-    finite = np.isfinite(row.reward) & np.isfinite(row.obs).reshape(len(quota), -1).all(axis=1)  # [N]
+    finite = np.isfinite(row.reward)  # [N]
+    if row.obs.dtype.kind == "f":
+        finite &= np.isfinite(row.obs).reshape(len(quota), -1).all(axis=1)
     if not finite.all():
         n = int(np.flatnonzero(~finite)[0])
         raise EnvFailure(f"env {n} returned an observation or reward that is not finite in step {length[n] + 1}")

@@ -42,13 +42,13 @@ from fastac.processes import (
     to_failed,
     unpickled,
 )
-from fastac.tools.evaluate import Evaluation, evaluate
+from fastac.tools.evaluate import Evaluation, action_noise, evaluate
 
 log = logging.getLogger("fastac")
 
 
 class Evaluator(Protocol):
-    """Plays greedy episodes of a run's policy.
+    """Plays episodes with a run's policy, greedy or sampled as the run's `eval_actions` says.
 
     Attributes:
         is_beside: whether training goes on meanwhile.
@@ -78,9 +78,10 @@ def play(config: Config, policy: Policy, env_steps: int, env_factory: EnvFactory
         EnvFailure: an environment failed.
     """
     seed = evaluation_seed(config.run.seed, env_steps)
+    noise = action_noise(config.run.eval_actions, seed)
     envs = build_evaluation_envs(config.env, config.run.eval_episodes, seed, env_factory)
     try:
-        return evaluate(policy, envs, config.run.eval_episodes, torch.device(config.run.device))
+        return evaluate(policy, envs, config.run.eval_episodes, torch.device(config.run.device), noise)
     except EnvFailure as error:
         where = f"in the evaluation after {env_steps} environment steps"
         raise EnvFailure(f"{str(error).removesuffix('.')}, {where}") from error

@@ -54,7 +54,7 @@ class Curve:
         x: `[rows]`, env steps or seconds of training, rising.
         y: `[rows]`, mean return over the last 100 episodes.
         eval_x: `[evaluations]`.
-        eval_y: `[evaluations]`, mean return of greedy episodes.
+        eval_y: `[evaluations]`, mean return of evaluations.
     """
 
     config: Config
@@ -150,7 +150,7 @@ def _draw_panel(axes: Axes, curves: Sequence[Curve], colors: dict[str, str]) -> 
     for algo, group in _group(curves, lambda config: config.algo.algo).items():
         _draw_group(axes, group, algo.upper(), colors[algo])
     if any(len(curve.eval_x) for curve in curves):
-        axes.plot([], [], "o", color="#777777", markersize=4, label="greedy evaluation")
+        axes.plot([], [], "o", color="#777777", markersize=4, label="evaluation")
     for goal in sorted({c.config.run.until_return for c in curves if c.config.run.until_return is not None}):
         axes.axhline(goal, color="#333333", linewidth=1.0, linestyle="--", label=f"goal: {goal:g}")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)  # below, where it hides nothing

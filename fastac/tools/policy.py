@@ -9,7 +9,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastac.contract import ActionArray, FloatArray
+from fastac.contract import ActionArray, FloatArray, ObsArray
+from fastac.envs import observation_dtype
 from fastac.envs.spaces import ArraySpace, map_actions
 from fastac.models import ActorCritic
 
@@ -21,8 +22,9 @@ class TrainedPolicy:
     """Acts and values with a trained model.
 
     Observations come one at a time, `[*obs_shape]`, or batched, `[N, *obs_shape]`; answers have the same
-    form. Where the model has a memory it carries over from one `act` to the next, for all N alike, until
-    `reset` or until a batch of another size comes.
+    form. Images of bytes come as they are, also as floats that hold whole numbers from 0 to 255. Where the
+    model has a memory it carries over from one `act` to the next, for all N alike, until `reset` or until a
+    batch of another size comes.
 
     Attributes:
         model: the network.
@@ -45,7 +47,7 @@ class TrainedPolicy:
         self.observation_space = observation_space
         self.action_space = action_space
         self.model = model.eval()  # a custom encoder may have dropout
-        self._obs_shape = observation_space.shape
+        self._obs_shape, self._obs_dtype = observation_space.shape, observation_dtype(observation_space)
         self._to_env = map_actions(action_space)
         self._generator = torch.Generator().manual_seed(seed)
         self._state: Tensor | None = None  # [N, S], None at the begin of an episode
@@ -63,7 +65,7 @@ class TrainedPolicy:
             greedy: take the most likely action; otherwise sample.
 
         Raises:
-            ValueError: an observation of another shape.
+            ValueError: an observation of another shape, or an image of other numbers.
         """
         batch, is_single = self._to_batch(obs)
         state, start = self._recall(len(batch))
@@ -80,7 +82,7 @@ class TrainedPolicy:
         """Return the value of `obs`, a float or `[N]`; the memory is used and not changed.
 
         Raises:
-            ValueError: an observation of another shape.
+            ValueError: as `act`.
         """
         batch, is_single = self._to_batch(obs)
         value = self.model.value(batch, *self._recall(len(batch)))  # [N]
@@ -95,11 +97,7 @@ class TrainedPolicy:
 
     def _to_batch(self, obs: ArrayLike) -> tuple[Tensor, bool]:
         """Return `[N, *obs_shape]` on the model's device, and whether `obs` was a single one."""
-        try:
-            # A copy, because torch takes neither read-only arrays nor reversed ones.
-            array = np.array(np.asarray(obs), dtype=np.float32, order="C")
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"the observation is not an array of numbers ({error}).") from error
+        array = self._to_array(obs)
         is_single = array.shape == self._obs_shape
         if not is_single and (array.ndim == 0 or array.shape[1:] != self._obs_shape):
             expected = ", ".join(map(str, self._obs_shape))
@@ -108,6 +106,19 @@ class TrainedPolicy:
             )
         batch = torch.from_numpy(array[None] if is_single else array)
         return batch.to(self.device), is_single
+
+    def _to_array(self, obs: ArrayLike) -> ObsArray:
+        """Return a copy in the dtype that the model takes; torch takes neither read-only arrays nor reversed ones."""
+        try:
+            given = np.asarray(obs)
+            with np.errstate(invalid="ignore"):  # the check below says it better
+                array = np.array(given, dtype=self._obs_dtype, order="C")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the observation is not an array of numbers ({error}).") from error
+        if array.dtype == np.uint8 and not np.array_equal(array, given):
+            wrong = given[given != array].flat[0]
+            raise ValueError(f"the observation holds {wrong}, expected an image of whole numbers from 0 to 255.")
+        return array
 
     def _recall(self, num: int) -> tuple[Tensor, Tensor]:
         """Return the memory `[num, S]`, and `[num]` whether an episode begins."""

@@ -1,4 +1,4 @@
-"""Films a policy: one greedy episode as a GIF or an MP4."""
+"""Films a policy: one episode as a GIF or an MP4."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 from numpy.typing import NDArray
 
+from fastac.config import EnvConfig, is_atari
 from fastac.contract import EnvFailure, Episode, ObsArray
+from fastac.envs import film_game
 from fastac.envs.failure import describe
 from fastac.records import replace_file
 from fastac.tools.policy import Action, TrainedPolicy
@@ -32,6 +34,11 @@ _GIF_COLORS = 128
 _GIF_PAUSE_MS = 1000  # on the last frame, so that the eye sees where the loop begins
 _DEFAULT_FPS = 30.0
 _INSTALL = "pip install 'fastac[video]'"
+
+# The longest film, in env steps: 10,000 of an Atari game at frame skip 4 are 11 minutes (a game of Pong is a few
+# thousand), and take 340 MB to make a GIF of.
+_MAX_STEPS = 1_000
+_MAX_GAME_STEPS = 10_000
 
 
 class Film(Protocol):
@@ -116,16 +123,23 @@ _FORMATS: dict[str, tuple[type[Gif] | type[Mp4], tuple[str, ...]]] = {
 
 
 def record(
-    policy: TrainedPolicy, env: str | RenderedEnvFactory, path: Path, seed: int = 0, max_steps: int = 1000
+    policy: TrainedPolicy,
+    env: EnvConfig | RenderedEnvFactory,
+    path: Path,
+    seed: int = 0,
+    max_steps: int | None = None,
+    greedy: bool = True,
 ) -> Episode:
-    """Film one greedy episode; the policy's memory is reset before and after.
+    """Film one episode; the policy's memory is reset before and after.
 
     Args:
         policy: who plays.
-        env: an environment id, or what builds one environment with render_mode="rgb_array".
+        env: a run's environment, or what builds one environment with render_mode="rgb_array". An Atari game is
+            played in full and filmed in its own colours, whatever of it the policy sees.
         path: where the film goes, a .gif or .mp4 file; an older one is replaced once the new one is whole.
         seed: of the environment's reset.
-        max_steps: at most this many environment steps are filmed.
+        max_steps: at most this many environment steps are filmed; None: 1,000, or 10,000 of an Atari game.
+        greedy: take the most likely actions; otherwise sample.
 
     Returns:
         The episode, or as much of it as was filmed.
@@ -135,6 +149,8 @@ def record(
         EnvFailure: the environment raised, or rendered something that is not a picture.
         RecordError: the file cannot be written.
     """
+    if max_steps is None:
+        max_steps = _MAX_GAME_STEPS if isinstance(env, EnvConfig) and is_atari(env.env_id) else _MAX_STEPS
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}, expected at least 1.")
     kind = _choose_format(path)
@@ -145,7 +161,7 @@ def record(
         with replace_file(path) as temporary:
             film = kind(temporary, fps)
             try:
-                episode = _play(policy, played, film, seed, max_steps)
+                episode = _play(policy, played, film, seed, max_steps, greedy)
             finally:
                 film.close()
     finally:
@@ -165,13 +181,15 @@ def _choose_format(path: Path) -> type[Gif] | type[Mp4]:
     return kind
 
 
-def _make_env(env: str | RenderedEnvFactory) -> RenderedEnv:
-    if not isinstance(env, str):
+def _make_env(env: EnvConfig | RenderedEnvFactory) -> RenderedEnv:
+    if not isinstance(env, EnvConfig):
         return env()
+    if is_atari(env.env_id):
+        return film_game(env)
     try:
-        made: RenderedEnv = gym.make(env, render_mode="rgb_array", disable_env_checker=True)
+        made: RenderedEnv = gym.make(env.env_id, render_mode="rgb_array", disable_env_checker=True)
     except Exception as error:  # an unknown id, a missing package, or an environment that takes no render_mode
-        raise ValueError(f"{env} cannot be built to be filmed ({describe(error)}).") from error
+        raise ValueError(f"{env.env_id} cannot be built to be filmed ({describe(error)}).") from error
     return made
 
 
@@ -182,14 +200,14 @@ def _check_env(env: RenderedEnv, policy: TrainedPolicy) -> None:
         raise ValueError(f"the environment's action space is {env.action_space}, expected {policy.action_space}.")
 
 
-def _play(policy: TrainedPolicy, env: RenderedEnv, film: Film, seed: int, max_steps: int) -> Episode:
+def _play(policy: TrainedPolicy, env: RenderedEnv, film: Film, seed: int, max_steps: int, greedy: bool) -> Episode:
     return_, length, is_over = 0.0, 0, False
     policy.reset()
     with _blaming("reset"):
         obs, _ = env.reset(seed=seed)
     film.add(_render(env))
     while not is_over and length < max_steps:
-        action = policy.act(obs)
+        action = policy.act(obs, greedy)
         with _blaming("step"):
             obs, reward, terminated, truncated, _ = env.step(action)
             return_, length, is_over = return_ + float(reward), length + 1, bool(terminated or truncated)

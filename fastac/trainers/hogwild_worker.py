@@ -102,7 +102,8 @@ class BeatingEnvs:
     def __init__(self, envs: VecEnv, row: BoardRow) -> None:
         """Wrap `envs`, which are this object's to close."""
         self._beat, self._step = row.beat, envs.step
-        self.num_envs, self.frame_skip, self.description = envs.num_envs, envs.frame_skip, envs.description
+        self.num_envs, self.description = envs.num_envs, envs.description
+        self.frame_skip, self.frame_stack = envs.frame_skip, envs.frame_stack
         self.single_observation_space = envs.single_observation_space
         self.single_action_space = envs.single_action_space
         self._reset = envs.reset

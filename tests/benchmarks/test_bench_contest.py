@@ -16,13 +16,14 @@ from benchmarks.contest import (
     Standing,
     assign,
     best_of,
+    bound_of,
     compare,
     describe,
     ratio,
     relative_spread,
 )
-from benchmarks.headlines import HEADLINES, Findings, Headline, format_headlines, judge
-from benchmarks.session import format_standings
+from benchmarks.headlines import HEADLINES, Findings, Footprint, Headline, format_headlines, judge
+from benchmarks.session import format_standings, leave_out
 from benchmarks.solve import Result, format_results, summarize
 from benchmarks.workloads import all_workloads, best_settings
 
@@ -113,6 +114,34 @@ def test_the_table_says_how_many_times_faster_fastac_is():
     assert table[2:] == [["a", "2,000", "0%", "1.00x"], ["b", "500", "0%", "4.00x"]]
 
 
+def test_frames_are_shown_beside_steps_where_a_row_has_an_emulator():
+    rows = [Standing(contestant("a"), [100.0], {"frames_per_step": 4.0}), Standing(contestant("b"), [50.0])]
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in format_standings("W", rows).splitlines()]
+    assert table[0] == ["W", "steps/s", "frames/s", "spread", "fastac is"]
+    assert [row[1:3] for row in table[2:]] == [["100", "400"], ["50", "-"]]
+
+
+def test_the_bound_takes_the_faster_way_of_each_part_round_by_round():
+    rows = [
+        Standing(contestant("run"), [1.0, 1.0]),
+        Standing(contestant("env, a", part="env"), [10.0, 20.0]),
+        Standing(contestant("env, b", part="env"), [5.0, 40.0]),  # a faster median
+        Standing(contestant("net", part="net"), [10.0, 40.0]),
+    ]
+    bound = bound_of(rows)
+    assert bound.contestant.name == "bound: env, b + net"
+    assert bound.rates == [pytest.approx(1 / (1 / 5 + 1 / 10)), pytest.approx(20.0)]
+    with pytest.raises(ValueError):
+        bound_of(rows[:1])
+
+
+def test_of_rows_that_differ_in_threads_alone_a_quick_run_has_those_with_few():
+    one, two = contestant("1"), contestant("2", threads=2)
+    alone, other = contestant("3", "sb3", threads=2), contestant("4", threads=2, copies=2)
+    assert leave_out([one, two, alone, other], 1) == [one, alone, other]
+    assert leave_out([one, two, alone, other], 2) == [one, two, alone, other]
+
+
 def test_headlines_are_judged_in_their_direction():
     rate = Headline("rate", 8, 14, "{:.1f}", lambda f: 0.0)
     assert [judge(rate, value) for value in (7.9, 8.0, 14.0)] == ["BELOW", "reached", "aim reached"]
@@ -129,7 +158,7 @@ def test_every_headline_reads_what_the_workloads_are_called():
     standings = {name: [Standing(row, [1.0]) for row in rows] for name, rows in every_workload().items()}
     names = ("a2c", "ppo", "a3c", "a3c, 1 worker", "a3c-paper", "a3c-paper, 1 worker")
     solved = {name: [Result(0, True, 0.5, 1000, 2.0, 3.0, 500.0)] for name in names}
-    table = format_headlines(Findings(standings, solved))
+    table = format_headlines(Findings(standings, solved, dict.fromkeys((1, 2), Footprint(1.2, 1.5))))
     assert len(table.splitlines()) == 2 + len(HEADLINES)
 
 
@@ -143,7 +172,7 @@ def test_headlines_of_what_was_not_run_are_left_out():
 def test_workloads_have_names_of_their_own_and_a_row_of_fastac():
     workloads = all_workloads()
     assert len({w.name for w in workloads}) == len(workloads)
-    assert {w.name[:2] for w in workloads} == {f"W{number}" for number in (1, 2, 3, 4, 5, 6, 9)}
+    assert {w.name.split()[0] for w in workloads} == {f"W{number}" for number in (1, 2, 3, 4, 5, 6, 9, 10)}
     for w in workloads:
         assert len({row.name for row in w.contestants}) == len(w.contestants)
         assert any(row.module == "fastac" for row in w.contestants)

@@ -94,6 +94,68 @@ def test_all_have_the_same_network(module, net):
     assert run(FACTS, module, net) == PARAMETERS[net]
 
 
+ATARI_FACTS = """
+import sys
+from importlib import import_module
+
+with import_module(f"benchmarks.peers.{sys.argv[1]}").atari_a2c(num_envs=2, encoder=sys.argv[2]) as task:
+    print(task.facts()["parameters"])
+"""
+
+# Convolutions, a hidden layer, six logits, a value.
+ATARI_PARAMETERS = {
+    "nature": (4 * 64 * 32 + 32) + (32 * 16 * 64 + 64) + (64 * 9 * 64 + 64) + (3136 * 512 + 512) + (512 * 7 + 7),
+    "a3c": (4 * 64 * 16 + 16) + (16 * 16 * 32 + 32) + (2592 * 256 + 256) + (256 * 7 + 7),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", list(settings.CNNS))
+@pytest.mark.parametrize("module", ["fastac", "sb3"])
+def test_all_have_the_same_network_on_atari(module, encoder):
+    for name in ATARI_NEEDS:
+        pytest.importorskip(name)
+    assert run(ATARI_FACTS, module, encoder) == ATARI_PARAMETERS[encoder]
+
+
+ATARI_NEEDS = ("ale_py", "cv2", "stable_baselines3")
+# Frames of the emulator per step, counted by the emulators; the ids and the wrappers of either could skip both.
+FRAMES = """
+import sys
+import numpy as np
+from ale_py.vector_env import AtariVectorEnv
+from benchmarks.peers import limits, sb3
+
+if sys.argv[1] == "sb3":
+    with sb3._atari_envs(2) as envs:
+        envs.reset()
+        count = lambda: sum(env.unwrapped.ale.getFrameNumber() for env in envs.venv.envs)
+        before = count()
+        for _ in range(10):
+            envs.step(np.zeros(2, np.int64))
+        print((count() - before) / 20)
+else:
+    seen, step = [], AtariVectorEnv.step
+
+    def noted(self, actions):
+        result = step(self, actions)
+        seen.append(result[-1]["frame_number"].sum())
+        return result
+
+    AtariVectorEnv.step = noted
+    with limits.atari_env(num_envs=2, num_threads=1, num_steps=11) as task:
+        assert task() == 22
+    print((int(seen[-1]) - int(seen[0])) / 20)
+"""
+
+
+@pytest.mark.parametrize("module", ["sb3", "limits"])
+def test_a_step_is_four_frames_whoever_skips_them(module):
+    for name in ATARI_NEEDS:
+        pytest.importorskip(name)
+    assert run(FRAMES, module) == settings.FRAME_SKIP == settings.frames()["frames_per_step"]
+
+
 def test_the_inputs_of_gae_have_both_ends_and_one_row_of_values_more():
     inputs = settings.gae_inputs(40, 50)
     assert inputs.value.shape == (41, 50) and inputs.reward.shape == (40, 50)

@@ -15,6 +15,7 @@ EVERY_FIELD = {
     "num_envs": 6,
     "vectorization": "sync",
     "envs_per_worker": 6,
+    "encoder": "mlp",
     "hidden_sizes": (32, 16, 8),
     "activation": "elu",
     "shared_trunk": False,
@@ -45,9 +46,12 @@ EVERY_FIELD = {
     "seed": 2**62,
     "device": "cuda:1",
     "total_env_steps": 123,
+    "budget_minutes": 0.5,
     "until_return": 475.0,
     "eval_every": 0,
+    "eval_from_return": 400.0,
     "eval_episodes": 3,
+    "eval_actions": "sampled",
     "checkpoint_every": 0,
     "keep_checkpoints": 1,
     "tensorboard": False,
@@ -57,6 +61,24 @@ EVERY_FIELD = {
     "reuse_forward": False,
 }
 
+# Only for Atari games, and None elsewhere.
+ATARI = {
+    "env_threads": 2,
+    "atari_protocol": "machado",
+    "sticky_actions": 0.1,
+    "noop_max": 7,
+    "fire_reset": True,
+    "frame_skip": 3,
+    "max_pool": False,
+    "screen_size": 64,
+    "frame_stack": 2,
+    "episodic_life": True,
+    "full_action_space": False,
+    "max_frames": 1000,
+    "clip_rewards": False,
+}
+PONG = {"env_id": "ALE/Pong-v5"}
+
 A3C = {"algo": "a3c", "workers": 3, "envs_per_worker": 2, "lock": True}
 
 NAN, INF = math.nan, math.inf
@@ -65,6 +87,7 @@ OUT_OF_RANGE = {
     "num_envs": [0, -1, NAN],
     "vectorization": ["threads", ""],
     "envs_per_worker": [0, -1, NAN],
+    "encoder": ["cnn"],
     "hidden_sizes": [(0,), (64, -1), (NAN,)],
     "activation": ["Tanh"],
     "core": ["gru"],
@@ -89,7 +112,10 @@ OUT_OF_RANGE = {
     "clip_coef_schedule": ["cosine"],
     "seed": [-1, 2**63, NAN],
     "total_env_steps": [0, NAN],
+    "budget_minutes": [0.0, -1.0, NAN, INF],
     "until_return": [NAN, INF, -INF],
+    "eval_from_return": [NAN, INF, -INF],
+    "eval_actions": ["random"],
     "eval_every": [-1, NAN],
     "eval_episodes": [0, NAN],
     "checkpoint_every": [-1, NAN],
@@ -98,13 +124,26 @@ OUT_OF_RANGE = {
     "max_restarts": [-1, NAN],
 }
 
+ATARI_OUT_OF_RANGE = {
+    "vectorization": ["sync", "process"],
+    "env_threads": [0, 1025],
+    "atari_protocol": ["DQN", "v5"],
+    "sticky_actions": [-0.1, 1.0, NAN],
+    "noop_max": [-1, NAN],
+    "frame_skip": [0, NAN],
+    "screen_size": [0, 35],
+    "frame_stack": [0, 256],
+    "max_frames": [0, 2**31],
+}
 
-def test_the_table_above_names_every_field():
-    assert set(EVERY_FIELD) == {f.name for section in SECTIONS for f in fields(section)}
+
+def test_the_tables_above_name_every_field():
+    assert set(EVERY_FIELD) | set(ATARI) == {f.name for section in SECTIONS for f in fields(section)}
 
 
 def test_dict_and_json_round_trip():
-    for config in (Config(), Config().replace(**EVERY_FIELD), Config().replace(**A3C)):
+    for settings in ({}, EVERY_FIELD, A3C, PONG, {**PONG, **ATARI}):
+        config = Config().replace(**settings)
         assert Config.from_dict(config.to_dict()) == config
         assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -112,11 +151,12 @@ def test_dict_and_json_round_trip():
 def test_replace_sets_every_field_by_its_flat_name():
     config = Config().replace(**EVERY_FIELD)
     found = {name: value for section in vars(config).values() for name, value in vars(section).items()}
-    assert found == EVERY_FIELD
+    assert found == EVERY_FIELD | dict.fromkeys(ATARI)
     assert all(found[name] != value for name, value in _flat(Config()).items() if name not in _SAME_AS_DEFAULT)
 
 
-_SAME_AS_DEFAULT = {"collect", "baseline", "lock"}  # which other fields above would not go with
+# Which other fields above would not go with; and what is of Atari games.
+_SAME_AS_DEFAULT = {"collect", "baseline", "lock", *ATARI}
 
 
 def _flat(config):
@@ -198,6 +238,52 @@ def test_every_field_with_a_range_is_in_the_table_of_ranges():
     assert set(EVERY_FIELD) - set(OUT_OF_RANGE) == free | {"device"}  # the machine tells which devices there are
 
 
+def test_atari_fields_are_the_protocols_word_where_not_given():
+    dqn, machado, a3c = (vars(Config().replace(**PONG, atari_protocol=name).env) for name in ("dqn", "machado", "a3c"))
+    assert vars(Config().replace(**PONG).env) == dqn
+    differ = {name: (dqn[name], machado[name]) for name in ATARI if dqn[name] != machado[name]}
+    assert differ == {
+        "atari_protocol": ("dqn", "machado"),
+        "sticky_actions": (0.0, 0.25),
+        "noop_max": (30, 0),
+        "fire_reset": (True, False),
+        "episodic_life": (True, False),
+        "full_action_space": (False, True),
+        "max_frames": (108_000, 18_000),
+    }
+    assert {name for name in ATARI if dqn[name] != a3c[name]} == {"atari_protocol", "fire_reset", "episodic_life"}
+    shared = ("frame_skip", "max_pool", "screen_size", "frame_stack", "clip_rewards")
+    assert [dqn[name] for name in shared] == [4, True, 84, 4, True]
+    found = vars(Config().replace(**PONG, **ATARI).env)
+    assert {name: found[name] for name in ATARI} == ATARI
+
+
+def test_another_protocol_replaces_what_the_first_one_said():
+    config = Config().replace(**PONG, noop_max=5)
+    assert (config.env.noop_max, config.replace(seed=1).env.noop_max) == (5, 5)
+    changed = config.replace(atari_protocol="machado", fire_reset=True).env
+    assert (changed.noop_max, changed.fire_reset, changed.sticky_actions) == (0, True, 0.25)
+
+
+@pytest.mark.parametrize("name", ATARI)
+def test_atari_fields_are_refused_elsewhere(name):
+    with pytest.raises(ValueError, match=f"{name} is .*, expected None: CartPole-v1 is no Atari game of ALE/"):
+        EnvConfig(**{name: ATARI[name]})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, bad in ATARI_OUT_OF_RANGE.items() for value in bad]
+)
+def test_an_atari_value_out_of_range_is_refused(name, value):
+    with pytest.raises(ValueError) as caught:
+        Config().replace(**PONG, **{name: value})
+    assert str(caught.value).startswith(f"{name} is {value!r}, expected ")
+
+
+def test_an_id_with_its_module_is_an_atari_game_too():
+    assert Config().replace(env_id="ale_py:ALE/Pong-v5").env.frame_stack == 4
+
+
 @pytest.mark.parametrize(
     "settings", [{"gamma": 0.0}, {"gamma": 1.0}, {"gae_lambda": 0.0}, {"vf_coef": 0.0}, {"seed": 0}]
 )
@@ -218,6 +304,7 @@ def test_the_ends_of_a_range_belong_to_it(settings):
         ({"algo": "a3c", "device": "cuda:1", "workers": 2}, "device is 'cuda:1' with algo a3c, expected 'cpu'"),
         ({"algo": "a3c", "vectorization": "process"}, "workers is 1 with vectorization process"),
         ({"algo": "a2c", "vectorization": "process", "workers": 2}, "workers is 2 with vectorization process"),
+        ({**PONG, "normalize_reward": True}, "clip_rewards and normalize_reward are both True"),
         ({"algo": "a2c", "lock": True}, "lock is True with algo a2c, expected False"),
         ({"algo": "ppo", "lock": True}, "lock is True with algo ppo, expected False"),
         ({"num_envs": 9, "envs_per_worker": 4, "workers": 2}, "num_envs is 9, but envs_per_worker times workers is 8"),

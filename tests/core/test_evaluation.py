@@ -1,4 +1,7 @@
-"""Evaluation counts the episodes it was assigned, all of them, in raw reward."""
+"""Evaluation counts the episodes it was assigned, all of them, in raw reward, by greedy or sampled actions."""
+
+import json
+import math
 
 import gymnasium
 import numpy as np
@@ -6,12 +9,16 @@ import pytest
 import torch
 from core_support import CHAINS, CPU, PROBES, EarlyStart, KnownPolicy, make_chains, make_parts, transitions
 
-from fastac.build import build_envs, build_model
+import fastac
+from fastac.build import build_envs, build_model, evaluation_seed
+from fastac.cli import main
 from fastac.config import Config, EnvConfig, ModelConfig
 from fastac.contract import EnvFailure
 from fastac.envs import adapt, make_vec
-from fastac.tools.evaluate import evaluate
+from fastac.tools.evaluate import action_noise, evaluate
+from fastac.tools.evaluator import play
 
+SMALL = {"num_envs": 4, "num_steps": 8, "hidden_sizes": (8,), "eval_every": 0, "eval_episodes": 8, "tensorboard": False}
 SHORT_LONG = PROBES + "ShortLong-v0"
 
 
@@ -118,7 +125,8 @@ def test_fewer_episodes_than_envs_are_possible(episodes):
     assert len(evaluate(KnownPolicy(), make_chains("next_step"), episodes, CPU).returns) == episodes
 
 
-def test_memory_is_carried_through_an_episode_and_dropped_after_it():
+@pytest.mark.parametrize("actions", ["greedy", "sampled"])
+def test_memory_is_carried_through_an_episode_and_dropped_after_it(actions):
     class Witness(KnownPolicy):
         """Sees that its memory is the position, whatever the episode."""
 
@@ -128,10 +136,11 @@ def test_memory_is_carried_through_an_episode_and_dropped_after_it():
             return super().greedy(obs, state, start)
 
     ages = []
-    evaluate(Witness(), make_chains("next_step"), 20, CPU)
+    noise = action_noise(actions, evaluation_seed(0, 0))
+    evaluate(Witness(), make_chains("next_step"), 20, CPU, noise)
     assert ages and all(position == age for position, age in ages)
     ages.clear()
-    evaluate(Witness(), EarlyStart(make_chains("next_step")), 20, CPU)
+    evaluate(Witness(), EarlyStart(make_chains("next_step")), 20, CPU, noise)
     assert not all(position == age for position, age in ages)
 
 
@@ -201,3 +210,146 @@ def test_evaluating_leaves_a_model_with_batch_statistics_as_it_is():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     evaluate(model, envs, 2, torch.device("cpu"))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+# --- sampled actions -----------------------------------------------------------------------------
+
+
+def make_biased(envs, probability):
+    """Build a policy of two actions that takes action 1 with a probability, whatever it sees."""
+    model = build_model(ModelConfig(hidden_sizes=()), envs)
+    with torch.no_grad():
+        model.head.layer.weight.zero_()
+        model.head.layer.bias.copy_(torch.tensor([0.0, math.log(probability / (1.0 - probability))]))
+    return model
+
+
+def play_probe(actions, seed=0, episodes=2000):
+    envs = make_vec(EnvConfig(PROBES + "ActionReward-v0", 16, "sync"), np.random.SeedSequence(0))
+    return evaluate(make_biased(envs, 0.8), envs, episodes, CPU, action_noise(actions, evaluation_seed(seed, 0)))
+
+
+def test_sampled_actions_come_as_often_as_the_policy_says():
+    assert set(play_probe("greedy", episodes=20).returns) == {1.0}
+    result = play_probe("sampled")  # 1 with probability 0.8, else -1: a deviation of 0.8 for each episode
+    assert result.mean_return == pytest.approx(0.6, abs=4 * 0.8 / math.sqrt(2000))
+    assert len(result.returns) == 2000
+
+
+def test_samples_follow_the_evaluations_seed_and_touch_no_other_stream():
+    before = torch.get_rng_state()
+    first = play_probe("sampled").returns.tolist()
+    assert first == play_probe("sampled").returns.tolist() != play_probe("sampled", seed=1).returns.tolist()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_is_sampled_from_is_no_environments_stream():
+    stream = evaluation_seed(3, 500)
+    noise = action_noise("sampled", stream)
+    assert stream.n_children_spawned == 0  # environments are the same as with greedy actions
+    others = [child.generate_state(1, np.uint64)[0] >> np.uint64(1) for child in (stream, *stream.spawn(4))]
+    assert noise.initial_seed() not in others
+
+
+@pytest.mark.parametrize(("algo", "workers"), [("a2c", 1), ("a3c", 2)])
+def test_a_run_samples_alike_wherever_it_is_evaluated(tmp_path, algo, workers):
+    settings = {**SMALL, "workers": workers, "eval_actions": "sampled", "total_env_steps": 320}
+    summary = fastac.train("CartPole-v1", algo, run_dir=tmp_path / "run", **settings).summary
+    run = fastac.load(tmp_path / "run")
+    again = play(run.config, run.policy.model, summary["env_steps"], None)
+    assert (again.mean_return, again.std_return) == (summary["eval_mean_return"], summary["eval_std_return"])
+    assert summary["eval_actions"] == "sampled"
+    later = play(run.config, run.policy.model, summary["env_steps"] + 1, None)
+    assert later.returns.tolist() != again.returns.tolist()
+    greedy = play(run.config.replace(eval_actions="greedy"), run.policy.model, summary["env_steps"], None)
+    assert greedy.returns.tolist() != again.returns.tolist()
+
+
+def test_training_does_not_notice_how_it_is_evaluated(tmp_path):
+    models = []
+    for actions in ("greedy", "sampled"):
+        settings = {**SMALL, "eval_every": 64, "eval_actions": actions, "total_env_steps": 320}
+        run = fastac.train("CartPole-v1", run_dir=tmp_path / actions, **settings)
+        models.append(run.policy.model.state_dict())
+    assert all(map(torch.equal, *(model.values() for model in models)))
+
+
+def test_eval_plays_as_the_run_was_evaluated_or_as_asked(tmp_path, capsys):
+    words = ["train", "CartPole-v1", "--num-envs", "4", "--num-steps", "8", "--eval-episodes", "2", "--no-tensorboard"]
+    run_dir = str(tmp_path / "run")
+    assert main([*words, "--total-env-steps", "64", "--eval-actions", "sampled", "--run-dir", run_dir]) == 0
+    assert "Trained on CartPole-v1: sampled mean return " in capsys.readouterr().err
+
+    run = fastac.load(run_dir)
+    results = {name: fastac.evaluate(run, 20, 1, actions=name) for name in ("greedy", "sampled")}
+    assert results["greedy"].returns.tolist() != results["sampled"].returns.tolist()
+    for flags, name in (((), "sampled"), (("--actions", "greedy"), "greedy"), (("--actions", "sampled"), "sampled")):
+        assert main(["eval", run_dir, "--episodes", "20", "--seed", "1", *flags]) == 0
+        assert f"20 {name} episodes" in capsys.readouterr().out
+        assert main(["eval", run_dir, "--episodes", "20", "--seed", "1", "--json", *flags]) == 0
+        assert json.loads(capsys.readouterr().out)["mean_return"] == results[name].mean_return
+    assert main(["eval", run_dir, "--actions", "best"]) == 2
+    with pytest.raises(ValueError, match="actions is 'best', expected greedy or sampled"):
+        fastac.evaluate(run, actions="best")
+
+
+def test_a_second_ctrl_c_in_an_evaluation_keeps_what_was_trained(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastac.tools.evaluator.evaluate", interrupt)
+    session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **{**SMALL, "eval_every": 64})
+    with pytest.raises(KeyboardInterrupt):
+        for _ in session:
+            pass
+    monkeypatch.undo()
+    assert session.is_saved
+    resumed = fastac.resume(tmp_path / "run", total_env_steps=160)
+    assert resumed.report.env_steps == session.report.env_steps >= 64
+    assert next(iter(resumed)).iteration == session.report.iteration + 1
+    resumed.finish()
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+class Picture(gymnasium.Env):
+    """Shows in every pixel how many steps were taken, and ends after three; `dtype` is the space's."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, dtype, breaks=False):
+        self.observation_space = gymnasium.spaces.Box(0, 255 if dtype == np.uint8 else 1, (2, 5, 4), dtype)
+        self._breaks = breaks
+
+    def reset(self, *, seed=None, options=None):
+        self._steps = 0
+        return self._show(), {}
+
+    def step(self, action):
+        self._steps += 1
+        return self._show(), float("nan") if self._breaks else 1.0, self._steps == 3, False, {}
+
+    def _show(self):
+        return np.full((2, 5, 4), self._steps, self.observation_space.dtype)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(np.uint8, torch.uint8), (np.float32, torch.float32)])
+def test_a_policy_sees_images_as_they_are_stored(dtype, stored):
+    class Looks(Idle):
+        def greedy(self, obs, state, start):
+            assert obs.shape == (2, 2, 5, 4) and obs.dtype == stored
+            seen.append(obs.flatten(1).unique(dim=1).flatten().tolist())
+            return super().greedy(obs, state, start)
+
+    seen = []
+    envs = adapt(gymnasium.vector.SyncVectorEnv([lambda: Picture(dtype)] * 2), np.random.SeedSequence(0))
+    result = evaluate(Looks(), envs, 4, CPU)
+    assert result.returns.tolist() == [3.0] * 4
+    assert seen == [[steps, steps] for steps in (0, 1, 2, 3, 0, 1, 2)]
+
+
+def test_a_reward_that_is_not_finite_is_seen_beside_images():
+    envs = adapt(gymnasium.vector.SyncVectorEnv([lambda: Picture(np.uint8, breaks=True)]), np.random.SeedSequence(0))
+    with pytest.raises(EnvFailure, match=r"env 0 .* not finite in step 1"):
+        evaluate(Idle(), envs, 1, CPU)

@@ -132,9 +132,9 @@ def test_its_gradients_are_autograds(net, space, normalizes, coefs, chunk, cache
     for gradient, is_fresh in (
         (AutogradGradient(model, PlainObjective(model.head, loss), CPU), False),
         (AutogradGradient(model, build_objective(model.head, loss), CPU), False),
-        (FusedGradient(network, objective, OBS_SIZE, None, NUM_STEPS * NUM_ENVS), True),
-        (FusedGradient(network, objective, OBS_SIZE, actor.tape, NUM_STEPS * NUM_ENVS), True),
-        (FusedGradient(network, objective, OBS_SIZE, actor.tape, NUM_STEPS * NUM_ENVS), False),
+        (FusedGradient(network, objective, None, NUM_STEPS * NUM_ENVS), True),
+        (FusedGradient(network, objective, actor.tape, NUM_STEPS * NUM_ENVS), True),
+        (FusedGradient(network, objective, actor.tape, NUM_STEPS * NUM_ENVS), False),
         (StagedGradient(network, objective, batch), False),
     ):
         for p in model.parameters():
@@ -152,7 +152,7 @@ def test_kept_activations_are_used_only_while_they_are_fresh():
     model, rollout = make_model(SPACES["discrete"], (8,), "tanh", True), make_rollout(SPACES["discrete"])
     network, actor = act_fused(model, rollout)
     objective = build_fused_objective(model.head, policy_gradient)
-    gradient = FusedGradient(network, objective, OBS_SIZE, actor.tape, NUM_STEPS * NUM_ENVS)
+    gradient = FusedGradient(network, objective, actor.tape, NUM_STEPS * NUM_ENVS)
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
     found = {}
     for is_fresh in (True, False):
@@ -175,7 +175,7 @@ def test_after_an_update_nothing_of_the_old_weights_is_left(cache_bytes, monkeyp
     objective = build_fused_objective(model.head, clipped_surrogate)
     gradients = [
         AutogradGradient(model, PlainObjective(model.head, clipped_surrogate), CPU),
-        FusedGradient(network, objective, OBS_SIZE, actor.tape, NUM_STEPS * NUM_ENVS),
+        FusedGradient(network, objective, actor.tape, NUM_STEPS * NUM_ENVS),
     ]
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
     for _ in range(2):

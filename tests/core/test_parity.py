@@ -47,7 +47,7 @@ GRADIENTS = {
     "plain": lambda model: AutogradGradient(model, PlainObjective(model.head, policy_gradient), CPU),
     "kernels": lambda model: AutogradGradient(model, build_objective(model.head, policy_gradient), CPU),
     "fused": lambda model: FusedGradient(
-        FusedNetwork(model), build_fused_objective(model.head, policy_gradient), OBS_SIZE, None, NUM_STEPS * NUM_ENVS
+        FusedNetwork(model), build_fused_objective(model.head, policy_gradient), None, NUM_STEPS * NUM_ENVS
     ),
 }
 

@@ -25,6 +25,7 @@ from fastac.learner import Learner, merge_moments
 from fastac.losses import policy_gradient
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, RewardNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
+from fastac.rollout.observations import Rows
 from fastac.trainers.group import GroupMemory, SharedGroup
 
 SMALL = {"num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "total_env_steps": 10**6}
@@ -121,17 +122,16 @@ def make_rollout(num_steps=9, num_envs=6):
 
 
 def slice_envs(rollout, envs):
-    fields = {name: getattr(rollout, name) for name in rollout.__slots__}
-    return replace(
-        rollout, **{n: (t[envs] if n == "state" else t[:, envs]).clone().contiguous() for n, t in fields.items()}
-    )
+    fields = {name: getattr(rollout, name) for name in rollout.__slots__ if name != "observations"}
+    parts = {n: (t[envs] if n == "state" else t[:, envs]).clone().contiguous() for n, t in fields.items()}
+    return replace(rollout, observations=Rows(rollout.obs[:, envs].clone().contiguous()), **parts)
 
 
 def learn(rollout, model, settings, group):
     config = Config().replace(num_envs=6, num_steps=9, learning_rate=0.01, **settings)
     apply = LocalApply(model, Adam(1e-5), 0.5, group)
     objective = build_fused_objective(model.head, policy_gradient)
-    gradient = FusedGradient(FusedNetwork(model), objective, 3, None, rollout.reward.numel())
+    gradient = FusedGradient(FusedNetwork(model), objective, None, rollout.reward.numel())
     learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), apply, group)
     metrics = [learner.learn(rollout, rollout.reward, 0.1, Phases()) for _ in range(3)]
     return model.state_dict(), metrics[-1], learner.rows
@@ -196,7 +196,7 @@ def test_a_run_with_workers_learns_and_counts_everybodys_steps(settings):
         state["trainer"]["episode_counter"]["length"].sum() + state["workers"]["1"]["episode_counter"]["length"].sum()
     )
     assert seen + going_on == reports[-1].env_steps, "every step belongs to one episode of one worker"
-    rank_0, rank_1 = (s["collector"]["obs"] for s in (state["trainer"], state["workers"]["1"]))
+    rank_0, rank_1 = (s["collector"]["observation"]["obs"] for s in (state["trainer"], state["workers"]["1"]))
     assert not torch.equal(torch.as_tensor(rank_0), torch.as_tensor(rank_1)), "the workers' streams are the same"
 
 

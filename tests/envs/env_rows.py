@@ -13,10 +13,12 @@ from fastac.envs.spaces import action_dtype, space_dtype
 
 def make_row(env: VecEnv) -> StepRow:
     """Return a row full of wrong numbers, so that whatever is not written shows."""
-    n = env.num_envs
-    obs = np.full((n, *(env.single_observation_space.shape or ())), 77, space_dtype(env.single_observation_space))
+    n, shape = env.num_envs, env.single_observation_space.shape or ()
+    row_shape = shape if env.frame_stack == 1 else shape[1:]
+    obs = np.full((n, *row_shape), 77, space_dtype(env.single_observation_space))
     flags = [np.ones(n, np.bool_) for _ in range(4)]
-    return StepRow(obs, flags[0], np.full(n, 77, np.float32), *flags[1:])
+    # Only environments with lives write the last one.
+    return StepRow(obs, flags[0], np.full(n, 77, np.float32), *flags[1:], np.zeros(n, np.bool_))
 
 
 def begin(env: VecEnv) -> NDArray[np.generic]:
@@ -48,6 +50,7 @@ class Trace:
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     valid: NDArray[np.bool_]
+    life_lost: NDArray[np.bool_]
 
     def assert_equal(self, other: Trace) -> None:
         """Compare bit for bit."""

@@ -90,7 +90,6 @@ def test_render_mode_gives_frames() -> None:
         ("CartPole", "did you mean CartPole-v"),
         ("zzzzzz", "expected a registered id, or module:id"),
         ("no_such_module:X-v0", "'no_such_module' cannot be imported"),
-        ("ALE/NoSuchGame-v5", r"pip install 'fastac\[atari\]'"),
         ("FrozenLake-v1", r"the observation space is Discrete\(16\)"),
     ],
 )

@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sp
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from fastac.contract import VecEnv
-from fastac.envs import adapt, check_spaces
+from fastac.envs import adapt, check_spaces, is_image, observation_dtype
 from fastac.envs.sync import SyncEnvs
 
 FLAT = Box(-1, 1, (3,), np.float32)
@@ -40,6 +40,24 @@ def test_flat_observations_are_taken(dtype: type) -> None:
 
 
 @pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [
+        (np.uint8, np.uint8),
+        (np.bool_, np.float32),
+        (np.int32, np.float32),
+        (np.float32, np.float32),
+        (np.float64, np.float32),
+    ],
+)
+def test_images_are_taken_and_bytes_stay_bytes(dtype: type, stored: type) -> None:
+    image, flat = Box(0, 1, (8, 6, 3), dtype), Box(0, 1, (8,), np.uint8)
+    check_spaces(image, Discrete(2))
+    assert is_image(image) and not is_image(flat) and not is_image(Discrete(2))
+    assert observation_dtype(image) == stored
+    assert observation_dtype(flat) == np.float32
+
+
+@pytest.mark.parametrize(
     "action_space",
     [Discrete(3, start=-1), MultiDiscrete([2, 3]), MultiDiscrete([2, 3], start=[1, -1]), Box(-1, 1, (2,), np.float64)],
 )
@@ -50,7 +68,8 @@ def test_actions_are_taken(action_space: Space) -> None:
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        (Box(0, 255, (84, 84, 3), np.uint8), "image observations come later"),
+        (Box(0, 255, (84, 84), np.uint8), "expected a Box of one dimension, or of three for an image"),
+        (Box(0, 255, (2, 84, 84, 3), np.uint8), "FlattenObservation"),
         (Box(0, 1, (), np.float32), "one dimension"),
         (Discrete(5), r"is Discrete\(5\), expected a Box"),
         (Dict(a=FLAT), "expected a Box"),

@@ -19,9 +19,10 @@ def zeros(num_envs):
     return torch.zeros(num_envs, dtype=torch.float64), torch.zeros(num_envs, dtype=torch.int64)
 
 
-def found_by(kernel, reward, valid, terminated, truncated, running):
+def found_by(kernel, reward, valid, terminated, truncated, running, life_lost=None):
     return_, length = (torch.full((reward.numel(),), -1, dtype=dtype) for dtype in (torch.float64, torch.int64))
-    found = kernel(reward, valid, terminated, truncated, *running, return_, length)
+    life_lost = torch.zeros_like(valid) if life_lost is None else life_lost
+    found = kernel(reward, valid, terminated, truncated, life_lost, *running, return_, length)
     assert (length[found:] == -1).all()
     return list(zip(return_[:found].tolist(), length[:found].tolist(), strict=True))
 
@@ -36,6 +37,19 @@ def test_by_hand(kernel):
     # In order of time, then env; both flags are one end.
     assert found_by(kernel, reward, valid, terminated, truncated, running) == [(210.0, 7), (103.0, 7), (140.0, 3)]
     assert [part.tolist() for part in running] == [[8.0, 0.0], [1, 0]]
+
+
+@KERNELS
+def test_an_episode_goes_on_over_lost_lives(kernel):
+    reward, valid = torch.tensor([[1.0], [2.0], [4.0], [8.0]]), flags([[1], [1], [1], [1]])
+    terminated, truncated, life_lost = (
+        flags([[1], [1], [0], [1]]),
+        flags([[0], [0], [1], [0]]),
+        flags([[1], [0], [0], [1]]),
+    )
+    running = zeros(1)
+    assert found_by(kernel, reward, valid, terminated, truncated, running, life_lost) == [(3.0, 2), (4.0, 1)]
+    assert [part.tolist() for part in running] == [[8.0], [1]]
 
 
 @KERNELS
@@ -72,6 +86,6 @@ def test_equals_a_loop_over_every_env(num_steps, num_envs, ends, seed):
 
 
 def test_what_would_be_written_beyond_its_end_is_refused():
-    rows = torch.zeros(2, 3), *(torch.zeros(2, 3, dtype=torch.bool) for _ in range(3))
+    rows = torch.zeros(2, 3), *(torch.zeros(2, 3, dtype=torch.bool) for _ in range(4))
     with pytest.raises(ValueError, match="the kernel takes a contiguous one of 6 elements"):
         find_episodes(*rows, *zeros(3), *zeros(5))

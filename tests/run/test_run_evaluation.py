@@ -56,6 +56,13 @@ def test_a_solved_run_is_resumed_only_towards_more(tmp_path):
     assert fastac.finish(session).summary["solved"] is False
 
 
+@pytest.mark.parametrize(("least", "evaluations"), [(1.0, 4), (1.5, 1)])
+def test_an_evaluation_waits_for_the_training_return_but_the_last_one(tmp_path, least, evaluations):
+    settings = {**SMALL, "eval_every": 32, "total_env_steps": 128, "eval_from_return": least}
+    run = fastac.train(PROBE, run_dir=tmp_path / "run", **settings)
+    assert len(read_rows(run.directory / "evaluations.jsonl")) == evaluations
+
+
 def test_evaluation_is_not_training_time(tmp_path, monkeypatch):
     def evaluate_slowly(*arguments):
         time.sleep(0.3)

@@ -115,7 +115,7 @@ def test_evaluations_are_dots_and_the_goal_a_dashed_line(drawn, tmp_path):
     (dots,) = [item for item in axes.lines if item.get_marker() == "o" and len(item.get_xdata())]
     np.testing.assert_array_equal(dots.get_xydata(), [[150, 400.0], [300, 480.0]])
     assert line(axes, "goal")[1].tolist() == [475.0, 475.0]
-    assert legend(axes) == ["A2C (1 seed)", "greedy evaluation", "goal: 475"]
+    assert legend(axes) == ["A2C (1 seed)", "evaluation", "goal: 475"]
 
 
 def test_seconds_are_training_time_for_evaluations_too(drawn, tmp_path):

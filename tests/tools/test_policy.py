@@ -163,6 +163,52 @@ def test_a_custom_encoders_dropout_is_off_and_no_gradient_is_kept():
     assert policy._state is not None and not policy._state.requires_grad
 
 
+IMAGES = Box(0, 255, (2, 5, 4), np.uint8)
+PICTURES = np.random.default_rng(0).integers(0, 256, (6, 2, 5, 4)).astype(np.uint8)  # [N, S, H, W]
+
+
+class Looks(nn.Module):
+    """A linear layer over pixels, which takes nothing but bytes."""
+
+    def __init__(self, space: Box) -> None:
+        super().__init__()
+        self.layer = nn.Linear(int(np.prod(space.shape)), 8)
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        assert obs.dtype == torch.uint8
+        return self.layer(obs.flatten(-3) / 255.0)
+
+
+def make_image_policy() -> TrainedPolicy:
+    spaces = SimpleNamespace(single_observation_space=IMAGES, single_action_space=Box(-9.0, 9.0, (1,), np.float32))
+    return TrainedPolicy(build_model(SMALL, spaces, seed=1, encoder=Looks), IMAGES, spaces.single_action_space)
+
+
+def test_images_come_as_they_are_alone_and_batched():
+    policy = make_image_policy()
+    batch, values = policy.act(PICTURES), policy.value(PICTURES)
+    assert len(np.unique(batch)) == 6
+    np.testing.assert_allclose(batch, [policy.act(picture) for picture in PICTURES], atol=1e-6)
+    np.testing.assert_allclose(values, [policy.value(picture) for picture in PICTURES], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, list])
+def test_images_may_be_held_by_other_numbers(kind):
+    policy = make_image_policy()
+    given = PICTURES.tolist() if kind is list else PICTURES.astype(kind)
+    np.testing.assert_array_equal(policy.act(given), policy.act(PICTURES))
+
+
+@pytest.mark.parametrize("number", [0.5, -1.0, 256.0, np.nan, np.inf, -3, 1000])
+def test_images_of_other_numbers_are_refused(number):
+    picture = PICTURES[0].astype(type(number))
+    picture[1, 2, 3] = number
+    policy = make_image_policy()
+    for call in (policy.act, policy.value):
+        with pytest.raises(ValueError, match=rf"holds {number}, expected an image of whole numbers from 0 to 255"):
+            call(picture)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_model_on_the_gpu_acts_like_one_on_the_cpu():

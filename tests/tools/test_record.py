@@ -125,7 +125,7 @@ def test_max_steps_ends_the_film(policy, tmp_path):
 def test_a_film_by_id_shows_the_episode_that_is_played_without_a_camera(env_id, tmp_path):
     policy = make_policy(env_id, ModelConfig(hidden_sizes=(8,), core="lstm", lstm_size=4))
     policy.act(np.ones(policy.observation_space.shape))  # a memory that must not reach the film
-    episode = record(policy, env_id, tmp_path / "new" / "film.gif", seed=3, max_steps=60)
+    episode = record(policy, EnvConfig(env_id), tmp_path / "new" / "film.gif", seed=3, max_steps=60)
     env = gym.make(env_id)
     obs, _ = env.reset(seed=3)
     return_, length, is_over = 0.0, 0, False
@@ -148,8 +148,50 @@ def test_a_film_of_500_cartpole_steps_is_small(tmp_path):
 
     trained = make_policy()
     policy = Balancing(trained.model, trained.observation_space, trained.action_space)
-    assert record(policy, "CartPole-v1", tmp_path / "film.gif").length == 500
+    assert record(policy, EnvConfig("CartPole-v1"), tmp_path / "film.gif").length == 500
     assert (tmp_path / "film.gif").stat().st_size < 1_500_000
+
+
+class Pressing(TrainedPolicy):
+    """Presses FIRE at whatever it sees, and keeps that and how it was asked."""
+
+    def __init__(self):
+        self.action_space, self.seen, self.asked = Discrete(4), [], set()
+
+    def reset(self):
+        pass
+
+    def act(self, obs, greedy=True):
+        self.seen.append(obs)
+        self.asked.add(greedy)
+        return np.int64(1)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_an_atari_game_is_played_in_full_and_filmed_in_colours_at_its_speed(tmp_path, greedy):
+    policy, path = Pressing(), tmp_path / "film.gif"
+    episode = record(policy, EnvConfig("ALE/Breakout-v5", 16), path, greedy=greedy)
+    assert policy.asked == {greedy}
+    assert {(obs.shape, obs.dtype) for obs in policy.seen} == {((4, 84, 84), np.dtype(np.uint8))}
+    assert len(policy.seen) == episode.length > 100  # all five lives
+    _, durations, size, _ = read_gif(path)
+    assert size == (160, 210)
+    assert sum(durations) - 1000 == pytest.approx(episode.length * 1000 / 15, abs=10)  # equal frames are one
+    with Image.open(path) as image:
+        image.seek(episode.length // 2)
+        pixels = np.asarray(image.convert("RGB"))
+    assert (pixels[..., 0] > pixels[..., 2] + 50).any()  # red bricks
+
+
+def test_an_atari_film_ends_after_its_own_number_of_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_module, "_MAX_GAME_STEPS", 5)
+    assert record(Pressing(), EnvConfig("ALE/Breakout-v5"), tmp_path / "film.gif").length == 5
+    assert record(Pressing(), EnvConfig("ALE/Breakout-v5"), tmp_path / "film.gif", max_steps=4).length == 4
+
+
+def test_an_unknown_game_cannot_be_filmed(tmp_path):
+    with pytest.raises(ValueError, match="'ALE/Pung-v5', which Gymnasium does not know: did you mean ALE/Pong-v5"):
+        record(Pressing(), EnvConfig("ALE/Pung-v5"), tmp_path / "film.gif")
 
 
 def test_the_environment_fails_and_the_older_film_stays(policy, tmp_path):
@@ -194,13 +236,13 @@ def test_what_does_not_fit_is_refused(policy, tmp_path):
     with pytest.raises(ValueError, match="max_steps is 0, expected at least 1"):
         record(policy, Counter, path, max_steps=0)
     with pytest.raises(ValueError, match="NoSuchEnv-v0 cannot be built to be filmed"):
-        record(policy, "NoSuchEnv-v0", path)
+        record(policy, EnvConfig("NoSuchEnv-v0"), path)
     with pytest.raises(ValueError, match="render_mode is None, expected 'rgb_array'"):
         record(policy, lambda: gym.make("CartPole-v1"), path)
     with pytest.raises(ValueError, match=r"action space is Box.* expected Discrete\(2\)"):
-        record(policy, "Pendulum-v1", path)
+        record(policy, EnvConfig("Pendulum-v1"), path)
     with pytest.raises(ValueError, match=r"shape \[4\], expected \[2\]"):
-        record(policy, "CartPole-v1", path)
+        record(policy, EnvConfig("CartPole-v1"), path)
     assert not list(tmp_path.iterdir())
 
 

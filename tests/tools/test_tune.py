@@ -14,7 +14,7 @@ import pytest
 from fastac.cli import main
 from fastac.config import Config
 from fastac.contract import EnvFailure
-from fastac.presets import cartpole_a2c
+from fastac.presets.classic import cartpole_a2c
 from fastac.records import RecordError
 from fastac.tools.tune import Search, Setting, Trial, cache_path, load_tuned, measure_sps, save_tuned
 

@@ -1,31 +1,9 @@
-"""Complete tuned configurations, as functions; what has no preset gets defaults by kind of action space."""
+"""Gymnasium's small environments: presets that are measured, in seconds to minutes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-
 from fastac.config import Config
-
-ActionKind = Literal["discrete", "continuous"]
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A configuration that is known to reach something.
-
-    Attributes:
-        env_id: the environment.
-        name: the algorithm's name for the one that it picks, or a name of its own.
-        reaches: greedy mean return over 100 episodes that every tested seed reached.
-        make: builds the configuration.
-    """
-
-    env_id: str
-    name: str
-    reaches: float
-    make: Callable[[], Config]
+from fastac.presets.preset import Preset
 
 
 def cartpole_a2c() -> Config:
@@ -251,7 +229,7 @@ def mountain_car_continuous_ppo() -> Config:
     )
 
 
-PRESETS: tuple[Preset, ...] = (
+CLASSIC: tuple[Preset, ...] = (
     Preset("CartPole-v1", "a2c", 475.0, cartpole_a2c),
     Preset("CartPole-v1", "ppo", 475.0, cartpole_ppo),
     Preset("CartPole-v1", "a3c", 475.0, cartpole_a3c),
@@ -265,49 +243,3 @@ PRESETS: tuple[Preset, ...] = (
     Preset("LunarLander-v3", "ppo", 200.0, lunarlander_ppo),
     Preset("MountainCarContinuous-v0", "ppo", 90.0, mountain_car_continuous_ppo),
 )
-
-
-def find(env_id: str, name: str) -> Config | None:
-    """Return a preset's configuration, or None where there is none of that name for the environment."""
-    for preset in PRESETS:
-        if (preset.env_id, preset.name) == (env_id, name):
-            return preset.make()
-    return None
-
-
-def names(env_id: str) -> list[str]:
-    """Return the names of an environment's presets."""
-    return [preset.name for preset in PRESETS if preset.env_id == env_id]
-
-
-def default(env_id: str, algo: str, actions: ActionKind) -> Config:
-    """Return a starting point for an environment that nobody has tuned."""
-    config = Config().replace(env_id=env_id, normalize_obs=True, normalize_reward=True)
-    if algo == "ppo":
-        return config.replace(
-            algo="ppo",
-            num_envs=16,
-            num_steps=128,
-            num_epochs=10,
-            num_minibatches=16,
-            hidden_sizes=(64, 64),
-            activation="tanh",
-            shared_trunk=False,
-            learning_rate=3e-4,
-            normalize_advantage=True,
-            ent_coef=0.0,
-        )
-    if algo == "reinforce":
-        return config.replace(
-            algo="reinforce", collect="episodes", num_envs=8, num_steps=1000, gae_lambda=1.0, normalize_advantage=True
-        )
-    if algo == "a3c":
-        config = config.replace(algo="a3c", workers="auto", envs_per_worker=8)
-    return config.replace(
-        num_steps=8,
-        hidden_sizes=(64, 64),
-        activation="tanh",
-        shared_trunk=False,
-        learning_rate=7e-4,
-        ent_coef=0.0 if actions == "continuous" else 0.01,
-    )

@@ -1,0 +1,193 @@
+"""Layers without autograd's attention: each lists the calls of its passes, with all arguments made beforehand.
+
+Shapes: `M` rows of a pass, `D` inputs and `H` outputs of a layer, flat; of an image they are `[h, w, C]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastac.config import ActivationName
+from fastac.kernels import prepare_dense
+from fastac.models import ConvEncoder, MLPEncoder, Shape
+
+Op: TypeAlias = Callable[[], object]  # a call with all its arguments
+
+_aten = torch.ops.aten
+
+# Where fastac's own product of matrices is faster than the library's, which computes at twice the rate and
+# costs a few microseconds more: small ones, and those over hardly any inputs.
+_FEW_ROWS, _FEW_PRODUCTS, _HANDFUL_INPUTS = 128, 2**19, 8
+
+
+def _tanh(y: Tensor) -> Op:
+    if y.is_cuda:
+        return partial(torch.tanh, y, out=y)
+    view = y.numpy()
+    return partial(np.tanh, view, view)  # on AVX2 five times as fast as torch's
+
+
+_ACTIVATE: dict[ActivationName, Callable[[Tensor], Op]] = {
+    "relu": lambda y: partial(torch.relu_, y),
+    "tanh": _tanh,
+    "elu": lambda y: partial(nn.functional.elu_, y),
+}
+# (gradient, activations) -> the gradient before the activation, in place. A derivative in terms of the
+# activation's own output, which is all that a tape keeps.
+_DEACTIVATE: dict[ActivationName, Callable[[Tensor, Tensor], object]] = {
+    "relu": lambda d, y: _aten.threshold_backward.grad_input(d, y, 0.0, grad_input=d),
+    "tanh": lambda d, y: _aten.tanh_backward.grad_input(d, y, grad_input=d),
+    "elu": lambda d, y: _aten.elu_backward.grad_input(d, 1.0, 1.0, 1.0, True, y, grad_input=d),
+}
+
+
+class Layer(Protocol):
+    """One layer of a trunk, activated.
+
+    Attributes:
+        num_inputs: D.
+        num_outputs: H.
+    """
+
+    num_inputs: int
+    num_outputs: int
+
+    def refresh(self) -> None:
+        """Copy the weights for the calls that act; they are stale after every update."""
+
+    def forward(self, x: Tensor, y: Tensor) -> list[Op]:
+        """Return what writes `y` `[M, H]` for `x` `[M, D]`."""
+
+    def forward_acting(self, x: Tensor, y: Tensor) -> list[Op]:
+        """Return what does the same with the weights as they were refreshed."""
+
+    def deactivate(self, d: Tensor, y: Tensor) -> list[Op]:
+        """Return what turns the gradient `d` `[M, H]` of the outputs `y` into that before the activation."""
+
+    def backward(self, d: Tensor, x: Tensor, ones: Tensor, d_x: Tensor | None) -> list[Op]:
+        """Return what goes back from `d` `[M, H]`, the gradient before the activation.
+
+        Args:
+            d: read.
+            x: `[M, D]`, the inputs.
+            ones: `[M]`.
+            d_x: `[M, D]`, written: the gradient before the activation of the layer that made `x`, which is
+                this one's; or None where nothing did.
+        """
+
+
+class LinearLayer:
+    """A linear layer's tensors and those of its gradient."""
+
+    def __init__(self, layer: nn.Linear, activation: ActivationName | None = None) -> None:
+        """Look at a layer whose parameters have gradients."""
+        assert layer.weight.grad is not None and layer.bias.grad is not None, "flatten the parameters first"
+        self.weight, self._bias = layer.weight.detach(), layer.bias.detach()  # [H, D], [H]
+        self._grad_weight, self._grad_bias = layer.weight.grad, layer.bias.grad
+        self.num_outputs, self.num_inputs = self.weight.shape
+        self._activation = activation
+        self._weight_in: Tensor | None = None  # [D, H], a copy for acting where that is of use
+
+    def refresh(self) -> None:
+        """See `Layer`."""
+        if self._weight_in is not None:
+            self._weight_in.copy_(self.weight.t())
+
+    def forward(self, x: Tensor, y: Tensor) -> list[Op]:
+        """See `Layer`."""
+        multiply = partial(torch.addmm, self._bias, x, self.weight.t(), out=y)
+        return [multiply] if self._activation is None else [multiply, _ACTIVATE[self._activation](y)]
+
+    def forward_acting(self, x: Tensor, y: Tensor) -> list[Op]:
+        """See `Layer`; in one call where that is faster."""
+        products = len(x) * self.num_inputs * self.num_outputs
+        is_small = len(x) <= _FEW_ROWS and products <= _FEW_PRODUCTS
+        if self._activation == "elu" or x.is_cuda or not (is_small or self.num_inputs <= _HANDFUL_INPUTS):
+            return self.forward(x, y)
+        if self._weight_in is None:
+            self._weight_in = self.weight.t().contiguous()
+        return [prepare_dense(x, self._weight_in, self._bias, self._activation or "identity", y)]
+
+    def deactivate(self, d: Tensor, y: Tensor) -> list[Op]:
+        """See `Layer`."""
+        return [] if self._activation is None else [partial(_DEACTIVATE[self._activation], d, y)]
+
+    def backward(self, d: Tensor, x: Tensor, ones: Tensor, d_x: Tensor | None) -> list[Op]:
+        """See `Layer`."""
+        d_t = d.t()
+        # The product with ones is a sum over rows without a temporary.
+        ops: list[Op] = [partial(self._grad_weight.addmm_, d_t, x), partial(self._grad_bias.addmv_, d_t, ones)]
+        return ops if d_x is None else [*ops, partial(torch.mm, d, self.weight, out=d_x), *self.deactivate(d_x, x)]
+
+
+class ConvLayer:
+    """A convolution's tensors and those of its gradient, and a ReLU after it; images lie flat, channels last."""
+
+    def __init__(self, layer: nn.Conv2d, before: Shape, after: Shape) -> None:
+        """Look at a layer whose parameters have gradients; it makes images `(C, h, w)` of images."""
+        assert layer.bias is not None
+        assert layer.weight.grad is not None and layer.bias.grad is not None, "flatten the parameters first"
+        self._weight, self._bias = layer.weight.detach(), layer.bias.detach()  # [O, C, k, k], [O]
+        self._grad_weight, self._grad_bias = layer.weight.grad, layer.bias.grad
+        self._stride, self._before, self._after = list(layer.stride), before, after
+        self.num_inputs, self.num_outputs = math.prod(before), math.prod(after)
+
+    def refresh(self) -> None:
+        """The library takes the weights as they are."""
+
+    def forward(self, x: Tensor, y: Tensor) -> list[Op]:
+        """See `Layer`."""
+        return [partial(self._convolve, _as_images(x, self._before), _as_images(y, self._after))]
+
+    def forward_acting(self, x: Tensor, y: Tensor) -> list[Op]:
+        """See `Layer`."""
+        return self.forward(x, y)
+
+    def _convolve(self, x: Tensor, y: Tensor) -> None:
+        z = torch.conv2d(x, self._weight, self._bias, self._stride)
+        torch.clamp_min(z, 0.0, out=y)  # the copy into place is the ReLU as well
+
+    def deactivate(self, d: Tensor, y: Tensor) -> list[Op]:
+        """See `Layer`."""
+        return [partial(_DEACTIVATE["relu"], d, y)]
+
+    def backward(self, d: Tensor, x: Tensor, ones: Tensor, d_x: Tensor | None) -> list[Op]:
+        """See `Layer`."""
+        d_images = None if d_x is None else _as_images(d_x, self._before)
+        return [partial(self._go_back, _as_images(d, self._after), _as_images(x, self._before), d_images)]
+
+    def _go_back(self, d: Tensor, x: Tensor, d_x: Tensor | None) -> None:
+        asked = [d_x is not None, True, True]
+        arguments = [len(self._bias)], self._stride, [0, 0], [1, 1], False, [0, 0], 1, asked
+        z, d_weight, d_bias = _aten.convolution_backward(d, x, self._weight, *arguments)
+        self._grad_weight.add_(d_weight)
+        self._grad_bias.add_(d_bias)
+        if d_x is not None:  # the copy into place is the ReLU's backward as well
+            _aten.threshold_backward.grad_input(z, x, 0.0, grad_input=d_x)
+
+
+def _as_images(flat: Tensor, shape: Shape) -> Tensor:
+    """View `[M, h * w * C]` as the library does, `[M, C, h, w]`."""
+    channels, height, width = shape
+    return flat.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+def read_layers(encoder: nn.Module) -> list[Layer]:
+    """Return an encoder's layers."""
+    if isinstance(encoder, MLPEncoder):
+        return [LinearLayer(layer, encoder.activation) for layer in encoder.layers if isinstance(layer, nn.Linear)]
+    assert isinstance(encoder, ConvEncoder)
+    layers: list[Layer] = [
+        ConvLayer(layer, before, after)
+        for layer, (before, after) in zip(encoder.convs, pairwise(encoder.shapes), strict=True)
+        if isinstance(layer, nn.Conv2d)
+    ]
+    return [*layers, LinearLayer(encoder.linear, "relu")]

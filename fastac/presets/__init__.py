@@ -1,0 +1,68 @@
+"""Complete configurations, as functions; what has no preset gets defaults by kind of spaces."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastac.config import Config, is_atari
+from fastac.presets.atari import ATARI, IMAGE_DEFAULTS
+from fastac.presets.classic import CLASSIC
+from fastac.presets.preset import Preset
+
+__all__ = ["PRESETS", "Kind", "Preset", "default", "find", "names"]
+
+# What the policy sees and does, as far as a starting point depends on it.
+Kind = Literal["discrete", "continuous", "image"]
+
+PRESETS: tuple[Preset, ...] = (*CLASSIC, *ATARI)
+
+
+def find(env_id: str, name: str) -> Config | None:
+    """Return a preset's configuration, or None where there is none of that name for the environment."""
+    for preset in PRESETS:
+        if (preset.env_id, preset.name) == (env_id, name):
+            return preset.make()
+    return None
+
+
+def names(env_id: str) -> list[str]:
+    """Return the names of an environment's presets."""
+    return [preset.name for preset in PRESETS if preset.env_id == env_id]
+
+
+def default(env_id: str, algo: str, kind: Kind) -> Config:
+    """Return a starting point for an environment that nobody has tuned."""
+    if kind == "image" and algo in IMAGE_DEFAULTS:
+        config = IMAGE_DEFAULTS[algo](env_id)
+        # Rewards of an Atari game are clipped; what others' are like nobody knows.
+        return config if config.env.clip_rewards else config.replace(normalize_reward=True)
+    are_vectors = kind != "image"
+    config = Config().replace(env_id=env_id, normalize_obs=are_vectors, normalize_reward=not is_atari(env_id))
+    if algo == "ppo":
+        return config.replace(
+            algo="ppo",
+            num_envs=16,
+            num_steps=128,
+            num_epochs=10,
+            num_minibatches=16,
+            hidden_sizes=(64, 64),
+            activation="tanh",
+            shared_trunk=False,
+            learning_rate=3e-4,
+            normalize_advantage=True,
+            ent_coef=0.0,
+        )
+    if algo == "reinforce":
+        return config.replace(
+            algo="reinforce", collect="episodes", num_envs=8, num_steps=1000, gae_lambda=1.0, normalize_advantage=True
+        )
+    if algo == "a3c":
+        config = config.replace(algo="a3c", workers="auto", envs_per_worker=8)
+    return config.replace(
+        num_steps=8,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        shared_trunk=False,
+        learning_rate=7e-4,
+        ent_coef=0.0 if kind == "continuous" else 0.01,
+    )
