@@ -87,47 +87,80 @@ def _atari_a3c(env_id: str) -> Config:
 
 
 def pong_ppo() -> Config:
-    """PPO on Pong in minutes: minibatches of 64 at a high rate, the small network of A3C."""
-    return atari_ppo("ALE/Pong-v5").replace(
-        encoder="a3c",
-        num_envs=16,
-        num_steps=64,
-        num_epochs=3,
+    """PPO on Pong in minutes: the small network of A3C, many small updates at a high rate, a short horizon."""
+    return _fast_ppo("ALE/Pong-v5").replace(
+        num_epochs=2,
         num_minibatches=16,
-        clip_coef_schedule="constant",
-        learning_rate=5e-4,
-        learning_rate_schedule="constant",
-        total_env_steps=3_000_000,
-        eval_every=50_000,
-        eval_from_return=16.0,
+        gamma=0.97,
+        clip_coef=0.2,
+        learning_rate=1e-3,
+        total_env_steps=2_000_000,
+        eval_every=100_000,
+        eval_from_return=6.0,  # the mean of the last 100 games lags behind by 200,000 steps
         eval_episodes=100,
     )
 
 
 def pong_a2c() -> Config:
-    """A2C on Pong: many small updates at a high rate, the small network of A3C."""
+    """A2C on Pong: the small network of A3C, many small updates at a high rate, a short horizon."""
     return atari_a2c("ALE/Pong-v5").replace(
         encoder="a3c",
         num_envs=8,
         num_steps=20,
-        learning_rate=1e-3,
+        gamma=0.97,
+        gae_lambda=0.95,
         vf_coef=0.5,
+        learning_rate=1.5e-3,
         total_env_steps=4_000_000,
-        eval_every=50_000,
-        eval_from_return=16.0,
+        eval_every=100_000,
+        eval_from_return=6.0,
         eval_episodes=100,
+    )
+
+
+def breakout_ppo() -> Config:
+    """PPO on Breakout in an hour: the small network of A3C, small minibatches, a rate that falls to 0."""
+    return _fast_ppo("ALE/Breakout-v5").replace(
+        num_epochs=3,
+        num_minibatches=8,
+        learning_rate=5e-4,
+        learning_rate_schedule="linear",
+        total_env_steps=6_000_000,
+        eval_every=1_000_000,
+    )
+
+
+def _fast_ppo(env_id: str) -> Config:
+    """PPO of 16 envs and 64 steps with the small network, nothing annealed."""
+    return atari_ppo(env_id).replace(
+        encoder="a3c",
+        num_envs=16,
+        num_steps=64,
+        clip_coef_schedule="constant",
+        learning_rate_schedule="constant",
     )
 
 
 IMAGE_DEFAULTS: Mapping[str, Callable[[str], Config]] = {"a2c": atari_a2c, "ppo": atari_ppo, "a3c": atari_a3c}
 
+# The algorithm's own name goes to the fast preset where there is one.
+_FAST: Mapping[tuple[str, str], Callable[[], Config]] = {
+    ("Pong", "ppo"): pong_ppo,
+    ("Pong", "a2c"): pong_a2c,
+    ("Breakout", "ppo"): breakout_ppo,
+}
+_PUBLISHED: Mapping[str, Callable[[str], Config]] = {"a2c": atari_a2c, "ppo": atari_ppo, "a3c": _atari_a3c}
+
 ATARI: tuple[Preset, ...] = (
-    Preset("ALE/Pong-v5", "ppo", None, pong_ppo),
-    Preset("ALE/Pong-v5", "a2c", None, pong_a2c),
+    *(Preset(f"ALE/{game}-v5", algo, None, make) for (game, algo), make in _FAST.items()),
     *(
-        Preset(env_id, f"{algo}-published" if game == "Pong" and algo != "a3c" else algo, None, partial(make, env_id))
+        Preset(
+            f"ALE/{game}-v5",
+            f"{algo}-published" if (game, algo) in _FAST else algo,
+            None,
+            partial(make, f"ALE/{game}-v5"),
+        )
         for game in GAMES
-        for env_id in (f"ALE/{game}-v5",)
-        for algo, make in (("a2c", atari_a2c), ("ppo", atari_ppo), ("a3c", _atari_a3c))
+        for algo, make in _PUBLISHED.items()
     ),
 )

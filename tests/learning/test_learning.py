@@ -3,12 +3,17 @@
 import pytest
 
 import fastac
+from fastac.config import is_atari
 from fastac.presets import PRESETS
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: f"{p.env_id}-{p.name}")
+# Those of Atari games take an hour: benchmarks.atari runs them.
+CLASSIC = [preset for preset in PRESETS if not is_atari(preset.env_id)]
+
+
+@pytest.mark.parametrize("preset", CLASSIC, ids=lambda p: f"{p.env_id}-{p.name}")
 def test_every_seed_reaches_what_the_preset_promises(preset, tmp_path):
     reached = []
     for seed in range(3):
