@@ -24,7 +24,7 @@ from fastac.build import (
     restart_seed,
     single_thread,
 )
-from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue
+from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, EncoderName, JsonValue
 from fastac.contract import read_branch
 from fastac.records import Checkpoint, RunDirectory, best_mean_return, default_run_dir, find_checkpoint, load_checkpoint
 from fastac.run import Session
@@ -57,7 +57,7 @@ def train(
     *,
     preset: str | None = None,
     run_dir: Path | str | None = None,
-    encoder: EncoderFactory | None = None,
+    encoder: EncoderName | EncoderFactory | None = None,
     show_progress: bool = False,
     **settings: ConfigValue | Sequence[int],
 ) -> Run:
@@ -69,7 +69,8 @@ def train(
         algo: a2c (if neither this nor a preset is given), a3c, ppo or reinforce.
         preset: a preset's name, where not the algorithm's own.
         run_dir: a new directory; by default a dated one under `runs/`.
-        encoder: builds an `nn.Module` for an observation space, in place of the configured layers;
+        encoder: the name of one, as the configuration has it (auto, mlp, nature, a3c or minatar); or a function
+            that builds an `nn.Module` for an observation space, in place of the configured layers:
             it maps `[..., *obs_shape]` to `[..., D]` and is kept in evaluation mode.
         show_progress: show a bar on a terminal.
         settings: any field of the configuration by its flat name, such as `num_envs=64`.
@@ -94,7 +95,7 @@ def start(
     *,
     preset: str | None = None,
     run_dir: Path | str | None = None,
-    encoder: EncoderFactory | None = None,
+    encoder: EncoderName | EncoderFactory | None = None,
     show_progress: bool = False,
     **settings: ConfigValue | Sequence[int],
 ) -> Session:
@@ -108,8 +109,10 @@ def start(
             f"env_id is {settings['env_id']!r} beside the environment {env_id!r}, expected only the latter."
         )
     config = default_config(env_id, algo, preset, factory).replace(**settings)
+    if isinstance(encoder, str):
+        config = config.replace(encoder=encoder)
     directory = None if run_dir is None else Path(run_dir)
-    return start_config(config, directory, factory, encoder, show_progress)
+    return start_config(config, directory, factory, _pick_encoder(encoder, config), show_progress)
 
 
 def start_config(
@@ -133,7 +136,7 @@ def resume(
     run_dir: Path | str,
     *,
     env: EnvFactory | None = None,
-    encoder: EncoderFactory | None = None,
+    encoder: EncoderName | EncoderFactory | None = None,
     total_env_steps: int | None = None,
     budget_minutes: float | None = None,
     until_return: float | None = None,
@@ -145,7 +148,7 @@ def resume(
     Args:
         run_dir: the run's directory.
         env: the environment function, if the run began with one.
-        encoder: the encoder function, if the run began with one.
+        encoder: the encoder function, if the run began with one; a name must be the run's own.
         total_env_steps: a new budget; None keeps the run's.
         budget_minutes: a new budget, of which those up to the checkpoint are spent; None keeps the run's.
         until_return: a new return to stop at; None keeps the run's.
@@ -163,10 +166,11 @@ def resume(
     changes = {"total_env_steps": total_env_steps, "budget_minutes": budget_minutes, "until_return": until_return}
     config = checkpoint.config.replace(**{name: value for name, value in changes.items() if value is not None})
     _check_incomplete(config, checkpoint, directory)
+    factory = _pick_encoder(encoder, config)
     # These environments' streams are overwritten by the saved ones, or new where none could be saved.
-    parts = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), env, encoder)
+    parts = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), env, factory)
     with _closing_on_error(parts):
-        return Session(config, directory, parts, began, env, encoder, checkpoint.state, show_progress, command)
+        return Session(config, directory, parts, began, env, factory, checkpoint.state, show_progress, command)
 
 
 def finish(session: Session) -> Run:
@@ -177,8 +181,12 @@ def finish(session: Session) -> Run:
     return Run(session.config, session.directory.path, policy, summary)
 
 
-def load(run_dir: Path | str, *, env: EnvFactory | None = None, encoder: EncoderFactory | None = None) -> Run:
+def load(
+    run_dir: Path | str, *, env: EnvFactory | None = None, encoder: EncoderName | EncoderFactory | None = None
+) -> Run:
     """Load a run's best policy (the last where none was evaluated) on the CPU, for evaluation or use.
+
+    `env` and `encoder` as in `resume`.
 
     Raises:
         ValueError: no run, no checkpoint, or a damaged one.
@@ -187,9 +195,10 @@ def load(run_dir: Path | str, *, env: EnvFactory | None = None, encoder: Encoder
     env_id = directory.read_config().env.env_id
     checkpoint = load_checkpoint(find_checkpoint(directory.path, "best"), expected_env_id=env_id)
     config = checkpoint.config
+    factory = _pick_encoder(encoder, config)
     envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env)
     try:
-        model = build_model(config.model, envs, encoder=encoder)
+        model = build_model(config.model, envs, encoder=factory)
         load_module(model, read_branch(read_branch(checkpoint.state, "parts"), "model"))
         policy = TrainedPolicy(model, envs.single_observation_space, envs.single_action_space)
     finally:
@@ -230,6 +239,17 @@ def evaluate(
             return play_episodes(run.policy.model, envs, episodes, run.policy.device, noise)
     finally:
         envs.close()
+
+
+def _pick_encoder(encoder: EncoderName | EncoderFactory | None, config: Config) -> EncoderFactory | None:
+    """Return the encoder function, if it is one and not the configured encoder's name."""
+    if encoder is None or encoder == config.model.encoder:
+        return None
+    if isinstance(encoder, str):
+        raise ValueError(f"encoder is {encoder!r}, expected {config.model.encoder!r}, as the run has it: leave it out.")
+    if not callable(encoder):
+        raise ValueError(f"encoder is {encoder!r}, expected a name, or a function that returns an nn.Module.")
+    return encoder
 
 
 def _check_incomplete(config: Config, checkpoint: Checkpoint, directory: RunDirectory) -> None:

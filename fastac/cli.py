@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Train an agent: fastac train ENV_ID picks the tuned preset, and every field can be overridden."""
+    """Train an agent: fastac train ENV_ID picks the tuned preset, and every field can be overridden.
+
+    What is True or False has a --no- flag too, such as --no-fire-reset.
+    """
 
     config: Config
     preset: str | None = None
@@ -48,7 +51,10 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """Find the fastest settings for an environment on this machine; every flag of train's says what to tune for."""
+    """Find the fastest settings for an environment on this machine; every flag of train's says what to tune for.
+
+    What is True or False has a --no- flag too, such as --no-fire-reset.
+    """
 
     config: Config
     preset: str | None = None
@@ -134,14 +140,22 @@ def _find_default(env_id: str, words: Sequence[str]) -> Config:
     algo, preset = peek(words, "--algo"), peek(words, "--preset")
     if any(word in ("-h", "--help") for word in words):
         # Help shows the preset's values, but for an environment without one it does not wait for torch.
-        return find(env_id, preset or algo or "a2c") or Config()
+        return _take_protocol(find(env_id, preset or algo or "a2c") or Config().replace(env_id=env_id), words)
     from fastac.build import default_config
 
-    config, flags = default_config(env_id, algo, preset), given(words)
+    config, flags = _take_protocol(default_config(env_id, algo, preset), words), given(words)
     if {"num_envs", "envs_per_worker"} <= flags:
         raise ValueError("num_envs and envs_per_worker are both given, expected one of them.")
     # A number of environments in all overrides a preset's number for each worker.
     return config.replace(num_envs=config.env.num_envs) if "num_envs" in flags else config
+
+
+def _take_protocol(config: Config, words: Sequence[str]) -> Config:
+    """Return the configuration with all that --atari-protocol says; the parser would change only its name."""
+    protocol = peek(words, "--atari-protocol")
+    if protocol is None:
+        return config
+    return config.replace(atari_protocol=None if protocol == "None" else protocol)
 
 
 def _check_env_id(config: Config, env_id: str) -> None:

@@ -30,7 +30,8 @@ ActionChoice = Literal["greedy", "sampled"]
 
 # What each protocol says of the fields of `EnvConfig` below `atari_protocol`.
 _PROTOCOLS: dict[str, dict[str, bool | int | float]] = {
-    # As most published scores are trained: Mnih et al. 2015, Nature 518, with OpenAI Baselines' FIRE at a reset.
+    # As most published scores are trained: Mnih et al. 2015, Nature 518, with OpenAI Baselines' FIRE at a reset (but
+    # Baselines press it after every lost life too; here the agent has to).
     "dqn": {
         "sticky_actions": 0.0,
         "noop_max": 30,
@@ -87,7 +88,7 @@ class EnvConfig:
     envs_per_worker: int | None = None
     """Environments of each worker; num_envs is then so many times workers."""
     env_threads: int | None = None
-    """Atari: emulators' threads of a process; None: one per core, in each of several workers one."""
+    """Atari: emulators' threads of a process; None: the machine's cores, shared out among the workers."""
     atari_protocol: AtariProtocol | None = None
     """What an ALE/ id's fields below are, where not given: dqn (the default), machado or a3c."""
     sticky_actions: float | None = None
@@ -145,6 +146,9 @@ class EnvConfig:
         ):
             number = getattr(self, name)
             _check(least <= number <= most, name, number, f"a whole number from {least:,} to {most:,}")
+        stack, size = self.frame_stack, self.screen_size
+        assert stack is not None and size is not None
+        _check(stack < size, "frame_stack", stack, f"less than screen_size, which is {size}")
         sticky = self.sticky_actions
         _check(sticky is not None and 0.0 <= sticky < 1.0, "sticky_actions", sticky, "a number from 0, below 1")
         if self.env_threads is not None:
@@ -360,7 +364,10 @@ class Config:
                 f"which is {what}{' of one worker' if workers > 1 else ''}."
             )
         if self.env.clip_rewards and self.model.normalize_reward:
-            raise ValueError("clip_rewards and normalize_reward are both True, expected one of them.")
+            raise ValueError(
+                "clip_rewards and normalize_reward are both True, expected one of them: give --clip-rewards False or "
+                "--normalize-reward False."
+            )
         if self.algo.collect == "episodes" and self.algo.num_minibatches != 1:
             raise ValueError(
                 f"num_minibatches is {self.algo.num_minibatches}, expected 1 with collect episodes: "

@@ -107,7 +107,7 @@ class VecEnv(Protocol):
     description: str  # for the log, e.g. "native (CartPoleVectorEnv)"
 
     def reset(self, obs: ObsArray, start: BoolArray) -> None:
-        """Begin an episode in every env; write first observations `[N, *obs_shape]` and True.
+        """Begin an episode in every env; write first rows `[N, *row_shape]` and True.
 
         The first call seeds every env's stream; later calls go on with the streams.
         """

@@ -9,13 +9,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import TypeVar
+from functools import cache
+from typing import TypeVar, get_type_hints
 
 import tyro
 from tyro.conf import OmitArgPrefixes
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from fastac.config import setting_names
+from fastac.config import Config, setting_names
 
 Options = TypeVar("Options")
 
@@ -47,6 +48,27 @@ def _to_int(word: str) -> int:
     raise ValueError(f"{word!r} is not a whole number.")
 
 
+@_registry.primitive_rule
+def _optional_bool(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool | None] | None:
+    """Read True, False, in lower case too, and None; `_spell_out` has made `--x` and `--no-x` such words."""
+    if info.type != bool | None:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="[True|False]",
+        instance_from_str=lambda words: _to_optional_bool(words[0]),
+        is_instance=lambda value: value is None or isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _to_optional_bool(word: str) -> bool | None:
+    values = {"True": True, "true": True, "False": False, "false": False, "None": None}
+    if word not in values:
+        raise ValueError(f"{word!r} is neither True nor False.")
+    return values[word]
+
+
 def take_env_id(words: Sequence[str], command: str) -> tuple[str, list[str]]:
     """Return the environment id, which comes first, and the other words; some id where only help is asked for.
 
@@ -61,13 +83,16 @@ def take_env_id(words: Sequence[str], command: str) -> tuple[str, list[str]]:
 
 
 def peek(words: Sequence[str], flag: str) -> str | None:
-    """Return the last value that follows a flag, before the parser that depends on it is built."""
+    """Return the last value that follows a flag (with hyphens), before the parser that depends on it is built."""
     value = None
-    for at, word in enumerate(words):
-        if word == flag and at + 1 < len(words):
-            value = words[at + 1]
-        elif word.startswith(flag + "="):
-            value = word.partition("=")[2]
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue="--"):
+        name, equals, rest = word.partition("=")
+        if name.replace("_", "-") != flag:
+            continue
+        if equals:
+            value = rest
+        elif not following.startswith("--"):  # else the parser says that there is none
+            value = following
     return value
 
 
@@ -105,7 +130,7 @@ def parse(kind: type[Options], words: Sequence[str], prog: str, default: Options
         with contextlib.redirect_stderr(box):
             options, unknown = tyro.cli(
                 kind,
-                args=list(words),
+                args=_spell_out(words),
                 prog=prog,
                 default=default,
                 registry=_registry,
@@ -120,6 +145,29 @@ def parse(kind: type[Options], words: Sequence[str], prog: str, default: Options
         raise ValueError(f"{unknown[0]!r} is one word too many for {prog}: see {prog} --help.")
     assert options is not None
     return options
+
+
+@cache
+def _optional_bools() -> frozenset[str]:
+    """Return the flags of the settings that are True, False or None, which the parser gives no `--no-`."""
+    sections = get_type_hints(Config).values()
+    hints = itertools.chain.from_iterable(get_type_hints(section).items() for section in sections)
+    return frozenset("--" + name.replace("_", "-") for name, kind in hints if kind == bool | None)
+
+
+def _spell_out(words: Sequence[str]) -> list[str]:
+    """Return the words with the value that `--x` and `--no-x` stand for, where x may be None too."""
+    spelt: list[str] = []
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue="--"):
+        flag = _to_flag(word)
+        is_bare = "=" not in word and flag in _optional_bools()
+        if is_bare and word.startswith("--no"):
+            spelt.append(f"{flag}=False")
+        elif is_bare and following.startswith("-"):
+            spelt.append(f"{flag}=True")
+        else:
+            spelt.append(word)
+    return spelt
 
 
 def _check_flags(kind: type, words: Sequence[str], prog: str) -> None:

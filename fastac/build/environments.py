@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import TypeAlias
 
 import numpy as np
@@ -16,11 +17,11 @@ from fastac.envs import adapt, has_native, make_vec
 # Builds the run's own vector environments: called with how many it should hold.
 EnvFactory: TypeAlias = Callable[[int], "VectorEnv[np.ndarray, np.ndarray, np.ndarray]"]
 
-# Evaluations play each env's share of episodes side by side; without a batched version, an env more
-# costs its construction, and a step costs the same one after the other.
+# The most envs of an evaluation, which play their shares of the episodes side by side; without a batched version,
+# an env more costs its construction, and a step costs the same one after the other.
 _EVAL_ENVS_NATIVE = 128
 _EVAL_ENVS = 16
-_EVAL_GAMES = 25  # of 100 games a quarter each: the last ones end with few others left to share a forward with
+_EVAL_GAMES = 25  # of 100 games 4 each: with more, the last ones end with few left to share a forward with
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,14 @@ def build_envs(config: EnvConfig, seed: np.random.SeedSequence, factory: EnvFact
     return adapt(env, seed)
 
 
+def _spread(episodes: int, most: int) -> int:
+    """Return how many envs play so many episodes in the fewest rounds, and as equally as can be.
+
+    An env whose share is played is still stepped: of 25 envs for 30 games, 20 would wait while 5 play a second one.
+    """
+    return ceil(episodes / ceil(episodes / most))
+
+
 def build_evaluation_envs(
     config: EnvConfig, episodes: int, seed: np.random.SeedSequence, factory: EnvFactory | None = None
 ) -> VecEnv:
@@ -102,10 +111,11 @@ def build_evaluation_envs(
         ValueError: as `build_envs`.
     """
     if factory is not None:
-        return build_envs(replace(config, num_envs=min(episodes, config.num_envs)), seed, factory)
+        return build_envs(replace(config, num_envs=_spread(episodes, config.num_envs)), seed, factory)
     if is_atari(config.env_id):
-        games = replace(config, num_envs=min(episodes, _EVAL_GAMES), envs_per_worker=None, episodic_life=False)
+        num_envs = _spread(episodes, _EVAL_GAMES)
+        games = replace(config, num_envs=num_envs, envs_per_worker=None, episodic_life=False)
         return make_vec(games, seed, whole_stacks=True)
     native = has_native(config.env_id) and config.vectorization in ("auto", "native")
-    num_envs = min(episodes, _EVAL_ENVS_NATIVE if native else _EVAL_ENVS)
+    num_envs = _spread(episodes, _EVAL_ENVS_NATIVE if native else _EVAL_ENVS)
     return make_vec(EnvConfig(config.env_id, num_envs, "native" if native else "sync"), seed)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from fastac.build.environments import EnvFactory
 from fastac.config import Config, ConfigValue, is_atari
 from fastac.envs import has_native, picks_native
-from fastac.processes import count_physical_cores
+from fastac.processes import count_cores, count_physical_cores
 
 # The fewest environments per worker for which `--workers auto` takes another worker. A batch steps 32
 # environments in as much time as 64: two workers gain 16 % at 64 in all and 46 % at 256, on cores that nobody
@@ -26,7 +26,7 @@ def worker_share(config: Config, env_factory: EnvFactory | None) -> Config:
     share = config.env.num_envs // workers
     changes: dict[str, ConfigValue] = {"num_envs": share, "workers": 1}
     if workers > 1 and is_atari(config.env.env_id) and config.env.env_threads is None:
-        changes["env_threads"] = 1  # for the same reason as below
+        changes["env_threads"] = max(1, count_cores() // workers)
     if config.env.vectorization == "auto" and env_factory is None and not picks_native(config.env, share):
         changes["vectorization"] = "sync"  # a worker has a core to itself: more processes would only share it
     return config.replace(**changes)

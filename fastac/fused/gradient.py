@@ -22,7 +22,7 @@ _CHUNK_BYTES = 2**25
 def chunk_rows(network: FusedNetwork, rows: int) -> int:
     """Return into passes of how many rows so many are best cut: as few passes as can be, and alike."""
     row_bytes = 4 * (network.num_inputs + sum(network.sizes))
-    num_passes = -(-rows // min(CHUNK, _CHUNK_BYTES // row_bytes))
+    num_passes = -(-rows // min(CHUNK, max(1, _CHUNK_BYTES // row_bytes)))
     return -(-rows // num_passes)
 
 

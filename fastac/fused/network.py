@@ -82,7 +82,7 @@ class FusedNetwork:
     def leaves_first_out(self, rows: int) -> bool:
         """Return whether a tape of so many rows is better off without the first layer."""
         kept = 4 * rows * sum(self.sizes) * len(self.trunks)  # bytes
-        return len(self.sizes) > 1 and self.num_inputs <= _FEW_INPUTS and kept > _CACHE_BYTES
+        return len(self.sizes) > 1 and not self.sees_images and self.num_inputs <= _FEW_INPUTS and kept > _CACHE_BYTES
 
     def empty(self, *shape: int) -> Tensor:
         """Allocate where the network is."""

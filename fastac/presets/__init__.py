@@ -32,12 +32,11 @@ def names(env_id: str) -> list[str]:
 
 def default(env_id: str, algo: str, kind: Kind) -> Config:
     """Return a starting point for an environment that nobody has tuned."""
-    if kind == "image" and algo in IMAGE_DEFAULTS:
+    if kind == "image":
         config = IMAGE_DEFAULTS[algo](env_id)
         # Rewards of an Atari game are clipped; what others' are like nobody knows.
-        return config if config.env.clip_rewards else config.replace(normalize_reward=True)
-    are_vectors = kind != "image"
-    config = Config().replace(env_id=env_id, normalize_obs=are_vectors, normalize_reward=not is_atari(env_id))
+        return config if is_atari(env_id) else config.replace(normalize_reward=True)
+    config = Config().replace(env_id=env_id, normalize_obs=True, normalize_reward=True)
     if algo == "ppo":
         return config.replace(
             algo="ppo",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from fastac.config import Config
+from fastac.config import Config, is_atari
 from fastac.presets.preset import Preset
 
 GAMES = ("Pong", "Breakout", "BeamRider", "SpaceInvaders", "Qbert", "Seaquest")
@@ -19,7 +19,7 @@ def _base(env_id: str) -> Config:
     """What all have in common: 40 million frames, rarely evaluated because games are long."""
     return Config().replace(
         env_id=env_id,
-        workers="auto",
+        workers="auto" if is_atari(env_id) else 1,
         total_env_steps=10_000_000,
         eval_every=500_000,
         eval_episodes=30,
@@ -61,16 +61,17 @@ def atari_ppo(env_id: str) -> Config:
 
 
 def atari_a3c(env_id: str) -> Config:
-    """A3C as in its paper: a worker per core, one env of 5 steps each, its small network and its RMSprop.
+    """A3C as in its paper: a worker per core, one env of 5 steps each, its small network, RMSprop and protocol.
 
     The paper adds up the gradients of the 5 steps and this library averages them: its epsilon of 0.1, inside the
-    root, is 0.1 / 5**2 here, and makes the same steps. Its norm is clipped at 40 by common use, which is 40 / 5.
+    root, is 0.1 / 5**2 here, which makes the same steps but for what the average of squares begins with. The norm is
+    clipped at 40 by common use, which is 40 / 5.
     """
-    return _base(env_id).replace(
+    config = _base(env_id).replace(
         algo="a3c",
+        workers="auto",
         envs_per_worker=1,
         num_steps=5,
-        encoder="a3c",
         gae_lambda=1.0,
         ent_coef=0.01,
         optimizer="rmsprop_tf",
@@ -79,11 +80,20 @@ def atari_a3c(env_id: str) -> Config:
         learning_rate=7e-4,
         learning_rate_schedule="linear",
     )
+    return config.replace(encoder="a3c", atari_protocol="a3c") if is_atari(env_id) else config
 
 
-def _atari_a3c(env_id: str) -> Config:
-    """A3C as in its paper: a worker per core, one env of 5 steps each, its small network, RMSprop and protocol."""
-    return atari_a3c(env_id).replace(atari_protocol="a3c")
+def image_reinforce(env_id: str) -> Config:
+    """REINFORCE on images: whole episodes, as far as memory goes."""
+    return _base(env_id).replace(
+        algo="reinforce",
+        collect="episodes",
+        num_envs=4,
+        num_steps=1000,
+        gae_lambda=1.0,
+        normalize_advantage=True,
+        reuse_forward=False,
+    )
 
 
 def pong_ppo() -> Config:
@@ -143,7 +153,12 @@ def _fast_ppo(env_id: str) -> Config:
     )
 
 
-IMAGE_DEFAULTS: Mapping[str, Callable[[str], Config]] = {"a2c": atari_a2c, "ppo": atari_ppo, "a3c": atari_a3c}
+IMAGE_DEFAULTS: Mapping[str, Callable[[str], Config]] = {
+    "a2c": atari_a2c,
+    "ppo": atari_ppo,
+    "a3c": atari_a3c,
+    "reinforce": image_reinforce,
+}
 
 # The algorithm's own name goes to the fast preset where there is one.
 _FAST: Mapping[tuple[str, str], Callable[[], Config]] = {
@@ -151,7 +166,7 @@ _FAST: Mapping[tuple[str, str], Callable[[], Config]] = {
     ("Pong", "a2c"): pong_a2c,
     ("Breakout", "ppo"): breakout_ppo,
 }
-_PUBLISHED: Mapping[str, Callable[[str], Config]] = {"a2c": atari_a2c, "ppo": atari_ppo, "a3c": _atari_a3c}
+_PUBLISHED: Mapping[str, Callable[[str], Config]] = {"a2c": atari_a2c, "ppo": atari_ppo, "a3c": atari_a3c}
 
 ATARI: tuple[Preset, ...] = (
     *(Preset(f"ALE/{game}-v5", algo, None, make) for (game, algo), make in _FAST.items()),

@@ -16,8 +16,8 @@ class Preset:
     Attributes:
         env_id: the environment.
         name: the algorithm's name for the one that it picks, or a name of its own.
-        reaches: mean return over 100 evaluation episodes that every tested seed reached; None for published
-            settings that are ready and not measured here.
+        reaches: mean return over 100 evaluation episodes that every tested seed reached; None where that was not
+            measured, as for published settings that are merely ready.
         make: builds the configuration; the first line of its docstring says what it is.
     """
 

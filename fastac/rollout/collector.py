@@ -110,7 +110,7 @@ class Collector:
     def get_state(self) -> StateTree:
         """Where collection stands: the next row's observation and start, and the actor."""
         return {
-            "observation": self.rollout.observations.get_state(self._last),
+            **self.rollout.observations.get_state(self._last),
             "start": self.rollout.start[self._last].clone(),
             "actor": self._actor.get_state(),
         }
@@ -118,7 +118,7 @@ class Collector:
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`; the environments are restored apart."""
         self._last = 0
-        self.rollout.observations.set_state(read_branch(state, "observation"))
+        self.rollout.observations.set_state(state)
         self.rollout.start[0] = read_tensor(state, "start")
         self._actor.set_state(read_branch(state, "actor"))
         self._fresh = False

@@ -6,6 +6,7 @@ usual S = 4. What stands between a row and its stack is only whether its episode
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Protocol
 
 import torch
@@ -73,9 +74,9 @@ class Rows:
 
     def __init__(self, rows: Tensor) -> None:
         """Take the rows `[T+1, N, *obs_shape]`."""
-        self.rows = rows
+        self.rows = rows  # [T+1, N, ...]
         self._each = rows.unbind(0)
-        self._flat = rows[:-1].flatten(0, 1)
+        self._flat = rows[:-1].flatten(0, 1)  # [T*N, ...]
 
     @property
     def nbytes(self) -> int:
@@ -115,7 +116,9 @@ class Rows:
 
     def first(self, num_steps: int) -> Rows:
         """View some rows."""
-        return Rows(self.rows[: num_steps + 1])
+        view = copy(self)
+        view.rows, view._flat = self.rows[: num_steps + 1], self._flat[: num_steps * self.rows.shape[1]]
+        return view
 
     def get_state(self, t: int) -> StateTree:
         """The row."""
@@ -129,22 +132,21 @@ class Rows:
 class Stacks:
     """Every row is a frame, of which the latest S are an observation `[S, *frame]`."""
 
-    def __init__(self, frames: Tensor, start: Tensor, size: int, age: Tensor | None = None) -> None:
+    def __init__(self, frames: Tensor, start: Tensor, size: int) -> None:
         """Take the memory.
 
         Args:
             frames: `[S - 1 + T+1, N, *frame]` uint8; the first S - 1 come from the rollout before.
             start: `[T+1, N]` bool, the rollout's.
             size: S.
-            age: `[T+1, N]` int64, of a longer rollout that this one is the begin of.
         """
         self.size, self.rows = size, frames[size - 1 :]
-        self._frames, self._start = frames, start
-        self._age = torch.zeros(start.shape, dtype=torch.int64) if age is None else age  # frames before, at most S - 1
+        self._frames = frames
+        self._age = torch.zeros(start.shape, dtype=torch.int64)  # [T+1, N], frames before, at most S - 1
         self._each_age, self._each_start = list(self._age.numpy()), list(start.numpy())
-        num_envs = start.shape[1]
-        self._index = torch.arange(start.numel()).view(start.shape)
-        self._now = self.empty(num_envs)
+        self._index = torch.arange(start.numel()).view(start.shape)  # [T+1, N]
+        self._now = self.empty(start.shape[1])
+        self._whole: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
@@ -172,8 +174,10 @@ class Stacks:
         return self._frames.new_empty(num, self.size, *self._frames.shape[2:])
 
     def batch(self) -> Tensor:
-        """Allocate."""
-        return self.empty(self._index[:-1].numel())
+        """Allocate, the first time."""
+        if self._whole is None:
+            self._whole = self.empty(self._index[:-1].numel())
+        return self._whole
 
     def whole(self, out: Tensor) -> None:
         """Build all stacks."""
@@ -181,7 +185,7 @@ class Stacks:
 
     def take(self, index: Tensor, out: Tensor) -> None:
         """Build the stacks at `index`."""
-        self._stack(index, out, len(self._start) - 1)
+        self._stack(index, out, len(self._age) - 1)
 
     def _stack(self, index: Tensor, out: Tensor, num_steps: int) -> None:
         stack_frames(self._frames[: self.size - 1 + num_steps], self._age[:num_steps], index, out)
@@ -197,8 +201,11 @@ class Stacks:
 
     def first(self, num_steps: int) -> Stacks:
         """View some rows."""
-        end = num_steps + 1
-        return Stacks(self._frames[: self.size - 1 + end], self._start[:end], self.size, self._age[:end])
+        view, end = copy(self), num_steps + 1
+        view.rows, view._frames = self.rows[:end], self._frames[: self.size - 1 + end]
+        view._age, view._index = self._age[:end], self._index[:end]
+        view._whole = self.batch()[: self._index[:num_steps].numel()]
+        return view
 
     def get_state(self, t: int) -> StateTree:
         """The frames of the row's stack, and how many of them count."""

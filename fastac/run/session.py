@@ -324,8 +324,10 @@ class Session:
         rollout = self.parts.rollout
         state = self._get_state()
         if rollout is not None:
-            names = ("obs", "action", "reward", "value", "valid")
-            state = {**state, "rollout": {name: getattr(rollout, name) for name in names}}
+            names = ("obs", "start", "action", "reward", "value", "valid")
+            first = rollout.observations.get_state(0)  # of stacks, the frames before row 0 too
+            rows: StateTree = {name: getattr(rollout, name) for name in names}
+            state = {**state, "rollout": {**rows, "first": first}}
         folder = self.directory.path / "failure"
         try:
             folder.mkdir(exist_ok=True)

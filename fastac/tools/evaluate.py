@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from fastac.config import ActionChoice
 from fastac.contract import EnvFailure, ObsArray, Policy, StepRow, VecEnv
 from fastac.envs import observation_dtype
 
-_MAX_LENGTH = 100_000  # several times the longest of Gymnasium's own time limits
+_MAX_LENGTH = 1_000_000  # several times any time limit: a game of Atari, stepped frame by frame, is cut after 108,000
 _NO_ENV = 2**31  # of a seed's children, one that is no environment's
 
 
@@ -74,7 +75,12 @@ def action_noise(actions: ActionChoice, seed: np.random.SeedSequence) -> Generat
 
 
 def evaluate(
-    policy: Policy, envs: VecEnv, episodes: int, device: torch.device, noise: Generator | None = None
+    policy: Policy,
+    envs: VecEnv,
+    episodes: int,
+    device: torch.device,
+    noise: Generator | None = None,
+    tell: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Play `episodes` episodes from fresh resets.
 
@@ -87,6 +93,7 @@ def evaluate(
         episodes: how many in all.
         device: where `policy` is.
         noise: drives sampled actions (CPU); None takes the most likely ones.
+        tell: called after every step, for who wants to know that it goes on.
 
     Raises:
         EnvFailure: an environment failed, or its episode does not end.
@@ -105,6 +112,8 @@ def evaluate(
         action, state = _choose(policy, obs.to(device), state, start.to(device), noise)
         envs.step(action.cpu().numpy(), slots.row)
         _check_row(slots.row, length, quota)
+        if tell is not None:
+            tell()
         total += slots.row.reward
         length += slots.row.valid
         done = slots.row.terminated | slots.row.truncated
@@ -139,6 +148,6 @@ def _check_row(row: StepRow, length: NDArray[np.int64], quota: NDArray[np.int64]
     endless = np.flatnonzero((length >= _MAX_LENGTH) & (quota > 0))
     if endless.size:
         raise EnvFailure(
-            f"env {endless[0]} has played {_MAX_LENGTH} steps of an episode without an end (give it a time limit, "
-            "such as max_episode_steps where it is registered)"
+            f"env {endless[0]} has played {_MAX_LENGTH} steps of an episode without an end (give it a time limit: "
+            "max_frames for an Atari game, elsewhere such as max_episode_steps where it is registered)"
         )

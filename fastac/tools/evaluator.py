@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -71,8 +71,14 @@ class Evaluator(Protocol):
         """End what it needs; safe to call twice."""
 
 
-def play(config: Config, policy: Policy, env_steps: int, env_factory: EnvFactory | None) -> Evaluation:
-    """Evaluate in environments of their own, built for it.
+def play(
+    config: Config,
+    policy: Policy,
+    env_steps: int,
+    env_factory: EnvFactory | None,
+    tell: Callable[[], None] | None = None,
+) -> Evaluation:
+    """Evaluate in environments of their own, built for it; `tell` is called after every step.
 
     Raises:
         EnvFailure: an environment failed.
@@ -81,7 +87,7 @@ def play(config: Config, policy: Policy, env_steps: int, env_factory: EnvFactory
     noise = action_noise(config.run.eval_actions, seed)
     envs = build_evaluation_envs(config.env, config.run.eval_episodes, seed, env_factory)
     try:
-        return evaluate(policy, envs, config.run.eval_episodes, torch.device(config.run.device), noise)
+        return evaluate(policy, envs, config.run.eval_episodes, torch.device(config.run.device), noise, tell)
     except EnvFailure as error:
         where = f"in the evaluation after {env_steps} environment steps"
         raise EnvFailure(f"{str(error).removesuffix('.')}, {where}") from error
@@ -111,13 +117,14 @@ class InProcessEvaluator:
         """Nothing is left."""
 
 
-# An evaluator hangs that has been at it for so long, and for so many times its longest evaluation.
+# An evaluator hangs that has been silent for so long, and for so many times its longest silence so far.
 _SILENCE_S = 600.0
 _SILENCE_TIMES = 20.0
+_ALIVE_S = 1.0  # how often it says that it plays, which may take it hours
 
 
-class _Ready:
-    """What the process sends when it has been built."""
+class _Alive:
+    """What the process sends when it has been built, and then while it plays."""
 
 
 _Weights: TypeAlias = Mapping[str, NDArray[np.generic]]
@@ -170,25 +177,30 @@ class ProcessEvaluator:
             reply = self._receive(max(0.0, left_s) if wait else 0.0)
             if reply is None and not wait and left_s > 0.0:
                 return None
-            if isinstance(reply, Evaluation):
-                self._longest_s = max(self._longest_s, monotonic() - self._since)
-                return reply
             if isinstance(reply, Failed):
                 raise to_error("the evaluator", reply)
-            if isinstance(reply, _Ready):
-                self._is_ready, self._since = True, monotonic()
+            if isinstance(reply, _Alive | Evaluation):
+                self._note_life()
+                if isinstance(reply, Evaluation):
+                    return reply
             elif reply is None:
                 self._start_again(f"has been silent for {self._patience_s:.0f} s")
             else:
                 self._start_again(reply)
 
-    def _receive(self, timeout_s: float) -> Evaluation | Failed | _Ready | str | None:
+    def _note_life(self) -> None:
+        now = monotonic()
+        if self._is_ready:  # else it was importing
+            self._longest_s = max(self._longest_s, now - self._since)
+        self._is_ready, self._since = True, now
+
+    def _receive(self, timeout_s: float) -> Evaluation | Failed | _Alive | str | None:
         """Return what it sends, None where it does not in time, or what has become of it in words."""
         child = self._children[0]
         try:
             if not child.pipe.poll(timeout_s):
                 return None
-            reply: Evaluation | Failed | _Ready = child.pipe.recv()
+            reply: Evaluation | Failed | _Alive = child.pipe.recv()
             return reply
         except (EOFError, OSError):
             return f"died (exit code {child.exit_code()})"
@@ -231,13 +243,26 @@ def _evaluate(work: bytes, pipe: Connection) -> None:
             envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env_factory)
             model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
             envs.close()
-            pipe.send(_Ready())
+            pipe.send(_Alive())
             while True:
                 weights, env_steps = requests.get()
                 load_module(model, weights)
-                pipe.send(play(config, model, env_steps, env_factory))
+                pipe.send(play(config, model, env_steps, env_factory, _make_pulse(pipe)))
         except Exception as error:
             pipe.send(to_failed(error))
+
+
+def _make_pulse(pipe: Connection) -> Callable[[], None]:
+    """Return what says that this process lives, now and then however often it is called."""
+    said = monotonic()
+
+    def tell() -> None:
+        nonlocal said
+        if monotonic() - said >= _ALIVE_S:
+            said = monotonic()
+            pipe.send(_Alive())
+
+    return tell
 
 
 def open_evaluator(

@@ -124,7 +124,7 @@ _FORMATS: dict[str, tuple[type[Gif] | type[Mp4], tuple[str, ...]]] = {
 
 def record(
     policy: TrainedPolicy,
-    env: EnvConfig | RenderedEnvFactory,
+    env: str | EnvConfig | RenderedEnvFactory,
     path: Path,
     seed: int = 0,
     max_steps: int | None = None,
@@ -134,8 +134,9 @@ def record(
 
     Args:
         policy: who plays.
-        env: a run's environment, or what builds one environment with render_mode="rgb_array". An Atari game is
-            played in full and filmed in its own colours, whatever of it the policy sees.
+        env: a run's environment, an id for one as `EnvConfig(id)` has it, or what builds one environment with
+            render_mode="rgb_array". An Atari game is played in full and filmed in its own colours, whatever of it
+            the policy sees.
         path: where the film goes, a .gif or .mp4 file; an older one is replaced once the new one is whole.
         seed: of the environment's reset.
         max_steps: at most this many environment steps are filmed; None: 1,000, or 10,000 of an Atari game.
@@ -149,6 +150,8 @@ def record(
         EnvFailure: the environment raised, or rendered something that is not a picture.
         RecordError: the file cannot be written.
     """
+    if isinstance(env, str):
+        env = EnvConfig(env)
     if max_steps is None:
         max_steps = _MAX_GAME_STEPS if isinstance(env, EnvConfig) and is_atari(env.env_id) else _MAX_STEPS
     if max_steps < 1:

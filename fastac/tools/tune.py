@@ -153,9 +153,9 @@ class Search:
         num_envs = self._config.env.num_envs
         plainest = Setting(num_envs, 1, "native" if self._is_native else "sync", reuse_forward=True)
         yield self._try(plainest, self.own)
-        other: Vectorization = "sync" if self._is_native else "process"
-        if self._is_native or (num_envs > 1 and count_cores() > 1):
-            yield self._try(replace(plainest, vectorization=other), self.own)
+        other = replace(plainest, vectorization="sync" if self._is_native else "process")
+        if (self._is_native or (num_envs > 1 and count_cores() > 1)) and self._fits(other):
+            yield self._try(other, self.own)
         before_sps = self.own[0].sps
         for workers in self._worker_counts():
             setting = replace(plainest, workers=workers)
@@ -203,7 +203,7 @@ class Search:
         return self._config.replace(**asdict(setting))
 
     def _fits(self, setting: Setting) -> bool:
-        """Return whether the environments and minibatches can be shared out so."""
+        """Return whether the configuration takes a setting: shares that divide, and a batching that the env has."""
         try:
             self._apply(setting)
         except ValueError:
@@ -212,10 +212,11 @@ class Search:
 
     def _try(self, setting: Setting, trials: list[Trial]) -> Trial:
         """Measure a setting; only the first one must work."""
+        config = self._apply(setting)
         began_s = perf_counter()
         sps, failure = 0.0, ""
         try:
-            sps = self._measure(self._apply(setting))
+            sps = self._measure(config)
         except (ValueError, EnvFailure, WorkerFailure) as error:
             if not self.own:
                 raise
@@ -280,10 +281,9 @@ def cache_path(config: Config) -> Path | None:
 
 def _key(config: Config) -> dict[str, JsonValue]:
     """Return all that the best setting depends on."""
-    algo, model = asdict(config.algo), asdict(config.model)
+    env, algo, model = asdict(config.env), asdict(config.algo), asdict(config.model)
     return {
-        "env_id": config.env.env_id,
-        "num_envs": config.env.num_envs,
+        "env": {name: env[name] for name in env if name not in TUNED},
         "algo": {name: algo[name] for name in ("algo", "collect", "num_steps", "num_epochs", "num_minibatches")},
         "model": {name: model[name] for name in model if name != "log_std_init"},
         "device": config.run.device,

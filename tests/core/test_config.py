@@ -132,7 +132,7 @@ ATARI_OUT_OF_RANGE = {
     "noop_max": [-1, NAN],
     "frame_skip": [0, NAN],
     "screen_size": [0, 35],
-    "frame_stack": [0, 256],
+    "frame_stack": [0, 84, 256],
     "max_frames": [0, 2**31],
 }
 

@@ -337,6 +337,14 @@ def test_rows_are_cut_into_as_few_passes_as_can_be_and_alike(rows, cut, monkeypa
     monkeypatch.setattr(fused_gradient, "CHUNK", 1024)
     monkeypatch.setattr(fused_gradient, "_CHUNK_BYTES", 128 * 4 * (36 + 256 + 128))  # image, convolution, linear
     assert fused_gradient.chunk_rows(network, rows) == cut
+    monkeypatch.setattr(fused_gradient, "_CHUNK_BYTES", 10)  # less than a row
+    assert fused_gradient.chunk_rows(network, rows) == 1
+
+
+def test_small_images_are_no_layer_to_leave_out():
+    model = make_model("minatar", (4, 4, 4), torch.float32)
+    flatten(model)
+    assert not FusedNetwork(model).leaves_first_out(10**6)
 
 
 def test_a_conv_net_without_memory_is_fused_and_one_with_it_is_not():

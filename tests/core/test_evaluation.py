@@ -2,6 +2,8 @@
 
 import json
 import math
+import time
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -10,13 +12,13 @@ import torch
 from core_support import CHAINS, CPU, PROBES, EarlyStart, KnownPolicy, make_chains, make_parts, transitions
 
 import fastac
-from fastac.build import build_envs, build_model, evaluation_seed
+from fastac.build import build_envs, build_evaluation_envs, build_model, environments, evaluation_seed
 from fastac.cli import main
 from fastac.config import Config, EnvConfig, ModelConfig
-from fastac.contract import EnvFailure
+from fastac.contract import EnvFailure, WorkerFailure
 from fastac.envs import adapt, make_vec
-from fastac.tools.evaluate import action_noise, evaluate
-from fastac.tools.evaluator import play
+from fastac.tools.evaluate import _MAX_LENGTH, Evaluation, action_noise, evaluate
+from fastac.tools.evaluator import _SILENCE_S, ProcessEvaluator, _Alive, play
 
 SMALL = {"num_envs": 4, "num_steps": 8, "hidden_sizes": (8,), "eval_every": 0, "eval_episodes": 8, "tensorboard": False}
 SHORT_LONG = PROBES + "ShortLong-v0"
@@ -199,6 +201,11 @@ def test_an_evaluation_that_cannot_be_trusted_stops(monkeypatch, broken, says):
         evaluate(model, envs, 1, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("protocol", ["dqn", "machado", "a3c"])
+def test_a_game_stepped_frame_by_frame_ends_before_it_is_called_endless(protocol):
+    assert EnvConfig("ALE/Pong-v5", atari_protocol=protocol, frame_skip=1).max_frames < _MAX_LENGTH
+
+
 def test_evaluating_leaves_a_model_with_batch_statistics_as_it_is():
     config = Config().replace(num_envs=2)
     envs = build_envs(config.env, np.random.SeedSequence(0))
@@ -210,6 +217,139 @@ def test_evaluating_leaves_a_model_with_batch_statistics_as_it_is():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     evaluate(model, envs, 2, torch.device("cpu"))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+# --- how many environments -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env_id", "vectorization", "episodes", "num_envs"),
+    [
+        *(
+            ("ALE/Pong-v5", "auto", *numbers)
+            for numbers in [(1, 1), (25, 25), (26, 13), (30, 15), (100, 25), (101, 21)]
+        ),
+        *(("CartPole-v1", "native", *numbers) for numbers in [(100, 100), (128, 128), (130, 65), (1000, 125)]),
+        *(("CartPole-v1", "sync", *numbers) for numbers in [(2, 2), (16, 16), (20, 10), (100, 15)]),
+    ],
+)
+def test_no_environment_waits_while_others_play_a_round_more(env_id, vectorization, episodes, num_envs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(environments, "make_vec", lambda config, *_, **__: asked.append(config.num_envs))
+    build_evaluation_envs(EnvConfig(env_id, 8, vectorization), episodes, np.random.SeedSequence(0))
+    assert asked == [num_envs]
+
+
+@pytest.mark.parametrize(("episodes", "num_envs"), [(3, 3), (8, 8), (10, 5), (100, 8)])
+def test_a_function_is_asked_for_no_more_environments_than_the_run_has(episodes, num_envs):
+    asked = []
+
+    def make(num):
+        asked.append(num)
+        return gymnasium.vector.SyncVectorEnv([Endless] * num)
+
+    build_evaluation_envs(EnvConfig("mine", 8), episodes, np.random.SeedSequence(0), make)
+    assert asked == [num_envs]
+
+
+# --- in a process of its own ----------------------------------------------------------------------
+
+
+class ToldPipe:
+    """Stands in for the evaluating process's pipe, and for the clock: what comes, and at which second."""
+
+    def __init__(self, comes):
+        self.now_s, self._comes = 0.0, list(comes)
+
+    def poll(self, timeout_s):
+        until = self.now_s + timeout_s
+        has_come = bool(self._comes) and self._comes[0][0] <= until
+        self.now_s = max(self.now_s, self._comes[0][0]) if has_come else until
+        return has_come
+
+    def recv(self):
+        return self._comes.pop(0)[1]
+
+    def send(self, request):
+        pass
+
+
+PLAYED = Evaluation(np.array([1.0]), np.array([1]))
+
+
+@pytest.fixture
+def tell(monkeypatch):
+    """Return what makes an evaluator, which may not be started again, of what comes from its process and when."""
+
+    def make(*comes):
+        pipe = ToldPipe((at_s, _Alive() if what == "alive" else what) for at_s, what in comes)
+        monkeypatch.setattr("fastac.tools.evaluator.start", lambda *_: SimpleNamespace(pipe=pipe))
+        monkeypatch.setattr("fastac.tools.evaluator.close", lambda *_, **__: None)
+        monkeypatch.setattr("fastac.tools.evaluator.monotonic", lambda: pipe.now_s)
+        evaluator = ProcessEvaluator(Config().replace(algo="a3c", max_restarts=0), None, None)
+        evaluator.begin({}, 0)
+        return evaluator, pipe
+
+    return make
+
+
+def test_an_evaluation_may_take_hours_as_long_as_the_process_says_that_it_plays(tell):
+    evaluator, pipe = tell((5.0, "alive"), *((n, "alive") for n in range(6, 9000)), (9000.0, PLAYED))
+    assert evaluator.take(wait=True) is PLAYED
+    assert pipe.now_s == 9000.0 > 10 * _SILENCE_S
+
+
+def test_a_process_that_falls_silent_hangs_however_long_it_has_played(tell):
+    evaluator, pipe = tell((5.0, "alive"), *((n, "alive") for n in range(6, 2000)), (9000.0, PLAYED))
+    with pytest.raises(WorkerFailure, match=f"has been silent for {_SILENCE_S:.0f} s"):
+        evaluator.take(wait=True)
+    assert pipe.now_s == 1999.0 + _SILENCE_S
+
+
+def test_who_does_not_wait_sees_that_the_process_plays(tell):
+    evaluator, pipe = tell((5.0, "alive"), *((n, "alive") for n in range(6, 2000)))
+    for at_s in (0.0, 100.0, 1000.0, 1990.0, 2500.0):
+        pipe.now_s = at_s
+        assert evaluator.take(wait=False) is None and pipe.now_s == at_s
+    pipe.now_s = 2000.0 + 100.0 * _SILENCE_S
+    with pytest.raises(WorkerFailure, match="has been silent"):
+        evaluator.take(wait=False)
+
+
+class Slow(gymnasium.Env):
+    """Takes its time for each of two steps."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self._left = 2
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        time.sleep(0.6)
+        self._left -= 1
+        return np.zeros(1, np.float32), 1.0, self._left == 0, False, {}
+
+
+def make_slow(num_envs):
+    return gymnasium.vector.SyncVectorEnv([Slow] * num_envs)
+
+
+def test_the_process_says_that_it_plays():
+    config = Config().replace(algo="a3c", num_envs=1, eval_episodes=1, hidden_sizes=(4,))
+    model = build_model(config.model, build_envs(config.env, np.random.SeedSequence(0), make_slow))
+    evaluator = ProcessEvaluator(config, make_slow, None)
+    try:
+        evaluator.begin(model.state_dict(), 0)
+        pipe, said = evaluator._children[0].pipe, []
+        while not said or not isinstance(said[-1], Evaluation):
+            said.append(pipe.recv())
+        built, *signs, played = said
+    finally:
+        evaluator.close()
+    assert played.returns.tolist() == [2.0]
+    assert signs and all(isinstance(sign, _Alive) for sign in (built, *signs))
 
 
 # --- sampled actions -----------------------------------------------------------------------------

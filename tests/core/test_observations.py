@@ -116,6 +116,15 @@ def test_minibatches_hold_the_true_stacks(num_minibatches):
         assert flat.nbytes(rollout) >= batch.obs.nbytes
 
 
+def test_a_part_of_a_rollout_shares_its_memory():
+    _, rollout, _, collector = make(6, 3, 4, seed=1)
+    collector.collect(Phases())
+    whole = next(FlatMinibatches(1, torch.Generator()).split(rollout)).obs
+    expected = whole[:12].clone()
+    parts = [next(FlatMinibatches(1, torch.Generator()).split(rollout.first(4))).obs for _ in range(2)]
+    assert all(torch.equal(part, expected) and part.data_ptr() == whole.data_ptr() for part in parts)
+
+
 def test_frames_are_stored_once():
     plain, stacked = (allocate(128, 8, frame_stack).observations.rows for frame_stack in (1, 4))
     assert plain.dtype == stacked.dtype == torch.uint8 and plain.shape == stacked.shape == (129, 8, *FRAME)

@@ -196,7 +196,7 @@ def test_a_run_with_workers_learns_and_counts_everybodys_steps(settings):
         state["trainer"]["episode_counter"]["length"].sum() + state["workers"]["1"]["episode_counter"]["length"].sum()
     )
     assert seen + going_on == reports[-1].env_steps, "every step belongs to one episode of one worker"
-    rank_0, rank_1 = (s["collector"]["observation"]["obs"] for s in (state["trainer"], state["workers"]["1"]))
+    rank_0, rank_1 = (s["collector"]["obs"] for s in (state["trainer"], state["workers"]["1"]))
     assert not torch.equal(torch.as_tensor(rank_0), torch.as_tensor(rank_1)), "the workers' streams are the same"
 
 

@@ -8,12 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import ale_py
-import ale_py.vector_env
 import gymnasium as gym
 import numpy as np
 import pytest
-from ale_py import roms
 from env_rows import Trace, begin, draw_actions, follow, make_row
 from gymnasium.vector import AutoresetMode
 
@@ -23,6 +20,10 @@ from fastac.contract import EnvFailure
 from fastac.envs import film_game, has_native, make_vec, picks_native
 from fastac.envs import make as make_module
 from fastac.envs.atari import AtariEnvs, draw_seeds
+
+ale_py = pytest.importorskip("ale_py")
+pytest.importorskip("ale_py.vector_env")
+roms = pytest.importorskip("ale_py.roms")
 
 BREAKOUT, PONG, INVADERS = "ALE/Breakout-v5", "ALE/Pong-v5", "ALE/SpaceInvaders-v5"
 PROTOCOLS = ["dqn", "machado", "a3c"]

@@ -6,11 +6,16 @@ import pytest
 
 import fastac
 
+pytest.importorskip("ale_py")
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("game", "algo", "lives"), [("Pong", "ppo", 1), ("Breakout", "a2c", 5)])
-def test_two_minutes(game, algo, lives, tmp_path):
+# Who loses every point of Pong has lost after 760 steps, and random play of Breakout lasts 170 on average. The last
+# number is the return of the worst player there can be.
+@pytest.mark.parametrize(
+    ("game", "algo", "shortest", "worst"), [("Pong", "ppo", 700, -21.0), ("Breakout", "a2c", 125, 0.0)]
+)
+def test_two_minutes(game, algo, shortest, worst, tmp_path):
     run = fastac.train(
         f"ALE/{game}-v5",
         algo,
@@ -18,7 +23,7 @@ def test_two_minutes(game, algo, lives, tmp_path):
         run_dir=tmp_path / "run",
         budget_minutes=2.0,
         eval_every=0,
-        eval_episodes=5,
+        eval_episodes=10,
         tensorboard=False,
     )
     summary = run.summary
@@ -28,9 +33,9 @@ def test_two_minutes(game, algo, lives, tmp_path):
     explained = [row["explained_variance"] for row in rows if row["explained_variance"] is not None]
     early, late = explained[: len(explained) // 10], explained[-len(explained) // 10 :]
     assert sum(late) / len(late) > max(0.2, sum(early) / len(early))
-    # Whole games in training and evaluation, whatever ends what is learned from: no life of Breakout is 100 steps
-    # long before anything is learned, five of them are.
-    assert summary["episodes"] > 0 and rows[-1]["mean_length"] > 100
+    # Whole games in training and evaluation, whatever ends what is learned from: neither a point of Pong nor a life
+    # of Breakout is as long.
     evaluation = json.loads((tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()[-1])
-    assert evaluation["mean_length"] > 25 * lives
-    assert evaluation["mean_return"] >= -21.0
+    assert summary["episodes"] > 0
+    for played in (rows[-1], evaluation):
+        assert played["mean_length"] > shortest and played["mean_return"] > worst

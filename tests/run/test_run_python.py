@@ -103,6 +103,49 @@ def test_an_encoder_of_the_users_own(tmp_path):
         fastac.start("CartPole-v1", run_dir=tmp_path / "no", encoder=lambda _: Sum(), **SMALL)
 
 
+def linear(space):
+    return nn.Linear(space.shape[0], 5)
+
+
+@pytest.mark.parametrize(("algo", "name"), [("a2c", "nature"), ("a3c", "minatar")])
+def test_an_encoders_name_wins_over_the_presets(monkeypatch, algo, name):
+    monkeypatch.setattr("fastac.api.start_config", lambda config, run_dir, envs, encoder, _: (config, encoder))
+    assert fastac.start("ALE/Pong-v5", algo)[0].model.encoder == "a3c"
+    config, factory = fastac.start("ALE/Pong-v5", algo, encoder=name)
+    assert (config.model.encoder, factory) == (name, None)
+
+
+def test_an_encoders_name_is_the_setting(tmp_path):
+    run = fastac.train("CartPole-v1", encoder="mlp", run_dir=tmp_path / "run", **SMALL, total_env_steps=64)
+    assert run.config.model.encoder == "mlp"
+    assert fastac.load(run.directory, encoder="mlp").config == run.config
+    resumed = fastac.resume(run.directory, encoder="mlp", total_env_steps=128)
+    for _ in resumed:
+        pass
+    assert fastac.finish(resumed).summary["env_steps"] >= 128
+
+
+def test_an_encoders_name_that_does_not_fit(tmp_path):
+    for begin in (fastac.train, fastac.start):
+        with pytest.raises(
+            ValueError, match=r"^encoder is 'natur', expected one of auto, mlp, nature, a3c, minatar\.$"
+        ):
+            begin("ALE/Pong-v5", encoder="natur", run_dir=tmp_path / "run")
+        with pytest.raises(ValueError, match=r"^encoder is 'a3c', expected 'mlp' or 'auto': observations are vectors"):
+            begin("CartPole-v1", encoder="a3c", run_dir=tmp_path / "run", **SMALL)
+        with pytest.raises(
+            ValueError, match=r"^encoder is 5, expected a name, or a function that returns an nn\.Module"
+        ):
+            begin("CartPole-v1", encoder=5, run_dir=tmp_path / "run", **SMALL)
+    assert list(tmp_path.iterdir()) == []
+    run = fastac.train("CartPole-v1", run_dir=tmp_path / "run", encoder=linear, **SMALL, total_env_steps=64)
+    says = r"^encoder is 'mlp', expected 'auto', as the run has it: leave it out\.$"
+    with pytest.raises(ValueError, match=says):
+        fastac.load(run.directory, encoder="mlp")
+    with pytest.raises(ValueError, match=says):
+        fastac.resume(run.directory, encoder="mlp", total_env_steps=10_000)
+
+
 class Sum(nn.Module):
     def forward(self, obs):
         return obs.sum(-1)[None]

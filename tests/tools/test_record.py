@@ -121,18 +121,19 @@ def test_max_steps_ends_the_film(policy, tmp_path):
     assert read_gif(tmp_path / "film.gif")[0] == [0, 10, 20, 30, 40]
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_a_film_by_id_shows_the_episode_that_is_played_without_a_camera(env_id, tmp_path):
+@pytest.mark.parametrize("env", [EnvConfig("CartPole-v1"), EnvConfig("Pendulum-v1"), "CartPole-v1"])
+def test_a_film_by_id_shows_the_episode_that_is_played_without_a_camera(env, tmp_path):
+    env_id = env if isinstance(env, str) else env.env_id
     policy = make_policy(env_id, ModelConfig(hidden_sizes=(8,), core="lstm", lstm_size=4))
     policy.act(np.ones(policy.observation_space.shape))  # a memory that must not reach the film
-    episode = record(policy, EnvConfig(env_id), tmp_path / "new" / "film.gif", seed=3, max_steps=60)
-    env = gym.make(env_id)
-    obs, _ = env.reset(seed=3)
+    episode = record(policy, env, tmp_path / "new" / "film.gif", seed=3, max_steps=60)
+    played = gym.make(env_id)
+    obs, _ = played.reset(seed=3)
     return_, length, is_over = 0.0, 0, False
     while not is_over and length < 60:
-        obs, reward, terminated, truncated, _ = env.step(policy.act(obs))
+        obs, reward, terminated, truncated, _ = played.step(policy.act(obs))
         return_, length, is_over = return_ + float(reward), length + 1, terminated or truncated
-    env.close()
+    played.close()
     assert episode == Episode(return_, length)
     with Image.open(tmp_path / "new" / "film.gif") as image:
         assert image.width == 400
@@ -183,10 +184,11 @@ def test_an_atari_game_is_played_in_full_and_filmed_in_colours_at_its_speed(tmp_
     assert (pixels[..., 0] > pixels[..., 2] + 50).any()  # red bricks
 
 
-def test_an_atari_film_ends_after_its_own_number_of_steps(tmp_path, monkeypatch):
+@pytest.mark.parametrize("env", [EnvConfig("ALE/Breakout-v5"), "ALE/Breakout-v5"])
+def test_an_atari_film_ends_after_its_own_number_of_steps(tmp_path, monkeypatch, env):
     monkeypatch.setattr(record_module, "_MAX_GAME_STEPS", 5)
-    assert record(Pressing(), EnvConfig("ALE/Breakout-v5"), tmp_path / "film.gif").length == 5
-    assert record(Pressing(), EnvConfig("ALE/Breakout-v5"), tmp_path / "film.gif", max_steps=4).length == 4
+    assert record(Pressing(), env, tmp_path / "film.gif").length == 5
+    assert record(Pressing(), env, tmp_path / "film.gif", max_steps=4).length == 4
 
 
 def test_an_unknown_game_cannot_be_filmed(tmp_path):
@@ -235,8 +237,9 @@ def test_what_does_not_fit_is_refused(policy, tmp_path):
     path = tmp_path / "film.gif"
     with pytest.raises(ValueError, match="max_steps is 0, expected at least 1"):
         record(policy, Counter, path, max_steps=0)
-    with pytest.raises(ValueError, match="NoSuchEnv-v0 cannot be built to be filmed"):
-        record(policy, EnvConfig("NoSuchEnv-v0"), path)
+    for env in (EnvConfig("NoSuchEnv-v0"), "NoSuchEnv-v0"):
+        with pytest.raises(ValueError, match="NoSuchEnv-v0 cannot be built to be filmed"):
+            record(policy, env, path)
     with pytest.raises(ValueError, match="render_mode is None, expected 'rgb_array'"):
         record(policy, lambda: gym.make("CartPole-v1"), path)
     with pytest.raises(ValueError, match=r"action space is Box.* expected Discrete\(2\)"):

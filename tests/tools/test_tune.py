@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -19,6 +19,7 @@ from fastac.records import RecordError
 from fastac.tools.tune import Search, Setting, Trial, cache_path, load_tuned, measure_sps, save_tuned
 
 NATIVE = cartpole_a2c()
+ATARI = Config().replace(env_id="ALE/Pong-v5", num_envs=8, num_steps=16)
 SYNC = Config().replace(env_id="Acrobot-v1", algo="ppo", num_envs=8, num_steps=16, num_minibatches=4)
 FLAGS = ("--num-steps", "8", "--eval-every", "0", "--eval-episodes", "2", "--no-tensorboard")
 
@@ -71,6 +72,18 @@ def test_without_a_batch_of_its_own_processes_compete_with_workers():
         Setting(8, 4, "sync", True),  # and no forwards that could be reused: four minibatches
     ]
     assert found.best.setting == Setting(8, 4, "sync", True)
+
+
+def test_what_the_configuration_refuses_is_left_out():
+    found = search(ATARI, lambda setting: 1000.0 * setting.workers)  # Atari games have one way to be batched
+    assert settings(found.run()) == [
+        Setting(8, 1, "native", True),
+        Setting(8, 2, "native", True),
+        Setting(8, 4, "native", True),
+        Setting(8, 4, "native", False),
+    ]
+    assert all(not trial.failure for trial in [*found.own, *found.grow()])
+    assert {trial.setting.vectorization for trial in found.larger} == {"native"}
 
 
 def test_more_workers_are_tried_until_they_are_slower():
@@ -189,6 +202,36 @@ def test_what_is_kept_comes_back(cache):
 def test_what_was_tuned_for_something_else_is_not_taken(changes):
     save_tuned(NATIVE, BEST)
     assert load_tuned(NATIVE.replace(**changes)) is None
+
+
+OTHER_ENV = {
+    "env_id": "ALE/Breakout-v5",
+    "num_envs": 16,
+    "envs_per_worker": 8,
+    "env_threads": 2,
+    "atari_protocol": "a3c",
+    "sticky_actions": 0.25,
+    "noop_max": 1,
+    "fire_reset": False,
+    "frame_skip": 2,
+    "max_pool": False,
+    "screen_size": 64,
+    "frame_stack": 3,
+    "episodic_life": False,
+    "full_action_space": True,
+    "max_frames": 1000,
+    "clip_rewards": False,
+}
+
+
+def test_every_setting_of_the_environments_counts():
+    save_tuned(ATARI, replace(BEST, setting=Setting(8, 2, "native", False)))
+    assert load_tuned(ATARI.replace(vectorization="native", seed=3)) == Setting(8, 2, "native", False)
+    assert OTHER_ENV.keys() == asdict(ATARI.env).keys() - {"vectorization"}  # which is what is tuned
+    for name, value in OTHER_ENV.items():
+        other = replace(ATARI, env=replace(ATARI.env, **{name: value}))  # alone, the protocol's name too
+        assert other != ATARI
+        assert load_tuned(other) is None, name
 
 
 @pytest.mark.parametrize("what", ["count_cores", "cpu_model", "versions"])
