@@ -38,6 +38,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from ale_py.vector_env import AtariVectorEnv
 from gymnasium.envs.classic_control import PendulumEnv
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from torch import Tensor
@@ -75,6 +76,7 @@ _SHARED = _A2C.replace(hidden_sizes=(128, 128), activation="relu", shared_trunk=
 _SEPARATE = _A2C.replace(hidden_sizes=(64, 64), activation="tanh", shared_trunk=False)
 _PPO = _SEPARATE.replace(algo="ppo", num_envs=8, num_steps=32, num_epochs=4, normalize_advantage=True)
 _PENDULUM = _SEPARATE.replace(env_id="Pendulum-v1", vectorization="sync", num_envs=8)
+_PONG = _A2C.replace(env_id="ALE/Pong-v5", num_envs=4, num_steps=5, encoder="a3c")
 
 CASES: dict[str, Config] = {
     "a2c 64x16, shared 128-128 relu": _SHARED,
@@ -85,6 +87,8 @@ CASES: dict[str, Config] = {
     "a2c 64x16, lstm 64": _A2C.replace(hidden_sizes=(64,), core="lstm", lstm_size=64),
     "a2c 8x16, Pendulum": _PENDULUM,
     "a2c 8x16, Pendulum, normalized": _PENDULUM.replace(normalize_obs=True, normalize_reward=True),
+    "a2c 4x5, Pong, the net of A3C": _PONG,
+    "ppo 4x5, Pong, 2 epochs of 2 minibatches": _PONG.replace(algo="ppo", num_epochs=2, num_minibatches=2),
     "ppo 8x32, 4 epochs of 4 minibatches": _PPO.replace(num_minibatches=4),
     "ppo 8x32, 4 epochs of the whole": _PPO,
 }
@@ -98,12 +102,15 @@ KERNELS = (
     "gaussian_loss",
     "rmsprop_step",
     "sample_categorical",
+    "scale_images",
+    "stack_frames",
 )
 CALLS: tuple[tuple[type, str, str], ...] = (
     (CartPoleVectorEnv, "step", "env steps"),
     (CartPoleVectorEnv, "reset", "env resets"),
     (PendulumEnv, "step", "env steps"),
     (PendulumEnv, "reset", "env resets"),
+    (AtariVectorEnv, "step", "env steps"),
     (Pass, "forward", "forwards"),
     (Pass, "forward_critic", "critic forwards"),
     (BackwardPass, "backward", "backwards"),

@@ -196,9 +196,9 @@ def test_an_op_more_in_the_update(committed, monkeypatch):
 
 def test_an_allocation_more_with_no_op_more(committed, monkeypatch):
     act = FusedActor.act
-    monkeypatch.setattr(FusedActor, "act", lambda self, t: [self._obs[t].view(-1, 4), act(self, t)][1])
+    monkeypatch.setattr(FusedActor, "act", lambda self, t: [self._rollout.observation(t).view(-1, 4), act(self, t)][1])
     viewed = count(CONFIG)
-    monkeypatch.setattr(FusedActor, "act", lambda self, t: [self._obs[t].clone(), act(self, t)][1])
+    monkeypatch.setattr(FusedActor, "act", lambda self, t: [self._rollout.observation(t).clone(), act(self, t)][1])
     assert changes(viewed) == {"collect: bytes": STEPS * 2 * 4 * 4}
 
 
