@@ -12,8 +12,10 @@ pytestmark = pytest.mark.slow
 
 # Who loses every point of Pong has lost after 760 steps, and random play of Breakout lasts 170 on average. The last
 # number is the return of the worst player there can be.
+# Both by PPO, whose rollouts of 1,024 rows say what its critic explains; in A2C's 80 rows often nothing happens, and
+# a share of a variance of nearly 0 has no meaning.
 @pytest.mark.parametrize(
-    ("game", "algo", "shortest", "worst"), [("Pong", "ppo", 700, -21.0), ("Breakout", "a2c", 125, 0.0)]
+    ("game", "algo", "shortest", "worst"), [("Pong", "ppo", 700, -21.0), ("Breakout", "ppo", 125, 0.0)]
 )
 def test_two_minutes(game, algo, shortest, worst, tmp_path):
     run = fastac.train(
