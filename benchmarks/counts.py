@@ -49,14 +49,17 @@ from benchmarks.tables import format_table
 from fastac import kernels
 from fastac.build import Streams, build, build_envs, single_thread, worker_share
 from fastac.build import sync as composition
+from fastac.build.network import build_model
+from fastac.build.sync import allocate_memory
 from fastac.config import Config
-from fastac.contract import Alone
+from fastac.contract import Alone, Group, VecEnv
 from fastac.envs.adapter import NextStepAdapter
 from fastac.envs.sync import SyncEnvs
 from fastac.fused.network import BackwardPass, Pass
 from fastac.learner import Learner
 from fastac.models import ActorCritic
 from fastac.rollout import Collector
+from fastac.trainers import GroupMemory, SharedGroup
 
 COUNTS_PATH = Path(__file__).with_name("counts.json")
 ACCEPT = (
@@ -179,11 +182,27 @@ def _storages(tree: Any) -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in found}
 
 
-class CountedGroup(Alone):
-    """Workers who all send the same: what one of several does, without the processes."""
+class CountedAlone(Alone):
+    """One worker, counted."""
 
-    def __init__(self, tally: Tally, size: int) -> None:
-        self._tally, self.size = tally, size
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def gather(self, array: Any) -> Any:
+        self._tally.add("exchanges")
+        return super().gather(array)
+
+    def pool(self, name: Any, known: Any, part: Any, merge: Any) -> Any:
+        self._tally.add("exchanges")
+        return super().pool(name, known, part, merge)
+
+
+class CountedGroup(SharedGroup):
+    """The first of workers who all send the same: what one of several does, without the processes."""
+
+    def __init__(self, tally: Tally, memory: GroupMemory) -> None:
+        super().__init__(memory, 0, lambda _: None)
+        self._tally = tally
 
     def gather(self, array: Any) -> Any:
         self._tally.add("exchanges")
@@ -195,14 +214,22 @@ class CountedGroup(Alone):
         return known
 
 
+def _count_exchanges(tally: Tally, config: Config, share: Config, envs: VecEnv) -> Group:
+    """Return who the first worker of a configuration, whose share is `share`, exchanges with."""
+    assert isinstance(config.run.workers, int), "how many, not auto"
+    if config.run.workers == 1:
+        return CountedAlone(tally)
+    model = build_model(share.model, envs, Streams.spawn(config.run.seed).model, None)
+    return CountedGroup(tally, allocate_memory(share, config.run.workers, model, envs))
+
+
 def count(config: Config) -> Counts:
     """Count what the first warm iteration of a configuration does in its first worker."""
     tally, share = Tally(), worker_share(config, None)
-    assert isinstance(config.run.workers, int), "how many, not auto"
-    group = partial(CountedGroup, tally, config.run.workers)
     envs = build_envs(share.env, Streams.spawn(config.run.seed).env)
+    group = _count_exchanges(tally, config, share, envs)
     # Watched from before anything is built, so that a method bound while building is a watched one.
-    with closing(envs), single_thread(), _watched(tally), patch.object(composition, "Alone", group):
+    with closing(envs), single_thread(), _watched(tally), patch.object(composition, "Alone", lambda: group):
         reports = build(share, envs).trainer.run()
         for _ in range(_WARM_ITERATIONS):
             before = next(reports)

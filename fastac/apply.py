@@ -18,15 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastac.contract import Alone, Group, StateTree, read_number, read_tensor
+from fastac.contract import Group, StateTree, read_number, read_tensor
 from fastac.kernels import adam_step, rmsprop_step
 
 
 class Apply(Protocol):
     """Takes optimiser steps along the gradients that the parameters hold."""
-
-    def zero_grad(self) -> None:
-        """Begin a new gradient."""
 
     def step(self, learning_rate: float) -> float:
         """Clip and step; return the gradient norm before clipping.
@@ -140,20 +137,15 @@ class Vectors:
 
 
 class LocalApply:
-    """One rule for a model whose gradients are those of this process alone, or summed over a group.
+    """One rule for a model whose gradients are those of this process alone."""
 
-    Every worker of a group holds its own copy of the model and takes the same step on the same sum,
-    so the copies stay equal bit for bit and no parameter is ever sent.
-    """
-
-    def __init__(self, model: nn.Module, rule: Rule, max_grad_norm: float | None, group: Group | None = None) -> None:
+    def __init__(self, model: nn.Module, rule: Rule, max_grad_norm: float | None) -> None:
         """Make `model`'s parameters views of one vector, to be stepped by `rule`.
 
         Args:
             model: on its device already; its parameters keep their names and shapes.
             rule: the optimiser.
             max_grad_norm: clip the global gradient norm to this; None does not clip.
-            group: whose gradients add up; a worker's is that of its share of one mean.
 
         Raises:
             ValueError: a parameter is not float32.
@@ -161,7 +153,7 @@ class LocalApply:
         param, self._grad = flatten(model)
         slots = {name: torch.full_like(param, value) for name, value in rule.slots.items()}
         self._vectors = Vectors(param, slots)
-        self._rule, self._max_norm, self._group = rule, max_grad_norm, group or Alone()
+        self._rule, self._max_norm = rule, max_grad_norm
         self._steps = 0
 
     @property
@@ -169,15 +161,8 @@ class LocalApply:
         """Number of parameters."""
         return self._grad.numel()
 
-    def zero_grad(self) -> None:
-        """Begin a new gradient."""
-        self._grad.zero_()
-
     def step(self, learning_rate: float) -> float:
         """See `Apply`."""
-        if self._group.size > 1:
-            grad = self._grad.numpy()
-            np.sum(self._group.gather(grad), axis=0, out=grad)
         norm = float(self._grad.norm())
         if math.isfinite(norm):
             self._steps += 1
@@ -192,6 +177,69 @@ class LocalApply:
     def set_state(self, state: StateTree) -> None:
         """Restore them bit for bit."""
         self._steps = self._vectors.set_state(state)
+
+
+class SharedApply:
+    """One rule for the model that workers in step share: each adds up and steps a part of it.
+
+    Parameters, statistics and every worker's gradient are in shared memory, so nothing is sent, and each number is
+    stepped once and not once per worker: at a million parameters memory is what a step costs. The sums are in
+    the order of the workers, so that results do not depend on who comes first. A worker that is killed within
+    `step` leaves a part of the parameters a step ahead of the others.
+    """
+
+    def __init__(
+        self, model: nn.Module, rule: Rule, max_grad_norm: float | None, group: Group, shared: Vectors, grads: Tensor
+    ) -> None:
+        """Make `model`'s parameters views of the shared ones, which get its values, and its gradients of a row.
+
+        Args:
+            model: on the CPU, the same in every worker; its parameters keep their names and shapes.
+            rule: the optimiser.
+            max_grad_norm: clip the global gradient norm to this; None does not clip.
+            group: whose gradients add up; a worker's is that of its share of one mean.
+            shared: everybody's, as large as the model.
+            grads: `[K, P]`, a row for each worker.
+
+        Raises:
+            ValueError: a parameter is not float32.
+        """
+        flatten(model, shared.param, grads[group.rank])
+        self._grad, self._shared = grads[group.rank], shared
+        begin, end = (len(shared.param) * rank // group.size for rank in (group.rank, group.rank + 1))
+        self._parts = [grad[begin:end] for grad in grads]  # of everybody's gradient, what is this worker's to step
+        self._param = shared.param[begin:end]
+        self._slots = {name: slot[begin:end] for name, slot in shared.slots.items()}
+        self._sum = torch.empty_like(self._param)
+        self._rule, self._max_norm, self._group = rule, max_grad_norm, group
+        self._square = np.zeros(1)
+        self._steps = 0
+
+    def step(self, learning_rate: float) -> float:
+        """See `Apply`; when it returns, everybody has read everybody's gradient."""
+        self._meet()  # every gradient is whole
+        torch.add(self._parts[0], self._parts[1], out=self._sum)
+        for part in self._parts[2:]:
+            self._sum.add_(part)
+        self._square[0] = float(self._sum.dot(self._sum))
+        norm = math.sqrt(float(self._group.gather(self._square).sum()))
+        if math.isfinite(norm):
+            self._steps += 1
+            scale = clip_scale(norm, self._max_norm)
+            self._rule.step(self._param, self._sum, self._slots, scale, learning_rate, self._steps)
+        self._meet()  # every part is stepped
+        return norm
+
+    def _meet(self) -> None:
+        self._group.gather(self._square)
+
+    def get_state(self) -> StateTree:
+        """Return everybody's slots and the step count; parameters are the model's."""
+        return self._shared.get_state(self._steps)
+
+    def set_state(self, state: StateTree) -> None:
+        """Restore them bit for bit; every worker restores the same."""
+        self._steps = self._shared.set_state(state)
 
 
 class Ledger(Protocol):
@@ -252,10 +300,6 @@ class HogwildApply:
         self._copied_at = self._ledger.total()
         self._param.copy_(self._shared.param)
 
-    def zero_grad(self) -> None:
-        """Begin a new gradient."""
-        self._grad.zero_()
-
     def step(self, learning_rate: float) -> float:
         """See `Apply`."""
         norm = float(self._grad.norm())
@@ -282,10 +326,11 @@ def clip_scale(norm: float, max_norm: float | None) -> float:
     return 1.0 if max_norm is None or norm <= max_norm else max_norm / (norm + 1e-6)
 
 
-def flatten(model: nn.Module) -> tuple[Tensor, Tensor]:
+def flatten(model: nn.Module, vector: Tensor | None = None, grad: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Move a model's parameters into one vector `[P]` and give them gradients in another; return both.
 
-    Each keeps the order that its elements have in memory, which its encoder may have chosen for speed.
+    Each keeps the order that its elements have in memory, which its encoder may have chosen for speed. The vectors
+    are those given, or new ones where the model is.
 
     Raises:
         ValueError: a parameter is not float32.
@@ -295,8 +340,8 @@ def flatten(model: nn.Module) -> tuple[Tensor, Tensor]:
     if odd is not None:
         raise ValueError(f"the model has parameters of {odd}, expected torch.float32: convert the encoder's.")
     sizes = [p.numel() for p in params]
-    vector = torch.empty(sum(sizes), device=params[0].device)
-    grad = torch.zeros_like(vector)
+    vector = torch.empty(sum(sizes), device=params[0].device) if vector is None else vector
+    grad = torch.zeros_like(vector) if grad is None else grad
     for p, data, slot in zip(params, vector.split(sizes), grad.split(sizes), strict=True):
         strides = torch.empty_like(p).stride()  # those of p, or where that has gaps or overlaps, contiguous ones
         p.data = data.as_strided(p.shape, strides).copy_(p.data)

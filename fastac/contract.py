@@ -192,6 +192,9 @@ class Trainable(Protocol):
     def __call__(self, obs: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return distribution parameters `[..., P]`, values `[...]` and the next state, with gradients."""
 
+    def zero_grad(self, set_to_none: bool) -> None:
+        """Begin a new gradient; in the same memory, unless `set_to_none`."""
+
 
 # Joins two statistics of disjoint rows into one of all of them; both are float64 vectors of one layout.
 Merge: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]

@@ -49,7 +49,7 @@ class Gradient(Protocol):
     """Differentiates the objective of a batch."""
 
     def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
-        """Add the gradient to that of the parameters; return the terms `[5]` float64, as named in `TERMS`.
+        """Write the gradient into that of the parameters; return the terms `[5]` float64, as named in `TERMS`.
 
         Args:
             batch: the rows, on the CPU.
@@ -97,6 +97,7 @@ class AutogradGradient:
         else:
             params, value, _ = self._model(batch.obs, batch.state, batch.start)
         total, terms = self._objective(params, value, batch, coefs)
+        self._model.zero_grad(set_to_none=False)
         total.backward()
         return terms.cpu()
 

@@ -154,7 +154,6 @@ class Learner:
 
     def _update(self, batch: Batch, coefs: Coefs, learning_rate: float, is_fresh: bool) -> NDArray[np.float64]:
         """Step once and return the values of `_METRICS`."""
-        self._apply.zero_grad()
         terms = self._group.gather(self._gradient(batch, coefs, is_fresh).numpy()).sum(axis=0)
         if not math.isfinite(terms.sum()):
             name = next(name for name, value in zip(TERMS, terms.tolist(), strict=True) if not math.isfinite(value))

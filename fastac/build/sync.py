@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from fastac.apply import LocalApply
+from fastac.apply import Apply, LocalApply, SharedApply
 from fastac.build.environments import EnvFactory, Streams, build_envs, worker_seeds
 from fastac.build.network import EncoderFactory, build_model, load_module
 from fastac.build.shares import worker_share
@@ -17,7 +17,7 @@ from fastac.config import Config
 from fastac.contract import Alone, Group, StateTree, VecEnv, read_branch
 from fastac.models import ActorCritic, RewardScaler
 from fastac.rollout import Rollout
-from fastac.trainers import Crew, GroupMemory, MakeMember, NoCrew, SyncTrainer
+from fastac.trainers import Crew, GroupMemory, MakeMember, NoCrew, SharedGroup, SyncTrainer
 
 
 @dataclass(slots=True)
@@ -95,10 +95,15 @@ def _make_member(
 def _build_own(
     config: Config, envs: VecEnv, action_seed: int, encoder: EncoderFactory | None, group: Group
 ) -> WorkerParts:
-    """Build a worker's part around a copy of the model that is its own, and equal to everybody's."""
+    """Build a worker's part around a model of its own, whose parameters are everybody's."""
     model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
     model = model.to(check_device(config.run.device))
-    apply = LocalApply(model, build_rule(config.optim), config.optim.max_grad_norm, group)
+    rule, max_norm = build_rule(config.optim), config.optim.max_grad_norm
+    apply: Apply = (
+        SharedApply(model, rule, max_norm, group, group.vectors, group.grads)
+        if isinstance(group, SharedGroup)
+        else LocalApply(model, rule, max_norm)
+    )
     return build_worker(config, envs, model, apply, action_seed, group)
 
 
@@ -107,10 +112,8 @@ def _build_first(
 ) -> SyncParts:
     """Start the other workers, and build the first one's part while they build theirs."""
     streams = Streams.spawn(config.run.seed)
-    size = len(makes) + 1
     model = build_model(share.model, envs, streams.model, encoder)
-    memory = GroupMemory.allocate(size, _slot_bytes(model, envs), share.batch_size)
-    crew = Crew(makes, memory)
+    crew = Crew(makes, allocate_memory(share, len(makes) + 1, model, envs))
     try:
         own = _build_own(share, envs, streams.actions, encoder, crew.group)
         crew.wait_ready()
@@ -120,11 +123,12 @@ def _build_first(
     return _to_parts(config, own, crew)
 
 
-def _slot_bytes(model: ActorCritic, envs: VecEnv) -> int:
-    """Return the size of the largest thing that workers exchange: the gradient, or observations' statistics."""
-    gradient = sum(p.numel() * p.element_size() for p in model.parameters())
+def allocate_memory(share: Config, size: int, model: ActorCritic, envs: VecEnv) -> GroupMemory:
+    """Allocate what `size` workers share, of which each has such a share of the run and such a model."""
+    params = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # The largest thing that is exchanged: observations' statistics, or a few numbers.
     statistics = 8 * (2 * int(np.prod(envs.single_observation_space.shape or ())) + 1)
-    return max(gradient, statistics, 64)
+    return GroupMemory.allocate(size, max(statistics, 64), share.batch_size, params, build_rule(share.optim).slots)
 
 
 def build(config: Config, envs: VecEnv, encoder: EncoderFactory | None = None) -> SyncParts:

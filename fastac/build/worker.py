@@ -22,7 +22,7 @@ from fastac.trainers import Facts, Pair
 
 @dataclass(slots=True)
 class WorkerParts:
-    """What every worker has: its environments, its copy of the model, and the pair that runs them.
+    """What every worker has: its environments, its model, and the pair that runs them.
 
     Attributes:
         envs: stepped by the pair.

@@ -39,7 +39,7 @@ class FusedObjective(Protocol):
         d_value: Tensor,
         terms: Tensor,
     ) -> None:
-        """Write `d_params` `[M, P]` and `d_value` `[M]`; add to `terms` `[5]` and to the head's own gradients."""
+        """Write `d_params` `[M, P]` and `d_value` `[M]`; add to `terms` `[5]` and to the network's `other_grads`."""
 
 
 class FusedGradient:
@@ -81,6 +81,8 @@ class FusedGradient:
         rows, chunk = batch.valid.shape[0], self._scratch.ones.shape[0]
         keep = is_fresh and self._kept is not None
         self._terms.zero_()
+        for grad in self._network.other_grads:
+            grad.zero_()
         if self._batch is not batch:
             cuts = [batch.rows(at, min(at + chunk, rows)) for at in range(0, rows, chunk)]
             self._batch, self._parts = batch, cuts if len(cuts) > 1 else [batch]
@@ -98,5 +100,6 @@ class FusedGradient:
         key = (is_kept, begin, end)
         if key not in self._passes:
             tape, at = (self._kept, begin) if is_kept and self._kept is not None else (self._own, 0)
-            self._passes[key] = BackwardPass(self._network, tape, at, at + end - begin, self._scratch)
+            rows = (at, at + end - begin)
+            self._passes[key] = BackwardPass(self._network, tape, *rows, self._scratch, adds=begin > 0)
         return self._passes[key]

@@ -72,7 +72,7 @@ class Layer(Protocol):
     def deactivate(self, d: Tensor, y: Tensor) -> list[Op]:
         """Return what turns the gradient `d` `[M, H]` of the outputs `y` into that before the activation."""
 
-    def backward(self, d: Tensor, x: Tensor, ones: Tensor, d_x: Tensor | None) -> list[Op]:
+    def backward(self, d: Tensor, x: Tensor, ones: Tensor, d_x: Tensor | None, adds: bool) -> list[Op]:
         """Return what goes back from `d` `[M, H]`, the gradient before the activation.
 
         Args:
@@ -81,6 +81,8 @@ class Layer(Protocol):
             ones: `[M]`.
             d_x: `[M, D]`, written: the gradient before the activation of the layer that made `x`, which is
                 this one's; or None where nothing did.
+            adds: to the gradient of the parameters, or else writes it: at a million parameters, zeroing and
+                reading them costs as much as 5 rows.
         """
 
 
@@ -120,11 +122,15 @@ class LinearLayer:
         """See `Layer`."""
         return [] if self._activation is None else [partial(_DEACTIVATE[self._activation], d, y)]
 
-    def backward(self, d: Tensor, x: Tensor, ones: Tensor, d_x: Tensor | None) -> list[Op]:
+    def backward(self, d: Tensor, x: Tensor, ones: Tensor, d_x: Tensor | None, adds: bool) -> list[Op]:
         """See `Layer`."""
         d_t = d.t()
         # The product with ones is a sum over rows without a temporary.
-        ops: list[Op] = [partial(self._grad_weight.addmm_, d_t, x), partial(self._grad_bias.addmv_, d_t, ones)]
+        ops: list[Op] = (
+            [partial(self._grad_weight.addmm_, d_t, x), partial(self._grad_bias.addmv_, d_t, ones)]
+            if adds
+            else [partial(torch.mm, d_t, x, out=self._grad_weight), partial(torch.mv, d_t, ones, out=self._grad_bias)]
+        )
         return ops if d_x is None else [*ops, partial(torch.mm, d, self.weight, out=d_x), *self.deactivate(d_x, x)]
 
 
@@ -159,17 +165,17 @@ class ConvLayer:
         """See `Layer`."""
         return [partial(_DEACTIVATE["relu"], d, y)]
 
-    def backward(self, d: Tensor, x: Tensor, ones: Tensor, d_x: Tensor | None) -> list[Op]:
+    def backward(self, d: Tensor, x: Tensor, ones: Tensor, d_x: Tensor | None, adds: bool) -> list[Op]:
         """See `Layer`."""
         d_images = None if d_x is None else _as_images(d_x, self._before)
-        return [partial(self._go_back, _as_images(d, self._after), _as_images(x, self._before), d_images)]
+        return [partial(self._go_back, _as_images(d, self._after), _as_images(x, self._before), d_images, adds)]
 
-    def _go_back(self, d: Tensor, x: Tensor, d_x: Tensor | None) -> None:
+    def _go_back(self, d: Tensor, x: Tensor, d_x: Tensor | None, adds: bool) -> None:
         asked = [d_x is not None, True, True]
         arguments = [len(self._bias)], self._stride, [0, 0], [1, 1], False, [0, 0], 1, asked
         z, d_weight, d_bias = _aten.convolution_backward(d, x, self._weight, *arguments)
-        self._grad_weight.add_(d_weight)
-        self._grad_bias.add_(d_bias)
+        for grad, found in ((self._grad_weight, d_weight), (self._grad_bias, d_bias)):
+            grad.add_(found) if adds else grad.copy_(found)
         if d_x is not None:  # the copy into place is the ReLU's backward as well
             _aten.threshold_backward.grad_input(z, x, 0.0, grad_input=d_x)
 

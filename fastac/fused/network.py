@@ -15,7 +15,7 @@ from functools import partial
 from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastac.fused.layers import Layer, LinearLayer, Op, read_layers
 from fastac.kernels import scale_images
@@ -48,6 +48,7 @@ class FusedNetwork:
         sees_images: whether observations are images.
         reads_obs: whether the first layers read observations as they are.
         device: where all is.
+        other_grads: the gradients of parameters that are no layer's.
     """
 
     def __init__(self, model: ActorCritic) -> None:
@@ -57,6 +58,9 @@ class FusedNetwork:
         self.trunks = [read_layers(encoder) for encoder in encoders]
         self.policy, self.critic = LinearLayer(model.head.layer), LinearLayer(model.value_head)
         self._all_layers: list[Layer] = [*chain(*self.trunks), self.policy, self.critic]
+        layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        known = {id(p) for layer in layers for p in layer.parameters()}
+        self.other_grads = [p.grad for p in model.parameters() if id(p) not in known and p.grad is not None]
         self._encoder, self._normalizer = encoders[0], model.obs_normalizer
         self.sizes = [layer.num_outputs for layer in self.trunks[0]]
         self.num_inputs = [*self.trunks[0], self.policy][0].num_inputs
@@ -251,9 +255,21 @@ class BackwardPass(Pass):
         d_value: `[M]`, likewise.
     """
 
-    def __init__(self, network: FusedNetwork, tape: Tape, begin: int, end: int, scratch: Scratch) -> None:
-        """Make the views; `scratch` holds at least as many rows."""
+    def __init__(
+        self, network: FusedNetwork, tape: Tape, begin: int, end: int, scratch: Scratch, adds: bool = False
+    ) -> None:
+        """Make the views.
+
+        Args:
+            network: whose pass.
+            tape: holds the activations.
+            begin: the first of its rows.
+            end: the one after the last.
+            scratch: at least as many rows.
+            adds: to the gradient of the layers' parameters, or else writes it.
+        """
         super().__init__(network, tape, begin, end)
+        self._adds = adds
         num = end - begin
         self._d_hidden = [d[:num] for d in scratch.hidden]
         self.d_params, self._d_value = scratch.params[:num], scratch.value[:num]
@@ -271,7 +287,7 @@ class BackwardPass(Pass):
         self._backward: list[Op] = []
 
     def backward(self, obs: Tensor) -> None:
-        """Add the parameters' gradients; the tape holds `forward(obs)`, and `d_params`, `d_value` are written."""
+        """Go back to the layers' parameters; the tape holds `forward(obs)`, and `d_params`, `d_value` are written."""
         self._prepare(obs)
         for op in self._backward:
             op()
@@ -289,10 +305,10 @@ class BackwardPass(Pass):
             self._backward += self._bind_trunk_backward(layers, outputs, x)
 
     def _bind_heads(self, heads: list[tuple[LinearLayer, Tensor]], features: Tensor) -> list[Op]:
-        """Add the heads' gradients and leave that of their features in the last hidden buffer."""
+        """Go through the heads and leave that of their features in the last hidden buffer."""
         ops: list[Op] = []
         for number, (head, d_out) in enumerate(heads):
-            ops += head.backward(d_out, features, self._ones, None)
+            ops += head.backward(d_out, features, self._ones, None, self._adds)
             if not self._d_hidden:  # the heads read the observations
                 continue
             d = self._d_hidden[-1]
@@ -305,5 +321,5 @@ class BackwardPass(Pass):
         ops = layers[-1].deactivate(self._d_hidden[-1], outputs[-1]) if layers else []
         for depth in reversed(range(len(layers))):
             before, d_before = (outputs[depth - 1], self._d_hidden[depth - 1]) if depth else (x, None)
-            ops += layers[depth].backward(self._d_hidden[depth], before, self._ones, d_before)
+            ops += layers[depth].backward(self._d_hidden[depth], before, self._ones, d_before, self._adds)
         return ops

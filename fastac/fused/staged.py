@@ -106,12 +106,9 @@ class StagedGradient:
         self._batch = Batch(*(getattr(batch, f.name).to(network.device, copy=True) for f in fields(batch)))
         rows = batch.valid.shape[0]
         self._tape, self._scratch = Tape(network, rows), Scratch(network, rows)
-        self._scratch.params.zero_()
-        self._scratch.value.zero_()
         self._terms = torch.zeros(5, dtype=torch.float64, device=network.device)
         self._pass = self._make_pass(rows)
         self._forward = capture(partial(self._pass.forward, self._batch.obs), network.device)
-        # Warming up adds to the parameters' gradients; of a gradient of zero, nothing.
         self._backward = capture(partial(self._pass.backward, self._batch.obs), network.device)
 
     def _make_pass(self, rows: int) -> BackwardPass:
@@ -131,6 +128,8 @@ class StagedGradient:
             getattr(staged, f.name).copy_(getattr(batch, f.name), non_blocking=True)
         step = self._pass if rows == most else self._make_pass(rows)
         self._terms.zero_()
+        for grad in self._network.other_grads:
+            grad.zero_()
         self._forward() if rows == most else step.forward(staged.obs)
         self._objective(step.params, step.value, staged, coefs, step.d_params, step.d_value, self._terms)
         self._backward() if rows == most else step.backward(staged.obs)

@@ -2,7 +2,7 @@
 
 from fastac.trainers.board import Board, BoardRow, pool_all
 from fastac.trainers.crew import Crew, MakeMember, Member, NoCrew
-from fastac.trainers.group import GroupMemory
+from fastac.trainers.group import GroupMemory, SharedGroup
 from fastac.trainers.hogwild import HogwildTrainer
 from fastac.trainers.hogwild_worker import BeatingEnvs, Facts, HogwildWorker, MakeHogwildWorker
 from fastac.trainers.pair import Pair
@@ -23,6 +23,7 @@ __all__ = [
     "Member",
     "NoCrew",
     "Pair",
+    "SharedGroup",
     "SyncTrainer",
     "WorkerPool",
     "pool_all",

@@ -11,13 +11,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from fastac.apply import Vectors
 from fastac.contract import Episodes, Merge
 from fastac.processes import SharedArray
 
@@ -37,6 +40,9 @@ class GroupMemory:
         done_fraction: `[1]`, of the iteration commanded.
         found: `[K, 2, E]` float64, returns and lengths of the episodes that ended in an iteration.
         num_found: `[K]`.
+        param: `[P]`.
+        optimizer_slots: `[P]` each, the optimiser's statistics by name.
+        grads: `[K, P]`.
     """
 
     slots: SharedArray[np.uint8]
@@ -45,19 +51,48 @@ class GroupMemory:
     done_fraction: SharedArray[np.float64]
     found: SharedArray[np.float64]
     num_found: SharedArray[np.int64]
+    param: SharedArray[np.float32]
+    optimizer_slots: Mapping[str, SharedArray[np.float32]]
+    grads: SharedArray[np.float32]
 
     @classmethod
-    def allocate(cls, size: int, slot_bytes: int, max_episodes: int) -> GroupMemory:
-        """Allocate zeros for `size` workers, of which each finds at most `max_episodes` in an iteration."""
-        whole, real = np.dtype(np.int64), np.dtype(np.float64)
-        return cls(
+    def allocate(
+        cls,
+        size: int,
+        slot_bytes: int,
+        max_episodes: int,
+        param_size: int = 0,
+        optimizer_slots: Mapping[str, float] = MappingProxyType({}),
+    ) -> GroupMemory:
+        """Allocate for workers in step.
+
+        Args:
+            size: K.
+            slot_bytes: of the largest thing that they exchange.
+            max_episodes: E, the most that each finds in an iteration.
+            param_size: P.
+            optimizer_slots: the optimiser's statistics by name, and what they begin with.
+        """
+        whole, real, single = np.dtype(np.int64), np.dtype(np.float64), np.dtype(np.float32)
+        memory = cls(
             slots=SharedArray((2, size, -(-slot_bytes // 64) * 64), np.dtype(np.uint8)),
             counts=SharedArray((size, 8), whole),
             command=SharedArray((2,), whole),
             done_fraction=SharedArray((1,), real),
             found=SharedArray((size, 2, max_episodes), real),
             num_found=SharedArray((size,), whole),
+            param=SharedArray((param_size,), single),
+            optimizer_slots={name: SharedArray((param_size,), single) for name in optimizer_slots},
+            grads=SharedArray((size, param_size), single),
         )
+        for name, value in optimizer_slots.items():
+            memory.optimizer_slots[name].view()[:] = value
+        return memory
+
+    def vectors(self) -> Vectors:
+        """Return parameters and optimiser statistics as tensors over the shared memory."""
+        slots = {name: torch.from_numpy(slot.view()) for name, slot in self.optimizer_slots.items()}
+        return Vectors(torch.from_numpy(self.param.view()), slots)
 
 
 _lock = threading.Lock()
@@ -72,7 +107,12 @@ def fence() -> None:
 
 
 class SharedGroup:
-    """A `Group` over shared memory."""
+    """A `Group` over shared memory.
+
+    Attributes:
+        vectors: the model's parameters and the optimiser's statistics, everybody's.
+        grads: `[K, P]`, everybody's gradient.
+    """
 
     def __init__(self, memory: GroupMemory, rank: int, watch: Callable[[float], None]) -> None:
         """Join as worker `rank`.
@@ -82,6 +122,7 @@ class SharedGroup:
             rank: from 0.
             watch: called now and then while waiting, with the seconds waited so far; raises if waiting is in vain.
         """
+        self.vectors, self.grads = memory.vectors(), torch.from_numpy(memory.grads.view())
         self._slots, counts = memory.slots.view(), memory.counts.view()
         self.size, self.rank = len(counts), rank
         self._found, self._num_found = memory.found.view(), memory.num_found.view()

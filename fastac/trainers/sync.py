@@ -37,7 +37,8 @@ class SyncTrainer:
 
         Raises:
             EnvFailure: an environment failed or returned something not finite.
-            WorkerFailure: a worker raised, died or hung; parameters are the last good ones.
+            WorkerFailure: a worker raised, died or hung; parameters are the last good ones, but for a worker that
+                was killed within a step: then a part of them is a step ahead.
             NonFiniteError: a loss or gradient is not finite; parameters are the last good ones.
         """
         while self.env_steps < self._budget:

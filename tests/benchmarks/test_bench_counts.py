@@ -23,7 +23,7 @@ from benchmarks.counts import (
     main,
 )
 from fastac import kernels, learner
-from fastac.apply import Adam, LocalApply, RMSprop
+from fastac.apply import Adam, LocalApply, RMSprop, SharedApply
 from fastac.build import worker as composition
 from fastac.config import Config
 from fastac.envs.adapter import NextStepAdapter
@@ -54,6 +54,7 @@ CONFIG = Config().replace(
     max_grad_norm=None,
 )
 PENDULUM = CONFIG.replace(env_id="Pendulum-v1", vectorization="sync")
+WORKERS = CONFIG.replace(num_envs=4, workers=2)
 LSTM = CONFIG.replace(core="lstm", lstm_size=8)
 PPO = CONFIG.replace(algo="ppo", num_minibatches=2)
 
@@ -159,9 +160,9 @@ def test_collecting_allocates_the_noise_and_nothing_else(committed):
     assert committed["update: reads"] == 1
 
 
-def test_a_worker_of_several_exchanges_its_gradient_too(committed):
-    found = changes(committed, CONFIG.replace(num_envs=4, workers=2))
-    assert calls(found) == {"update: exchanges": 1}
+def test_a_worker_of_several_meets_the_others_at_every_step_too(committed):
+    # Every gradient is whole; the norm; every part is stepped.
+    assert calls(changes(committed, WORKERS)) == {"update: exchanges": 3}
 
 
 # --- whatever is put in is seen ------------------------------------------------------------------
@@ -230,7 +231,7 @@ def test_a_call_more(monkeypatch, owner, method, name, number, config):
 def test_a_backward_more_under_autograd(monkeypatch):
     before = count(LSTM)
     zero = torch.zeros(1, requires_grad=True)
-    before_each(monkeypatch, LocalApply, "zero_grad", lambda _: zero.sum().backward())
+    before_each(monkeypatch, LocalApply, "step", lambda *_: zero.sum().backward())
     assert calls(changes(before, LSTM)) == {"update: backwards": 1}
 
 
@@ -246,14 +247,15 @@ def test_resets_of_single_environments(monkeypatch):
 
 
 def test_an_exchange_more(committed, monkeypatch):
-    before_each(monkeypatch, LocalApply, "step", lambda self, _: self._group.gather(np.zeros(1)))
-    assert changes(committed) == {"update: exchanges": 1}
+    before = count(WORKERS)
+    before_each(monkeypatch, SharedApply, "step", lambda self, _: self._meet())
+    assert changes(before, WORKERS) == {"update: exchanges": 1}
 
 
 @pytest.mark.parametrize("read", [bool, float, int, methodcaller("item"), methodcaller("tolist"), methodcaller("cpu")])
 def test_a_read_more(committed, monkeypatch, read):
     one = torch.ones(())
-    before_each(monkeypatch, LocalApply, "zero_grad", lambda _: read(one))
+    before_each(monkeypatch, LocalApply, "step", lambda *_: read(one))
     assert changes(committed)["update: reads"] == 1
 
 

@@ -87,7 +87,7 @@ def take_steps(
     apply.copy()
     for step in range(steps):
         obs, target = torch.randn(ROWS, INPUTS, generator=rng), torch.randn(ROWS, OUTPUTS, generator=rng)
-        apply.zero_grad()
+        model.zero_grad(set_to_none=False)
         ((model(obs) - target) ** 2).mean().backward()
         apply.step(0.01 / (1 + step % 7))
     pipe.send("done")

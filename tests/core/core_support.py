@@ -179,9 +179,6 @@ def evaluate_rows(model, obs: Tensor, action: Tensor, state: Tensor, start: Tens
 
 
 class _NoApply:
-    def zero_grad(self) -> None:
-        pass
-
     def step(self, learning_rate: float) -> float:
         return 0.0
 

@@ -259,7 +259,7 @@ def test_it_acts_and_values_as_the_model_does(case, shared, keeps):
 
 def gradients(model, gradient, batch, coefs, is_fresh):
     for p in model.parameters():
-        p.grad.zero_()
+        p.grad.fill_(torch.nan)  # whatever was there, it is written
     terms = gradient(batch, coefs, is_fresh).clone()
     return terms, {name: p.grad.clone() for name, p in model.named_parameters()}
 

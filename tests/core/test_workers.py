@@ -16,7 +16,7 @@ import torch
 from core_support import assert_same, weights
 from gymnasium.spaces import Box, Discrete
 
-from fastac.apply import Adam, LocalApply
+from fastac.apply import Adam, LocalApply, SharedApply
 from fastac.build import Streams, assemble, build_fused_objective, build_head, resolve_workers
 from fastac.config import Config
 from fastac.contract import Alone, EnvFailure, NonFiniteError, Phases, WorkerFailure
@@ -37,9 +37,9 @@ def assemble_parts(factory=None, **settings):
     return assemble(config, Streams.spawn(config.run.seed).env, factory)
 
 
-def in_threads(works):
+def in_threads(works, param_size=0):
     """Run one function per member of a group at the same time; return what they return, by rank."""
-    memory = GroupMemory.allocate(len(works), 1 << 16, 64)
+    memory = GroupMemory.allocate(len(works), 1 << 16, 64, param_size, Adam(1e-5).slots)
     results, errors = [None] * len(works), []
 
     def run(rank):
@@ -129,7 +129,9 @@ def slice_envs(rollout, envs):
 
 def learn(rollout, model, settings, group):
     config = Config().replace(num_envs=6, num_steps=9, learning_rate=0.01, **settings)
-    apply = LocalApply(model, Adam(1e-5), 0.5, group)
+    apply = LocalApply(model, Adam(1e-5), 0.5)
+    if isinstance(group, SharedGroup):
+        apply = SharedApply(model, Adam(1e-5), 0.5, group, group.vectors, group.grads)
     objective = build_fused_objective(model.head, policy_gradient)
     gradient = FusedGradient(FusedNetwork(model), objective, None, rollout.reward.numel())
     learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), apply, group)
@@ -145,14 +147,17 @@ def learn(rollout, model, settings, group):
 def test_workers_learn_what_one_learns_from_all_their_envs(settings, shares):
     whole = make_rollout()
     expected, metrics, rows = learn(whole, make_model(), settings, Alone())
-    results = in_threads([partial(learn, slice_envs(whole, envs), make_model(), settings) for envs in shares])
+    param_size = sum(p.numel() for p in make_model().parameters())
+    results = in_threads(
+        [partial(learn, slice_envs(whole, envs), make_model(), settings) for envs in shares], param_size
+    )
     assert rows == int(whole.valid.sum())
     for state, its_metrics, its_rows in results:
         assert its_rows == rows
         assert its_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-6)
         for name, value in state.items():
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
-            assert torch.equal(value, results[0][0][name]), "the workers' copies must not drift apart"
+            assert torch.equal(value, results[0][0][name]), "the workers share their parameters"
 
 
 def test_normalizers_see_all_workers_rows():
