@@ -120,6 +120,18 @@ class PlotOptions:
 
 
 @dataclass(frozen=True)
+class ExperimentOptions:
+    """Run an experiment over several seeds; started again, it does what is missing. fastac experiment list has all."""
+
+    name: Positional[str]
+    """Which."""
+    seeds: int = 10
+    """How many seeds, from 0 on."""
+    out: Path | None = None
+    """A directory for what comes out. Default: one in runs/experiments/."""
+
+
+@dataclass(frozen=True)
 class ListOptions:
     """List the presets and what they reach."""
 
@@ -402,6 +414,28 @@ def _plot(words: Sequence[str]) -> int:
     return 0
 
 
+def _experiment(words: Sequence[str]) -> int:
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        raise ValueError("experiment needs a name first, and fastac experiment list has all.")
+    options = parse(ExperimentOptions, words, "fastac experiment")
+    from fastac.experiments import find_experiment, list_experiments, run_trials, write_report
+
+    if options.name == "list":
+        for each in list_experiments():
+            print(f"{each.name:<20}{each.question}")
+        return 0
+    experiment, seeds = find_experiment(options.name), options.seeds
+    out = options.out or Path("runs", "experiments", experiment.name)
+    stop_signal = run_trials(experiment, seeds, out)
+    if stop_signal is not None:
+        command = shlex.join(["fastac", "experiment", *words])
+        print(f"Stopped by {stop_signal.name}. Continue with: {command}", file=sys.stderr)
+        return 128 + stop_signal
+    print(write_report(experiment, seeds, out))
+    print(f"\nEverything is in {out}: report.md, results.json and {experiment.name}.png", file=sys.stderr)
+    return 0
+
+
 def _list(words: Sequence[str]) -> int:
     parse(ListOptions, words, "fastac list")
     print(f"{'environment':<28}{'preset':<16}{'reaches':>8}  what it is")
@@ -418,12 +452,13 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "eval": (_eval, "play episodes: fastac eval DIR --episodes 100"),
     "record": (_record, "record an episode as GIF or MP4: fastac record DIR"),
     "plot": (_plot, "draw learning curves: fastac plot DIR..."),
+    "experiment": (_experiment, "answer one of the lecture's questions: fastac experiment list"),
     "list": (_list, "list the presets and what they reach"),
 }
 
 
 def _help() -> str:
-    lines = [f"  {name:<8}{what}" for name, (_, what) in _COMMANDS.items()]
+    lines = [f"  {name:<12}{what}" for name, (_, what) in _COMMANDS.items()]
     more = "fastac COMMAND --help tells a command's flags."
     return "\n".join(["usage: fastac COMMAND [...]", "", "Fast, exact actor-critic training.", "", *lines, "", more])
 

@@ -87,6 +87,8 @@ class EnvConfig:
     """native: the id's own batched env; sync: one process; process: several envs per process."""
     envs_per_worker: int | None = None
     """Environments of each worker; num_envs is then so many times workers."""
+    squash_actions: bool = False
+    """Box actions: squash by tanh into the bounds, in place of clipping to them."""
     env_threads: int | None = None
     """Atari: emulators' threads of a process; None: the machine's cores, shared out among the workers."""
     atari_protocol: AtariProtocol | None = None
@@ -132,6 +134,7 @@ class EnvConfig:
 
     def _resolve_protocol(self) -> None:
         """Put the protocol's word where a field is None, and validate."""
+        _check(not self.squash_actions, "squash_actions", self.squash_actions, "False: a game's actions are discrete")
         protocol = self.atari_protocol or "dqn"
         _check_choice("atari_protocol", protocol, AtariProtocol)
         for name, value in {"atari_protocol": protocol, **_PROTOCOLS[protocol]}.items():
@@ -178,6 +181,8 @@ class ModelConfig:
     """Hidden units of the LSTM core."""
     log_std_init: float = 0.0
     """Initial log standard deviation of Gaussian actions."""
+    dependent_std: bool = False
+    """Box actions: the deviation depends on the observation, or is a parameter of its own."""
     normalize_obs: bool = False
     """Standardise observations with running statistics saved in the model."""
     normalize_reward: bool = False

@@ -33,8 +33,9 @@ TABLE = {
     "tools": "contract config processes envs models fused records build",
     "run": "contract config records build tools",
     "api": "contract config records build tools run",
+    "experiments": "contract config presets processes envs models kernels rollout apply records build tools run api",
     "flags": "config",
-    "cli": "contract config presets processes records build tools run api flags",
+    "cli": "contract config presets processes records build tools run api experiments flags",
 }
 MAY_IMPORT = {room: set(names.split()) for room, names in TABLE.items()}
 # The two doors are no rooms: `python -m fastac` opens the command line, and the public face may show anything.

@@ -89,7 +89,7 @@ def build_envs(config: EnvConfig, seed: np.random.SeedSequence, factory: EnvFact
         raise ValueError(f"the env function returned {env!r}, expected a gymnasium.vector.VectorEnv.")
     if env.num_envs != config.num_envs:
         raise ValueError(f"the env factory returned {env.num_envs} envs, expected num_envs = {config.num_envs}.")
-    return adapt(env, seed)
+    return adapt(env, seed, config.squash_actions)
 
 
 def _spread(episodes: int, most: int) -> int:
@@ -118,4 +118,5 @@ def build_evaluation_envs(
         return make_vec(games, seed, whole_stacks=True)
     native = has_native(config.env_id) and config.vectorization in ("auto", "native")
     num_envs = _spread(episodes, _EVAL_ENVS_NATIVE if native else _EVAL_ENVS)
-    return make_vec(EnvConfig(config.env_id, num_envs, "native" if native else "sync"), seed)
+    few = replace(config, num_envs=num_envs, envs_per_worker=None, vectorization="native" if native else "sync")
+    return make_vec(few, seed)

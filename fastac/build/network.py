@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from torch import nn
 
 from fastac.config import ModelConfig
@@ -19,6 +19,7 @@ from fastac.models import (
     ActorCritic,
     CategoricalHead,
     ConvEncoder,
+    DependentGaussianHead,
     GaussianHead,
     Head,
     IdentityCore,
@@ -47,13 +48,22 @@ def single_thread() -> Iterator[None]:
 
 
 def build_model(config: ModelConfig, envs: VecEnv, seed: int = 0, encoder: EncoderFactory | None = None) -> ActorCritic:
-    """Build the network for the environments' spaces, initialised from `seed` without touching torch's CPU stream."""
+    """Build the network for the environments' spaces, initialised from `seed` without touching torch's CPU stream.
+
+    Raises:
+        ValueError: settings that do not go with the spaces, or an encoder of other observations.
+    """
     space = envs.single_observation_space
     assert isinstance(space, Box)  # envs/ let nothing else through
     if config.normalize_obs and is_image(space):
         raise ValueError(
             f"normalize_obs is True, expected False: observations are images {list(space.shape)}, and only vectors "
             "are normalised by their statistics."
+        )
+    if config.dependent_std and not isinstance(envs.single_action_space, Box):
+        raise ValueError(
+            f"dependent_std is True, expected False: the action space is {envs.single_action_space}, and only the "
+            "actions of a Box have a deviation."
         )
     with torch.random.fork_rng(devices=[]), single_thread():
         torch.manual_seed(seed)
@@ -105,9 +115,9 @@ def build_head(space: object, input_size: int, config: ModelConfig) -> Head:
     """Build the head for an action space.
 
     Raises:
-        ValueError: a space without a head.
+        ValueError: a space without a head, or a `log_std_init` that the head cannot hold.
     """
-    raise ValueError(f"the action space is {space}, expected a Discrete, MultiDiscrete or Box.")
+    raise ValueError(f"the action space is {space}, expected a Discrete, MultiDiscrete, MultiBinary or Box.")
 
 
 @build_head.register
@@ -121,8 +131,14 @@ def _(space: MultiDiscrete, input_size: int, config: ModelConfig) -> MultiCatego
 
 
 @build_head.register
-def _(space: Box, input_size: int, config: ModelConfig) -> GaussianHead:
-    return GaussianHead(input_size, int(np.prod(space.shape)), config.log_std_init)
+def _(space: MultiBinary, input_size: int, config: ModelConfig) -> MultiCategoricalHead:
+    return MultiCategoricalHead(input_size, (2,) * space.shape[0])
+
+
+@build_head.register
+def _(space: Box, input_size: int, config: ModelConfig) -> GaussianHead | DependentGaussianHead:
+    kind = DependentGaussianHead if config.dependent_std else GaussianHead
+    return kind(input_size, int(np.prod(space.shape)), config.log_std_init)
 
 
 def load_module(module: nn.Module, state: StateTree) -> None:

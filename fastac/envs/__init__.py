@@ -1,6 +1,7 @@
 """Turns any Gymnasium vector env into the one step contract.
 
-Owns autoreset modes, action clipping, environment state capture, and the probe environments.
+Owns autoreset modes, flattening observations, clipping and squashing actions, environment state capture, and the probe
+environments.
 """
 
 from fastac.envs.make import adapt, film_game, has_native, make_vec, picks_native

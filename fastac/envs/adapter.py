@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode
 
 from fastac.contract import ActionArray, BoolArray, EnvFailure, ObsArray, StateTree, StepRow
 from fastac.envs.failure import check_obs, describe
-from fastac.envs.spaces import map_actions, space_dtype
+from fastac.envs.spaces import SquashedBox, map_actions, space_dtype
 from fastac.envs.state import BatchedEnv, capture, restore, subtree
 
 _WHO = "the vector env"  # its environments have no index here
@@ -22,16 +22,16 @@ class VectorAdapter(ABC):
     frame_skip: int = 1
     frame_stack: int = 1
 
-    def __init__(self, env: BatchedEnv, seed: int, description: str) -> None:
-        """Wrap `env`, which is the adapter's to close from now on."""
+    def __init__(self, env: BatchedEnv, seed: int, description: str, squashes: bool = False) -> None:
+        """Wrap `env`, which is the adapter's to close from now on; `squashes`: its actions, instead of clipping."""
         self.num_envs = env.num_envs
         self.single_observation_space = env.single_observation_space
-        self.single_action_space = env.single_action_space
+        self.single_action_space = SquashedBox(env.single_action_space) if squashes else env.single_action_space
         self.description = description
         self._env = env
         self._seed: int | None = seed
         self._name = type(env.unwrapped).__name__
-        self._to_env = map_actions(env.single_action_space)
+        self._to_env = map_actions(self.single_action_space)
         self._flat_shapes = ((env.num_envs,),) * 3
         self._obs_shape = (env.num_envs, *(env.single_observation_space.shape or ()))
         self._done: BoolArray = np.zeros(env.num_envs, dtype=np.bool_)  # [N], of the step before
@@ -106,9 +106,9 @@ class NextStepAdapter(VectorAdapter):
 class OutOfBandAdapter(VectorAdapter):
     """The modes where every step is a transition, and final observations come besides the reset ones."""
 
-    def __init__(self, env: BatchedEnv, seed: int, description: str) -> None:
+    def __init__(self, env: BatchedEnv, seed: int, description: str, squashes: bool = False) -> None:
         """Wrap `env` and allocate the final observations, which the next `step` overwrites."""
-        super().__init__(env, seed, description)
+        super().__init__(env, seed, description, squashes)
         dtype = space_dtype(env.single_observation_space)
         self._final: ObsArray = np.zeros(self._obs_shape, dtype)  # [N, *obs_shape]
 
@@ -167,11 +167,17 @@ _ADAPTERS: dict[AutoresetMode, type[NextStepAdapter | SameStepAdapter | Disabled
 }
 
 
-def wrap(env: BatchedEnv, seed: int, description: str) -> VectorAdapter:
+def wrap(env: BatchedEnv, seed: int, description: str, squashes: bool = False) -> VectorAdapter:
     """Return the adapter of the environment's autoreset mode.
 
+    Args:
+        env: which is the adapter's to close from now on.
+        seed: of the first reset.
+        description: for the log.
+        squashes: squash actions into the action space, instead of clipping them.
+
     Raises:
-        ValueError: the environment does not say its mode.
+        ValueError: the environment does not say its mode, or `squashes` and its actions cannot be squashed.
     """
     mode = env.metadata.get("autoreset_mode")
     if not isinstance(mode, AutoresetMode):
@@ -179,4 +185,4 @@ def wrap(env: BatchedEnv, seed: int, description: str) -> VectorAdapter:
             f"{type(env.unwrapped).__name__}.metadata['autoreset_mode'] is {mode!r}, expected a "
             "gymnasium.vector.AutoresetMode: without it nobody can tell which observations are final."
         )
-    return _ADAPTERS[mode](env, seed, description)
+    return _ADAPTERS[mode](env, seed, description, squashes)

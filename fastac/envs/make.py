@@ -21,8 +21,9 @@ from fastac.contract import EnvFailure, VecEnv
 from fastac.envs.adapter import wrap
 from fastac.envs.atari import AtariEnvs, FilmedGame, draw_seeds
 from fastac.envs.failure import describe
+from fastac.envs.flatten import FlatBox, FlattenedBatch, flatten_env
 from fastac.envs.process import ProcessEnvs
-from fastac.envs.spaces import check_spaces
+from fastac.envs.spaces import ArraySpace, SquashedBox, check_spaces, needs_flattening
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.envs.sync import SyncEnvs
 from fastac.processes import count_cores
@@ -70,18 +71,20 @@ def make_vec(
             raise ValueError(f"render_mode is {render_mode!r}, expected None: {config.env_id} is filmed by film_game.")
         return _make_atari(config, _find_game(spec), draw_seeds(seed, num_envs), whole_stacks)
     if render_mode is None and picks_native(config, num_envs):
-        return _make_native(config.env_id, seed, num_envs)
+        return _make_native(config, seed, num_envs)
     seeds = [_to_int(child) for child in seed.spawn(num_envs)]
-    build = partial(gym.make, spec, disable_env_checker=True)
+    build = partial(_make_single, spec, config.squash_actions)
     trial = _make_trial(config.env_id)
     try:
         check_spaces(trial.observation_space, trial.action_space)
+        trial = _fit(trial, config.squash_actions)
         if render_mode is not None:
             return SyncEnvs(partial(build, render_mode=render_mode), seeds, f"sync (renders {render_mode})")
         choice = _choose(config, spec, trial, num_envs)
+        description = choice.description + _describe_flat(trial.observation_space)
         if choice.processes:
-            return ProcessEnvs(build, trial, seeds, choice.processes, choice.description)
-        return SyncEnvs(build, seeds, choice.description)
+            return ProcessEnvs(build, trial, seeds, choice.processes, description)
+        return SyncEnvs(build, seeds, description)
     finally:
         trial.close()
 
@@ -122,18 +125,58 @@ def film_game(config: EnvConfig) -> FilmedGame:
         raise _explain(config.env_id, error) from error
 
 
-def adapt(env: BatchedEnv, seed: np.random.SeedSequence) -> VecEnv:
+def adapt(env: BatchedEnv, seed: np.random.SeedSequence, squashes: bool = False) -> VecEnv:
     """Put any Gymnasium vector environment behind the step contract; closing it closes `env`.
+
+    Args:
+        env: in any autoreset mode; observations that are neither vectors nor images are flattened.
+        seed: the parent of its random streams.
+        squashes: squash actions into the action space, instead of clipping them.
 
     Raises:
         ValueError: a space that is not supported, or no autoreset mode in the metadata.
     """
-    check_spaces(env.single_observation_space, env.single_action_space)
     if isinstance(env.unwrapped, AsyncVectorEnv) and not env.unwrapped.shared_memory:
         raise ValueError(
             "the env is an AsyncVectorEnv(shared_memory=False), which resets twice: use shared_memory=True."
         )
-    return wrap(env, _to_int(seed.spawn(1)[0]), f"given ({type(env.unwrapped).__name__})")
+    return _put_behind(env, seed, "given", squashes)
+
+
+def _put_behind(env: BatchedEnv, seed: np.random.SeedSequence, kind: str, squashes: bool) -> VecEnv:
+    check_spaces(env.single_observation_space, env.single_action_space)
+    if needs_flattening(env.single_observation_space):
+        env = FlattenedBatch(env)
+    description = f"{kind} ({type(env.unwrapped).__name__}){_describe_flat(env.single_observation_space)}"
+    return wrap(env, _to_int(seed.spawn(1)[0]), description, squashes)
+
+
+def _describe_flat(space: ArraySpace) -> str:
+    return f", observations flattened to {space.shape[0]} numbers" if isinstance(space, FlatBox) else ""
+
+
+def _make_single(spec: EnvSpec, squashes: bool, render_mode: str | None = None) -> SingleEnv:
+    """Build one environment and `_fit` it; it is what workers are sent to do."""
+    # There are environments that take no render_mode, not even None.
+    env: SingleEnv = (
+        gym.make(spec, disable_env_checker=True)
+        if render_mode is None
+        else gym.make(spec, disable_env_checker=True, render_mode=render_mode)
+    )
+    return _fit(env, squashes)
+
+
+def _fit(env: SingleEnv, squashes: bool) -> SingleEnv:
+    """Return an environment of supported spaces as it is learned in: its observations flat, its actions squashed.
+
+    Raises:
+        ValueError: `squashes`, and the action space cannot be squashed into.
+    """
+    if needs_flattening(env.observation_space):
+        env = flatten_env(env)
+    if squashes:
+        env.action_space = SquashedBox(env.action_space)
+    return env
 
 
 def _to_int(seed: np.random.SeedSequence) -> int:
@@ -141,14 +184,13 @@ def _to_int(seed: np.random.SeedSequence) -> int:
     return int(seed.generate_state(1, np.uint64)[0])
 
 
-def _make_native(env_id: str, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
+def _make_native(config: EnvConfig, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
     try:
-        env = gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point")
+        env = gym.make_vec(config.env_id, num_envs=num_envs, vectorization_mode="vector_entry_point")
     except Exception as error:
-        raise _explain(env_id, error) from error
+        raise _explain(config.env_id, error) from error
     try:
-        check_spaces(env.single_observation_space, env.single_action_space)
-        return wrap(env, _to_int(seed.spawn(1)[0]), f"native ({type(env.unwrapped).__name__})")
+        return _put_behind(env, seed, "native", config.squash_actions)
     except ValueError:
         env.close()
         raise

@@ -6,16 +6,18 @@ In the one-step probes the episode ends at once, so a value is a mean reward. Ea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, SupportsFloat, TypeAlias, cast
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space
 from numpy.typing import NDArray
 
 from fastac.contract import StateTree
 
 Obs: TypeAlias = NDArray[np.float32]
+DictObs: TypeAlias = Mapping[str, object]
 Action: TypeAlias = np.int64 | NDArray[np.generic]
 Info: TypeAlias = dict[str, object]
 Ending: TypeAlias = Literal["terminated", "truncated", "both"]
@@ -125,6 +127,52 @@ class MultiDiscreteReward(Probe):
         return float(np.mean(np.asarray(action) == self._RIGHT))
 
 
+class MultiBinaryReward(Probe):
+    """One step, a third of a reward for each of the three bits that is right (1, 0, 1)."""
+
+    action_space: Space[Action] = MultiBinary(3)
+    _RIGHT = np.array([1, 0, 1])
+
+    def reward(self, action: Action) -> float:
+        """Pay for each right bit."""
+        return float(np.mean(np.asarray(action) == self._RIGHT))
+
+
+class DictReward(gym.Env[DictObs, Action]):
+    """One step, half a reward for each of the two parts of the observation that the action repeats.
+
+    The parts are a word of three, and a sign in a nested dict. Tests that all of a dict is seen.
+    """
+
+    observation_space: Space[DictObs] = Dict(
+        word=Discrete(3, start=-1), target=Dict(sign=Box(-1.0, 1.0, (1, 1), np.float32))
+    )
+    action_space: Space[Action] = MultiDiscrete([3, 2])
+    _word, _sign = 0, 0.0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None) -> tuple[DictObs, Info]:
+        """Begin an episode with a random word and sign."""
+        super().reset(seed=seed)
+        self._word, self._sign = int(self.np_random.integers(3)), float(self.np_random.integers(2)) * 2.0 - 1.0
+        return self._show(), {}
+
+    def step(self, action: Action) -> tuple[DictObs, SupportsFloat, bool, bool, Info]:
+        """Pay for each part that is right, and end."""
+        right = np.asarray(action) == [self._word, self._sign > 0.0]
+        return self._show(), float(np.mean(right)), True, False, {}
+
+    def get_state(self) -> StateTree:
+        """Return what was shown."""
+        return {"word": self._word, "sign": self._sign}
+
+    def set_state(self, state: StateTree) -> None:
+        """Take it back."""
+        self._word, self._sign = cast("int", state["word"]), cast("float", state["sign"])
+
+    def _show(self) -> DictObs:
+        return {"word": np.int64(self._word - 1), "target": {"sign": np.array([[self._sign]], dtype=np.float32)}}
+
+
 class ToyChain(Probe):
     """A deterministic chain: episodes of given lengths and endings, one after the other, and round again.
 
@@ -223,6 +271,8 @@ for _kind in (
     ObsActionReward,
     ContinuousReward,
     MultiDiscreteReward,
+    MultiBinaryReward,
+    DictReward,
     ToyChain,
     Memory,
     ShortLong,

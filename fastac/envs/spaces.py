@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Protocol, TypeAlias
 
 import numpy as np
-from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
-from numpy.typing import NDArray
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
+from numpy.typing import ArrayLike, NDArray
 
 from fastac.contract import ActionArray
+from fastac.envs.flatten import is_flattenable
 
 ArraySpace: TypeAlias = Space[NDArray[np.generic]]
 
@@ -24,26 +25,53 @@ def check_spaces(observation_space: ArraySpace, action_space: ArraySpace) -> Non
 
 
 def _check_observation_space(space: ArraySpace) -> None:
-    is_flat = isinstance(space, Box) and len(space.shape) == 1 and space_dtype(space).kind in "fiu"
-    if is_flat or (is_image(space) and space_dtype(space).kind in "fiub"):
-        return
-    raise ValueError(
-        f"the observation space is {space}, expected a Box of one dimension, or of three for an image, with a float or "
-        "integer dtype (an image's may be bool): flatten it with gymnasium.wrappers.FlattenObservation."
-    )
+    if not is_flattenable(space):
+        raise ValueError(
+            f"the observation space is {space}, expected a Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or "
+            "Tuple of these: wrap the environment with gymnasium.wrappers.TransformObservation."
+        )
 
 
 def _check_action_space(space: ArraySpace) -> None:
     if isinstance(space, Discrete):
         return
-    if isinstance(space, MultiDiscrete) and space.nvec.ndim == 1:
+    if isinstance(space, MultiDiscrete | MultiBinary) and len(space.shape) == 1:
         return
     if isinstance(space, Box) and len(space.shape) == 1 and space_dtype(space).kind == "f":
         return
     raise ValueError(
-        f"the action space is {space}, expected a Discrete, a MultiDiscrete of one dimension, or a Box of one "
-        "dimension with a float dtype: wrap the environment with gymnasium.wrappers.TransformAction."
+        f"the action space is {space}, expected a Discrete, a MultiDiscrete or MultiBinary of one dimension, or a Box "
+        "of one dimension with a float dtype: wrap the environment with gymnasium.wrappers.TransformAction."
     )
+
+
+def needs_flattening(space: ArraySpace) -> bool:
+    """Return whether observations are neither vectors nor images as they come."""
+    return not (isinstance(space, Box) and len(space.shape) in (1, 3))
+
+
+class SquashedBox(Box):
+    """A Box whose policy says what is to be squashed into it; see `SquashedActions`."""
+
+    def __init__(self, space: ArraySpace) -> None:
+        """Take the bounds from an action space.
+
+        Raises:
+            ValueError: it is no Box, or has bounds that are not finite.
+        """
+        if not isinstance(space, Box):
+            raise ValueError(
+                f"squash_actions is True, expected False: the action space is {space}, and only a Box has bounds to "
+                "squash into."
+            )
+        with np.errstate(over="ignore"):
+            is_finite = np.isfinite(space.high - space.low).all()
+        if not is_finite:
+            raise ValueError(
+                f"squash_actions is True, expected False: the action space is {space}, and there is no squashing into "
+                "bounds that are not finite."
+            )
+        super().__init__(space.low, space.high, space.shape, space.low.dtype)
 
 
 class ActionMap(Protocol):
@@ -60,10 +88,9 @@ class ActionMap(Protocol):
 class ShiftedActions:
     """Discrete actions: the policy counts from 0, the space from its `start`."""
 
-    def __init__(self, space: Discrete | MultiDiscrete) -> None:
-        """Take the offset and the dtype from the space."""
-        self._start = np.asarray(space.start)  # [] or [A]
-        self._dtype = np.dtype(space.dtype)
+    def __init__(self, start: ArrayLike, dtype: np.dtype[np.generic]) -> None:
+        """Take the offset, `[]` or `[A]`, and the space's dtype."""
+        self._start, self._dtype = np.asarray(start), dtype
 
     def __call__(self, action: ActionArray) -> ActionArray:
         """Add the offset, in the space's dtype."""
@@ -84,12 +111,38 @@ class ClippedActions:
         return np.minimum(clipped, self._high, out=clipped)
 
 
+class SquashedActions:
+    """Box actions: the sample u is squashed into the bounds, low + (high - low) * (tanh(u) + 1) / 2.
+
+    What the rollout stores and scores is u. The density of the squashed action differs from u's by the
+    factor |da/du|, which depends on u alone and not on the parameters: it cancels in every ratio of
+    probabilities and vanishes from every gradient of a log-probability, so that learning needs none of
+    it. The entropy that is logged and rewarded is the Gaussian's, of u; that of the squashed action has
+    no closed form.
+    """
+
+    def __init__(self, space: SquashedBox) -> None:
+        """Take the bounds from the space."""
+        self._low, self._high = space.low, space.high  # [A]
+        self._half = 0.5 * (space.high - space.low)  # [A]
+
+    def __call__(self, action: ActionArray) -> ActionArray:
+        """Squash, in the space's dtype."""
+        squashed = np.tanh(action, dtype=self._low.dtype, casting="same_kind")
+        squashed += 1.0
+        squashed *= self._half
+        squashed += self._low
+        return np.minimum(squashed, self._high, out=squashed)  # rounding may pass the bound
+
+
 def map_actions(space: ArraySpace) -> ActionMap:
     """Return the map from a policy's actions to the space's."""
-    if isinstance(space, (Discrete, MultiDiscrete)):
-        return ShiftedActions(space)
+    if isinstance(space, Discrete | MultiDiscrete):
+        return ShiftedActions(space.start, space_dtype(space))
+    if isinstance(space, MultiBinary):
+        return ShiftedActions(0, space_dtype(space))
     assert isinstance(space, Box)  # check_spaces let nothing else in
-    return ClippedActions(space)
+    return SquashedActions(space) if isinstance(space, SquashedBox) else ClippedActions(space)
 
 
 def action_dtype(space: ArraySpace) -> np.dtype[np.generic]:

@@ -21,10 +21,11 @@ from gymnasium.envs.classic_control import (
 )
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import VectorEnv, VectorWrapper
-from gymnasium.wrappers import OrderEnforcing, TimeLimit
+from gymnasium.wrappers import FlattenObservation, OrderEnforcing, TimeLimit
 from numpy.typing import NDArray
 
 from fastac.contract import ActionArray, ObsArray, StateLeaf, StateTree
+from fastac.envs.flatten import FlattenedBatch
 
 SingleEnv: TypeAlias = gym.Env[ObsArray, ActionArray]
 BatchedEnv: TypeAlias = VectorEnv[ObsArray, ActionArray, NDArray[np.generic]]
@@ -33,6 +34,8 @@ BatchedEnv: TypeAlias = VectorEnv[ObsArray, ActionArray, NDArray[np.generic]]
 _FIELDS: dict[type, tuple[str, ...]] = {
     TimeLimit: ("_elapsed_steps",),
     OrderEnforcing: ("_has_reset",),
+    FlattenObservation: (),
+    FlattenedBatch: (),
     CartPoleEnv: ("state", "steps_beyond_terminated"),
     AcrobotEnv: ("state",),
     MountainCarEnv: ("state",),

@@ -3,7 +3,7 @@
 from fastac.models.actor_critic import ActorCritic, Trunk
 from fastac.models.cores import IdentityCore, LSTMCore
 from fastac.models.encoders import ConvEncoder, MLPEncoder, Shape, pick_net
-from fastac.models.heads import CategoricalHead, GaussianHead, Head, MultiCategoricalHead
+from fastac.models.heads import CategoricalHead, DependentGaussianHead, GaussianHead, Head, MultiCategoricalHead
 from fastac.models.normalizers import (
     NoObsNormalizer,
     NoRewardNormalizer,
@@ -19,6 +19,7 @@ __all__ = [
     "ActorCritic",
     "CategoricalHead",
     "ConvEncoder",
+    "DependentGaussianHead",
     "GaussianHead",
     "Head",
     "IdentityCore",

@@ -20,6 +20,11 @@ from fastac.models.encoders import make_linear
 _POLICY_GAIN = 0.01
 _LOG_2PI = math.log(2.0 * math.pi)
 
+# Between these lie log deviations that depend on the observation: a deviation of 0.007 is next to none, and one of
+# 7 next to uniform in bounds of 1, squashed or clipped.
+LEAST_LOG_STD, MOST_LOG_STD = -5.0, 2.0
+_LOG_STD_MIDDLE, _LOG_STD_REACH = 0.5 * (MOST_LOG_STD + LEAST_LOG_STD), 0.5 * (MOST_LOG_STD - LEAST_LOG_STD)
+
 
 def _sample_categorical(logits: Tensor, uniform: Tensor) -> Tensor:
     """Invert the cumulative distribution: logits `[..., A]`, uniform `[...]` in [0, 1), to `[...]` int64."""
@@ -103,8 +108,8 @@ class MultiCategoricalHead(nn.Module):
 class GaussianHead(nn.Module):
     """Box actions: a diagonal Gaussian with a state-independent deviation; actions `[..., A]`.
 
-    The sample is unbounded, and so are its log-prob and what the rollout stores; it is clipped to
-    the space only on its way into the environment, which keeps the log-prob exact.
+    The sample is unbounded, and so are its log-prob and what the rollout stores; it is clipped or
+    squashed to the space only on its way into the environment, which keeps the log-prob exact.
     """
 
     def __init__(self, input_size: int, action_size: int, log_std_init: float) -> None:
@@ -138,5 +143,57 @@ class GaussianHead(nn.Module):
         return log_prob, entropy.expand(log_prob.shape)
 
 
+class DependentGaussianHead(nn.Module):
+    """Box actions: a diagonal Gaussian whose deviation depends on the observation; actions `[..., A]`.
+
+    Params are `[..., 2A]`: A means, then what A log deviations are made from. A log deviation is held
+    between -5 and 2 by a tanh that has slope 1 in the middle. Held hard, it would have no gradient
+    beyond the bounds, and a policy once outside would never come back.
+    """
+
+    def __init__(self, input_size: int, action_size: int, log_std_init: float) -> None:
+        """Build one layer for both, whose bias is such that all log deviations begin near `log_std_init`."""
+        super().__init__()
+        if not LEAST_LOG_STD < log_std_init < MOST_LOG_STD:
+            raise ValueError(
+                f"log_std_init is {log_std_init}, expected a number above {LEAST_LOG_STD:g} and below "
+                f"{MOST_LOG_STD:g} with dependent_std, which holds log deviations between these."
+            )
+        self.layer = make_linear(input_size, 2 * action_size, _POLICY_GAIN)
+        share = (log_std_init - _LOG_STD_MIDDLE) / _LOG_STD_REACH
+        with torch.no_grad():
+            self.layer.bias[action_size:] = _LOG_STD_MIDDLE + _LOG_STD_REACH * math.atanh(share)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return means and what the log deviations are made from."""
+        params: Tensor = self.layer(features)
+        return params
+
+    def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
+        """Draw standard normals `[*leading, A]`."""
+        return torch.randn((*leading, self.layer.out_features // 2), generator=generator)
+
+    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
+        """Shift and scale the noise."""
+        mean, log_std = self.split(params)
+        return mean + log_std.exp() * noise
+
+    def mode(self, params: Tensor) -> Tensor:
+        """Return the means."""
+        return self.split(params)[0]
+
+    def log_prob_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum over dimensions, which are independent."""
+        mean, log_std = self.split(params)
+        z = (action - mean) * (-log_std).exp()  # [..., A]
+        log_prob = (-0.5 * (z.square() + _LOG_2PI) - log_std).sum(dim=-1)
+        return log_prob, (0.5 * (1.0 + _LOG_2PI) + log_std).sum(dim=-1)
+
+    def split(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return means and log deviations, `[..., A]` each."""
+        mean, free = params.chunk(2, dim=-1)
+        return mean, _LOG_STD_MIDDLE + _LOG_STD_REACH * torch.tanh((free - _LOG_STD_MIDDLE) / _LOG_STD_REACH)
+
+
 # Each has the same five methods: forward, draw_noise, sample, mode and log_prob_entropy.
-Head: TypeAlias = CategoricalHead | MultiCategoricalHead | GaussianHead
+Head: TypeAlias = CategoricalHead | MultiCategoricalHead | GaussianHead | DependentGaussianHead

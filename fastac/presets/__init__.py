@@ -7,6 +7,7 @@ from typing import Literal
 from fastac.config import Config, is_atari
 from fastac.presets.atari import ATARI, IMAGE_DEFAULTS
 from fastac.presets.classic import CLASSIC
+from fastac.presets.mujoco import MUJOCO
 from fastac.presets.preset import Preset
 
 __all__ = ["PRESETS", "Kind", "Preset", "default", "find", "names"]
@@ -14,7 +15,7 @@ __all__ = ["PRESETS", "Kind", "Preset", "default", "find", "names"]
 # What the policy sees and does, as far as a starting point depends on it.
 Kind = Literal["discrete", "continuous", "image"]
 
-PRESETS: tuple[Preset, ...] = (*CLASSIC, *ATARI)
+PRESETS: tuple[Preset, ...] = (*CLASSIC, *MUJOCO, *ATARI)
 
 
 def find(env_id: str, name: str) -> Config | None:

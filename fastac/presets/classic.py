@@ -5,6 +5,8 @@ from __future__ import annotations
 from fastac.config import Config
 from fastac.presets.preset import Preset
 
+MASKED_CARTPOLE = "fastac.envs.masked:fastac/MaskedCartPole-v1"
+
 
 def cartpole_a2c() -> Config:
     """A2C: very short rollouts of 64 envs, a high rate, small separate tanh networks."""
@@ -155,6 +157,50 @@ def pendulum_ppo() -> Config:
     )
 
 
+def pendulum_a2c() -> Config:
+    """A2C on Pendulum-v1: a short horizon, scaled rewards, many short rollouts, a rate that falls to 0."""
+    return Config().replace(
+        env_id="Pendulum-v1",
+        algo="a2c",
+        num_envs=8,
+        num_steps=8,
+        normalize_obs=True,
+        normalize_reward=True,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        shared_trunk=False,
+        learning_rate=2e-3,
+        learning_rate_schedule="linear",
+        gamma=0.9,
+        gae_lambda=0.9,
+        ent_coef=0.0,
+        total_env_steps=500_000,
+        eval_every=25_000,
+    )
+
+
+def masked_cartpole_ppo() -> Config:
+    """PPO with an LSTM on CartPole without velocities: minibatches of whole sequences, everything else as is common."""
+    return Config().replace(
+        env_id=MASKED_CARTPOLE,
+        algo="ppo",
+        num_envs=16,
+        num_steps=64,
+        normalize_obs=True,
+        hidden_sizes=(64,),
+        activation="tanh",
+        core="lstm",
+        lstm_size=64,
+        learning_rate=1e-3,
+        ent_coef=0.0,
+        num_epochs=4,
+        num_minibatches=4,
+        normalize_advantage=True,
+        total_env_steps=300_000,
+        eval_every=10_000,
+    )
+
+
 def lunarlander_ppo() -> Config:
     """PPO on LunarLander-v3: everything normalised, ten passes over short rollouts, a horizon that sees the landing."""
     return Config().replace(
@@ -204,6 +250,11 @@ def lunarlander_a3c() -> Config:
     return lunarlander_a2c().replace(algo="a3c", workers=2, envs_per_worker=4)
 
 
+def lunarlander_continuous_ppo() -> Config:
+    """PPO on LunarLanderContinuous-v3: the settings of LunarLander-v3, with a Gaussian over both engines."""
+    return lunarlander_ppo().replace(env_id="LunarLanderContinuous-v3")
+
+
 def mountain_car_continuous_ppo() -> Config:
     """PPO on MountainCarContinuous-v0: actions so wide that clipping makes them full throttle, which finds the goal."""
     return Config().replace(
@@ -237,9 +288,12 @@ CLASSIC: tuple[Preset, ...] = (
     Preset("CartPole-v1", "lecture", 475.0, lecture_a2c),
     Preset("Acrobot-v1", "a2c", -100.0, acrobot_a2c),
     Preset("Acrobot-v1", "ppo", -100.0, acrobot_ppo),
+    Preset(MASKED_CARTPOLE, "ppo", None, masked_cartpole_ppo),
+    Preset("Pendulum-v1", "a2c", None, pendulum_a2c),
     Preset("Pendulum-v1", "ppo", -200.0, pendulum_ppo),
     Preset("LunarLander-v3", "a2c", 0.0, lunarlander_a2c),
     Preset("LunarLander-v3", "a3c", 0.0, lunarlander_a3c),
     Preset("LunarLander-v3", "ppo", 200.0, lunarlander_ppo),
+    Preset("LunarLanderContinuous-v3", "ppo", None, lunarlander_continuous_ppo),
     Preset("MountainCarContinuous-v0", "ppo", 90.0, mountain_car_continuous_ppo),
 )

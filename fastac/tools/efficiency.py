@@ -25,7 +25,7 @@ from typing import Protocol, TypeAlias
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete, MultiDiscrete
+from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
@@ -223,6 +223,8 @@ def _draw_actions(space: ArraySpace, num_envs: int, rng: np.random.Generator) ->
         return list(rng.integers(0, int(space.n), shape))
     if isinstance(space, MultiDiscrete):
         return list(rng.integers(0, space.nvec, shape))
+    if isinstance(space, MultiBinary):
+        return list(rng.integers(0, 2, shape))
     return list(rng.standard_normal(shape, dtype=np.float32))
 
 

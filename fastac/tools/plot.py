@@ -27,8 +27,8 @@ _GRID_POINTS = 500
 _X_LABELS: dict[XAxis, str] = {"env_steps": "environment steps", "seconds": "training time (s)"}
 _Y_LABEL = "episode return, mean of the last 100"
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_STYLE: dict[RcKeyType, object] = {
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLE: dict[RcKeyType, object] = {
     "font.size": 11.0,
     "axes.titlesize": 13.0,
     "axes.titleweight": "bold",
@@ -89,10 +89,10 @@ def plot(runs: Sequence[Path], output: Path, x: XAxis = "env_steps") -> None:
         raise ValueError("plotting needs matplotlib, which is not installed: pip install 'fastac[plot]'.") from error
     panels = _group([_read_curve(run, x) for run in runs], lambda config: config.env.env_id)
     algos = sorted({curve.config.algo.algo for curves in panels.values() for curve in curves})
-    colors: dict[str, str] = {algo: _COLORS[index % len(_COLORS)] for index, algo in enumerate(algos)}
+    colors: dict[str, str] = {algo: COLORS[index % len(COLORS)] for index, algo in enumerate(algos)}
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
-    with matplotlib.rc_context(_STYLE), replace_file(output) as temporary:
+    with matplotlib.rc_context(STYLE), replace_file(output) as temporary:
         # A Figure of its own, without pyplot, leaves the caller's backend and open figures alone.
         figure = Figure(figsize=(columns * _SIZE_IN[0], rows * _SIZE_IN[1]), layout="constrained")
         for index, (env_id, curves) in enumerate(panels.items(), start=1):
@@ -157,7 +157,7 @@ def _draw_panel(axes: Axes, curves: Sequence[Curve], colors: dict[str, str]) -> 
 
 
 def _draw_group(axes: Axes, curves: Sequence[Curve], name: str, color: str) -> None:
-    grid, values = _align(curves)
+    grid, values = align([(curve.x, curve.y) for curve in curves])
     num = len(curves)
     noun = "seed" if len({curve.config.run.seed for curve in curves}) == num else "run"
     label = f"{name} (1 {noun})" if num == 1 else f"{name} (mean and min\N{EN DASH}max of {num} {noun}s)"
@@ -170,8 +170,15 @@ def _draw_group(axes: Axes, curves: Sequence[Curve], name: str, color: str) -> N
         axes.plot(curve.eval_x, curve.eval_y, "o", color=color, alpha=0.55, markersize=4, markeredgewidth=0)
 
 
-def _align(curves: Sequence[Curve]) -> tuple[Floats, Floats]:
-    """Return a grid `[G]`, from where all runs have begun to where the first ends, and values `[runs, G]`."""
-    begin, end = max(c.x[0] for c in curves), min(c.x[-1] for c in curves)
+def align(curves: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    """Bring curves onto one grid, from where all have begun to where the first ends.
+
+    Args:
+        curves: x, rising, and y of each, which may be of another length than the next one's.
+
+    Returns:
+        The grid `[G]`, and values `[curves, G]`.
+    """
+    begin, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     grid = np.linspace(begin, max(begin, end), _GRID_POINTS)
-    return grid, np.array([np.interp(grid, c.x, c.y) for c in curves])
+    return grid, np.array([np.interp(grid, x, y) for x, y in curves])

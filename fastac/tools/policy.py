@@ -6,11 +6,11 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastac.contract import ActionArray, FloatArray, ObsArray
 from fastac.envs import observation_dtype
+from fastac.envs.flatten import FlatBox, RawObs, flatten_obs
 from fastac.envs.spaces import ArraySpace, map_actions
 from fastac.models import ActorCritic
 
@@ -21,10 +21,10 @@ Action: TypeAlias = ActionArray | np.generic
 class TrainedPolicy:
     """Acts and values with a trained model.
 
-    Observations come one at a time, `[*obs_shape]`, or batched, `[N, *obs_shape]`; answers have the same
-    form. Images of bytes come as they are, also as floats that hold whole numbers from 0 to 255. Where the
-    model has a memory it carries over from one `act` to the next, for all N alike, until `reset` or until a
-    batch of another size comes.
+    Observations come as the environment gives them, one at a time, `[*obs_shape]`, or batched, `[N, *obs_shape]`
+    (of a dict or a tuple: one of batches); answers have the same form. Images of bytes come as they are, also
+    as floats that hold whole numbers from 0 to 255. Where the model has a memory it carries over from one `act`
+    to the next, for all N alike, until `reset` or until a batch of another size comes.
 
     Attributes:
         model: the network.
@@ -39,12 +39,15 @@ class TrainedPolicy:
 
         Args:
             model: the trained network.
-            observation_space: of one environment.
-            action_space: of one environment.
+            observation_space: of one environment as it is learned in, a `FlatBox` where it is flattened.
+            action_space: of one environment, a `SquashedBox` where actions are squashed into it.
             seed: of the sampled actions.
         """
         assert observation_space.shape is not None  # envs/ let only Box through
-        self.observation_space = observation_space
+        self.observation_space = (
+            observation_space.original if isinstance(observation_space, FlatBox) else observation_space
+        )
+        self._is_flattened = isinstance(observation_space, FlatBox)
         self.action_space = action_space
         self.model = model.eval()  # a custom encoder may have dropout
         self._obs_shape, self._obs_dtype = observation_space.shape, observation_dtype(observation_space)
@@ -57,15 +60,15 @@ class TrainedPolicy:
         """Where the model is."""
         return self.model.value_head.weight.device
 
-    def act(self, obs: ArrayLike, greedy: bool = True) -> Action:
-        """Return the environment's action: shifted by a Discrete space's `start`, clipped to a Box.
+    def act(self, obs: RawObs, greedy: bool = True) -> Action:
+        """Return the environment's action: shifted by a Discrete space's `start`, clipped or squashed to a Box.
 
         Args:
             obs: one observation or a batch.
             greedy: take the most likely action; otherwise sample.
 
         Raises:
-            ValueError: an observation of another shape, or an image of other numbers.
+            ValueError: an observation of another space or shape, or an image of other numbers.
         """
         batch, is_single = self._to_batch(obs)
         state, start = self._recall(len(batch))
@@ -78,7 +81,7 @@ class TrainedPolicy:
         first: Action = actions[0] if is_single else actions
         return first
 
-    def value(self, obs: ArrayLike) -> float | FloatArray:
+    def value(self, obs: RawObs) -> float | FloatArray:
         """Return the value of `obs`, a float or `[N]`; the memory is used and not changed.
 
         Raises:
@@ -95,7 +98,7 @@ class TrainedPolicy:
         """Forget: the next observation is the first of an episode."""
         self._state = None
 
-    def _to_batch(self, obs: ArrayLike) -> tuple[Tensor, bool]:
+    def _to_batch(self, obs: RawObs) -> tuple[Tensor, bool]:
         """Return `[N, *obs_shape]` on the model's device, and whether `obs` was a single one."""
         array = self._to_array(obs)
         is_single = array.shape == self._obs_shape
@@ -107,8 +110,10 @@ class TrainedPolicy:
         batch = torch.from_numpy(array[None] if is_single else array)
         return batch.to(self.device), is_single
 
-    def _to_array(self, obs: ArrayLike) -> ObsArray:
+    def _to_array(self, obs: RawObs) -> ObsArray:
         """Return a copy in the dtype that the model takes; torch takes neither read-only arrays nor reversed ones."""
+        if self._is_flattened:
+            return flatten_obs(self.observation_space, obs).astype(self._obs_dtype)
         try:
             given = np.asarray(obs)
             with np.errstate(invalid="ignore"):  # the check below says it better

@@ -15,6 +15,7 @@ EVERY_FIELD = {
     "num_envs": 6,
     "vectorization": "sync",
     "envs_per_worker": 6,
+    "squash_actions": True,
     "encoder": "mlp",
     "hidden_sizes": (32, 16, 8),
     "activation": "elu",
@@ -22,6 +23,7 @@ EVERY_FIELD = {
     "core": "lstm",
     "lstm_size": 24,
     "log_std_init": -0.5,
+    "dependent_std": True,
     "normalize_obs": True,
     "normalize_reward": True,
     "algo": "ppo",
@@ -234,7 +236,7 @@ def test_a_value_out_of_range_is_refused_by_name_and_value(name, value):
 
 def test_every_field_with_a_range_is_in_the_table_of_ranges():
     free = {"shared_trunk", "normalize_obs", "normalize_reward", "baseline", "normalize_advantage"}
-    free |= {"tensorboard", "reuse_forward", "lock"}
+    free |= {"tensorboard", "reuse_forward", "lock", "squash_actions", "dependent_std"}
     assert set(EVERY_FIELD) - set(OUT_OF_RANGE) == free | {"device"}  # the machine tells which devices there are
 
 
@@ -304,6 +306,7 @@ def test_the_ends_of_a_range_belong_to_it(settings):
         ({"algo": "a3c", "device": "cuda:1", "workers": 2}, "device is 'cuda:1' with algo a3c, expected 'cpu'"),
         ({"algo": "a3c", "vectorization": "process"}, "workers is 1 with vectorization process"),
         ({"algo": "a2c", "vectorization": "process", "workers": 2}, "workers is 2 with vectorization process"),
+        ({**PONG, "squash_actions": True}, "squash_actions is True, expected False: a game's actions are discrete"),
         ({**PONG, "normalize_reward": True}, "clip_rewards and normalize_reward are both True"),
         ({"algo": "a2c", "lock": True}, "lock is True with algo a2c, expected False"),
         ({"algo": "ppo", "lock": True}, "lock is True with algo ppo, expected False"),

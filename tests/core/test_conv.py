@@ -447,3 +447,13 @@ def test_a_run_holds_the_memory_that_it_states_and_no_second_copy(settings):
     params = sum(p.nbytes for p in parts.model.parameters())  # and their gradients, two slots
     assert stated <= held <= 1.02 * stated + 4 * params + 2**15
     parts.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the captured graphs are not tested here")
+@pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
+def test_a_run_on_cuda_learns_what_one_on_the_cpu_does(settings, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # else convolutions keep 10 bits of 23
+    expected, found = (ends(build_lights(**settings, device=device)) for device in ("cpu", "cuda"))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].cpu(), value, rtol=1e-3, atol=1e-4, msg=name)

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from core_support import assert_same, make_parts, run_iterations, weights
+from core_support import PROBES, assert_same, make_parts, run_iterations, weights
 
 from fastac.build import Streams, build, build_envs, evaluation_seed, restart_seed
 from fastac.config import Config
@@ -17,6 +17,14 @@ RUNS = {
     "a2c, envs one by one": {"vectorization": "sync", "num_envs": 4, "num_steps": 8},
     "ppo": {**NATIVE, "algo": "ppo", "num_steps": 16, "num_epochs": 2, "num_minibatches": 4},
     "reinforce": {**NATIVE, "algo": "reinforce", "collect": "episodes", "gae_lambda": 1.0, "num_steps": 40},
+    "a dict, flattened": {
+        **{"env_id": f"{PROBES}DictReward-v0", "vectorization": "sync"},
+        **{"num_envs": 4, "num_steps": 7, "normalize_obs": True},
+    },
+    "squashed": {
+        **{"env_id": "Pendulum-v1", "vectorization": "sync", "squash_actions": True, "dependent_std": True},
+        **{"num_envs": 4, "num_steps": 70, "algo": "ppo", "num_epochs": 2, "num_minibatches": 2},
+    },
     "everything": {
         **NATIVE,
         "algo": "ppo",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from core_support import CPU, make_parts, weights
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -40,13 +40,13 @@ A2C = Coefs(1.0 / 23.0, 0.0, 1.0, 0.5, 0.01, None)
 PPO = Coefs(1.0 / 23.0, 0.3, 1.7, 0.4, 0.02, 0.1)
 
 
-def make_model(space, hidden, activation, shared, normalizes=False):
+def make_model(space, hidden, activation, shared, normalizes=False, **settings):
     torch.manual_seed(1)
     trunks = []
     for _ in range(1 if shared else 2):
         encoder = MLPEncoder(OBS_SIZE, hidden, activation)
         trunks.append(Trunk(encoder, IdentityCore(encoder.output_size)))
-    head = build_head(space, trunks[0].core.output_size, Config().model)
+    head = build_head(space, trunks[0].core.output_size, Config().replace(**settings).model)
     normalizer = NoObsNormalizer()
     if normalizes:
         normalizer = ObsNormalizer((OBS_SIZE,))
@@ -143,6 +143,43 @@ def test_its_gradients_are_autograds(net, space, normalizes, coefs, chunk, cache
         results.append((terms, gradient_of(model)))
     (terms, expected), *others = results
     assert expected.abs().max() > 1e-2
+    for their_terms, found in others:
+        torch.testing.assert_close(their_terms, terms, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("coefs", [A2C, PPO], ids=["a2c", "ppo"])
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("kind", ["dependent", "binary"])
+def test_heads_without_a_kernel_of_their_own_learn_as_under_autograd(kind, net, coefs):
+    space, settings = {
+        "dependent": (Box(-1.0, 1.0, (2,), np.float32), {"dependent_std": True, "log_std_init": -0.5}),
+        "binary": (MultiBinary(3), {}),
+    }[kind]
+    model, ours, theirs = make_model(space, *net, **settings), make_rollout(space), make_rollout(space)
+    with torch.no_grad():
+        model.head.layer.weight.mul_(0.1)  # or some log-probs are large
+    act(ModelActor(model, theirs, torch.Generator().manual_seed(0), CPU))
+    network, actor = act_fused(model, ours)
+    for name in ("value", "log_prob", "action"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-4, atol=1e-4)
+    ours.log_prob.add_(0.3 * torch.randn(ours.log_prob.shape, generator=torch.Generator().manual_seed(9)))
+    (batch,) = FlatMinibatches(1, torch.Generator()).split(ours)
+    loss = policy_gradient if coefs.clip_coef is None else clipped_surrogate
+    objective = build_fused_objective(model.head, loss)
+    results = []
+    for gradient in (
+        AutogradGradient(model, build_objective(model.head, loss), CPU),
+        FusedGradient(network, objective, actor.tape, NUM_STEPS * NUM_ENVS),
+        StagedGradient(network, objective, batch),
+    ):
+        for p in model.parameters():
+            p.grad.fill_(torch.nan)
+        terms = gradient(batch, coefs, True).clone()
+        results.append((terms, gradient_of(model)))
+    (terms, expected), *others = results
+    rows = model.head.layer.weight.grad
+    assert rows.abs().amax(dim=1).min() > 1e-5  # of means and deviations alike
     for their_terms, found in others:
         torch.testing.assert_close(their_terms, terms, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5)

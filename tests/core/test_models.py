@@ -6,14 +6,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from core_support import evaluate_rows
-from torch.distributions import Categorical, Independent, Normal
+from core_support import evaluate_rows, make_parts
+from torch.distributions import (
+    AffineTransform,
+    Categorical,
+    Independent,
+    Normal,
+    TanhTransform,
+    TransformedDistribution,
+)
 
 from fastac.config import ModelConfig
 from fastac.contract import Alone
 from fastac.models import (
     ActorCritic,
     CategoricalHead,
+    DependentGaussianHead,
     GaussianHead,
     IdentityCore,
     LSTMCore,
@@ -97,6 +105,79 @@ def test_gaussian_samples_have_the_mean_and_deviation_of_the_head():
     torch.testing.assert_close(sample.mean(dim=0), mean[0], atol=0.01, rtol=0.0)
     torch.testing.assert_close(sample.std(dim=0), torch.full((2,), 0.3), atol=0.01, rtol=0.0)
     assert torch.equal(head.mode(mean), mean)
+
+
+def test_dependent_gaussian_log_prob_and_entropy():
+    head = DependentGaussianHead(3, 4, log_std_init=0.0)
+    params, action = 2.0 * torch.randn(6, 2, 8, requires_grad=True), 2.0 * torch.randn(6, 2, 4)
+    mean, log_std = head.split(params)
+    assert mean.shape == log_std.shape == (6, 2, 4)
+    log_prob, entropy = head.log_prob_entropy(params, action)
+    expected = Independent(Normal(mean, log_std.exp()), 1)
+    torch.testing.assert_close(log_prob, expected.log_prob(action))
+    torch.testing.assert_close(entropy, expected.entropy())
+    assert entropy.std() > 0.1  # one for each observation
+    torch.testing.assert_close(head.mode(params), mean)
+
+
+def test_dependent_gaussian_by_hand():
+    head = DependentGaussianHead(3, 1, log_std_init=0.0)
+    half = math.atanh(0.5) * 3.5  # half-way from -1.5 to 2 is 0.25
+    log_prob, entropy = head.log_prob_entropy(torch.tensor([[1.0, half - 1.5]]), torch.tensor([[1.0 + math.exp(0.25)]]))
+    assert log_prob.item() == pytest.approx(-0.5 - 0.25 - 0.5 * math.log(2.0 * math.pi), rel=1e-5)
+    assert entropy.item() == pytest.approx(0.5 + 0.5 * math.log(2.0 * math.pi) + 0.25, rel=1e-5)
+
+
+def test_dependent_gaussian_samples_have_the_mean_and_deviation_of_their_params():
+    head = DependentGaussianHead(3, 1, log_std_init=0.0)
+    params = torch.tensor([[1.0, -1.5], [-2.0, -3.0]])
+    mean, log_std = head.split(params)
+    noise = head.draw_noise((40_000, 2), torch.Generator().manual_seed(1))
+    assert noise.shape == (40_000, 2, 1)
+    sample = head.sample(params.expand(40_000, 2, 2), noise)
+    torch.testing.assert_close(sample.mean(dim=0), mean, atol=0.01, rtol=0.0)
+    torch.testing.assert_close(sample.std(dim=0), log_std.exp(), atol=0.01, rtol=0.0)
+
+
+@pytest.mark.parametrize("log_std_init", [-4.9, -1.5, 0.0, 1.9])
+def test_dependent_gaussian_begins_with_the_deviation_that_is_asked_for(log_std_init):
+    head = DependentGaussianHead(16, 3, log_std_init)
+    mean, log_std = head.split(head(torch.zeros(2, 16)))
+    assert not mean.any()
+    torch.testing.assert_close(log_std, torch.full((2, 3), log_std_init))
+    assert head.split(head(torch.randn(50, 16)))[1].std() > 1e-4  # and depends on what is seen
+
+
+def test_dependent_gaussian_comes_back_from_its_bounds():
+    head = DependentGaussianHead(3, 1, log_std_init=0.0)
+    free = torch.tensor([-1e4, -12.0, -6.0, -1.5, 3.0, 9.0, 1e4], requires_grad=True)
+    log_std = head.split(torch.stack([torch.zeros(7), free], dim=-1))[1].squeeze(-1)
+    assert log_std[0] == -5.0 and log_std[-1] == 2.0 and (log_std.diff() > 0).all()
+    log_std.sum().backward()
+    assert (free.grad[1:-1] > 1e-3).all() and free.grad[3] == 1.0
+
+
+def test_squashing_leaves_gradients_and_ratios_as_they_are():
+    """What `envs.SquashedActions` promises, against torch's transformed distribution, which has the whole density."""
+    u = torch.randn(50, 3, dtype=torch.float64)
+    to_box = [TanhTransform(), AffineTransform(1.0, 3.0)]  # into [-2, 4]
+    found = []
+    for transforms in ([], to_box):
+        leaves = [torch.full((3,), 0.2, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+        old, new = Normal(-0.1, 0.8), Normal(leaves[0], leaves[1].exp())
+        action = u
+        for transform in transforms:
+            action = transform(action)
+        log_probs = [
+            (TransformedDistribution(one, transforms) if transforms else one).log_prob(action).sum(dim=-1)
+            for one in (old, new)
+        ]
+        ratio = (log_probs[1] - log_probs[0]).exp()
+        ratio.mean().backward()
+        found.append((ratio.detach(), *(leaf.grad for leaf in leaves), log_probs[1].detach()))
+    for plain, squashed in zip(*(each[:-1] for each in found), strict=True):
+        torch.testing.assert_close(squashed, plain, rtol=1e-6, atol=1e-9)
+    assert (found[0][-1] - found[1][-1]).abs().min() > 1e-3  # the densities themselves differ
 
 
 def chi_square(counts, probabilities):
@@ -307,3 +388,30 @@ def test_null_normalizers_hand_back_what_they_are_given():
 def test_the_config_defaults_build_the_network_of_the_lecture():
     config = ModelConfig()
     assert (config.hidden_sizes, config.activation, config.shared_trunk) == ((128, 128), "relu", True)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "settings", "words"),
+    [
+        (
+            "CartPole-v1",
+            {"dependent_std": True},
+            "dependent_std is True, expected False: .* Discrete",
+        ),
+        (
+            "Pendulum-v1",
+            {"dependent_std": True, "log_std_init": -5.0},
+            "log_std_init is -5.0, expected .* above -5",
+        ),
+        ("Pendulum-v1", {"dependent_std": True, "log_std_init": 2.0}, "log_std_init is 2.0, .* below 2 with dependent"),
+    ],
+)
+def test_a_deviation_that_does_not_go_is_refused_in_a_sentence(env_id, settings, words):
+    with pytest.raises(ValueError, match=words):
+        make_parts(env_id=env_id, vectorization="sync", num_envs=2, **settings)
+
+
+def test_the_kind_of_deviation_is_a_setting():
+    for dependent, kind, size in ((False, GaussianHead, 1), (True, DependentGaussianHead, 2)):
+        parts = make_parts(env_id="Pendulum-v1", num_envs=2, dependent_std=dependent, log_std_init=-0.5)
+        assert isinstance(parts.model.head, kind) and parts.model.head.layer.out_features == size

@@ -14,6 +14,8 @@ from fastac.config import Config, is_atari
 from fastac.models import ConvEncoder, MLPEncoder
 from fastac.presets import PRESETS, Preset, default, find, names
 from fastac.presets.atari import ATARI, GAMES
+from fastac.presets.classic import MASKED_CARTPOLE
+from fastac.presets.mujoco import ROBOTS
 
 # Observations' size, and actions: so many, or of so many dimensions.
 SPACES = {
@@ -21,7 +23,12 @@ SPACES = {
     "Acrobot-v1": (6, Discrete(3)),
     "Pendulum-v1": (3, Box(-2.0, 2.0, (1,))),
     "LunarLander-v3": (8, Discrete(4)),
+    "LunarLanderContinuous-v3": (8, Box(-1.0, 1.0, (2,))),
     "MountainCarContinuous-v0": (2, Box(-1.0, 1.0, (1,))),
+    MASKED_CARTPOLE: (2, Discrete(2)),
+    "HalfCheetah-v5": (17, Box(-1.0, 1.0, (6,))),
+    "Hopper-v5": (11, Box(-1.0, 1.0, (3,))),
+    "Ant-v5": (105, Box(-1.0, 1.0, (8,))),
 }
 ALL_ACTIONS = 18
 FAST = {("Pong", "ppo"), ("Pong", "a2c"), ("Breakout", "ppo")}
@@ -177,3 +184,42 @@ def test_published_settings_are_those_of_their_sources(game, algo):
 @pytest.mark.parametrize("algo", SOURCES)
 def test_a_game_without_a_preset_gets_the_published_settings(algo):
     assert default("ALE/Tennis-v5", algo, "image") == published("Seaquest", algo).replace(env_id="ALE/Tennis-v5")
+
+
+# Tianshou's examples/mujoco/mujoco_a2c.py.
+ROBOTS_A2C = {
+    "num_envs": 16,
+    "num_steps": 5,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "ent_coef": 0.01,
+    "vf_coef": 0.5,
+    "normalize_advantage": False,
+    "num_epochs": 1,
+    "num_minibatches": 1,
+    "optimizer": "rmsprop",
+    "optimizer_eps": 1e-5,
+    "learning_rate": 7e-4,
+    "learning_rate_schedule": "linear",
+    "max_grad_norm": 0.5,
+    "normalize_obs": True,
+    "hidden_sizes": (64, 64),
+    "activation": "tanh",
+    "shared_trunk": False,
+}
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_settings_for_robots_are_those_of_their_source(robot):
+    config = find(robot, "a2c")
+    assert pick(config, ROBOTS_A2C) == ROBOTS_A2C
+    head = build_model(config.model, fake_envs(config)).head
+    assert (head.log_std == -0.5).all()
+    gain = torch.linalg.matrix_norm(head.layer.weight, ord=2)
+    assert 0.01 <= gain <= 0.01 * 2**0.5 + 1e-6 and not head.layer.bias.any()
+
+
+def test_the_masked_cartpole_is_played_with_a_memory():
+    for name in names(MASKED_CARTPOLE):
+        config = find(MASKED_CARTPOLE, name)
+        assert config.model.core == "lstm"

@@ -95,6 +95,25 @@ def test_the_best_of_several_discrete_actions(algo):
     assert values(parts, 0.0) == pytest.approx([1.0], abs=0.1)
 
 
+def test_the_best_bits(algo):
+    parts = train("MultiBinaryReward", 7_000, **algo)
+    assert greedy(parts, 0.0) == [[1, 0, 1]]
+    assert values(parts, 0.0) == pytest.approx([1.0], abs=0.1)
+
+
+def test_the_best_action_for_all_that_a_dict_shows(algo):
+    parts = train("DictReward", 12_000, **algo)
+    assert mean_return(parts, "DictReward") == 1.0
+
+
+@pytest.mark.parametrize("dependent_std", [False, True])
+def test_the_best_continuous_action_squashed(algo, dependent_std):
+    parts = train(
+        "ContinuousReward", 10_000, log_std_init=-0.5, squash_actions=True, dependent_std=dependent_std, **algo
+    )
+    assert np.tanh(greedy(parts, 0.0)[0]) == pytest.approx([0.5], abs=0.1)
+
+
 @pytest.mark.parametrize("baseline", [True, False])
 def test_reinforce_finds_the_better_action(baseline):
     settings = {"algo": "reinforce", "collect": "episodes", "gae_lambda": 1.0, "learning_rate": 0.03}

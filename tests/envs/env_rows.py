@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from gymnasium.spaces import MultiBinary
 from numpy.typing import NDArray
 
 from fastac.contract import ActionArray, StepRow, VecEnv
@@ -36,7 +37,8 @@ def draw_actions(env: VecEnv, num_steps: int, seed: int = 0) -> ActionArray:
     shape = (num_steps, env.num_envs, *(env.single_action_space.shape or ()))
     if action_dtype(env.single_action_space) == np.float32:
         return 2.0 * rng.standard_normal(shape, dtype=np.float32)
-    nvec = getattr(env.single_action_space, "nvec", getattr(env.single_action_space, "n", None))
+    space = env.single_action_space
+    nvec = 2 if isinstance(space, MultiBinary) else getattr(space, "nvec", getattr(space, "n", None))
     return rng.integers(0, np.asarray(nvec), shape)
 
 

@@ -11,7 +11,9 @@ from fastac.envs.probes import (
     ConstantReward,
     ContinuousReward,
     DelayedReward,
+    DictReward,
     Memory,
+    MultiBinaryReward,
     MultiDiscreteReward,
     ObsActionReward,
     ObsReward,
@@ -43,6 +45,8 @@ def play(env: Probe, action: object) -> tuple[list[float], list[float]]:
         (ContinuousReward(), np.array([-0.5]), [-1.0]),
         (MultiDiscreteReward(), np.array([1, 2]), [1.0]),
         (MultiDiscreteReward(), np.array([1, 0]), [0.5]),
+        (MultiBinaryReward(), np.array([1, 0, 1], np.int8), [1.0]),
+        (MultiBinaryReward(), np.array([1, 1, 0], np.int8), [pytest.approx(1 / 3)]),
     ],
 )
 def test_fixed_rewards(env: Probe, action: object, rewards: list[float]) -> None:
@@ -57,6 +61,21 @@ def test_rewards_that_depend_on_the_first_observation() -> None:
         for seen, rewards in episodes:
             assert seen[1:] == [0.0] * (length - 1)
             assert rewards == [0.0] * (length - 1) + [seen[0]]
+
+
+def test_rewards_for_what_a_dict_shows() -> None:
+    env = DictReward()
+    env.reset(seed=0)
+    seen = set()
+    for _ in range(50):
+        obs, _ = env.reset()
+        assert env.observation_space.contains(obs)
+        word, sign = int(obs["word"]) + 1, int(obs["target"]["sign"][0, 0] > 0)
+        seen.add((word, sign))
+        for action, pays in (([word, sign], 1.0), ([word, 1 - sign], 0.5), ([(word + 1) % 3, 1 - sign], 0.0)):
+            last, reward, terminated, truncated, _ = env.step(np.array(action))
+            assert (reward, terminated, truncated) == (pays, True, False) and last == obs
+    assert len(seen) == 6
 
 
 def test_short_and_long_episodes_are_equally_likely() -> None:

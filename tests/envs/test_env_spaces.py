@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import pickle
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from env_rows import begin, make_row
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Text
+from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, OneOf, Sequence, Space, Text, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from fastac.config import EnvConfig
 from fastac.contract import VecEnv
-from fastac.envs import adapt, check_spaces, is_image, observation_dtype
+from fastac.envs import adapt, check_spaces, is_image, make_vec, observation_dtype
+from fastac.envs.spaces import SquashedBox, map_actions, needs_flattening
 from fastac.envs.sync import SyncEnvs
 
 FLAT = Box(-1, 1, (3,), np.float32)
@@ -34,7 +39,7 @@ class Recorder(gym.Env):
         return np.zeros(3, np.float32), 0.0, False, False, {}
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8, np.bool_])
 def test_flat_observations_are_taken(dtype: type) -> None:
     check_spaces(Box(0, 1, (3,), dtype), Discrete(2))
 
@@ -59,32 +64,62 @@ def test_images_are_taken_and_bytes_stay_bytes(dtype: type, stored: type) -> Non
 
 @pytest.mark.parametrize(
     "action_space",
-    [Discrete(3, start=-1), MultiDiscrete([2, 3]), MultiDiscrete([2, 3], start=[1, -1]), Box(-1, 1, (2,), np.float64)],
+    [
+        Discrete(3, start=-1),
+        MultiDiscrete([2, 3]),
+        MultiDiscrete([2, 3], start=[1, -1]),
+        MultiBinary(3),
+        Box(-1, 1, (2,), np.float64),
+    ],
 )
 def test_actions_are_taken(action_space: Space) -> None:
     check_spaces(FLAT, action_space)
 
 
 @pytest.mark.parametrize(
-    ("space", "words"),
+    "space",
     [
-        (Box(0, 255, (84, 84), np.uint8), "expected a Box of one dimension, or of three for an image"),
-        (Box(0, 255, (2, 84, 84, 3), np.uint8), "FlattenObservation"),
-        (Box(0, 1, (), np.float32), "one dimension"),
-        (Discrete(5), r"is Discrete\(5\), expected a Box"),
-        (Dict(a=FLAT), "expected a Box"),
-        (Box(0, 1, (3,), np.bool_), "dtype"),
+        Text(3),
+        Sequence(FLAT),
+        Graph(FLAT, None),
+        OneOf((FLAT, FLAT)),
+        Dict(a=FLAT, b=Dict(c=Text(3))),
+        Tuple((FLAT, Sequence(FLAT))),
+        Dict(),
+        Tuple(()),
+    ],
+    ids=lambda space: type(space).__name__,
+)
+def test_observations_of_no_fixed_size_are_refused(space: Space) -> None:
+    with pytest.raises(
+        ValueError, match=r"^the observation space is .*, expected a Box, Discrete, MultiDiscrete or Mu"
+    ):
+        check_spaces(space, Discrete(2))
+
+
+@pytest.mark.parametrize(
+    ("space", "needs"),
+    [
+        (FLAT, False),
+        (Box(0, 255, (8, 6, 3), np.uint8), False),
+        (Box(0, 1, ()), True),
+        (Box(0, 1, (8, 6)), True),
+        (Box(0, 1, (2, 8, 6, 3)), True),
+        (Discrete(5), True),
+        (MultiBinary(3), True),
+        (Dict(image=Box(0, 255, (8, 6, 3), np.uint8)), True),
+        (Tuple((FLAT, Dict(a=Discrete(2)))), True),
     ],
 )
-def test_other_observations_are_refused(space: Space, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        check_spaces(space, Discrete(2))
+def test_what_is_neither_a_vector_nor_an_image_is_taken_flattened(space: Space, needs: bool) -> None:
+    check_spaces(space, Discrete(2))
+    assert needs_flattening(space) is needs
 
 
 @pytest.mark.parametrize(
     "space",
     [
-        MultiBinary(3),
+        MultiBinary((2, 3)),
         Text(3),
         MultiDiscrete([[2, 3], [2, 2]]),
         Box(0, 1, (2, 2), np.float32),
@@ -118,6 +153,7 @@ def recorders(action_space: Space, batched: bool) -> tuple[VecEnv, list[Recorder
             [[-1, 0], [1, 7]],
         ),
         (Box(-1, 1, (1,), np.float64), np.array([[0.5], [-3]], np.float32), [[0.5], [-1]]),
+        (MultiBinary(3), np.array([[0, 1, 1], [1, 0, 0]]), [[0, 1, 1], [1, 0, 0]]),
     ],
 )
 def test_env_gets_the_action_in_its_space_and_the_policy_keeps_its_own(
@@ -132,3 +168,66 @@ def test_env_gets_the_action_in_its_space_and_the_policy_keeps_its_own(
     np.testing.assert_array_equal(envs[0].seen, [given[0], given[1]])  # an env may hold on to an action
     np.testing.assert_array_equal(envs[1].seen, [given[1], given[0]])
     assert np.asarray(envs[0].seen[0]).dtype == space.dtype
+
+
+LOPSIDED = Box(np.array([-2.0, 0.0], np.float32), np.array([4.0, 1.0], np.float32))
+
+
+def test_squashed_actions_by_hand() -> None:
+    squash = map_actions(SquashedBox(LOPSIDED))
+    half = math.atanh(0.5)
+    action = np.array([[0.0, 0.0], [half, -half], [-99.0, 99.0]], np.float32)
+    kept = action.copy()
+    np.testing.assert_allclose(squash(action), [[1.0, 0.5], [2.5, 0.25], [-2.0, 1.0]], rtol=1e-6)
+    np.testing.assert_array_equal(action, kept)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_squashed_actions_never_leave_the_space(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=200).astype(dtype)
+    space = SquashedBox(Box(low, low + rng.random(200).astype(dtype), dtype=dtype))
+    for scale in (0.1, 3.0, 100.0):
+        for action in map_actions(space)(scale * rng.standard_normal((20, 200), dtype=np.float32)):
+            assert space.contains(action)
+
+
+def test_a_squashed_box_is_the_same_space() -> None:
+    assert SquashedBox(LOPSIDED) == LOPSIDED and SquashedBox(LOPSIDED) == LOPSIDED  # what films compare
+    assert isinstance(pickle.loads(pickle.dumps(SquashedBox(LOPSIDED))), SquashedBox)
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (Discrete(3), r"the action space is Discrete\(3\), and only a Box has bounds to squash into"),
+        (MultiBinary(3), "only a Box has bounds"),
+        (Box(-1, np.inf, (1,)), "no squashing into bounds that are not finite"),
+        (Box(-3e38, 3e38, (1,)), "no squashing into bounds that are not finite"),
+    ],
+)
+def test_what_cannot_be_squashed_is_refused_in_a_sentence(space: Space, words: str) -> None:
+    with pytest.raises(ValueError, match=f"squash_actions is True, expected False: .*{words}"):
+        SquashedBox(space)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "ALE/Pong-v5"])
+def test_ids_whose_actions_cannot_be_squashed_are_refused(env_id: str) -> None:
+    with pytest.raises(ValueError, match="squash_actions is True, expected False"):
+        make_vec(EnvConfig(env_id, 8, squash_actions=True), np.random.SeedSequence(0))
+
+
+@pytest.mark.parametrize("how", ["sync", "process", "given"])
+def test_env_gets_the_action_squashed(how: str) -> None:
+    """The probe pays -(a - 0.5)^2, which tells what it was given."""
+    probe = "fastac.envs.probes:fastac/ContinuousReward-v0"
+    if how == "given":
+        env = adapt(SyncVectorEnv([lambda: gym.make(probe)] * 3), np.random.SeedSequence(0), squashes=True)
+    else:
+        env = make_vec(EnvConfig(probe, 3, how, squash_actions=True), np.random.SeedSequence(0))
+    begin(env)
+    action = np.array([[-2.0], [0.3], [5.0]], np.float32)
+    row = make_row(env)
+    env.step(action, row)
+    np.testing.assert_allclose(row.reward, -((np.tanh(action[:, 0]) - 0.5) ** 2), rtol=1e-5)
+    env.close()

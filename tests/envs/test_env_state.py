@@ -15,6 +15,7 @@ from fastac.envs import adapt, make_vec
 from fastac.envs.probes import ToyChain
 
 CHAIN = "fastac.envs.probes:fastac/ToyChain-v0"
+DICT = "fastac.envs.probes:fastac/DictReward-v0"  # flattened by a wrapper
 
 
 def build(env_id: str, vectorization: str, seed: int = 0, num_envs: int = 5) -> VecEnv:
@@ -42,6 +43,8 @@ def through_disk(tree: StateTree | StateLeaf) -> StateTree | StateLeaf:
         ("MountainCarContinuous-v0", "sync", 850),
         ("Pendulum-v1", "sync", 70),
         (CHAIN, "sync", 7),
+        (DICT, "sync", 7),
+        (DICT, "process", 8),
     ],
 )
 def test_continuation_is_bit_equal(env_id: str, vectorization: str, before: int) -> None:

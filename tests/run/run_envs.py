@@ -7,7 +7,7 @@ import os
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Discrete, Sequence
 from gymnasium.vector import AutoresetMode
 
 from fastac.envs.probes import Probe
@@ -63,15 +63,15 @@ class BreaksElsewhere(Opaque):
         return super().step(action)
 
 
-class DictObs(Opaque):
+class SequenceObs(Opaque):
     """Its observation space is not supported."""
 
-    observation_space = Dict({"position": Box(-1.0, 1.0, (1,), np.float32)})
+    observation_space = Sequence(Box(-1.0, 1.0, (1,), np.float32))
 
 
 gym.register("Opaque-v0", Opaque)
 gym.register("BreaksElsewhere-v0", BreaksElsewhere)
-gym.register("DictObs-v0", DictObs)
+gym.register("SequenceObs-v0", SequenceObs)
 for _how in ("raises", "obs", "reward", "shape"):
     gym.register(f"Faulty-{_how}-v0", Faulty, kwargs={"how": _how})
 

@@ -35,6 +35,7 @@ CASES = {
     "sync a2c": ("CartPole-v1", {"vectorization": "sync"}),
     "sync ppo continuous": ("Pendulum-v1", {**PPO, **NORMALIZED, "vectorization": "sync", "optimizer": "rmsprop"}),
     "own state": ("fastac.envs.probes:fastac/ToyChain-v0", {"normalize_reward": True}),
+    "masked lstm": ("fastac.envs.masked:fastac/MaskedCartPole-v1", {**PPO, "core": "lstm", "lstm_size": 8}),
 }
 
 

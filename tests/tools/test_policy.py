@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from torch import nn
 
 from fastac.build import build_model
 from fastac.config import ModelConfig
+from fastac.envs.flatten import FlatBox
+from fastac.envs.spaces import SquashedBox
 from fastac.tools.policy import TrainedPolicy
 
 OBS_SPACE = Box(-1.0, 1.0, (3,), np.float32)
@@ -22,12 +24,12 @@ LSTM = ModelConfig(core="lstm", lstm_size=8, hidden_sizes=(8,))
 SMALL = ModelConfig(hidden_sizes=(8,))
 
 
-def make_policy(action_space, config=SMALL, seed=0, encoder=None) -> TrainedPolicy:
-    spaces = SimpleNamespace(single_observation_space=OBS_SPACE, single_action_space=action_space)
+def make_policy(action_space, config=SMALL, seed=0, encoder=None, obs_space=OBS_SPACE) -> TrainedPolicy:
+    spaces = SimpleNamespace(single_observation_space=obs_space, single_action_space=action_space)
     model = build_model(config, spaces, seed=1, encoder=encoder)
     with torch.no_grad():  # first weights make all actions alike
         model.head.layer.weight.mul_(300.0)
-    return TrainedPolicy(model, OBS_SPACE, action_space, seed)
+    return TrainedPolicy(model, obs_space, action_space, seed)
 
 
 @pytest.mark.parametrize("greedy", [True, False])
@@ -37,6 +39,8 @@ def make_policy(action_space, config=SMALL, seed=0, encoder=None) -> TrainedPoli
         (Discrete(3), (5,)),
         (Discrete(3, start=-7), (5,)),
         (MultiDiscrete([2, 4], start=[5, -1]), (5, 2)),
+        (MultiBinary(3), (5, 3)),
+        (SquashedBox(Box(np.float32([-0.1, 0.0]), np.float32([0.1, 0.5]))), (5, 2)),
         (Box(np.float32([-0.1, 0.0]), np.float32([0.1, 0.5])), (5, 2)),
         (Box(-0.2, 0.2, (1,), np.float64), (5, 1)),
     ],
@@ -76,6 +80,68 @@ def test_a_sample_is_clipped_to_the_box():
     sampled = np.concatenate([policy.act(OBS, greedy=False) for _ in range(10)])
     assert sampled.min() == np.float32(-0.01)  # the deviation is 1
     assert sampled.max() == np.float32(0.01)
+
+
+def test_an_action_is_squashed_into_the_box():
+    box = Box(np.float32([-2.0]), np.float32([4.0]))
+    clipped, squashed = (make_policy(space) for space in (box, SquashedBox(box)))
+    means = make_policy(Box(-np.inf, np.inf, (1,), np.float32)).act(OBS)
+    np.testing.assert_allclose(squashed.act(OBS), 1.0 + 3.0 * np.tanh(means), rtol=1e-5)
+    np.testing.assert_array_equal(clipped.act(OBS), np.clip(means, -2.0, 4.0))
+
+
+DICT = Dict(goal=Box(-9.0, 9.0, (2, 2), np.float32), step=Tuple((Discrete(3, start=1), MultiBinary(2))))
+GOALS = np.random.default_rng(2).normal(size=(4, 2, 2)).astype(np.float32)  # [N, 2, 2]
+STEPS, BITS = np.array([1, 3, 2, 1]), np.array([[0, 1], [1, 1], [0, 0], [1, 0]], np.int8)  # [N], [N, 2]
+
+
+@pytest.mark.parametrize("config", [SMALL, LSTM], ids=["plain", "lstm"])
+def test_a_dict_comes_as_the_environment_gives_it_alone_and_batched(config):
+    policy = make_policy(Box(-100.0, 100.0, (1,), np.float32), config, obs_space=FlatBox(DICT))
+    assert policy.observation_space == DICT
+    rows = [{"goal": GOALS[n], "step": (STEPS[n], BITS[n])} for n in range(4)]
+    assert all(DICT.contains(row) for row in rows)
+    batch = policy.act({"goal": GOALS, "step": (STEPS, BITS)})
+    assert batch.shape == (4, 1) and len(np.unique(batch)) == 4
+    singles, values = [], []
+    for row in rows:
+        policy.reset()
+        values.append(policy.value(row))
+        singles.append(policy.act(row))
+    np.testing.assert_allclose(singles, batch, rtol=1e-5)
+    policy.reset()
+    np.testing.assert_allclose(values, policy.value({"goal": GOALS, "step": (STEPS, BITS)}), rtol=1e-5)
+    plain = make_policy(policy.action_space, config, obs_space=Box(-9.0, 9.0, (9,), np.float32))
+    flat = np.concatenate([GOALS.reshape(4, 4), np.eye(3)[STEPS - 1], BITS], axis=1)
+    np.testing.assert_allclose(plain.act(flat), batch, rtol=1e-5)
+
+
+def test_a_counted_observation_is_a_number_or_an_array_of_them():
+    policy = make_policy(Box(-100.0, 100.0, (1,), np.float32), obs_space=FlatBox(Discrete(4)))
+    batch = policy.act(np.array([3, 0, 2]))
+    assert len(np.unique(batch)) == 3
+    np.testing.assert_allclose([policy.act(3), policy.act(np.int64(0)), policy.act(2)], batch, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"the observation holds a number outside of the \[4\] from \[0\] on"):
+        policy.act(4)
+
+
+@pytest.mark.parametrize(
+    ("obs", "message"),
+    [
+        (np.zeros(9), "is a ndarray, expected a dict of goal, step"),
+        ({"goal": GOALS[0]}, "has no 'step'"),
+        ({"goal": GOALS, "step": (STEPS[:3], BITS[:3])}, "not batches of one size"),
+        (
+            {"goal": GOALS[:, 0], "step": (STEPS, BITS)},
+            r"\['goal'\] has shape \[4, 2\], expected \[2, 2\]",
+        ),
+    ],
+)
+def test_another_dict_is_refused_in_a_sentence(obs, message):
+    policy = make_policy(Discrete(3), obs_space=FlatBox(DICT))
+    for call in (policy.act, policy.value):
+        with pytest.raises(ValueError, match=message):
+            call(obs)
 
 
 def test_samples_follow_the_seed_and_not_the_global_stream():

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.error import DependencyNotInstalled
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.vector import SyncVectorEnv
 from PIL import Image
 
 from fastac.build import Streams, build_envs, build_model
 from fastac.config import EnvConfig, ModelConfig
 from fastac.contract import EnvFailure, Episode
+from fastac.envs import adapt
+from fastac.envs.probes import ContinuousReward
 from fastac.records import RecordError
 from fastac.tools import record as record_module
 from fastac.tools.policy import TrainedPolicy
@@ -84,6 +89,30 @@ def read_gif(path) -> tuple[list[int], list[int], tuple[int, int], int]:
             greys.append(image.convert("RGB").getpixel((0, 0))[0])
             durations.append(image.info["duration"])
         return greys, durations, image.size, image.info["loop"]
+
+
+def test_a_flattened_dict_and_squashed_actions_are_filmed_as_they_are_trained(tmp_path):
+    class Shows(ContinuousReward):
+        """The probe with a dict around its observation; it is told what it should do."""
+
+        observation_space = Dict(seen=ContinuousReward.observation_space)
+        render_mode = "rgb_array"
+        metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
+
+        def _show(self, number):
+            return {"seen": super()._show(number)}
+
+        def render(self):
+            return np.zeros((8, 10, 3), np.uint8)
+
+    envs = adapt(SyncVectorEnv([Shows]), np.random.SeedSequence(0), squashes=True)
+    model = build_model(ModelConfig(hidden_sizes=()), envs)
+    with torch.no_grad():
+        model.head.layer.bias.fill_(math.atanh(0.5))
+        model.head.layer.weight.zero_()
+    policy = TrainedPolicy(model, envs.single_observation_space, envs.single_action_space)
+    episode = record(policy, Shows, tmp_path / "film.gif")
+    assert episode.length == 1 and episode.return_ == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_fast_environment_is_thinned_to_25_fps_and_keeps_its_speed_and_end(policy, tmp_path):

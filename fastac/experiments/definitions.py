@@ -1,0 +1,313 @@
+"""The lecture's experiments, as data: which arms, at what budget, and what is measured and shown of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from fastac.config import Config, ConfigValue
+from fastac.experiments.definition import Arm, Column, CurvePlot, Experiment, Measure, ValuePlot
+from fastac.experiments.measures import (
+    Horizons,
+    advantage_variance,
+    exact_critic,
+    gradient_variance,
+    learn,
+    learn_by_episodes,
+    learn_dqn,
+)
+from fastac.presets import default, find
+
+_STEPS, _SECONDS, _EPISODES = "environment steps", "training time (s)", "training episodes"
+_RETURN, _RECENT = "greedy mean return", "return, mean of the last 50 episodes"
+_BY_STEPS = CurvePlot("return", "by steps", _STEPS, _RETURN)
+_BY_SECONDS = CurvePlot("return_by_seconds", "by time", _SECONDS, _RETURN)
+_FINAL = Column("final_return", "return at the end")
+
+
+def _preset(env_id: str, name: str) -> Config:
+    config = find(env_id, name)
+    assert config is not None, f"{env_id} has no preset {name}"
+    return config
+
+
+def _vary(group: str, base: Config, arms: Mapping[str, Mapping[str, ConfigValue]], measure: Measure) -> list[Arm]:
+    """Return an arm for each name: `base` with what is changed."""
+    return [Arm(group, name, base.replace(**changes), measure) for name, changes in arms.items()]
+
+
+# --- gae-lambda ----------------------------------------------------------------------------------
+
+
+def _gae_lambda() -> Experiment:
+    base = _preset("CartPole-v1", "a2c").replace(
+        # At 5 steps the lambdas hardly differ: the variance's sum is over the rows up to the rollout's end.
+        num_envs=16,
+        num_steps=64,
+        learning_rate=5e-3,
+        learning_rate_schedule="constant",
+        total_env_steps=200_000,
+        eval_every=0,
+    )
+    walk = base.replace(num_envs=65_536, num_steps=128)
+    lambdas = {f"λ = {x:g}": {"gae_lambda": x} for x in (0.0, 0.5, 0.9, 0.95, 0.99, 1.0)}
+    return Experiment(
+        "gae-lambda",
+        "What does GAE's lambda trade: how noisy are advantages, and how fast is learning?",
+        (
+            *_vary("CartPole-v1", base, lambdas, advantage_variance),
+            *_vary("a random walk whose values are known", walk, lambdas, exact_critic),
+        ),
+        (
+            CurvePlot("return", "learning", _STEPS, "return, mean of the last 100 episodes"),
+            CurvePlot("variance", "noise", _STEPS, "variance of advantages (return²)", "log"),
+            CurvePlot("variance_ratio", "relative noise", _STEPS, "Var[advantage] / Var[TD error]", "log"),
+            ValuePlot(
+                {"variance_ratio": "measured", "formula": "Σ (γλ)²ᵏ over k < 128"},
+                "noise with an exact critic",
+                "Var[advantage] / Var[TD error]",
+                y_scale="log",
+            ),
+        ),
+        (
+            _FINAL,
+            Column("variance", "variance of advantages (return²)"),
+            Column("variance_ratio", "over that of TD errors", 2),
+            Column("formula", "with an exact critic, by formula", 2),
+        ),
+    )
+
+
+# --- baseline-variance ---------------------------------------------------------------------------
+
+
+def _baseline_variance() -> Experiment:
+    frozen = _preset("CartPole-v1", "a2c")
+    base = frozen.replace(
+        algo="reinforce",
+        collect="episodes",
+        num_envs=1,
+        num_steps=500,
+        gae_lambda=1.0,
+        learning_rate=1e-3,
+        learning_rate_schedule="constant",
+        total_env_steps=100_000,
+        eval_every=5_000,
+        eval_episodes=20,
+    )
+    arms: dict[str, dict[str, ConfigValue]] = {
+        "REINFORCE": {"baseline": False},
+        "REINFORCE, value baseline": {},
+        "A2C, λ = 0.95": {"algo": "a2c", "gae_lambda": 0.95},
+        "A2C, λ = 0": {"algo": "a2c", "gae_lambda": 0.0},
+    }
+    measure = partial(gradient_variance, base=frozen, base_env_steps=15_000, num_gradients=200)
+    return Experiment(
+        "baseline-variance",
+        "How much noise does a baseline take out of the policy gradient, and does that speed up learning?",
+        tuple(_vary("CartPole-v1", base, arms, measure)),
+        (
+            _BY_STEPS,
+            ValuePlot(
+                {"noise_to_signal": "sum of variances / |mean gradient|²"},
+                "gradient of one episode, frozen policy",
+                "noise / signal",
+                y_scale="log",
+            ),
+        ),
+        (
+            _FINAL,
+            Column("gradient_variance", "gradient variance, mean over parameters", 6),
+            Column("noise_to_signal", "noise / signal", 1),
+        ),
+    )
+
+
+# --- gotchas -------------------------------------------------------------------------------------
+
+_SWITCHES: dict[str, dict[str, ConfigValue]] = {
+    "all five as in the lecture": {},
+    "advantages not normalised": {"normalize_advantage": False},
+    "value coefficient 0.05": {"vf_coef": 0.05},
+    "value coefficient 5": {"vf_coef": 5.0},
+    "no entropy bonus": {"ent_coef": 0.0},
+    "separate networks": {"shared_trunk": False},
+    "gradients not clipped": {"max_grad_norm": None},
+}
+
+
+def _gotchas() -> Experiment:
+    lecture: dict[str, ConfigValue] = {
+        "normalize_advantage": True,
+        "vf_coef": 0.5,
+        "ent_coef": 0.01,
+        "shared_trunk": True,
+        "max_grad_norm": 0.5,
+        "eval_episodes": 20,
+    }
+    cartpole = _preset("CartPole-v1", "a2c").replace(
+        **lecture, learning_rate=3e-3, total_env_steps=300_000, eval_every=15_000
+    )
+    lander = _preset("LunarLander-v3", "a2c").replace(**lecture, total_env_steps=400_000, eval_every=40_000)
+    return Experiment(
+        "gotchas",
+        "Which of the lecture's five switches matters, each turned off or changed alone?",
+        tuple(
+            arm
+            for config in (cartpole, lander)
+            for arm in _vary(config.env.env_id, config, _SWITCHES, partial(learn, threshold=None))
+        ),
+        (_BY_STEPS, ValuePlot({"final_return": "seeds, mean"}, "at the end", _RETURN)),
+        (_FINAL,),
+        needs="box2d",
+    )
+
+
+# --- cartpole-500 --------------------------------------------------------------------------------
+
+
+def _cartpole_500() -> Experiment:
+    horizons = Horizons(episodes=500, env_steps=50_000, seconds=20.0)
+    lecture = _preset("CartPole-v1", "lecture")
+    reinforce = lecture.replace(algo="reinforce", baseline=False, learning_rate=1e-3)
+    by_episodes = partial(learn_by_episodes, horizons=horizons)
+    # The tuned DQN explores over 16 % of its 50,000 steps; a longer run explores for longer.
+    dqn = Config().replace(env_id="CartPole-v1", num_envs=1, total_env_steps=100_000)
+    many = 10_000_000
+    return Experiment(
+        "cartpole-500",
+        "The lecture's exercise: is A2C steadier than REINFORCE and DQN, and does it solve CartPole faster?",
+        (
+            Arm("CartPole-v1", "A2C, the lecture's", lecture.replace(total_env_steps=many), by_episodes),
+            Arm("CartPole-v1", "A2C, 64 envs", _preset("CartPole-v1", "a2c"), by_episodes),
+            Arm("CartPole-v1", "REINFORCE", reinforce.replace(total_env_steps=many), by_episodes),
+            Arm("CartPole-v1", "DQN (stable-baselines3)", dqn, partial(learn_dqn, horizons=horizons)),
+        ),
+        tuple(
+            CurvePlot(f"return_by_{name}", f"by {label}", x_label, _RECENT)
+            for name, label, x_label in (
+                ("episodes", "episodes", _EPISODES),
+                ("env_steps", "steps", _STEPS),
+                ("seconds", "time", _SECONDS),
+            )
+        ),
+        (
+            Column("return_at_episodes", "episodes 451 to 500"),
+            Column("return_at_env_steps", "50 episodes before step 50,000"),
+            Column("return_at_seconds", "50 episodes before second 20"),
+        ),
+        needs="experiments",
+    )
+
+
+# --- a2c-a3c-ppo ---------------------------------------------------------------------------------
+
+
+def _a2c_a3c_ppo() -> Experiment:
+    every: dict[str, ConfigValue] = {"eval_episodes": 20}
+    pendulum_a2c = default("Pendulum-v1", "a2c", "continuous").replace(
+        gamma=0.9, learning_rate=2e-3, learning_rate_schedule="linear"
+    )
+    pendulum_a3c = pendulum_a2c.replace(algo="a3c", workers=2, envs_per_worker=8)
+    return Experiment(
+        "a2c-a3c-ppo",
+        "The lecture's table with measured columns: which of A2C, A3C and PPO needs fewer steps, and fewer seconds?",
+        tuple(
+            Arm(config.env.env_id, name, config.replace(**every, **budget), partial(learn, threshold=threshold))
+            for threshold, budget, configs in (
+                (
+                    475.0,
+                    {"total_env_steps": 200_000, "eval_every": 4_000},
+                    [_preset("CartPole-v1", name) for name in ("a2c", "a3c", "ppo")],
+                ),
+                (
+                    200.0,
+                    {"total_env_steps": 400_000, "eval_every": 20_000},
+                    [_preset("LunarLander-v3", name) for name in ("a2c", "a3c", "ppo")],
+                ),
+                (
+                    -200.0,
+                    {"total_env_steps": 150_000, "eval_every": 10_000},
+                    [pendulum_a2c, pendulum_a3c, _preset("Pendulum-v1", "ppo")],
+                ),
+            )
+            for name, config in zip(("A2C", "A3C, 2 workers", "PPO"), configs, strict=True)
+        ),
+        (_BY_STEPS, _BY_SECONDS),
+        (
+            Column("env_steps_to", "steps to the threshold", 0),
+            Column("seconds_to", "seconds to it", 2),
+            _FINAL,
+            Column("sps", "steps/s", 0),
+        ),
+        needs="box2d",
+    )
+
+
+# --- vector-width --------------------------------------------------------------------------------
+
+
+def _vector_width() -> Experiment:
+    at_env_steps, at_seconds = 200_000, 3.0
+    base = _preset("CartPole-v1", "a2c").replace(learning_rate_schedule="constant", eval_episodes=20)
+    rates: dict[str, Callable[[int], float]] = {
+        "CartPole-v1, one learning rate": lambda width: 3e-3,
+        "CartPole-v1, learning rate by √envs": lambda width: min(2e-2, 3e-3 * (width / 64) ** 0.5),
+    }
+    # As far as the later of the two horizons, which for wide ones is the seconds (at a million steps in one).
+    budgets = {1: 200_000, 4: 200_000, 16: 400_000, 64: 1_500_000, 256: 2_500_000, 1024: 3_500_000, 4096: 3_500_000}
+    measure = partial(learn, threshold=475.0, at_env_steps=at_env_steps, at_seconds=at_seconds)
+    arms = [
+        Arm(
+            group,
+            f"{width} envs",
+            base.replace(
+                num_envs=width,
+                learning_rate=rate(width),
+                total_env_steps=budget,
+                eval_every=max(10_000, budget // 100),
+            ),
+            measure,
+        )
+        for group, rate in rates.items()
+        for width, budget in budgets.items()
+    ]
+    return Experiment(
+        "vector-width",
+        "How many environments side by side: where does wider stop paying?",
+        tuple(arms),
+        (
+            ValuePlot(
+                {"return_at_env_steps": "after 200,000 steps", "return_at_seconds": "after 3 seconds"},
+                "equal budgets",
+                _RETURN,
+                x_setting="num_envs",
+                x_label="environments",
+            ),
+            ValuePlot(
+                {"seconds_to": "seconds"},
+                "time to 475",
+                "seconds of training",
+                x_setting="num_envs",
+                x_label="environments",
+                y_scale="log",
+            ),
+        ),
+        (
+            Column("return_at_env_steps", "return after 200,000 steps"),
+            Column("return_at_seconds", "return after 3 s"),
+            Column("env_steps_to", "steps to 475", 0),
+            Column("seconds_to", "seconds to 475", 2),
+            Column("sps", "steps/s", 0),
+        ),
+    )
+
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    _gae_lambda(),
+    _baseline_variance(),
+    _gotchas(),
+    _cartpole_500(),
+    _a2c_a3c_ppo(),
+    _vector_width(),
+)

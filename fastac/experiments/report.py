@@ -1,0 +1,139 @@
+"""Tells what came out of an experiment, from its trials' files alone: numbers, a page and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias, cast
+
+import numpy as np
+
+from fastac.config import JsonValue
+from fastac.experiments.definition import Column, Experiment, Number
+from fastac.experiments.picture import Measured, draw
+from fastac.experiments.stats import bootstrap_interval, interquartile_mean, mean
+from fastac.experiments.trials import Saved, flatten, list_jobs, load_trial
+from fastac.records import replace_file
+from fastac.records.files import replace_json, write_durably
+
+Json: TypeAlias = dict[str, JsonValue]
+Summaries: TypeAlias = dict[str, Json]  # by the value's name
+
+
+def write_report(experiment: Experiment, seeds: int, out: Path) -> str:
+    """Write `results.json`, `report.md` and the picture `<experiment>.png` to `out`.
+
+    The same files of trials always give the same report.
+
+    Returns:
+        The tables, in Markdown.
+
+    Raises:
+        ValueError: a trial is missing, damaged, or of other settings.
+        RecordError: the disk is full, or the place cannot be written.
+    """
+    saved = _load(experiment, seeds, out)
+    measured: Measured = {}
+    for arm in experiment.arms:
+        measured.setdefault(arm.group, {})[arm] = [item.trial for item in saved[arm.group, arm.name]]
+    machines: list[JsonValue] = []
+    for item in (item for items in saved.values() for item in items):
+        if item.machine not in machines:
+            machines.append(dict(item.machine))
+    command = f"fastac experiment {experiment.name} --seeds {seeds}"
+    results: Json = {
+        "experiment": experiment.name,
+        "question": experiment.question,
+        "command": command,
+        "seeds": seeds,
+        "machines": machines,
+        "groups": {group: _summarise_group(measured, group) for group in measured},
+    }
+    tables = _format_tables(experiment, results)
+    replace_json(out / "results.json", results)
+    draw(experiment, measured, seeds, out / f"{experiment.name}.png")
+    places = " And on ".join(_format_machine(cast("Json", machine)) for machine in machines)
+    page = [
+        f"# {experiment.name}",
+        experiment.question,
+        tables,
+        f"![{experiment.name}]({experiment.name}.png)",
+        f"Run it again: `{command}`",
+        f"Seeds: {', '.join(map(str, range(seeds)))}. On {places}",
+    ]
+    with replace_file(out / "report.md") as temporary:
+        write_durably(temporary, ("\n\n".join(page) + "\n").encode())
+    return tables
+
+
+def _load(experiment: Experiment, seeds: int, out: Path) -> dict[tuple[str, str], list[Saved]]:
+    """Read all trials, by group and arm, seed by seed."""
+    loaded: dict[tuple[str, str], list[Saved]] = {}
+    for job in list_jobs(experiment, seeds):
+        saved = load_trial(job, out)
+        if saved is None:
+            raise ValueError(f"{job.path(out)} is missing: run the experiment to its end first.")
+        loaded.setdefault((job.arm.group, job.arm.name), []).append(saved)
+    return loaded
+
+
+def _summarise_group(measured: Measured, group: str) -> Json:
+    """Return the first arm's settings, and for each arm what it has of its own and its numbers."""
+    first = flatten(next(iter(measured[group])).config)
+    arms: Json = {}
+    for arm, trials in measured[group].items():
+        settings = {name: value for name, value in flatten(arm.config).items() if value != first[name]}
+        names = dict.fromkeys(name for trial in trials for name in trial.values)
+        values: Json = {name: summarise([trial.values.get(name) for trial in trials]) for name in names}
+        arms[arm.name] = {"settings": settings, "values": values}
+    del first["seed"]
+    return {"settings": first, "arms": arms}
+
+
+def summarise(scores: Sequence[Number]) -> Json:
+    """Return seeds' numbers, how many are None, and the statistics of the others; intervals from two on."""
+    there = np.array([score for score in scores if score is not None], dtype=np.float64)
+    summary: Json = {"scores": list(scores), "none": len(scores) - len(there)}
+    for name, statistic in (("mean", mean), ("iqm", interquartile_mean)):
+        summary[name] = float(statistic(there)) if len(there) else None
+        summary[f"{name}_interval"] = list(bootstrap_interval(there, statistic)) if len(there) > 1 else None
+    return summary
+
+
+def _format_tables(experiment: Experiment, results: Json) -> str:
+    """Return a table for each group, and what its cells say."""
+    seeds, parts, are_all = results["seeds"], [], True
+    for group, content in cast("dict[str, dict[str, dict[str, dict[str, Summaries]]]]", results["groups"]).items():
+        arms = {name: arm["values"] for name, arm in content["arms"].items()}
+        columns = [column for column in experiment.columns if any(column.value in values for values in arms.values())]
+        rows = [["", *(column.label for column in columns)]]
+        for name, values in arms.items():
+            rows.append([name, *(format_cell(values.get(column.value), column) for column in columns)])
+            are_all &= not any(values[column.value]["none"] for column in columns if column.value in values)
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        parts += [f"## {group}", "\n".join([lines[0], "|---" + "|---:" * len(columns) + "|", *lines[1:]])]
+    legend = f"Mean / interquartile mean [95 % bootstrap interval of the mean] over {seeds} seeds."
+    if seeds == 1:
+        legend = "1 seed, so no intervals."
+    if not are_all:
+        legend += " Where it says *k of n*, so many of the seeds came to that, and the numbers are of these alone."
+    return "\n\n".join([*parts, legend])
+
+
+def format_cell(summary: Json | None, column: Column) -> str:
+    """Return a cell of a table; None where the arm has no such value."""
+    if summary is None:
+        return "-"
+    size, none = len(cast("list[Number]", summary["scores"])), cast("int", summary["none"])
+    if none == size:
+        return f"0 of {size}"
+    numbers = [cast("float", summary[name]) for name in ("mean", "iqm")]
+    interval = cast("list[float] | None", summary["mean_interval"])
+    mean_, iqm, *ends = (f"{number:,.{column.digits}f}" for number in [*numbers, *(interval or [])])
+    cell = f"{mean_} / {iqm} [{', '.join(ends)}]" if ends else mean_
+    return f"{cell}, {size - none} of {size}" if none else cell
+
+
+def _format_machine(machine: Json) -> str:
+    software = ", ".join(f"{name} {number}" for name, number in cast("Json", machine["versions"]).items())
+    return f"{machine['cpu']}, {machine['cores']} cores; {software}; commit {machine['commit']}."

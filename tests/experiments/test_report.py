@@ -1,0 +1,273 @@
+"""Reports: numbers by hand, a page that reads well, and a picture, read from the figure."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+from experiments_support import toy
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fastac.cli import main
+from fastac.experiments import write_report
+from fastac.experiments.definition import Column, Trial
+from fastac.experiments.report import format_cell, summarise
+from fastac.experiments.stats import bootstrap_interval, interquartile_mean, mean
+from fastac.experiments.trials import list_jobs, save_trial
+
+MACHINE = {"cpu": "an abacus", "cores": 2, "versions": {"python": "3.11", "fastac": "0.1"}, "commit": "abc"}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, so that their contents can be read."""
+    figures = []
+    save = Figure.savefig
+
+    def keep(self, *args, **kwargs):
+        figures.append(self)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No picture, which takes half a second."""
+    monkeypatch.setattr("fastac.experiments.report.draw", lambda *_: None)
+
+
+def save_all(experiment, seeds, out, machine=MACHINE):
+    for job in list_jobs(experiment, seeds):
+        save_trial(job, out, job.arm.measure(job.config), 1.0, machine)
+
+
+def test_results_by_hand(tmp_path, undrawn):
+    save_all(toy(), 4, tmp_path)
+    write_report(toy(), 4, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["experiment"] == "toy" and results["question"] == "Does the toy work?"
+    assert results["command"] == "fastac experiment toy --seeds 4" and results["seeds"] == 4
+    assert results["machines"] == [MACHINE]
+    assert list(results["groups"]) == ["first", "second"]
+    first = results["groups"]["first"]
+    assert first["settings"]["num_envs"] == 16 and "seed" not in first["settings"]
+    assert [arm["settings"] for arm in first["arms"].values()] == [{}, {"num_envs": 32}]
+    final = first["arms"]["arm 1"]["values"]["final"]
+    assert final["scores"] == [5.0, 15.0, 25.0, 35.0]
+    assert (final["none"], final["mean"], final["iqm"]) == (0, 20.0, 20.0)
+    assert final["mean_interval"] == list(bootstrap_interval(np.array(final["scores"]), mean))
+    assert final["iqm_interval"] == list(bootstrap_interval(np.array(final["scores"]), interquartile_mean))
+    solved = first["arms"]["arm 0"]["values"]["solved"]
+    assert (solved["scores"], solved["none"], solved["mean"]) == ([100.0, 101.0, None, None], 2, 100.5)
+    never = first["arms"]["arm 0"]["values"]["never"]
+    assert (never["none"], never["mean"], never["mean_interval"]) == (4, None, None)
+
+
+def test_the_page(tmp_path, undrawn):
+    save_all(toy(), 4, tmp_path)
+    tables = write_report(toy(), 4, tmp_path)
+    low, high = bootstrap_interval(np.array([0.0, 10.0, 20.0, 30.0]), mean)
+    first = f"| 15.0 / 15.0 [{low:.1f}, {high:.1f}] | 100 / 100 [100, 101], 2 of 4 | 0 of 4 |"
+    second = f"| 20.0 / 20.0 [{low + 5:.1f}, {high + 5:.1f}] | 100 / 100 [100, 101], 2 of 4 | 0 of 4 |"
+    assert (tmp_path / "report.md").read_text() == "\n".join(
+        [
+            "# toy",
+            "",
+            "Does the toy work?",
+            "",
+            "## first",
+            "",
+            "|  | return | steps to the goal | never |",
+            "|---|---:|---:|---:|",
+            f"| arm 0 {first}",
+            f"| arm 1 {second}",
+            "",
+            "## second",
+            "",
+            "|  | return | steps to the goal | never |",
+            "|---|---:|---:|---:|",
+            f"| arm 0 {first}",
+            "",
+            "Mean / interquartile mean [95 % bootstrap interval of the mean] over 4 seeds. Where it says *k of n*, so "
+            "many of the seeds came to that, and the numbers are of these alone.",
+            "",
+            "![toy](toy.png)",
+            "",
+            "Run it again: `fastac experiment toy --seeds 4`",
+            "",
+            "Seeds: 0, 1, 2, 3. On an abacus, 2 cores; python 3.11, fastac 0.1; commit abc.",
+            "",
+        ]
+    )
+    assert tables in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("scores", "cell"),
+    [
+        ([1234.5], "1,234.50"),
+        ([None], "0 of 1"),
+        ([2.0, None], "2.00, 1 of 2"),
+        ([2.0, 2.0], "2.00 / 2.00 [2.00, 2.00]"),
+    ],
+)
+def test_cells(scores, cell):
+    assert format_cell(summarise(scores), Column("x", "X", 2)) == cell
+    assert format_cell(None, Column("x", "X")) == "-"
+
+
+def test_other_machines_are_all_named(tmp_path, undrawn):
+    save_all(toy(), 2, tmp_path)
+    save_all(toy(), 1, tmp_path, {**MACHINE, "commit": "def"})
+    write_report(toy(), 2, tmp_path)
+    assert (
+        (tmp_path / "report.md")
+        .read_text()
+        .endswith("commit def. And on an abacus, 2 cores; python 3.11, fastac 0.1; commit abc.\n")
+    )
+
+
+def measure_other(config):
+    return Trial({}, {"other": 1.0})
+
+
+def test_a_group_shows_only_what_it_measures(tmp_path, drawn):
+    experiment = toy()
+    arms = (*experiment.arms[:2], type(experiment.arms[2])("second", "x", experiment.arms[2].config, measure_other))
+    experiment = type(experiment)("toy", "?", arms, experiment.plots, (Column("final", "F"), Column("other", "O")))
+    save_all(experiment, 2, tmp_path)
+    page = write_report(experiment, 2, tmp_path)
+    assert "|  | F |\n" in page and "|  | O |\n" in page
+    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == ["first\nlearning", "first\nvalues"]
+
+
+def test_the_picture(tmp_path, drawn):
+    save_all(toy(), 3, tmp_path)
+    write_report(toy(), 3, tmp_path)
+    with Image.open(tmp_path / "toy.png") as image:
+        assert image.size == (1500, int(150 * (2 * 3.6 + 0.8)))
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 10  # something is drawn
+    curves, _, *second = drawn[0].axes
+    assert curves.get_title(loc="left") == "first\nlearning"
+    assert (curves.get_xlabel(), curves.get_ylabel()) == ("environment steps", "return")
+    zero, one = curves.lines
+    assert (zero.get_label(), one.get_label()) == ("arm 0", "arm 1")
+    assert zero.get_color() != one.get_color() == values_color(drawn, "arm 1")
+    assert second[0].lines[0].get_color() == zero.get_color()
+    assert zero.get_xdata()[[0, -1]].tolist() == [100.0, 1100.0]  # to where the first ends
+    np.testing.assert_allclose(one.get_ydata()[[0, -1]], [16.0, 15.0 + 11**0.5])
+    low, high = bootstrap_interval(np.array([6.0, 16.0, 26.0]), mean)
+    corners = curves.collections[1].get_paths()[0].vertices
+    for corner in ([100.0, low], [100.0, high]):
+        assert np.isclose(corners, corner).all(axis=1).any()
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["arm 0", "arm 1"]
+    title = "Mean of 3 seeds (lines, squares), its 95 % interval (bands, bars), single seeds (dots)"
+    assert legend.get_title().get_text().splitlines() == [
+        title,
+        "k/3: so many seeds came to that, and what is drawn is of these alone",
+    ]
+
+
+def values_color(drawn, name):
+    (legend,) = drawn[0].legends
+    (line,) = [line for line in legend.get_lines() if line.get_label() == name]
+    return line.get_color()
+
+
+def test_values_are_squares_bars_and_dots(tmp_path, drawn):
+    save_all(toy(), 3, tmp_path)
+    write_report(toy(), 3, tmp_path)
+    axes = drawn[0].axes[1]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["arm 0", "arm 1"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["at the end", "to the goal"]
+    (final, solved) = [line for line in axes.lines if line.get_marker() == "s"]
+    np.testing.assert_allclose(final.get_xydata(), [[-0.125, 10.0], [0.875, 15.0]])
+    np.testing.assert_allclose(solved.get_xydata(), [[0.125, 100.5], [1.125, 100.5]])
+    dots = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"]
+    assert dots[1] == [[0.875, 5.0], [0.875, 15.0], [0.875, 25.0]]
+    bars = [line.get_xydata().tolist() for line in axes.lines if line.get_linewidth() == 3.0]
+    assert bars[1] == [[0.875, end] for end in bootstrap_interval(np.array([5.0, 15.0, 25.0]), mean)]
+    assert [text.get_text() for text in axes.texts] == ["2/3", "2/3"]
+
+
+def test_values_by_a_setting(tmp_path, drawn):
+    save_all(toy(x_setting="num_envs"), 1, tmp_path)
+    write_report(toy(x_setting="num_envs"), 1, tmp_path)
+    axes = drawn[0].axes[1]
+    assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "environments")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["16", "32"]
+    (final, solved) = [line for line in axes.lines if line.get_marker() == "s"]
+    np.testing.assert_allclose(final.get_xydata(), [[16.0 * 1.1**-0.5, 0.0], [32.0 * 1.1**-0.5, 5.0]])
+    np.testing.assert_allclose(solved.get_xydata(), [[16.0 * 1.1**0.5, 100.0], [32.0 * 1.1**0.5, 100.0]])
+    assert final.get_linestyle() == solved.get_linestyle() == "-"
+    assert not [line for line in axes.lines if line.get_linewidth() == 3.0]
+    assert drawn[0].legends[0].get_title().get_text() == "1 seed, so no intervals"
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toys(monkeypatch, tmp_path):
+    module = types.ModuleType("fastac.experiments.definitions")
+    module.EXPERIMENTS = (toy(), toy(name="other", needs="mujoco"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_command_runs_and_tells_where_everything_is(toys, tmp_path, capsys):
+    assert main(["experiment", "toy", "--seeds", "2"]) == 0
+    out = tmp_path / "runs" / "experiments" / "toy"
+    assert sorted(path.name for path in out.iterdir()) == ["report.md", "results.json", "toy.png", "trials"]
+    told = capsys.readouterr()
+    assert told.out.startswith("## first\n\n|  | return |")
+    assert told.err.splitlines()[-1] == ("Everything is in runs/experiments/toy: report.md, results.json and toy.png")
+    page = (out / "report.md").read_bytes()
+    assert main(["experiment", "toy", "--seeds", "2", "--out", "runs/experiments/toy"]) == 0
+    assert (out / "report.md").read_bytes() == page
+
+
+def test_the_list(toys, capsys):
+    assert main(["experiment", "list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["toy", "other"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "experiment needs a name first, and fastac experiment list has all."),
+        (["--seeds", "3"], "experiment needs a name first, and fastac experiment list has all."),
+        (["toyy"], "'toyy' is not an experiment: did you mean toy?"),
+        (["zzz"], "'zzz' is not an experiment: expected one of toy, other."),
+        (["toy", "--seeds", "0"], "seeds is 0, expected at least 1."),
+    ],
+)
+def test_wrong_words_are_one_sentence(toys, tmp_path, capsys, words, message):
+    assert main(["experiment", *words]) == 2
+    assert capsys.readouterr().err == f"fastac: {message}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("missing", "name", "extra"), [("mujoco", "other", "mujoco"), ("matplotlib", "toy", "plot")])
+def test_a_missing_extra_is_told_before_anything_runs(toys, tmp_path, capsys, monkeypatch, missing, name, extra):
+    monkeypatch.setattr("fastac.experiments.find_spec", lambda module: None if module == missing else object())
+    assert main(["experiment", name]) == 2
+    assert capsys.readouterr().err == (
+        f"fastac: {name} needs {missing}, which is not installed: pip install 'fastac[{extra}]'.\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_is_the_exit_code_and_the_command_goes_on(toys, monkeypatch, capsys):
+    import signal
+
+    monkeypatch.setattr("fastac.experiments.run_trials", lambda *_: signal.SIGTERM)
+    assert main(["experiment", "toy", "--out", "my out"]) == 143
+    assert capsys.readouterr().err == "Stopped by SIGTERM. Continue with: fastac experiment toy --out 'my out'\n"
