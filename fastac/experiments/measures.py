@@ -224,32 +224,36 @@ def advantage_variance(config: Config) -> Trial:
     """Train, and look at the advantages of every rollout before they are normalised.
 
     Returns:
-        Curves over env steps: `return`, the mean of the last 100 training episodes; `variance`, of the advantages;
-        `variance_ratio`, that over the variance of the TD errors of the same rows. Values: `final_return`, greedy;
-        `variance` and `variance_ratio`, means over the run.
+        Curves over env steps: `return`, the mean of the last 100 training episodes, and `variance`, of the
+        advantages. Values: `final_return`, greedy; `variance`, the mean over the run, and `variance_ratio`, that over
+        the mean variance of the TD errors of the same rows. (Not the mean of ratios: once a policy is perfect its TD
+        errors hardly vary at all.)
     """
-    tracker, curves = ReturnTracker(), {name: _Points() for name in ("return", "variance", "variance_ratio")}
+    tracker, curves = ReturnTracker(), {name: _Points() for name in ("return", "variance", "td_variance")}
     with _assembled(config) as parts:
         assert isinstance(parts, SyncParts)
         for report in parts.trainer.run():
             tracker.update(report)
             found = advantage_variances(parts.rollout, config.algo.gamma)
             for name, value in {"return": tracker.mean_return, **found}.items():
-                if value is not None:
+                if value is not None:  # before the first episode has ended
                     curves[name].add(report.env_steps, value)
         final = play(config, parts.model, report.env_steps, None).mean_return
-    means: dict[str, Number] = {name: float(np.mean(curves[name].y)) for name in ("variance", "variance_ratio")}
-    return Trial({name: points.thinned() for name, points in curves.items()}, {"final_return": final} | means)
+    variance, td_variance = (float(np.mean(curves[name].y)) for name in ("variance", "td_variance"))
+    return Trial(
+        {name: curves[name].thinned() for name in ("return", "variance")},
+        {"final_return": final, "variance": variance, "variance_ratio": variance / td_variance},
+    )
 
 
-def advantage_variances(rollout: Rollout, gamma: float) -> dict[str, Number]:
-    """Return the variance of a rollout's advantages, and that over the variance of its TD errors, GAE's at lambda 0."""
+def advantage_variances(rollout: Rollout, gamma: float) -> dict[str, float]:
+    """Return the variance of a rollout's advantages, and that of its TD errors, which are GAE's at lambda 0."""
     td_error, return_ = torch.empty_like(rollout.advantage), torch.empty_like(rollout.advantage)
     ends = (rollout.terminated, rollout.truncated, rollout.valid)
     moments = torch.empty(5, dtype=torch.float64)
     gae(rollout.reward, rollout.value, *ends, gamma, 0.0, td_error, return_, moments)
-    variance, of_td_errors = (float(rows[rollout.valid].double().var()) for rows in (rollout.advantage, td_error))
-    return {"variance": variance, "variance_ratio": variance / of_td_errors if of_td_errors else None}
+    variance, td_variance = (float(rows[rollout.valid].double().var()) for rows in (rollout.advantage, td_error))
+    return {"variance": variance, "td_variance": td_variance}
 
 
 def exact_critic(config: Config) -> Trial:
