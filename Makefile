@@ -26,8 +26,8 @@ install: .venv/.installed-dev ## set up .venv with fastac and the tools for work
 train: .venv/.installed-core ## train A2C on CartPole-v1 until it is solved (ENV=... ARGS="--seed 1")
 	$(BIN)/fastac train $(ENV) --algo a2c $(if $(filter CartPole-v1,$(ENV)),--until-return 475) $(ARGS)
 
-test: .venv/.installed-dev ## run the tests, without the slow ones (ARGS="-k gae")
-	$(BIN)/python -m pytest $(ARGS)
+test: .venv/.installed-dev ## run the tests, a process per core, without the slow ones (ARGS="-k gae")
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 test-slow: .venv/.installed-dev ## run the slow tests, which take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

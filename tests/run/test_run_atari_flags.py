@@ -33,7 +33,7 @@ def parse(command: str, *words: str, env_id: str = PONG) -> Config:
 
 def protocol_of(env: EnvConfig) -> dict[str, object]:
     """Return what a protocol has a word for."""
-    others = {"env_id", "num_envs", "vectorization", "envs_per_worker", "env_threads"}
+    others = {"env_id", "num_envs", "vectorization", "envs_per_worker", "env_threads", "squash_actions"}
     return {name: getattr(env, name) for name in env.__dataclass_fields__ if name not in others}
 
 

@@ -227,11 +227,16 @@ OTHER_ENV = {
 def test_every_setting_of_the_environments_counts():
     save_tuned(ATARI, replace(BEST, setting=Setting(8, 2, "native", False)))
     assert load_tuned(ATARI.replace(vectorization="native", seed=3)) == Setting(8, 2, "native", False)
-    assert OTHER_ENV.keys() == asdict(ATARI.env).keys() - {"vectorization"}  # which is what is tuned
+    # All but what is tuned, and what no game of Atari can have.
+    assert OTHER_ENV.keys() == asdict(ATARI.env).keys() - {"vectorization", "squash_actions"}
     for name, value in OTHER_ENV.items():
         other = replace(ATARI, env=replace(ATARI.env, **{name: value}))  # alone, the protocol's name too
         assert other != ATARI
         assert load_tuned(other) is None, name
+    pendulum = Config().replace(env_id="Pendulum-v1")
+    save_tuned(pendulum, BEST)
+    assert load_tuned(pendulum) == BEST.setting
+    assert load_tuned(pendulum.replace(squash_actions=True)) is None
 
 
 @pytest.mark.parametrize("what", ["count_cores", "cpu_model", "versions"])
