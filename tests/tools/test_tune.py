@@ -233,7 +233,7 @@ def test_every_setting_of_the_environments_counts():
         other = replace(ATARI, env=replace(ATARI.env, **{name: value}))  # alone, the protocol's name too
         assert other != ATARI
         assert load_tuned(other) is None, name
-    pendulum = Config().replace(env_id="Pendulum-v1")
+    pendulum = Config().replace(env_id="Pendulum-v1", num_envs=64)
     save_tuned(pendulum, BEST)
     assert load_tuned(pendulum) == BEST.setting
     assert load_tuned(pendulum.replace(squash_actions=True)) is None
