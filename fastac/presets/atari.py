@@ -108,7 +108,8 @@ def pong_ppo() -> Config:
         learning_rate_schedule="linear",
         total_env_steps=2_000_000,
         eval_every=100_000,
-        eval_from_return=12.0,  # the mean of the last 100 games lags behind by 150,000 steps
+        # The mean of the last 100 games lags behind by 150,000 steps; an evaluation takes 1.3 minutes.
+        eval_from_return=15.0,
         eval_episodes=100,
     )
 
