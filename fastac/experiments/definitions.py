@@ -108,16 +108,15 @@ def _baseline_variance() -> Experiment:
         (
             _BY_STEPS,
             ValuePlot(
-                {"noise_to_signal": "sum of variances / |mean gradient|²"},
+                {"gradient_variance": "mean over the actor's parameters"},
                 "gradient of one episode, frozen policy",
-                "noise / signal",
+                "variance of the gradient",
                 y_scale="log",
             ),
         ),
         (
             _FINAL,
-            Column("gradient_variance", "gradient variance, mean over parameters", 6),
-            Column("noise_to_signal", "noise / signal", 1),
+            Column("gradient_variance", "variance of a frozen policy's gradient", 5),
         ),
     )
 

@@ -297,18 +297,13 @@ def gradient_variance(config: Config, base: Config, base_env_steps: int, num_gra
         num_gradients: how many estimates.
 
     Returns:
-        `learn`'s curves and values, and the values `gradient_variance`, its mean over parameters, and
-        `noise_to_signal`: the variances' sum over the squared norm of the mean gradient.
+        `learn`'s curves and values, and `gradient_variance`, the mean over parameters.
     """
     trial = learn(config)
     frozen = _train_for(base.replace(seed=config.run.seed), base_env_steps)
     gradients = _estimate_gradients(config.replace(num_envs=1, vf_coef=0.0, ent_coef=0.0), frozen, num_gradients)
-    variance, mean = gradients.var(dim=0), gradients.mean(dim=0)  # [P]
-    noise = float(variance.sum())
-    signal = float(mean.square().sum()) - noise / num_gradients  # the mean's own noise is in its norm
-    ratio = noise / signal if signal > 0.0 else None
-    values: dict[str, Number] = {"gradient_variance": float(variance.mean()), "noise_to_signal": ratio}
-    return Trial(trial.curves, {**trial.values, **values})
+    variance = gradients.var(dim=0)  # [P]
+    return Trial(trial.curves, {**trial.values, "gradient_variance": float(variance.mean())})
 
 
 def _train_for(config: Config, env_steps: int) -> StateTree:
