@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastac.contract import Group, StateTree, read_number, read_tensor
+from fastac.contract import Group, StateTree, WorkerFailure, read_number, read_tensor
 from fastac.kernels import adam_step, rmsprop_step
 
 
@@ -185,7 +185,7 @@ class SharedApply:
     Parameters, statistics and every worker's gradient are in shared memory, so nothing is sent, and each number is
     stepped once and not once per worker: at a million parameters memory is what a step costs. The sums are in
     the order of the workers, so that results do not depend on who comes first. A worker that is killed within
-    `step` leaves a part of the parameters a step ahead of the others.
+    `step` leaves a part of the parameters a step ahead of the others, which nobody saves.
     """
 
     def __init__(
@@ -214,6 +214,7 @@ class SharedApply:
         self._rule, self._max_norm, self._group = rule, max_grad_norm, group
         self._square = np.zeros(1)
         self._steps = 0
+        self._is_torn = False
 
     def step(self, learning_rate: float) -> float:
         """See `Apply`; when it returns, everybody has read everybody's gradient."""
@@ -226,15 +227,23 @@ class SharedApply:
         if math.isfinite(norm):
             self._steps += 1
             scale = clip_scale(norm, self._max_norm)
+            self._is_torn = True
             self._rule.step(self._param, self._sum, self._slots, scale, learning_rate, self._steps)
         self._meet()  # every part is stepped
+        self._is_torn = False
         return norm
 
     def _meet(self) -> None:
         self._group.gather(self._square)
 
     def get_state(self) -> StateTree:
-        """Return everybody's slots and the step count; parameters are the model's."""
+        """Return everybody's slots and the step count; parameters are the model's.
+
+        Raises:
+            WorkerFailure: a worker was lost within a step, so a part of them is a step ahead.
+        """
+        if self._is_torn:
+            raise WorkerFailure("a worker was lost within a step, of which only a part was taken")
         return self._shared.get_state(self._steps)
 
     def set_state(self, state: StateTree) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -53,6 +53,11 @@ class _Points:
         means = np.array([part.mean(axis=1) for part in parts if part.size]).reshape(-1, 2)
         return Curve(tuple(means[:, 0].tolist()), tuple(means[:, 1].tolist()))
 
+    def first_from(self, x: float) -> Number:
+        """Return y at the first point from `x` on, None if there is none."""
+        at = int(np.searchsorted(self.x, x))
+        return self.y[at] if at < len(self.y) else None
+
     def last_before(self, x: float) -> Number:
         """Return y at the last point that is not beyond `x`, None before the first."""
         at = int(np.searchsorted(self.x, x, side="right"))
@@ -74,33 +79,34 @@ def learn(
     Args:
         config: of the run.
         threshold: an evaluation's mean return, for the steps and seconds to it.
-        at_env_steps: where to read the curve.
+        at_env_steps: where to read the curve: at the first evaluation from there on.
         at_seconds: likewise.
 
     Returns:
         Curves `return` and `return_by_seconds`; values `final_return`, `sps`, and where asked for `env_steps_to`,
-        `seconds_to` (None: not reached), `return_at_env_steps` and `return_at_seconds`.
+        `seconds_to` (None: not reached), `return_at_env_steps` and `return_at_seconds` (None: ended before).
+        A3C's evaluations are played beside training, which they slow down, and are fewer where one lasts.
     """
-    clock, by_steps, by_seconds = _Points([0.0], [0.0]), _Points(), _Points()
+    by_steps, by_seconds = _Points(), _Points()
     with TemporaryDirectory(prefix="fastac-") as folder:
         session = start_config(config.replace(tensorboard=False, checkpoint_every=0), Path(folder, "run"))
-        for report in session:
-            clock.add(report.env_steps, report.train_wall_s)
+        for _ in session:
+            pass
         summary = session.finish()
         if session.stop_signal is not None:
             raise KeyboardInterrupt
         lines = Path(folder, "run", "evaluations.jsonl").read_text().splitlines()
     for row in map(json.loads, lines):
         by_steps.add(row["env_steps"], row["mean_return"])
-        by_seconds.add(float(np.interp(row["env_steps"], clock.x, clock.y)), row["mean_return"])
+        by_seconds.add(row["wall_s"], row["mean_return"])  # of training alone
     values: dict[str, Number] = {"final_return": by_steps.y[-1], "sps": float(str(summary["sps"]))}
     if threshold is not None:
         values |= {"env_steps_to": by_steps.first_reaching(threshold)}
         values |= {"seconds_to": by_seconds.first_reaching(threshold)}
     if at_env_steps is not None:
-        values |= {"return_at_env_steps": by_steps.last_before(at_env_steps)}
+        values |= {"return_at_env_steps": by_steps.first_from(at_env_steps)}
     if at_seconds is not None:
-        values |= {"return_at_seconds": by_seconds.last_before(at_seconds)}
+        values |= {"return_at_seconds": by_seconds.first_from(at_seconds)}
     return Trial({"return": by_steps.thinned(), "return_by_seconds": by_seconds.thinned()}, values)
 
 
@@ -126,6 +132,7 @@ class EpisodeLog:
         """Begin with none."""
         self._returns: list[float] = []
         self._by_episode, self._by_steps, self._by_seconds = _Points(), _Points(), _Points()
+        self._progress: dict[str, float] = {}
 
     def note(self, return_: float, env_steps: int, seconds: float) -> None:
         """Take in an episode."""
@@ -136,20 +143,19 @@ class EpisodeLog:
         self._by_seconds.add(seconds, mean)
 
     def has_passed(self, horizons: Horizons, env_steps: int, seconds: float) -> bool:
-        """Return whether all horizons are behind."""
-        return (
-            len(self._returns) >= horizons.episodes and env_steps >= horizons.env_steps and seconds >= horizons.seconds
-        )
+        """Note how far the run is; return whether all horizons are behind."""
+        self._progress = {"episodes": len(self._returns), "env_steps": env_steps, "seconds": seconds}
+        return all(self._progress[name] >= end for name, end in asdict(horizons).items())
 
     def to_trial(self, horizons: Horizons) -> Trial:
-        """Return the curves up to each horizon, and the mean of the last 50 episodes before it."""
-        ends: dict[str, tuple[_Points, float]] = {
-            "episodes": (self._by_episode, horizons.episodes),
-            "env_steps": (self._by_steps, horizons.env_steps),
-            "seconds": (self._by_seconds, horizons.seconds),
-        }
-        curves = {f"return_by_{name}": _until(points, end).thinned() for name, (points, end) in ends.items()}
-        return Trial(curves, {f"return_at_{name}": points.last_before(end) for name, (points, end) in ends.items()})
+        """Return the curves up to each horizon, and the mean of the last 50 episodes before it (None: ended before)."""
+        curves: dict[str, Curve] = {}
+        values: dict[str, Number] = {}
+        for name, end in asdict(horizons).items():
+            points = {"episodes": self._by_episode, "env_steps": self._by_steps, "seconds": self._by_seconds}[name]
+            curves[f"return_by_{name}"] = _until(points, end).thinned()
+            values[f"return_at_{name}"] = points.last_before(end) if self._progress[name] >= end else None
+        return Trial(curves, values)
 
 
 def _until(points: _Points, x: float) -> _Points:
@@ -188,10 +194,10 @@ def learn_dqn(config: Config, horizons: Horizons) -> Trial:
                     log.note(float(info["episode"]["r"]), self.num_timesteps, seconds)
             return not log.has_passed(horizons, self.num_timesteps, seconds)
 
-    with single_thread():
+    with single_thread(), closing(gym.make(config.env.env_id)) as env:
         model = DQN(
             "MlpPolicy",
-            gym.make(config.env.env_id),
+            env,
             learning_rate=2.3e-3,
             buffer_size=100_000,
             learning_starts=1_000,
@@ -200,7 +206,7 @@ def learn_dqn(config: Config, horizons: Horizons) -> Trial:
             train_freq=256,
             gradient_steps=128,
             target_update_interval=10,
-            exploration_fraction=0.16,  # of total_env_steps
+            exploration_fraction=8_000 / config.run.total_env_steps,  # 0.16 of the zoo's 50,000
             exploration_final_eps=0.04,
             policy_kwargs={"net_arch": [256, 256]},
             seed=config.run.seed,

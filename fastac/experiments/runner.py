@@ -108,7 +108,7 @@ def _tasks() -> Iterator[dict[Connection, _Task]]:
 
 
 def _start(job: Job, scratch: str) -> _Task:
-    context = get_context(__name__)
+    context = get_context("fastac.experiments.measures")  # so that trials do not import it each by itself
     ours, theirs = context.Pipe()
     # No daemon, unlike fastac's workers: a daemon may not start any.
     process = context.Process(target=_work, args=(theirs, job, scratch), daemon=False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
@@ -173,10 +175,13 @@ def describe_machine(experiment: Experiment) -> dict[str, JsonValue]:
 
 
 def _describe(measure: Measure) -> dict[str, JsonValue]:
-    """Return a measure's name and, of a `partial`, the arguments."""
+    """Return a measure's name and code and, of a `partial`, the arguments."""
     if isinstance(measure, partial):
+        assert not measure.args, "name the arguments"
         return _describe(measure.func) | {name: repr(value) for name, value in measure.keywords.items()}
-    return {"name": f"{measure.__module__}.{measure.__qualname__}"}
+    # Of the whole module, since what a measure calls counts too: numbers of other code are not to be mixed.
+    code = sha256(inspect.getsource(inspect.getmodule(measure) or measure).encode()).hexdigest()
+    return {"name": f"{measure.__module__}.{measure.__qualname__}", "code": code[:12]}
 
 
 def _flatten_measure(described: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

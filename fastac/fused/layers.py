@@ -55,10 +55,12 @@ class Layer(Protocol):
     Attributes:
         num_inputs: D.
         num_outputs: H.
+        grads: the gradients that its backward writes.
     """
 
     num_inputs: int
     num_outputs: int
+    grads: tuple[Tensor, Tensor]
 
     def refresh(self) -> None:
         """Copy the weights for the calls that act; they are stale after every update."""
@@ -93,7 +95,7 @@ class LinearLayer:
         """Look at a layer whose parameters have gradients."""
         assert layer.weight.grad is not None and layer.bias.grad is not None, "flatten the parameters first"
         self.weight, self._bias = layer.weight.detach(), layer.bias.detach()  # [H, D], [H]
-        self._grad_weight, self._grad_bias = layer.weight.grad, layer.bias.grad
+        self._grad_weight, self._grad_bias = self.grads = layer.weight.grad, layer.bias.grad
         self.num_outputs, self.num_inputs = self.weight.shape
         self._activation = activation
         self._weight_in: Tensor | None = None  # [D, H], a copy for acting where that is of use
@@ -142,7 +144,7 @@ class ConvLayer:
         assert layer.bias is not None
         assert layer.weight.grad is not None and layer.bias.grad is not None, "flatten the parameters first"
         self._weight, self._bias = layer.weight.detach(), layer.bias.detach()  # [O, C, k, k], [O]
-        self._grad_weight, self._grad_bias = layer.weight.grad, layer.bias.grad
+        self.grads = layer.weight.grad, layer.bias.grad
         self._stride, self._before, self._after = list(layer.stride), before, after
         self.num_inputs, self.num_outputs = math.prod(before), math.prod(after)
 
@@ -174,7 +176,7 @@ class ConvLayer:
         asked = [d_x is not None, True, True]
         arguments = [len(self._bias)], self._stride, [0, 0], [1, 1], False, [0, 0], 1, asked
         z, d_weight, d_bias = _aten.convolution_backward(d, x, self._weight, *arguments)
-        for grad, found in ((self._grad_weight, d_weight), (self._grad_bias, d_bias)):
+        for grad, found in zip(self.grads, (d_weight, d_bias), strict=True):
             grad.add_(found) if adds else grad.copy_(found)
         if d_x is not None:  # the copy into place is the ReLU's backward as well
             _aten.threshold_backward.grad_input(z, x, 0.0, grad_input=d_x)

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastac.fused.layers import Layer, LinearLayer, Op, read_layers
 from fastac.kernels import scale_images
@@ -58,9 +58,9 @@ class FusedNetwork:
         self.trunks = [read_layers(encoder) for encoder in encoders]
         self.policy, self.critic = LinearLayer(model.head.layer), LinearLayer(model.value_head)
         self._all_layers: list[Layer] = [*chain(*self.trunks), self.policy, self.critic]
-        layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-        known = {id(p) for layer in layers for p in layer.parameters()}
-        self.other_grads = [p.grad for p in model.parameters() if id(p) not in known and p.grad is not None]
+        written = {grad.data_ptr() for layer in self._all_layers for grad in layer.grads}
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        self.other_grads = [grad for grad in grads if grad.data_ptr() not in written]
         self._encoder, self._normalizer = encoders[0], model.obs_normalizer
         self.sizes = [layer.num_outputs for layer in self.trunks[0]]
         self.num_inputs = [*self.trunks[0], self.policy][0].num_inputs

@@ -176,7 +176,8 @@ class Session:
 
         Raises:
             EnvFailure: an environment failed, in training or evaluation; the last checkpoint stays.
-            WorkerFailure: a worker or the evaluator was lost; the last good parameters are saved.
+            WorkerFailure: a worker or the evaluator was lost; the last good parameters are saved, unless it was
+                within a step: then the last checkpoint stays.
             NonFiniteError: a loss or gradient is not finite; the state is saved under `failure/`.
             RecordError: the disk is full; the last checkpoint stays.
         """
@@ -313,7 +314,7 @@ class Session:
             return  # what was lost was this process's own, and all of it
         last = self.parts.trainer.halt()
         self.parts.drop_workers()  # those in step are in the middle of an iteration
-        with suppress(RecordError):  # what the worker was lost for is the news
+        with suppress(RecordError, WorkerFailure):  # what the worker was lost for is the news, also if within a step
             if last is not None:
                 self._record(last)
             if self._report is not None and self._saved_at != self._report.env_steps:  # never over a better one

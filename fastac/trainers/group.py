@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -61,8 +60,8 @@ class GroupMemory:
         size: int,
         slot_bytes: int,
         max_episodes: int,
-        param_size: int = 0,
-        optimizer_slots: Mapping[str, float] = MappingProxyType({}),
+        param_size: int,
+        optimizer_slots: Mapping[str, float],
     ) -> GroupMemory:
         """Allocate for workers in step.
 

@@ -136,7 +136,8 @@ def learn(rollout, model, settings, group):
     gradient = FusedGradient(FusedNetwork(model), objective, None, rollout.reward.numel())
     learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), apply, group)
     metrics = [learner.learn(rollout, rollout.reward, 0.1, Phases()) for _ in range(3)]
-    return model.state_dict(), metrics[-1], learner.rows
+    # A copy of right after the last step, as a worker who came back from it would go on from.
+    return {name: value.clone() for name, value in model.state_dict().items()}, metrics[-1], learner.rows
 
 
 @pytest.mark.parametrize("shares", [[slice(0, 3), slice(3, 6)], [slice(0, 1), slice(1, 2), slice(2, 6)]])
@@ -158,6 +159,30 @@ def test_workers_learn_what_one_learns_from_all_their_envs(settings, shares):
         for name, value in state.items():
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
             assert torch.equal(value, results[0][0][name]), "the workers share their parameters"
+
+
+def test_a_step_that_is_taken_in_part_is_not_saved():
+    class Deserted:  # the other worker is lost after the norm has been exchanged
+        size, rank = 2, 0
+
+        def __init__(self):
+            self.meetings = 0
+
+        def gather(self, array):
+            self.meetings += 1
+            if self.meetings == 3:
+                raise WorkerFailure("worker 1 died")
+            return np.stack([array, array])
+
+    model = make_model()
+    params = sum(p.numel() for p in model.parameters())
+    memory = GroupMemory.allocate(2, 64, 1, params, {"average": 0.0, "square": 0.0})
+    apply = SharedApply(model, Adam(1e-5), 0.5, Deserted(), memory.vectors(), torch.ones(2, params))
+    assert apply.get_state()["steps"] == 0
+    with pytest.raises(WorkerFailure, match="worker 1 died"):
+        apply.step(0.01)
+    with pytest.raises(WorkerFailure, match="within a step"):
+        apply.get_state()
 
 
 def test_normalizers_see_all_workers_rows():

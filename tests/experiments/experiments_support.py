@@ -52,6 +52,16 @@ def log_times(config: Config, folder: Path) -> Trial:
     return measure(config)
 
 
+def meet(config: Config, folder: Path) -> Trial:
+    """Wait until the other arm's trial runs too."""
+    (folder / f"here-{config.env.num_envs}").touch()
+    deadline = time.monotonic() + 60.0
+    while len(list(folder.glob("here-*"))) < 2:
+        assert time.monotonic() < deadline, "the other trial has not come"
+        time.sleep(0.01)
+    return measure(config)
+
+
 def toy(*measures, name="toy", needs=None, x_setting=None, **changes) -> Experiment:
     """Return an experiment with an arm per measure in one group, and one arm in another."""
     measures = measures or (measure, partial(measure, offset=5.0))

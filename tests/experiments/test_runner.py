@@ -18,6 +18,7 @@ from experiments_support import (
     log_times,
     measure,
     measure_nan,
+    meet,
     toy,
     wait_with_seed_1,
 )
@@ -48,7 +49,8 @@ def test_every_arm_and_seed_has_a_file(tmp_path, capsys):
     assert content["config"]["env"]["num_envs"] == 32
     assert content["values"] == {"final": 15.0, "solved": 101.0, "never": None}
     assert content["curves"]["return"]["x"][:2] == [100.0, 200.0]
-    assert content["measure"] == {"name": "experiments_support.measure", "offset": "5.0"}
+    code = content["measure"].pop("code")
+    assert len(code) == 12 and content["measure"] == {"name": "experiments_support.measure", "offset": "5.0"}
     assert content["machine"]["cores"] >= 1 and "fastac" in content["machine"]["versions"]
     assert 0.0 <= content["wall_s"] < 60.0
     first, *lines = capsys.readouterr().err.splitlines()
@@ -109,6 +111,13 @@ def test_a_trial_with_other_settings_is_refused(tmp_path, other, difference):
         run_trials(other, 1, tmp_path)
 
 
+def test_a_trial_of_a_measure_whose_code_was_another_is_refused(tmp_path, monkeypatch):
+    run_trials(toy(), 1, tmp_path)
+    monkeypatch.setattr("fastac.experiments.trials.inspect.getsource", lambda module: "other code")
+    with pytest.raises(ValueError, match=r"trial with other settings \(measure's code '\w{12}', now '\w{12}'\)"):
+        run_trials(toy(), 1, tmp_path)
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"measure": 3, "config": {}, "curves": {}}'])
 def test_a_file_that_is_no_trial_is_told(tmp_path, content):
     path = tmp_path / "trials" / "first-arm-0-seed0.json"
@@ -161,15 +170,17 @@ def test_a_signal_ends_the_trials(tmp_path, number):
 
 def test_a_trial_with_workers_has_the_machine_to_itself(tmp_path, monkeypatch):
     monkeypatch.setattr("fastac.experiments.runner.count_cores", lambda: 2)
-    out = tmp_path / "out"
-    run_trials(toy(partial(log_times, folder=tmp_path)), 1, out)
     run_trials(toy(partial(log_times, folder=tmp_path), workers=2), 2, tmp_path / "other")
     spans = {path.name: tuple(map(float, path.read_text().split())) for path in tmp_path.glob("*-*-*")}
     alone = sorted(span for name, span in spans.items() if name.startswith("2-"))
     assert len(alone) == 4
     assert all(end <= begin for (_, end), (begin, _) in pairwise(alone))
-    (one, two) = (span for name, span in spans.items() if name.startswith("1-"))
-    assert max(one[0], two[0]) < min(one[1], two[1])
+
+
+def test_trials_of_one_worker_run_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastac.experiments.runner.count_cores", lambda: 2)
+    run_trials(toy(partial(meet, folder=tmp_path)), 1, tmp_path / "out")  # else each would wait for the other in vain
+    assert len(list(tmp_path.glob("here-*"))) == 2
 
 
 def test_single_core_trials_come_first(tmp_path, capsys, monkeypatch):
