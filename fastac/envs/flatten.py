@@ -7,7 +7,7 @@ observation or to a batch at once, for environments that come batched and for tr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import singledispatch
+from functools import cache, singledispatch
 from typing import TypeAlias
 
 import gymnasium as gym
@@ -134,9 +134,14 @@ def _one_hot(
     if ((at < 0) | (at >= nvec)).any():
         raise ValueError(f"{name} holds a number outside of the {nvec.tolist()} from {start.tolist()} on.")
     sizes = nvec.ravel()
-    place = np.concatenate([np.arange(size) for size in sizes])  # [sum(nvec)]
-    hot: ObsArray = np.repeat(at.reshape(*lead, -1), sizes, axis=-1) == place
+    hot: ObsArray = np.repeat(at.reshape(*lead, -1), sizes, axis=-1) == _places(tuple(sizes.tolist()))
     return hot
+
+
+@cache
+def _places(sizes: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return 0 to n - 1 for each size n, side by side; made once, as batches come at every step."""
+    return np.concatenate([np.arange(size) for size in sizes])
 
 
 def _join(parts: list[ObsArray], name: str) -> ObsArray:
