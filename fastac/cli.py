@@ -438,10 +438,10 @@ def _experiment(words: Sequence[str]) -> int:
 
 def _list(words: Sequence[str]) -> int:
     parse(ListOptions, words, "fastac list")
-    print(f"{'environment':<28}{'preset':<16}{'reaches':>8}  what it is")
+    print(f"{'environment':<45}{'preset':<16}{'reaches':>8}  what it is")
     for preset in PRESETS:
         reaches = "-" if preset.reaches is None else f"{preset.reaches:g}"
-        print(f"{preset.env_id:<28}{preset.name:<16}{reaches:>8}  {preset.what}")
+        print(f"{preset.env_id:<45}{preset.name:<16}{reaches:>8}  {preset.what}")
     return 0
 
 
