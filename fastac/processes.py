@@ -172,10 +172,12 @@ def get_context(preload: str) -> SpawnContext | ForkServerContext:
     return context
 
 
-def start(context: SpawnContext | ForkServerContext, work: Callable[[Connection], None]) -> Child:
-    """Start a process that does `work` with its end of a pipe."""
+def start(
+    context: SpawnContext | ForkServerContext, work: Callable[[Connection], None], has_children: bool = False
+) -> Child:
+    """Start a process that does `work` with its end of a pipe; one that has children is no daemon, which may not."""
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs,), daemon=True)
+    process = context.Process(target=work, args=(theirs,), daemon=not has_children)
     process.start()
     theirs.close()  # or this process would hold the pipe of a dead worker open, and wait
     atexit.register(ours.close)  # before multiprocessing waits for processes that nobody closed

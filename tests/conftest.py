@@ -24,3 +24,19 @@ def _seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, so that their contents can be read."""
+    from matplotlib.figure import Figure  # which most tests can do without
+
+    figures = []
+    save = Figure.savefig
+
+    def keep(self, *args, **kwargs):
+        figures.append(self)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures

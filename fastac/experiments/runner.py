@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,9 +20,10 @@ from typing import TYPE_CHECKING, Self, cast
 import torch
 
 from fastac.build import resolve_workers
+from fastac.contract import WorkerFailure
 from fastac.experiments.definition import Experiment, Trial
 from fastac.experiments.trials import Job, check_trial, describe_machine, list_jobs, load_trial, save_trial
-from fastac.processes import Child, Failed, close, count_cores, follow, get_context, to_error, to_failed
+from fastac.processes import Child, Failed, close, count_cores, follow, get_context, start, to_error, to_failed
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -109,15 +111,13 @@ def _tasks() -> Iterator[dict[Connection, _Task]]:
 
 def _start(job: Job, scratch: str) -> _Task:
     context = get_context("fastac.experiments.measures")  # so that trials do not import it each by itself
-    ours, theirs = context.Pipe()
-    # No daemon, unlike fastac's workers: a daemon may not start any.
-    process = context.Process(target=_work, args=(theirs, job, scratch), daemon=False)
-    process.start()
-    theirs.close()
-    return _Task(job, Child(process, ours))
+    try:
+        return _Task(job, start(context, partial(_work, job, scratch), has_children=True))
+    except OSError as error:  # no memory, or too many open files
+        raise WorkerFailure(f"{job} could not be started ({error})") from error
 
 
-def _work(pipe: Connection, job: Job, scratch: str) -> None:
+def _work(job: Job, scratch: str, pipe: Connection) -> None:
     """Do one trial, in its own process, which ends with its parent."""
     # A run in here would take Ctrl-C as a wish to end it early and in order, and half a run would look like a trial.
     os.setsid()

@@ -6,10 +6,24 @@ from dataclasses import dataclass
 
 import numpy as np
 from gymnasium.spaces import MultiBinary
+from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 
-from fastac.contract import ActionArray, StepRow, VecEnv
+from fastac.contract import ActionArray, StateTree, StepRow, VecEnv
 from fastac.envs.spaces import action_dtype, space_dtype
+
+
+class Saving(SyncVectorEnv):
+    """A user's batch that can save its environments, which can save themselves."""
+
+    def get_state(self) -> StateTree:
+        ends = {"ends": self._autoreset_envs.copy()}
+        return ends | {str(i): e.get_state() for i, e in enumerate(self.envs)}
+
+    def set_state(self, state: StateTree) -> None:
+        self._autoreset_envs = state["ends"].copy()
+        for i, env in enumerate(self.envs):
+            env.set_state(state[str(i)])
 
 
 def make_row(env: VecEnv) -> StepRow:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_rows import begin, draw_actions, follow, make_row
+from env_rows import Saving, begin, draw_actions, follow, make_row
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 from gymnasium.spaces.utils import flatten
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
 from fastac.config import EnvConfig
-from fastac.contract import EnvFailure, StateTree, VecEnv
+from fastac.contract import EnvFailure, VecEnv
 from fastac.envs import adapt, make_vec
 from fastac.envs.flatten import FlatBox, flatten_obs
 from fastac.envs.probes import DictReward
@@ -148,16 +148,6 @@ def test_a_wrong_observation_of_a_batch_is_said_in_one_sentence() -> None:
 
 
 def test_a_user_batch_that_saves_itself_is_saved_flattened() -> None:
-    class Saving(SyncVectorEnv):
-        def get_state(self) -> StateTree:
-            ends = {"ends": self._autoreset_envs.copy()}
-            return ends | {str(i): e.get_state() for i, e in enumerate(self.envs)}
-
-        def set_state(self, state: StateTree) -> None:
-            self._autoreset_envs = state["ends"].copy()
-            for i, env in enumerate(self.envs):
-                env.set_state(state[str(i)])
-
     env, fresh = (adapt(Saving([DictReward, DictReward]), np.random.SeedSequence(0)) for _ in range(2))
     begin(env)
     actions = draw_actions(env, 3)

@@ -7,7 +7,7 @@ import json
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_rows import begin, draw_actions, follow
+from env_rows import Saving, begin, draw_actions, follow
 
 from fastac.config import EnvConfig
 from fastac.contract import StateLeaf, StateTree, VecEnv
@@ -95,16 +95,6 @@ def test_state_before_the_first_reset_still_seeds(vectorization: str) -> None:
 
 
 def test_user_vector_env_that_saves_itself() -> None:
-    class Saving(gym.vector.SyncVectorEnv):
-        def get_state(self) -> StateTree:
-            ends = {"ends": self._autoreset_envs.copy()}
-            return ends | {str(i): e.get_state() for i, e in enumerate(self.envs)}
-
-        def set_state(self, state: StateTree) -> None:
-            self._autoreset_envs = state["ends"].copy()
-            for i, env in enumerate(self.envs):
-                env.set_state(state[str(i)])
-
     env, fresh = (adapt(Saving([ToyChain, ToyChain]), np.random.SeedSequence(0)) for _ in range(2))
     begin(env)
     actions = draw_actions(env, 60)

@@ -9,7 +9,6 @@ import types
 import numpy as np
 import pytest
 from experiments_support import toy
-from matplotlib.figure import Figure
 from PIL import Image
 
 from fastac.cli import main
@@ -20,20 +19,6 @@ from fastac.experiments.stats import bootstrap_interval, interquartile_mean, mea
 from fastac.experiments.trials import list_jobs, save_trial
 
 MACHINE = {"cpu": "an abacus", "cores": 2, "versions": {"python": "3.11", "fastac": "0.1"}, "commit": "abc"}
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved, so that their contents can be read."""
-    figures = []
-    save = Figure.savefig
-
-    def keep(self, *args, **kwargs):
-        figures.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from fastac.config import Config
@@ -26,20 +25,6 @@ def make_run(path, xs=(100, 200, 300), returns=(1.0, 2.0, 3.0), evaluations=(), 
         writer.write_evaluation(x, return_, 0.0, 1.0, 0.0)
     writer.close()
     return path
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved, so that their contents can be read."""
-    figures = []
-    save = Figure.savefig
-
-    def keep(self, *args, **kwargs):
-        figures.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
 
 
 def line(axes, label):

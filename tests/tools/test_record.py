@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -97,7 +98,7 @@ def test_a_flattened_dict_and_squashed_actions_are_filmed_as_they_are_trained(tm
 
         observation_space = Dict(seen=ContinuousReward.observation_space)
         render_mode = "rgb_array"
-        metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
+        metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 25}
 
         def _show(self, number):
             return {"seen": super()._show(number)}
