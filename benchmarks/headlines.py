@@ -20,10 +20,12 @@ from benchmarks.workloads import (
     A3C_TWO,
     FASTAC,
     GAE_SHAPES,
+    MUJOCO_SHAPES,
     SB3,
     a3c_workers,
     atari_a2c,
     atari_ppo,
+    mujoco_a2c,
 )
 
 
@@ -160,6 +162,8 @@ def _atari_headlines() -> Iterator[Headline]:
         )  # fmt: skip
 
 
+_MUJOCO = tuple(mujoco_a2c(*shape) for shape in MUJOCO_SHAPES)
+
 HEADLINES = (
     Headline("W6 same work, over stable-baselines3 A2C", 8, 14, "{:.1f}x", _over_sb3(SAME_WORK)),
     Headline("W6 each at its best settings, over stable-baselines3 A2C", 20, 35, "{:.1f}x", _over_sb3(BEST)),
@@ -198,6 +202,7 @@ HEADLINES = (
     ),
     *_a3c_headlines(),
     *_atari_headlines(),
+    *(Headline(f"{w}, over stable-baselines3 A2C", None, None, "{:.1f}x", _over_sb3(w)) for w in _MUJOCO),
 )
 
 

@@ -1,4 +1,4 @@
-"""The fixed list of workloads that `make bench` times, W1 to W6, W9 and W10; W7 is `solve`, W8 `bench_memory`.
+"""The fixed list of workloads that `make bench` times, W1 to W6 and W9 to W11; W7 is `solve`, W8 `bench_memory`.
 
 Every workload is a comparison: its rows do the same work, in rounds that are interleaved. The policy is
 the untrained one, for all and for as long as is measured, so that all reset equally often: on CartPole
@@ -21,6 +21,7 @@ FASTAC, SB3, TORCHRL, TIANSHOU, LIMITS = "fastac", "sb3", "torchrl", "tianshou",
 LECTURE_A3C = "lecture_a3c"
 A3C_ENVS = (1, 16, 256)  # of each worker
 ATARI_ENVS, ATARI_STEPS = 16, 5
+MUJOCO_SHAPES = ((4, 8), (16, 5))  # [N, T], of the presets: the library's and the published one
 _ENCODERS = {"nature": "Nature CNN", "a3c": "A3C CNN"}
 LIBRARIES = {SB3: "stable-baselines3", TORCHRL: "TorchRL", TIANSHOU: "Tianshou"}
 
@@ -66,6 +67,7 @@ def all_workloads() -> list[Workload]:
         _atari_a2c("a3c"),
         _atari_ppo(),
         _atari_a3c(),
+        *(_mujoco_a2c(*shape) for shape in MUJOCO_SHAPES),
     ]
 
 
@@ -233,6 +235,16 @@ def _atari_a3c() -> Workload:
         Contestant(f"{A3C_IN_STEP}, 5 steps", FASTAC, "atari_a2c", in_step | {"num_steps": 5, "workers": 2}),
     ]
     return Workload("W10 A3C, Pong, A3C CNN, 8 envs per worker", rows, pace=3.0)
+
+
+def mujoco_a2c(num_envs: int, num_steps: int) -> str:
+    return f"W11 A2C, HalfCheetah-v5, separate 64-64 tanh, {num_envs} envs x {num_steps}"
+
+
+def _mujoco_a2c(num_envs: int, num_steps: int) -> Workload:
+    settings = {"num_envs": num_envs, "num_steps": num_steps}
+    rows = [*_fastac("mujoco_a2c", settings), *_threads(SB3, "mujoco_a2c", settings)]
+    return Workload(mujoco_a2c(num_envs, num_steps), rows)
 
 
 def _count_threads(threads: int) -> str:

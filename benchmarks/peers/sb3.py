@@ -21,7 +21,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from benchmarks.peers import settings as s
 from benchmarks.peers.nets import ACTIVATIONS, conv_layers, count_parameters, hidden_layers
@@ -92,8 +92,15 @@ def atari_ppo(num_envs: int, encoder: str, num_steps: int = 128) -> Iterator[Tas
 
 
 @contextmanager
-def _envs(num_envs: int) -> Iterator[VecEnv]:
-    envs = DummyVecEnv([partial(gym.make, s.ENV_ID)] * num_envs)
+def mujoco_a2c(num_envs: int, num_steps: int) -> Iterator[Task]:
+    """By its default optimiser, torch's RMSprop, observations and rewards normalised."""
+    with _envs(num_envs, s.MUJOCO_ID) as envs:
+        yield _task(A2C(**_common(VecNormalize(envs), num_steps, s.FROZEN), **_mlp("separate")), "all")
+
+
+@contextmanager
+def _envs(num_envs: int, env_id: str = s.ENV_ID) -> Iterator[VecEnv]:
+    envs = DummyVecEnv([partial(gym.make, env_id)] * num_envs)
     yield envs
     envs.close()
 

@@ -25,6 +25,8 @@ ATARI_ID = "ALE/Pong-v5"
 NUM_ATARI_ACTIONS = 6  # Pong's
 SCREEN_SIZE, FRAME_STACK, FRAME_SKIP, NOOP_MAX, MAX_FRAMES = 84, 4, 4, 30, 108_000
 
+MUJOCO_ID = "HalfCheetah-v5"
+
 # Does one unit of the workload and returns how many agent steps that was.
 Work = Callable[[], int]
 # Tells whatever else belongs in a row.

@@ -118,6 +118,25 @@ def test_all_have_the_same_network_on_atari(module, encoder):
     assert run(ATARI_FACTS, module, encoder) == ATARI_PARAMETERS[encoder]
 
 
+MUJOCO_FACTS = """
+import sys
+from importlib import import_module
+
+with import_module(f"benchmarks.peers.{sys.argv[1]}").mujoco_a2c(num_envs=2, num_steps=5) as task:
+    assert task() == 10
+    print(task.facts()["parameters"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["fastac", "sb3"])
+def test_all_have_the_same_network_on_a_robot(module):
+    for name in ("mujoco", "stable_baselines3"):
+        pytest.importorskip(name)
+    trunks = 2 * ((17 * 64 + 64) + (64 * 64 + 64))
+    assert run(MUJOCO_FACTS, module) == trunks + (64 * 6 + 6) + 6 + (64 + 1)  # means, deviations, a value
+
+
 ATARI_NEEDS = ("ale_py", "cv2", "stable_baselines3")
 # Frames of the emulator per step, counted by the emulators; the ids and the wrappers of either could skip both.
 FRAMES = """
