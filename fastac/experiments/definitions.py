@@ -240,6 +240,7 @@ def _a2c_a3c_ppo() -> Experiment:
         (
             Column("env_steps_to", "steps to the threshold", 0),
             Column("seconds_to", "seconds to it", 2),
+            Column("stays", "later evaluations there (%)", 0),
             _FINAL,
             Column("sps", "steps/s", 0),
         ),

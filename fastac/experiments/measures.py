@@ -67,6 +67,12 @@ class _Points:
         """Return x at the first point of at least `y`, None if there is none."""
         return next((here for here, value in zip(self.x, self.y, strict=True) if value >= y), None)
 
+    def share_staying(self, y: float) -> Number:
+        """Return how many of the points after the first of at least `y` are too, in percent; None if none follows."""
+        reaches = [value >= y for value in self.y]
+        later = reaches[reaches.index(True) + 1 :] if True in reaches else []
+        return 100.0 * sum(later) / len(later) if later else None
+
 
 # --- learning curves -----------------------------------------------------------------------------
 
@@ -78,13 +84,14 @@ def learn(
 
     Args:
         config: of the run.
-        threshold: an evaluation's mean return, for the steps and seconds to it.
+        threshold: an evaluation's mean return, for the steps and seconds to it, and how many stay there.
         at_env_steps: where to read the curve: at the first evaluation from there on.
         at_seconds: likewise.
 
     Returns:
         Curves `return` and `return_by_seconds`; values `final_return`, `sps`, and where asked for `env_steps_to`,
-        `seconds_to` (None: not reached), `return_at_env_steps` and `return_at_seconds` (None: ended before).
+        `seconds_to` (None: not reached), `stays` (percent of later evaluations that reach it too, None: there is
+        none), `return_at_env_steps` and `return_at_seconds` (None: ended before).
         A3C's evaluations are played beside training, which they slow down, and are fewer where one lasts.
     """
     by_steps, by_seconds = _Points(), _Points()
@@ -102,7 +109,7 @@ def learn(
     values: dict[str, Number] = {"final_return": by_steps.y[-1], "sps": float(str(summary["sps"]))}
     if threshold is not None:
         values |= {"env_steps_to": by_steps.first_reaching(threshold)}
-        values |= {"seconds_to": by_seconds.first_reaching(threshold)}
+        values |= {"seconds_to": by_seconds.first_reaching(threshold), "stays": by_steps.share_staying(threshold)}
     if at_env_steps is not None:
         values |= {"return_at_env_steps": by_steps.first_from(at_env_steps)}
     if at_seconds is not None:

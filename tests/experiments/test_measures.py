@@ -76,10 +76,20 @@ def test_a_run_is_read_by_steps_and_by_seconds():
     assert all(0 <= x - due <= 128 for x, due in zip(curve.x, (500, 1_000, 1_500, 2_000), strict=True))
     assert trial.curves["return_by_seconds"].y == curve.y
     assert trial.values["env_steps_to"] == curve.x[0] and again.values["env_steps_to"] is None
+    assert trial.values["stays"] == 100.0 and again.values["stays"] is None
     assert trial.values["seconds_to"] == trial.curves["return_by_seconds"].x[0] > 0.0
     assert trial.values["return_at_env_steps"] == curve.y[2]  # the first evaluation from 1,200 on
     assert trial.values["return_at_seconds"] == curve.y[0] and trial.values["final_return"] == curve.y[-1]
     assert learn(CARTPOLE, at_seconds=1e9).values["return_at_seconds"] is None
+
+
+@pytest.mark.parametrize(
+    ("returns", "stays"),
+    [((9, 10, 10, 9, 11), 200 / 3), ((10, 9), 0.0), ((10, 12), 100.0), ((9, 10), None), ((9, 9), None), ((), None)],
+)
+def test_how_many_later_evaluations_stay_at_the_threshold(returns, stays):
+    points = measures._Points(list(range(len(returns))), list(returns))
+    assert points.share_staying(10) == (None if stays is None else pytest.approx(stays))
 
 
 def test_an_episodes_mean_is_of_the_last_fifty_before_each_horizon():
