@@ -230,7 +230,7 @@ def _a2c_a3c_ppo() -> Experiment:
                 ),
                 (
                     -200.0,
-                    {"total_env_steps": 150_000, "eval_every": 10_000},
+                    {"total_env_steps": 500_000, "eval_every": 25_000},
                     [pendulum_a2c, pendulum_a3c, _preset("Pendulum-v1", "ppo")],
                 ),
             )
