@@ -1,14 +1,15 @@
 """Saving and restoring an environment exactly, where it is known what there is to save.
 
 An environment is a stack of layers (wrappers around the environment itself). Each layer is either in
-the table below, or has methods `get_state()` and `set_state(state)` of its own; one layer that is
-neither makes the whole stack impossible to save, and training then resumes with new episodes.
+the table below, or one of MuJoCo's robots, or has methods `get_state()` and `set_state(state)` of its own; one layer
+that is none of these makes the whole stack impossible to save, and training then resumes with new episodes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -20,12 +21,16 @@ from gymnasium.envs.classic_control import (
     PendulumEnv,
 )
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.envs.toy_text import FrozenLakeEnv, TaxiEnv
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.wrappers import FlattenObservation, OrderEnforcing, TimeLimit
 from numpy.typing import NDArray
 
 from fastac.contract import ActionArray, ObsArray, StateLeaf, StateTree
 from fastac.envs.flatten import FlattenedBatch
+
+if TYPE_CHECKING:
+    from gymnasium.envs.mujoco import MujocoEnv
 
 SingleEnv: TypeAlias = gym.Env[ObsArray, ActionArray]
 BatchedEnv: TypeAlias = VectorEnv[ObsArray, ActionArray, NDArray[np.generic]]
@@ -41,8 +46,14 @@ _FIELDS: dict[type, tuple[str, ...]] = {
     MountainCarEnv: ("state",),
     Continuous_MountainCarEnv: ("state",),
     PendulumEnv: ("state", "last_u"),
+    FrozenLakeEnv: ("s", "lastaction"),
+    TaxiEnv: ("s", "lastaction", "fickle_step", "taxi_orientation"),
     CartPoleVectorEnv: ("state", "steps", "prev_done", "low", "high", "steps_beyond_terminated"),
 }
+
+_ROBOTS = re.compile(r"gymnasium\.envs\.mujoco\.\w+_v5")  # modules of one class each, whose own attributes are constant
+# What the next step reads of MuJoCo's data besides the state: places of bodies as they were a substep ago.
+_ROBOT_PLACES = ("xpos", "xipos")
 
 
 @runtime_checkable
@@ -73,6 +84,8 @@ def restore(env: SingleEnv | BatchedEnv, state: StateTree) -> None:
         part = subtree(state, str(depth))
         for name in _FIELDS.get(type(layer), ()):
             setattr(layer, name, _unpack(part[name]))
+        if "robot" in part:
+            _restore_robot(layer, subtree(part, "robot"))
         if "own" in part and isinstance(layer, Restorable):
             layer.set_state(subtree(part, "own"))
         if "rng" in part:
@@ -98,7 +111,10 @@ def _capture_layer(layer: SingleEnv | BatchedEnv) -> StateTree | None:
     part: dict[str, StateTree | StateLeaf] = {}
     fields = _FIELDS.get(type(layer))
     if fields is not None:
-        part.update({name: _pack(getattr(layer, name)) for name in fields})
+        # Some attributes are not there before the first reset.
+        part.update({name: _pack(getattr(layer, name, None)) for name in fields})
+    elif _ROBOTS.fullmatch(type(layer).__module__):
+        part["robot"] = _capture_robot(layer)
     elif isinstance(layer, Restorable):
         own = layer.get_state()
         if not isinstance(own, Mapping):  # a method of the same name that means something else
@@ -110,6 +126,25 @@ def _capture_layer(layer: SingleEnv | BatchedEnv) -> StateTree | None:
     if isinstance(rng, np.random.Generator):
         part["rng"] = rng.bit_generator.state
     return part
+
+
+def _capture_robot(layer: SingleEnv | BatchedEnv) -> StateTree:
+    import mujoco
+
+    simulation = cast("MujocoEnv", layer)
+    state = np.empty(mujoco.mj_stateSize(simulation.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(simulation.model, simulation.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+    return {"integration": state, **{name: np.array(getattr(simulation.data, name)) for name in _ROBOT_PLACES}}
+
+
+def _restore_robot(layer: SingleEnv | BatchedEnv, state: StateTree) -> None:
+    import mujoco
+
+    simulation = cast("MujocoEnv", layer)
+    integration = np.array(state["integration"])
+    mujoco.mj_setState(simulation.model, simulation.data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
+    for name in _ROBOT_PLACES:
+        getattr(simulation.data, name)[...] = state[name]
 
 
 def _restore_rng(state: StateTree) -> np.random.Generator:

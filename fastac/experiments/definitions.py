@@ -17,6 +17,7 @@ from fastac.experiments.measures import (
     learn_dqn,
 )
 from fastac.presets import find
+from fastac.presets.mujoco import ROBOTS
 
 _STEPS, _SECONDS, _EPISODES = "environment steps", "training time (s)", "training episodes"
 _RETURN, _RECENT = "greedy mean return", "return, mean of the last 50 episodes"
@@ -307,6 +308,25 @@ def _vector_width() -> Experiment:
     )
 
 
+# --- robots --------------------------------------------------------------------------------------
+
+
+def _robots() -> Experiment:
+    arms = {"A2C": "a2c", "A2C, as published": "a2c-published"}
+    return Experiment(
+        "robots",
+        "Continuous control: how far does A2C get with MuJoCo's robots in a million steps?",
+        tuple(
+            Arm(robot, name, _preset(robot, preset), partial(learn, threshold=None))
+            for robot in ROBOTS
+            for name, preset in arms.items()
+        ),
+        (_BY_STEPS, ValuePlot({"final_return": "seeds, mean"}, "at the end", _RETURN)),
+        (_FINAL, Column("sps", "steps/s", 0)),
+        needs="mujoco",
+    )
+
+
 EXPERIMENTS: tuple[Experiment, ...] = (
     _gae_lambda(),
     _baseline_variance(),
@@ -314,4 +334,5 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     _cartpole_500(),
     _a2c_a3c_ppo(),
     _vector_width(),
+    _robots(),
 )
