@@ -302,6 +302,6 @@ CLASSIC: tuple[Preset, ...] = (
     Preset("LunarLander-v3", "a2c", 0.0, lunarlander_a2c),
     Preset("LunarLander-v3", "a3c", 0.0, lunarlander_a3c),
     Preset("LunarLander-v3", "ppo", 200.0, lunarlander_ppo),
-    Preset("LunarLanderContinuous-v3", "ppo", None, lunarlander_continuous_ppo),
+    Preset("LunarLanderContinuous-v3", "ppo", 200.0, lunarlander_continuous_ppo),
     Preset("MountainCarContinuous-v0", "ppo", 90.0, mountain_car_continuous_ppo),
 )
