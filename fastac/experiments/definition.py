@@ -89,6 +89,7 @@ class ValuePlot:
         x_setting: the setting that an arm's place to the right is, on a logarithmic axis; None: one after the other.
         x_label: of that axis.
         y_scale: of the axis.
+        none_is_last: None is beyond every number, as in a time to something that did not happen; see `Column`.
     """
 
     values: Mapping[str, str]
@@ -97,6 +98,7 @@ class ValuePlot:
     x_setting: str | None = None
     x_label: str = ""
     y_scale: Literal["linear", "log"] = "linear"
+    none_is_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,14 @@ class Column:
         value: which.
         label: with the unit.
         digits: after the point.
+        none_is_last: None is beyond every number, as in a time to something that did not happen. Where there is one the
+            cell has the median of all seeds: a mean of the rest would flatter whoever seldom comes there.
     """
 
     value: str
     label: str
     digits: int = 1
+    none_is_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,8 +239,8 @@ def _a2c_a3c_ppo() -> Experiment:
         ),
         (_BY_STEPS, _BY_SECONDS),
         (
-            Column("env_steps_to", "steps to the threshold", 0),
-            Column("seconds_to", "seconds to it", 2),
+            Column("env_steps_to", "steps to the threshold", 0, none_is_last=True),
+            Column("seconds_to", "seconds to it", 2, none_is_last=True),
             Column("stays", "later evaluations there (%)", 0),
             _FINAL,
             Column("sps", "steps/s", 0),
@@ -296,13 +296,14 @@ def _vector_width() -> Experiment:
                 x_setting="num_envs",
                 x_label="environments",
                 y_scale="log",
+                none_is_last=True,
             ),
         ),
         (
             Column("return_at_env_steps", "return after 200,000 steps"),
             Column("return_at_seconds", "return after 3 s"),
-            Column("env_steps_to", "steps to 475", 0),
-            Column("seconds_to", "seconds to 475", 2),
+            Column("env_steps_to", "steps to 475", 0, none_is_last=True),
+            Column("seconds_to", "seconds to 475", 2, none_is_last=True),
             Column("sps", "steps/s", 0),
         ),
     )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from fastac.experiments.definition import Arm, CurvePlot, Experiment, Trial, ValuePlot
-from fastac.experiments.stats import Floats, bootstrap_interval, mean
+from fastac.experiments.definition import Arm, CurvePlot, Experiment, Number, Trial, ValuePlot
+from fastac.experiments.stats import LEAST_FOR_INTERVAL, Floats, bootstrap_interval, mean, median_with_none_last
 from fastac.experiments.trials import flatten
 from fastac.records import replace_file
 from fastac.tools.plot import COLORS, STYLE, align
@@ -73,14 +73,19 @@ def _has(plot: CurvePlot | ValuePlot, arms: Mapping[Arm, Sequence[Trial]]) -> bo
 
 def _tell(experiment: Experiment, seeds: int, has_counts: bool) -> str:
     """Say what lines, squares, bands, bars, dots and counts are."""
-    if seeds == 1:
-        return "1 seed, so no intervals"
     kinds = {type(plot) for plot in experiment.plots}
     means = [word for word, kind in (("lines", CurvePlot), ("squares", ValuePlot)) if kind in kinds]
     intervals = [word for word, kind in (("bands", CurvePlot), ("bars", ValuePlot)) if kind in kinds]
-    dots = ", single seeds (dots)" if ValuePlot in kinds else ""
-    counts = f"\nk/{seeds}: so many seeds came to that, and what is drawn is of these alone" if has_counts else ""
-    return f"Mean of {seeds} seeds ({', '.join(means)}), its 95 % interval ({', '.join(intervals)}){dots}{counts}"
+    told = f"Mean of {seeds} seeds ({', '.join(means)})" if seeds > 1 else "1 seed"
+    if seeds >= LEAST_FOR_INTERVAL:
+        told += f", its 95 % interval ({', '.join(intervals)})"
+    if ValuePlot in kinds and seeds > 1:
+        told += ", single seeds (dots)"
+    if not has_counts:
+        return told
+    last = any(isinstance(plot, ValuePlot) and plot.none_is_last for plot in experiment.plots)
+    what = "the square is the median of all seeds, the others last" if last else "what is drawn is of these alone"
+    return f"{told}\nk/{seeds}: so many seeds came to that; {what}"
 
 
 def _draw_curves(
@@ -95,7 +100,7 @@ def _draw_curves(
         color, line = styles[arm.name]
         grid, values = align([(np.array(curve.x), np.array(curve.y)) for curve in curves])
         axes.plot(grid, values.mean(axis=0), color=color, linestyle=line, linewidth=2.0, label=arm.name)
-        if len(curves) > 1:
+        if len(curves) >= LEAST_FOR_INTERVAL:
             low, high = np.array([bootstrap_interval(column, mean) for column in values.T]).T
             axes.fill_between(grid, low, high, color=color, alpha=0.15, linewidth=0)
     if axes.get_xlim()[1] >= 10_000:
@@ -112,9 +117,14 @@ def _draw_values(axes: Axes, plot: ValuePlot, arms: Mapping[Arm, Sequence[Trial]
         for place, trials in zip(places, arms.values(), strict=True):
             x = place * 1.1**aside if plot.x_setting else place + 0.5 * aside / count
             scores = [score for trial in trials if (score := trial.values.get(name)) is not None]
+            middle = _middle(plot, [trial.values.get(name) for trial in trials])
+            if middle is not None:
+                points.append((x, middle))
             if scores:
-                points.append((x, float(np.mean(scores))))
-                _draw_seeds(axes, x, np.array(scores), color)
+                # An interval of the mean belongs to a mean of all.
+                _draw_seeds(
+                    axes, x, np.array(scores), color, has_bar=not plot.none_is_last or len(scores) == len(trials)
+                )
             if len(scores) < len(trials):
                 text, top = f"{len(scores)}/{len(trials)}", 0.98 - 0.07 * index
                 above = axes.get_xaxis_transform()
@@ -125,10 +135,18 @@ def _draw_values(axes: Axes, plot: ValuePlot, arms: Mapping[Arm, Sequence[Trial]
         axes.legend()
 
 
-def _draw_seeds(axes: Axes, x: float, scores: Floats, color: str) -> None:
+def _middle(plot: ValuePlot, scores: Sequence[Number]) -> Number:
+    """Return what the square shows: the mean, or the median where some are None and that is beyond all."""
+    there = [score for score in scores if score is not None]
+    if plot.none_is_last and len(there) < len(scores):
+        return median_with_none_last(scores)
+    return float(np.mean(there)) if there else None
+
+
+def _draw_seeds(axes: Axes, x: float, scores: Floats, color: str, has_bar: bool) -> None:
     """Draw a dot for each seed and a bar for the interval."""
     axes.plot(np.full(len(scores), x), scores, "o", color=color, alpha=0.35, markersize=4, markeredgewidth=0)
-    if len(scores) > 1:
+    if has_bar and len(scores) >= LEAST_FOR_INTERVAL:
         low, high = bootstrap_interval(scores, mean)
         axes.plot([x, x], [low, high], color=color, linewidth=3.0, alpha=0.7, solid_capstyle="butt")
 

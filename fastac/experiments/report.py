@@ -11,7 +11,13 @@ import numpy as np
 from fastac.config import JsonValue
 from fastac.experiments.definition import Column, Experiment, Number
 from fastac.experiments.picture import Measured, draw
-from fastac.experiments.stats import bootstrap_interval, interquartile_mean, mean
+from fastac.experiments.stats import (
+    LEAST_FOR_INTERVAL,
+    bootstrap_interval,
+    interquartile_mean,
+    mean,
+    median_with_none_last,
+)
 from fastac.experiments.trials import Saved, flatten, list_jobs, load_trial
 from fastac.records import replace_file
 from fastac.records.files import replace_json, write_durably
@@ -91,12 +97,17 @@ def _summarise_group(measured: Measured, group: str) -> Json:
 
 
 def summarise(scores: Sequence[Number]) -> Json:
-    """Return seeds' numbers, how many are None, and the statistics of the others; intervals from two on."""
+    """Return seeds' numbers, how many are None, the median with these last, and the others' statistics."""
     there = np.array([score for score in scores if score is not None], dtype=np.float64)
-    summary: Json = {"scores": list(scores), "none": len(scores) - len(there)}
+    summary: Json = {
+        "scores": list(scores),
+        "none": len(scores) - len(there),
+        "median_with_none_last": median_with_none_last(scores),
+    }
     for name, statistic in (("mean", mean), ("iqm", interquartile_mean)):
         summary[name] = float(statistic(there)) if len(there) else None
-        summary[f"{name}_interval"] = list(bootstrap_interval(there, statistic)) if len(there) > 1 else None
+        enough = len(there) >= LEAST_FOR_INTERVAL
+        summary[f"{name}_interval"] = list(bootstrap_interval(there, statistic)) if enough else None
     return summary
 
 
@@ -112,15 +123,17 @@ def _format_tables(experiment: Experiment, results: Json) -> str:
             are_all &= not any(values[column.value]["none"] for column in columns if column.value in values)
         lines = [f"| {' | '.join(row)} |" for row in rows]
         parts += [f"## {group}", "\n".join([lines[0], "|---" + "|---:" * len(columns) + "|", *lines[1:]])]
-    legend = (
-        "Mean / interquartile mean [95 % bootstrap interval of the mean, which of 10 normal numbers covers the true "
-        f"one in about 90 % of cases] over {seeds} seeds."
-    )
-    if seeds == 1:
-        legend = "1 seed, so no intervals."
+    legend = [f"Mean / interquartile mean over {seeds} seeds."] if cast("int", seeds) > 1 else ["1 seed."]
+    if cast("int", seeds) >= LEAST_FOR_INTERVAL:
+        legend[0] = (
+            "Mean / interquartile mean [95 % bootstrap interval of the mean, which of 10 normal numbers covers the "
+            f"true one in about 90 % of cases; none of fewer than {LEAST_FOR_INTERVAL}] over {seeds} seeds."
+        )
     if not are_all:
-        legend += " Where it says *k of n*, so many of the seeds came to that, and the numbers are of these alone."
-    return "\n\n".join([*parts, legend])
+        legend.append("Where it says *k of n*, so many of the seeds came to that, and the numbers are of these alone.")
+        if any(column.none_is_last for column in experiment.columns):
+            legend.append("A median is of all seeds, those that did not come to it last.")
+    return "\n\n".join([*parts, " ".join(legend)])
 
 
 def format_cell(summary: Json | None, column: Column) -> str:
@@ -128,13 +141,19 @@ def format_cell(summary: Json | None, column: Column) -> str:
     if summary is None:
         return "-"
     size, none = len(cast("list[Number]", summary["scores"])), cast("int", summary["none"])
+    count = f"{size - none} of {size}"
     if none == size:
-        return f"0 of {size}"
+        return count
+    if none and column.none_is_last:
+        median = cast("Number", summary["median_with_none_last"])
+        return count if median is None else f"median {median:,.{column.digits}f}, {count}"
     numbers = [cast("float", summary[name]) for name in ("mean", "iqm")]
     interval = cast("list[float] | None", summary["mean_interval"])
     mean_, iqm, *ends = (f"{number:,.{column.digits}f}" for number in [*numbers, *(interval or [])])
-    cell = f"{mean_} / {iqm} [{', '.join(ends)}]" if ends else mean_
-    return f"{cell}, {size - none} of {size}" if none else cell
+    cell = mean_ if size - none == 1 else f"{mean_} / {iqm}"
+    if ends:
+        cell += f" [{', '.join(ends)}]"
+    return f"{cell}, {count}" if none else cell
 
 
 def _format_machine(machine: Json) -> str:

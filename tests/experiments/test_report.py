@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,33 +34,33 @@ def save_all(experiment, seeds, out, machine=MACHINE):
 
 
 def test_results_by_hand(tmp_path, undrawn):
-    save_all(toy(), 4, tmp_path)
-    write_report(toy(), 4, tmp_path)
+    save_all(toy(), 6, tmp_path)
+    write_report(toy(), 6, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["experiment"] == "toy" and results["question"] == "Does the toy work?"
-    assert results["command"] == "fastac experiment toy --seeds 4" and results["seeds"] == 4
+    assert results["command"] == "fastac experiment toy --seeds 6" and results["seeds"] == 6
     assert results["machines"] == [MACHINE]
     assert list(results["groups"]) == ["first", "second"]
     first = results["groups"]["first"]
     assert first["settings"]["num_envs"] == 16 and "seed" not in first["settings"]
     assert [arm["settings"] for arm in first["arms"].values()] == [{}, {"num_envs": 32}]
     final = first["arms"]["arm 1"]["values"]["final"]
-    assert final["scores"] == [5.0, 15.0, 25.0, 35.0]
-    assert (final["none"], final["mean"], final["iqm"]) == (0, 20.0, 20.0)
+    assert final["scores"] == [5.0, 15.0, 25.0, 35.0, 45.0, 55.0]
+    assert (final["none"], final["mean"], final["iqm"]) == (0, 30.0, 30.0)
     assert final["mean_interval"] == list(bootstrap_interval(np.array(final["scores"]), mean))
     assert final["iqm_interval"] == list(bootstrap_interval(np.array(final["scores"]), interquartile_mean))
     solved = first["arms"]["arm 0"]["values"]["solved"]
-    assert (solved["scores"], solved["none"], solved["mean"]) == ([100.0, 101.0, None, None], 2, 100.5)
+    assert (solved["scores"], solved["none"], solved["mean"]) == ([100.0, 101.0, None, None, None, None], 4, 100.5)
     never = first["arms"]["arm 0"]["values"]["never"]
-    assert (never["none"], never["mean"], never["mean_interval"]) == (4, None, None)
+    assert (never["none"], never["mean"], never["mean_interval"]) == (6, None, None)
 
 
 def test_the_page(tmp_path, undrawn):
-    save_all(toy(), 4, tmp_path)
-    tables = write_report(toy(), 4, tmp_path)
-    low, high = bootstrap_interval(np.array([0.0, 10.0, 20.0, 30.0]), mean)
-    first = f"| 15.0 / 15.0 [{low:.1f}, {high:.1f}] | 100 / 100 [100, 101], 2 of 4 | 0 of 4 |"
-    second = f"| 20.0 / 20.0 [{low + 5:.1f}, {high + 5:.1f}] | 100 / 100 [100, 101], 2 of 4 | 0 of 4 |"
+    save_all(toy(), 6, tmp_path)
+    tables = write_report(toy(), 6, tmp_path)
+    low, high = bootstrap_interval(np.arange(0.0, 60.0, 10.0), mean)
+    first = f"| 25.0 / 25.0 [{low:.1f}, {high:.1f}] | 100 / 100, 2 of 6 | 0 of 6 |"
+    second = f"| 30.0 / 30.0 [{low + 5:.1f}, {high + 5:.1f}] | 100 / 100, 2 of 6 | 0 of 6 |"
     assert (tmp_path / "report.md").read_text() == "\n".join(
         [
             "# toy",
@@ -80,14 +81,14 @@ def test_the_page(tmp_path, undrawn):
             f"| arm 0 {first}",
             "",
             "Mean / interquartile mean [95 % bootstrap interval of the mean, which of 10 normal numbers covers the "
-            "true one in about 90 % of cases] over 4 seeds. Where it says *k of n*, so "
+            "true one in about 90 % of cases; none of fewer than 5] over 6 seeds. Where it says *k of n*, so "
             "many of the seeds came to that, and the numbers are of these alone.",
             "",
             "![toy](toy.png)",
             "",
-            "Run it again: `fastac experiment toy --seeds 4`",
+            "Run it again: `fastac experiment toy --seeds 6`",
             "",
-            "Seeds: 0, 1, 2, 3. On an abacus, 2 cores; python 3.11, fastac 0.1; commit abc.",
+            "Seeds: 0, 1, 2, 3, 4, 5. On an abacus, 2 cores; python 3.11, fastac 0.1; commit abc.",
             "",
         ]
     )
@@ -100,12 +101,27 @@ def test_the_page(tmp_path, undrawn):
         ([1234.5], "1,234.50"),
         ([None], "0 of 1"),
         ([2.0, None], "2.00, 1 of 2"),
-        ([2.0, 2.0], "2.00 / 2.00 [2.00, 2.00]"),
+        ([2.0, 2.0], "2.00 / 2.00"),
+        ([2.0] * 5, "2.00 / 2.00 [2.00, 2.00]"),
+        ([2.0] * 5 + [None], "2.00 / 2.00 [2.00, 2.00], 5 of 6"),
     ],
 )
 def test_cells(scores, cell):
     assert format_cell(summarise(scores), Column("x", "X", 2)) == cell
     assert format_cell(None, Column("x", "X")) == "-"
+
+
+@pytest.mark.parametrize(
+    ("scores", "cell"),
+    [
+        ([1.0, 2.0, 6.0, None], "median 4, 3 of 4"),  # not their mean, which is 3
+        ([1.0, None], "1 of 2"),  # half came to that: half way to never is never
+        ([1.0, None, None], "1 of 3"),
+        ([1.0, 2.0, 6.0], "3 / 2"),
+    ],
+)
+def test_cells_of_times_to_what_may_never_come(scores, cell):
+    assert format_cell(summarise(scores), Column("x", "X", 0, none_is_last=True)) == cell
 
 
 def test_other_machines_are_all_named(tmp_path, undrawn):
@@ -134,8 +150,8 @@ def test_a_group_shows_only_what_it_measures(tmp_path, drawn):
 
 
 def test_the_picture(tmp_path, drawn):
-    save_all(toy(), 3, tmp_path)
-    write_report(toy(), 3, tmp_path)
+    save_all(toy(), 5, tmp_path)
+    write_report(toy(), 5, tmp_path)
     with Image.open(tmp_path / "toy.png") as image:
         assert image.size == (1500, int(150 * (2 * 3.6 + 0.8)))
         assert len(image.convert("RGB").getcolors(1 << 20)) > 10  # something is drawn
@@ -147,17 +163,17 @@ def test_the_picture(tmp_path, drawn):
     assert zero.get_color() != one.get_color() == values_color(drawn, "arm 1")
     assert second[0].lines[0].get_color() == zero.get_color()
     assert zero.get_xdata()[[0, -1]].tolist() == [100.0, 1100.0]  # to where the first ends
-    np.testing.assert_allclose(one.get_ydata()[[0, -1]], [16.0, 15.0 + 11**0.5])
-    low, high = bootstrap_interval(np.array([6.0, 16.0, 26.0]), mean)
+    np.testing.assert_allclose(one.get_ydata()[[0, -1]], [26.0, 25.0 + 11**0.5])
+    low, high = bootstrap_interval(np.arange(6.0, 56.0, 10.0), mean)
     corners = curves.collections[1].get_paths()[0].vertices
     for corner in ([100.0, low], [100.0, high]):
         assert np.isclose(corners, corner).all(axis=1).any()
     (legend,) = drawn[0].legends
     assert [text.get_text() for text in legend.get_texts()] == ["arm 0", "arm 1"]
-    title = "Mean of 3 seeds (lines, squares), its 95 % interval (bands, bars), single seeds (dots)"
+    title = "Mean of 5 seeds (lines, squares), its 95 % interval (bands, bars), single seeds (dots)"
     assert legend.get_title().get_text().splitlines() == [
         title,
-        "k/3: so many seeds came to that, and what is drawn is of these alone",
+        "k/5: so many seeds came to that; what is drawn is of these alone",
     ]
 
 
@@ -168,19 +184,38 @@ def values_color(drawn, name):
 
 
 def test_values_are_squares_bars_and_dots(tmp_path, drawn):
-    save_all(toy(), 3, tmp_path)
-    write_report(toy(), 3, tmp_path)
+    save_all(toy(), 5, tmp_path)
+    write_report(toy(), 5, tmp_path)
     axes = drawn[0].axes[1]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["arm 0", "arm 1"]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["at the end", "to the goal"]
     (final, solved) = [line for line in axes.lines if line.get_marker() == "s"]
-    np.testing.assert_allclose(final.get_xydata(), [[-0.125, 10.0], [0.875, 15.0]])
+    np.testing.assert_allclose(final.get_xydata(), [[-0.125, 20.0], [0.875, 25.0]])
     np.testing.assert_allclose(solved.get_xydata(), [[0.125, 100.5], [1.125, 100.5]])
     dots = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"]
-    assert dots[1] == [[0.875, 5.0], [0.875, 15.0], [0.875, 25.0]]
+    assert dots[1] == [[0.875, 5.0], [0.875, 15.0], [0.875, 25.0], [0.875, 35.0], [0.875, 45.0]]
     bars = [line.get_xydata().tolist() for line in axes.lines if line.get_linewidth() == 3.0]
-    assert bars[1] == [[0.875, end] for end in bootstrap_interval(np.array([5.0, 15.0, 25.0]), mean)]
-    assert [text.get_text() for text in axes.texts] == ["2/3", "2/3"]
+    assert bars[1] == [[0.875, end] for end in bootstrap_interval(np.arange(5.0, 55.0, 10.0), mean)]
+    assert [text.get_text() for text in axes.texts] == ["2/5", "2/5"]
+
+
+def test_where_some_seeds_never_come_the_square_is_the_median(tmp_path, drawn):
+    experiment = toy()
+    plot = replace(experiment.plots[1], values={"solved": "to the goal"}, none_is_last=True)
+    experiment = replace(experiment, plots=(plot,))
+    save_all(experiment, 3, tmp_path)
+    write_report(experiment, 3, tmp_path)
+    axes = drawn[0].axes[0]
+    (square,) = [line for line in axes.lines if line.get_marker() == "s"]
+    np.testing.assert_allclose(square.get_xydata(), [[0.0, 101.0], [1.0, 101.0]])  # of 100, 101 and never
+    told = drawn[0].legends[0].get_title().get_text()
+    assert told == "Mean of 3 seeds (squares), single seeds (dots)\nk/3: so many seeds came to that; " + (
+        "the square is the median of all seeds, the others last"
+    )
+    save_all(experiment, 5, tmp_path)
+    write_report(experiment, 5, tmp_path)
+    (square,) = [line for line in drawn[1].axes[0].lines if line.get_marker() == "s"]
+    assert len(square.get_xydata()) == 0  # most never come
 
 
 def test_values_by_a_setting(tmp_path, drawn):
@@ -194,7 +229,7 @@ def test_values_by_a_setting(tmp_path, drawn):
     np.testing.assert_allclose(solved.get_xydata(), [[16.0 * 1.1**0.5, 100.0], [32.0 * 1.1**0.5, 100.0]])
     assert final.get_linestyle() == solved.get_linestyle() == "-"
     assert not [line for line in axes.lines if line.get_linewidth() == 3.0]
-    assert drawn[0].legends[0].get_title().get_text() == "1 seed, so no intervals"
+    assert drawn[0].legends[0].get_title().get_text() == "1 seed"
 
 
 # --- the command ---------------------------------------------------------------------------------
