@@ -243,7 +243,10 @@ def mujoco_a2c(num_envs: int, num_steps: int) -> str:
 
 def _mujoco_a2c(num_envs: int, num_steps: int) -> Workload:
     settings = {"num_envs": num_envs, "num_steps": num_steps}
-    rows = [*_fastac("mujoco_a2c", settings), *_threads(SB3, "mujoco_a2c", settings)]
+    apart = Contestant(
+        "stable-baselines3, 1 thread, a process per env", SB3, "mujoco_a2c", settings | {"processes": True}
+    )
+    rows = [*_fastac("mujoco_a2c", settings), *_threads(SB3, "mujoco_a2c", settings), apart]
     return Workload(mujoco_a2c(num_envs, num_steps), rows)
 
 

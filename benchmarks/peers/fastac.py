@@ -86,7 +86,12 @@ def atari_a3c(num_envs: int, encoder: str, num_steps: int = 5, **changes: Any) -
 def mujoco_a2c(num_envs: int, num_steps: int, **changes: Any) -> Iterator[Task]:
     """By the optimiser that stable-baselines3's A2C has, observations and rewards normalised."""
     config = make_config("a2c", num_envs, "separate").replace(
-        env_id=s.MUJOCO_ID, num_steps=num_steps, optimizer="rmsprop", normalize_obs=True, normalize_reward=True
+        env_id=s.MUJOCO_ID,
+        vectorization="sync",
+        num_steps=num_steps,
+        optimizer="rmsprop",
+        normalize_obs=True,
+        normalize_reward=True,
     )
     with _assemble(config.replace(**changes)) as parts:
         yield _task(parts, "all")

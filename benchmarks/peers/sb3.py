@@ -92,15 +92,20 @@ def atari_ppo(num_envs: int, encoder: str, num_steps: int = 128) -> Iterator[Tas
 
 
 @contextmanager
-def mujoco_a2c(num_envs: int, num_steps: int) -> Iterator[Task]:
-    """By its default optimiser, torch's RMSprop, observations and rewards normalised."""
-    with _envs(num_envs, s.MUJOCO_ID) as envs:
-        yield _task(A2C(**_common(VecNormalize(envs), num_steps, s.FROZEN), **_mlp("separate")), "all")
+def mujoco_a2c(num_envs: int, num_steps: int, processes: bool = False) -> Iterator[Task]:
+    """By its default optimiser, torch's RMSprop; observations and rewards normalised.
+
+    Without Gymnasium's checks of every step, as in fastac.
+    """
+    make = partial(gym.make, s.MUJOCO_ID, disable_env_checker=True)
+    envs = VecNormalize((SubprocVecEnv if processes else DummyVecEnv)([make] * num_envs))
+    yield _task(A2C(**_common(envs, num_steps, s.FROZEN), **_mlp("separate"), rms_prop_eps=s.ADAM_EPS), "all")
+    envs.close()
 
 
 @contextmanager
-def _envs(num_envs: int, env_id: str = s.ENV_ID) -> Iterator[VecEnv]:
-    envs = DummyVecEnv([partial(gym.make, env_id)] * num_envs)
+def _envs(num_envs: int) -> Iterator[VecEnv]:
+    envs = DummyVecEnv([partial(gym.make, s.ENV_ID)] * num_envs)
     yield envs
     envs.close()
 

@@ -51,7 +51,7 @@ _FIELDS: dict[type, tuple[str, ...]] = {
     CartPoleVectorEnv: ("state", "steps", "prev_done", "low", "high", "steps_beyond_terminated"),
 }
 
-_ROBOTS = re.compile(r"gymnasium\.envs\.mujoco\.\w+_v5")  # modules of one class each, whose own attributes are constant
+_ROBOTS = re.compile(r"gymnasium\.envs\.mujoco\.\w+_v5")  # of one class each; no step changes its attributes
 # What the next step reads of MuJoCo's data besides the state: places of bodies as they were a substep ago.
 _ROBOT_PLACES = ("xpos", "xipos")
 
@@ -70,8 +70,10 @@ class Restorable(Protocol):
 def capture(env: SingleEnv | BatchedEnv) -> StateTree | None:
     """Return the state of every layer of `env`, or None if some layer's cannot be told."""
     tree: dict[str, StateTree] = {}
-    for depth, layer in enumerate(_layers(env)):
-        part = _capture_layer(layer)
+    layers = _layers(env)
+    is_new = any(isinstance(layer, OrderEnforcing) and not layer.has_reset for layer in layers)
+    for depth, layer in enumerate(layers):
+        part = _capture_layer(layer, is_new)
         if part is None:
             return None
         tree[str(depth)] = part
@@ -83,6 +85,8 @@ def restore(env: SingleEnv | BatchedEnv, state: StateTree) -> None:
     for depth, layer in enumerate(_layers(env)):
         part = subtree(state, str(depth))
         for name in _FIELDS.get(type(layer), ()):
+            if name not in part:
+                raise ValueError(f"the saved environment state has no {name!r}: it is of another kind of environment.")
             setattr(layer, name, _unpack(part[name]))
         if "robot" in part:
             _restore_robot(layer, subtree(part, "robot"))
@@ -107,11 +111,13 @@ def _layers(env: SingleEnv | BatchedEnv) -> list[SingleEnv | BatchedEnv]:
     return layers
 
 
-def _capture_layer(layer: SingleEnv | BatchedEnv) -> StateTree | None:
+def _capture_layer(layer: SingleEnv | BatchedEnv, is_new: bool) -> StateTree | None:
     part: dict[str, StateTree | StateLeaf] = {}
     fields = _FIELDS.get(type(layer))
     if fields is not None:
-        # Some attributes are not there before the first reset.
+        if not is_new and not all(hasattr(layer, name) for name in fields):
+            return None  # another Gymnasium, whose attributes have other names
+        # Before its first reset an environment may not have them yet.
         part.update({name: _pack(getattr(layer, name, None)) for name in fields})
     elif _ROBOTS.fullmatch(type(layer).__module__):
         part["robot"] = _capture_robot(layer)
@@ -141,6 +147,9 @@ def _restore_robot(layer: SingleEnv | BatchedEnv, state: StateTree) -> None:
     import mujoco
 
     simulation = cast("MujocoEnv", layer)
+    now = _capture_robot(layer)
+    if state.keys() != now.keys() or any(np.array(state[name]).shape != np.array(now[name]).shape for name in now):
+        raise ValueError("the saved environment state is of another robot, or of another version of MuJoCo.")
     integration = np.array(state["integration"])
     mujoco.mj_setState(simulation.model, simulation.data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
     for name in _ROBOT_PLACES:

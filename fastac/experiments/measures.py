@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ from fastac.build.parts import Parts
 from fastac.build.sync import SyncParts
 from fastac.build.worker import build_worker
 from fastac.config import Config
-from fastac.contract import Alone, Phases, StateTree, read_branch
+from fastac.contract import Alone, NonFiniteError, Phases, StateTree, read_branch
 from fastac.experiments.definition import Curve, Number, Trial
 from fastac.kernels import gae
 from fastac.records import ReturnTracker
@@ -47,11 +47,21 @@ class _Points:
         self.x.append(x)
         self.y.append(y)
 
-    def thinned(self) -> Curve:
-        """Return the means of `_POINTS` stretches of as many points each."""
-        parts = np.array_split(np.array([self.x, self.y]), min(_POINTS, len(self.x)) or 1, axis=1)
-        means = np.array([part.mean(axis=1) for part in parts if part.size]).reshape(-1, 2)
-        return Curve(tuple(means[:, 0].tolist()), tuple(means[:, 1].tolist()))
+    def thinned(self, end: float | None = None) -> Curve:
+        """Return the means of `_POINTS` stretches of x, as long each, to `end` or the last point.
+
+        A stretch without a point has what the one before has. Few points, without an end, are left as they are.
+        """
+        x, y = np.array(self.x), np.array(self.y)
+        if end is None and len(x) <= _POINTS:
+            return Curve(tuple(self.x), tuple(self.y))
+        edges = np.linspace(x[0], x[-1] if end is None else end, _POINTS + 1)
+        inside = x <= edges[-1]
+        stretch = np.clip(np.searchsorted(edges, x[inside], side="left") - 1, 0, _POINTS - 1)
+        counts = np.bincount(stretch, minlength=_POINTS)
+        means = np.bincount(stretch, weights=y[inside], minlength=_POINTS) / np.maximum(counts, 1)
+        latest = np.maximum.accumulate(np.where(counts > 0, np.arange(_POINTS), 0))
+        return Curve(tuple(edges[1:].tolist()), tuple(means[latest].tolist()))
 
     def first_from(self, x: float) -> Number:
         """Return y at the first point from `x` on, None if there is none."""
@@ -63,11 +73,16 @@ class _Points:
         at = int(np.searchsorted(self.x, x, side="right"))
         return self.y[at - 1] if at else None
 
+    def fall_before(self, x: float) -> Number:
+        """Return how far the last point that is not beyond `x` is below the best until then, None before the first."""
+        at = int(np.searchsorted(self.x, x, side="right"))
+        return max(self.y[:at]) - self.y[at - 1] if at else None
+
     def first_reaching(self, y: float) -> Number:
         """Return x at the first point of at least `y`, None if there is none."""
         return next((here for here, value in zip(self.x, self.y, strict=True) if value >= y), None)
 
-    def share_staying(self, y: float) -> Number:
+    def percent_staying(self, y: float) -> Number:
         """Return how many of the points after the first of at least `y` are too, in percent; None if none follows."""
         reaches = [value >= y for value in self.y]
         later = reaches[reaches.index(True) + 1 :] if True in reaches else []
@@ -91,30 +106,34 @@ def learn(
     Returns:
         Curves `return` and `return_by_seconds`; values `final_return`, `sps`, and where asked for `env_steps_to`,
         `seconds_to` (None: not reached), `stays` (percent of later evaluations that reach it too, None: there is
-        none), `return_at_env_steps` and `return_at_seconds` (None: ended before).
+        none), `return_at_env_steps` and `return_at_seconds` (None: ended before). Where numbers became NaN or infinite
+        the curves end, if they had begun, and `final_return` and `sps` are None.
         A3C's evaluations are played beside training, which they slow down, and are fewer where one lasts.
     """
     by_steps, by_seconds = _Points(), _Points()
     with TemporaryDirectory(prefix="fastac-") as folder:
         session = start_config(config.replace(tensorboard=False, checkpoint_every=0), Path(folder, "run"))
-        for _ in session:
-            pass
-        summary = session.finish()
+        sps: Number = None
+        with suppress(NonFiniteError):  # a seed that failed, not an experiment
+            for _ in session:
+                pass
+            sps = float(str(session.finish()["sps"]))
         if session.stop_signal is not None:
             raise KeyboardInterrupt
         lines = Path(folder, "run", "evaluations.jsonl").read_text().splitlines()
     for row in map(json.loads, lines):
         by_steps.add(row["env_steps"], row["mean_return"])
         by_seconds.add(row["wall_s"], row["mean_return"])  # of training alone
-    values: dict[str, Number] = {"final_return": by_steps.y[-1], "sps": float(str(summary["sps"]))}
+    values: dict[str, Number] = {"final_return": by_steps.y[-1] if sps is not None else None, "sps": sps}
     if threshold is not None:
         values |= {"env_steps_to": by_steps.first_reaching(threshold)}
-        values |= {"seconds_to": by_seconds.first_reaching(threshold), "stays": by_steps.share_staying(threshold)}
+        values |= {"seconds_to": by_seconds.first_reaching(threshold), "stays": by_steps.percent_staying(threshold)}
     if at_env_steps is not None:
         values |= {"return_at_env_steps": by_steps.first_from(at_env_steps)}
     if at_seconds is not None:
         values |= {"return_at_seconds": by_seconds.first_from(at_seconds)}
-    return Trial({"return": by_steps.thinned(), "return_by_seconds": by_seconds.thinned()}, values)
+    curves = {"return": by_steps, "return_by_seconds": by_seconds}
+    return Trial({name: points.thinned() for name, points in curves.items() if points.x}, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,23 +170,26 @@ class EpisodeLog:
 
     def has_passed(self, horizons: Horizons, env_steps: int, seconds: float) -> bool:
         """Note how far the run is; return whether all horizons are behind."""
-        self._progress = {"episodes": len(self._returns), "env_steps": env_steps, "seconds": seconds}
-        return all(self._progress[name] >= end for name, end in asdict(horizons).items())
+        episodes = len(self._returns)
+        self._progress = {"episodes": episodes, "env_steps": env_steps, "seconds": seconds}
+        return episodes >= horizons.episodes and env_steps >= horizons.env_steps and seconds >= horizons.seconds
 
     def to_trial(self, horizons: Horizons) -> Trial:
-        """Return the curves up to each horizon, and the mean of the last 50 episodes before it (None: ended before)."""
+        """Return what there is of each horizon.
+
+        Returns:
+            Curves `return_by_...` up to it; values `return_at_...`, the mean of the last 50 episodes before it, and
+            `fall_at_...`, how much more the best 50 until then had (None: the run ended before).
+        """
         curves: dict[str, Curve] = {}
         values: dict[str, Number] = {}
         for name, end in asdict(horizons).items():
             points = {"episodes": self._by_episode, "env_steps": self._by_steps, "seconds": self._by_seconds}[name]
-            curves[f"return_by_{name}"] = _until(points, end).thinned()
-            values[f"return_at_{name}"] = points.last_before(end) if self._progress[name] >= end else None
+            has_passed = self._progress[name] >= end
+            curves[f"return_by_{name}"] = points.thinned(end if has_passed else None)
+            values[f"return_at_{name}"] = points.last_before(end) if has_passed else None
+            values[f"fall_at_{name}"] = points.fall_before(end) if has_passed else None
         return Trial(curves, values)
-
-
-def _until(points: _Points, x: float) -> _Points:
-    at = int(np.searchsorted(points.x, x, side="right"))
-    return _Points(points.x[:at], points.y[:at])
 
 
 def learn_by_episodes(config: Config, horizons: Horizons) -> Trial:
@@ -185,7 +207,8 @@ def learn_by_episodes(config: Config, horizons: Horizons) -> Trial:
 def learn_dqn(config: Config, horizons: Horizons) -> Trial:
     """Do the same by stable-baselines3's DQN, with the settings that its zoo has tuned for CartPole-v1.
 
-    https://github.com/DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml.
+    https://github.com/DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml. Of the configuration it takes the environment, the
+    seed, the budget, learning rate, discount, hidden layers and steps between updates.
     """
     import gymnasium as gym
     from stable_baselines3 import DQN
@@ -205,17 +228,17 @@ def learn_dqn(config: Config, horizons: Horizons) -> Trial:
         model = DQN(
             "MlpPolicy",
             env,
-            learning_rate=2.3e-3,
+            learning_rate=config.optim.learning_rate,
             buffer_size=100_000,
             learning_starts=1_000,
             batch_size=64,
-            gamma=0.99,
-            train_freq=256,
+            gamma=config.algo.gamma,
+            train_freq=config.algo.num_steps,
             gradient_steps=128,
             target_update_interval=10,
             exploration_fraction=8_000 / config.run.total_env_steps,  # 0.16 of the zoo's 50,000
             exploration_final_eps=0.04,
-            policy_kwargs={"net_arch": [256, 256]},
+            policy_kwargs={"net_arch": list(config.model.hidden_sizes)},
             seed=config.run.seed,
             device="cpu",
         )
@@ -297,7 +320,9 @@ def exact_critic(config: Config) -> Trial:
 # --- variance of gradients -----------------------------------------------------------------------
 
 
-def gradient_variance(config: Config, base: Config, base_env_steps: int, num_gradients: int) -> Trial:
+def gradient_variance(
+    config: Config, base: Config, base_env_steps: int, num_gradients: int, threshold: float | None = None
+) -> Trial:
     """Train as `learn` does; and apart from that, estimate a frozen policy's gradient many times, in the arm's way.
 
     The policy is the same in all arms: what `base`, with the same seed, has become after `base_env_steps`. Every
@@ -308,11 +333,12 @@ def gradient_variance(config: Config, base: Config, base_env_steps: int, num_gra
         base: makes the frozen policy, and the critic of it.
         base_env_steps: for how long.
         num_gradients: how many estimates.
+        threshold: of `learn`.
 
     Returns:
         `learn`'s curves and values, and `gradient_variance`, the mean over parameters.
     """
-    trial = learn(config)
+    trial = learn(config, threshold)
     frozen = _train_for(base.replace(seed=config.run.seed), base_env_steps)
     gradients = _estimate_gradients(config.replace(num_envs=1, vf_coef=0.0, ent_coef=0.0), frozen, num_gradients)
     variance = gradients.var(dim=0)  # [P]

@@ -23,7 +23,6 @@ from fastac.tools.tune import cpu_model
 
 # What each extra of fastac's installs that the experiments use: the name to import.
 EXTRAS = {
-    "atari": "ale_py",
     "box2d": "Box2D",
     "experiments": "stable_baselines3",
     "mujoco": "mujoco",

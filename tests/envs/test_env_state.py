@@ -13,6 +13,7 @@ from fastac.config import EnvConfig
 from fastac.contract import StateLeaf, StateTree, VecEnv
 from fastac.envs import adapt, make_vec
 from fastac.envs.probes import ToyChain
+from fastac.envs.state import capture, restore
 
 CHAIN = "fastac.envs.probes:fastac/ToyChain-v0"
 DICT = "fastac.envs.probes:fastac/DictReward-v0"  # flattened by a wrapper
@@ -108,9 +109,15 @@ def test_sync_and_process_share_states() -> None:
     process.close()
 
 
-@pytest.mark.parametrize("vectorization", ["native", "sync"])
-def test_state_before_the_first_reset_still_seeds(vectorization: str) -> None:
-    env, other = build("CartPole-v1", vectorization), build("CartPole-v1", vectorization)
+@pytest.mark.parametrize(
+    ("env_id", "vectorization"),
+    [
+        ("CartPole-v1", "native"),
+        *((name, "sync") for name in ("CartPole-v1", "FrozenLake-v1", "Taxi-v4", "Pendulum-v1")),
+    ],
+)
+def test_state_before_the_first_reset_still_seeds(env_id: str, vectorization: str) -> None:
+    env, other = build(env_id, vectorization), build(env_id, vectorization)
     other.set_state(env.get_state())
     np.testing.assert_array_equal(begin(env), begin(other))
 
@@ -130,6 +137,46 @@ def test_unknown_layers_cannot_be_captured() -> None:
     assert build("fastac.envs.probes:fastac/Memory-v0", "sync").get_state() is None
     user = gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")])
     assert adapt(user, np.random.SeedSequence(0)).get_state() is None
+
+
+def test_an_environment_whose_attributes_have_other_names_cannot_be_captured() -> None:
+    env = gym.make("FrozenLake-v1", disable_env_checker=True)
+    assert capture(env) is not None  # new: has none of them yet
+    env.reset()
+    assert capture(env) is not None
+    del env.unwrapped.s
+    assert capture(env) is None
+
+
+def test_a_fickle_passenger_is_restored() -> None:
+    env = gym.make("Taxi-v4", fickle_passenger=True, disable_env_checker=True)
+    env.reset(seed=0)
+    env.unwrapped.fickle_step = True
+    state = capture(env)
+    env.reset(seed=1)
+    env.unwrapped.fickle_step = False
+    restore(env, through_disk(state))
+    assert env.unwrapped.fickle_step is True
+
+
+def test_only_the_robots_that_are_known_are_captured() -> None:
+    pytest.importorskip("mujoco")
+    from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+
+    class Other(HopperEnv):
+        """May have a state of its own."""
+
+    assert capture(Other()) is None and capture(HopperEnv()) is not None
+
+
+def test_the_state_of_another_robot_is_refused() -> None:
+    pytest.importorskip("mujoco")
+    hopper, ant = (gym.make(f"{name}-v5", disable_env_checker=True) for name in ("Hopper", "Ant"))
+    with pytest.raises(ValueError, match="of another robot, or of another version of MuJoCo"):
+        restore(ant, capture(hopper))
+    lake = gym.make("FrozenLake-v1", disable_env_checker=True)
+    with pytest.raises(ValueError, match="has no 's': it is of another kind"):
+        restore(lake, capture(hopper))
 
 
 @pytest.mark.parametrize("vectorization", ["native", "sync", "process"])

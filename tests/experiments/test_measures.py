@@ -11,7 +11,7 @@ from fastac.build.worker import build_worker
 from fastac.config import Config
 from fastac.contract import Alone, Phases
 from fastac.experiments import measures
-from fastac.experiments.definition import CurvePlot, ValuePlot
+from fastac.experiments.definition import Curve, CurvePlot, ValuePlot
 from fastac.experiments.definitions import EXPERIMENTS
 from fastac.experiments.measures import (
     EpisodeLog,
@@ -22,6 +22,7 @@ from fastac.experiments.measures import (
     learn,
     learn_by_episodes,
 )
+from fastac.experiments.trials import EXTRAS
 from fastac.kernels.reference import gae_reference
 
 CARTPOLE = Config().replace(
@@ -89,7 +90,7 @@ def test_a_run_is_read_by_steps_and_by_seconds():
 )
 def test_how_many_later_evaluations_stay_at_the_threshold(returns, stays):
     points = measures._Points(list(range(len(returns))), list(returns))
-    assert points.share_staying(10) == (None if stays is None else pytest.approx(stays))
+    assert points.percent_staying(10) == (None if stays is None else pytest.approx(stays))
 
 
 def test_an_episodes_mean_is_of_the_last_fifty_before_each_horizon():
@@ -103,9 +104,36 @@ def test_an_episodes_mean_is_of_the_last_fifty_before_each_horizon():
         "return_at_episodes": np.mean(range(11, 61)),
         "return_at_env_steps": np.mean(range(21, 71)),
         "return_at_seconds": np.mean(range(36, 86)),
+        "fall_at_episodes": 0.0,
+        "fall_at_env_steps": 0.0,
+        "fall_at_seconds": 0.0,
     }
     assert trial.curves["return_by_episodes"].x[-1] == 60 and trial.curves["return_by_seconds"].x[-1] == 8.5
     assert trial.curves["return_by_env_steps"].y[:2] == (1.0, 1.5)
+    assert trial.curves["return_by_env_steps"].y[-1] == np.mean(range(21, 71))
+
+
+def test_a_fall_is_from_the_best_so_far():
+    points = measures._Points([1.0, 2.0, 3.0, 4.0], [5.0, 9.0, 6.0, 20.0])
+    assert [points.fall_before(x) for x in (0.5, 1.0, 2.5, 3.0, 9.0)] == [None, 0.0, 0.0, 3.0, 0.0]
+
+
+def test_a_thinned_curve_is_of_even_stretches():
+    crowd = [float(x) for x in range(1, 101)]  # a hundred points in the first tenth, and one at the end
+    points = measures._Points([*crowd, 1001.0], [*([2.0] * 50), *([4.0] * 50), 10.0])
+    curve = points.thinned()
+    np.testing.assert_allclose(curve.x, np.linspace(1.0, 1001.0, 101)[1:])
+    assert curve.y[:4] == (2.0, 2.0, 2.0, 2.0) and curve.y[5:99] == (4.0,) * 94 and curve.y[99] == 10.0
+    beyond = measures._Points([1.0, 3.0], [7.0, 8.0]).thinned(5.0)  # goes on with the last
+    assert beyond.x[-1] == 5.0 and beyond.y[0] == 7.0 and beyond.y[-1] == 8.0
+    before = measures._Points([1.0, 3.0], [7.0, 8.0]).thinned(2.0)
+    assert set(before.y) == {7.0}
+    assert measures._Points([1.0, 3.0], [7.0, 8.0]).thinned() == Curve((1.0, 3.0), (7.0, 8.0))
+
+
+def test_a_seed_that_diverges_is_one_that_failed():
+    trial = learn(CARTPOLE.replace(learning_rate=1e30, max_grad_norm=None, eval_every=64), threshold=1e9)
+    assert trial.values["final_return"] is trial.values["sps"] is trial.values["env_steps_to"] is None
 
 
 def test_a_run_by_episodes_goes_on_to_the_last_horizon_or_its_budget():
@@ -117,7 +145,7 @@ def test_a_run_by_episodes_goes_on_to_the_last_horizon_or_its_budget():
     assert short.curves["return_by_env_steps"].x[-1] >= 100
 
 
-def test_a_gradient_estimate_is_that_of_one_episode(monkeypatch):
+def test_a_gradient_estimate_is_that_of_one_episode():
     config = EPISODES.replace(algo="reinforce", baseline=False, seed=5, vf_coef=0.0, ent_coef=0.0)
     envs = build_envs(config.env, Streams.spawn(5).env)
     model = build_model(config.model, envs, 1)
@@ -159,6 +187,8 @@ def shrink(measure):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda each: each.name)
 def test_every_plot_and_column_is_of_something_that_is_measured(experiment):
+    if experiment.needs is not None:
+        pytest.importorskip(EXTRAS[experiment.needs])
     assert len({(arm.group, arm.name) for arm in experiment.arms}) == len(experiment.arms)
     curves, values, done = set(), set(), set()
     for arm in experiment.arms:
