@@ -117,7 +117,7 @@ def test_cells(scores, cell):
         ([1.0, 2.0, 6.0, None], "median 4, 3 of 4"),  # not their mean, which is 3
         ([1.0, None], "1 of 2"),  # half came to that: half way to never is never
         ([1.0, None, None], "1 of 3"),
-        ([1.0, 2.0, 6.0], "3 / 2"),
+        ([1.0, 2.0, 6.0], "3 / 3"),
     ],
 )
 def test_cells_of_times_to_what_may_never_come(scores, cell):
