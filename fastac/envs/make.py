@@ -23,6 +23,7 @@ from fastac.envs.atari import AtariEnvs, FilmedGame, draw_seeds
 from fastac.envs.failure import describe
 from fastac.envs.flatten import FlatBox, FlattenedBatch, flatten_env
 from fastac.envs.process import ProcessEnvs
+from fastac.envs.robots import spare_warnings
 from fastac.envs.spaces import ArraySpace, SquashedBox, check_spaces, needs_flattening
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.envs.sync import SyncEnvs
@@ -74,6 +75,7 @@ def make_vec(
         return _make_native(config, seed, num_envs)
     seeds = [_to_int(child) for child in seed.spawn(num_envs)]
     build = partial(_make_single, spec, config.squash_actions)
+    spare_warnings(spec)
     trial = _make_trial(config.env_id)
     try:
         check_spaces(trial.observation_space, trial.action_space)
@@ -157,6 +159,7 @@ def _describe_flat(space: ArraySpace) -> str:
 
 def _make_single(spec: EnvSpec, squashes: bool, render_mode: str | None = None) -> SingleEnv:
     """Build one environment and `_fit` it; it is what workers are sent to do."""
+    spare_warnings(spec)  # again, as this may be another process
     # There are environments that take no render_mode, not even None.
     env: SingleEnv = (
         gym.make(spec, disable_env_checker=True)

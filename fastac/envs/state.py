@@ -7,9 +7,8 @@ that is none of these makes the whole stack impossible to save, and training the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -28,9 +27,7 @@ from numpy.typing import NDArray
 
 from fastac.contract import ActionArray, ObsArray, StateLeaf, StateTree
 from fastac.envs.flatten import FlattenedBatch
-
-if TYPE_CHECKING:
-    from gymnasium.envs.mujoco import MujocoEnv
+from fastac.envs.robots import capture_robot, is_robot, restore_robot
 
 SingleEnv: TypeAlias = gym.Env[ObsArray, ActionArray]
 BatchedEnv: TypeAlias = VectorEnv[ObsArray, ActionArray, NDArray[np.generic]]
@@ -50,10 +47,6 @@ _FIELDS: dict[type, tuple[str, ...]] = {
     TaxiEnv: ("s", "lastaction", "fickle_step", "taxi_orientation"),
     CartPoleVectorEnv: ("state", "steps", "prev_done", "low", "high", "steps_beyond_terminated"),
 }
-
-_ROBOTS = re.compile(r"gymnasium\.envs\.mujoco\.\w+_v5")  # of one class each; no step changes its attributes
-# What the next step reads of MuJoCo's data besides the state: places of bodies as they were a substep ago.
-_ROBOT_PLACES = ("xpos", "xipos")
 
 
 @runtime_checkable
@@ -89,7 +82,7 @@ def restore(env: SingleEnv | BatchedEnv, state: StateTree) -> None:
                 raise ValueError(f"the saved environment state has no {name!r}: it is of another kind of environment.")
             setattr(layer, name, _unpack(part[name]))
         if "robot" in part:
-            _restore_robot(layer, subtree(part, "robot"))
+            restore_robot(layer, subtree(part, "robot"))
         if "own" in part and isinstance(layer, Restorable):
             layer.set_state(subtree(part, "own"))
         if "rng" in part:
@@ -119,8 +112,8 @@ def _capture_layer(layer: SingleEnv | BatchedEnv, is_new: bool) -> StateTree | N
             return None  # another Gymnasium, whose attributes have other names
         # Before its first reset an environment may not have them yet.
         part.update({name: _pack(getattr(layer, name, None)) for name in fields})
-    elif _ROBOTS.fullmatch(type(layer).__module__):
-        part["robot"] = _capture_robot(layer)
+    elif is_robot(layer):
+        part["robot"] = capture_robot(layer)
     elif isinstance(layer, Restorable):
         own = layer.get_state()
         if not isinstance(own, Mapping):  # a method of the same name that means something else
@@ -132,28 +125,6 @@ def _capture_layer(layer: SingleEnv | BatchedEnv, is_new: bool) -> StateTree | N
     if isinstance(rng, np.random.Generator):
         part["rng"] = rng.bit_generator.state
     return part
-
-
-def _capture_robot(layer: SingleEnv | BatchedEnv) -> StateTree:
-    import mujoco
-
-    simulation = cast("MujocoEnv", layer)
-    state = np.empty(mujoco.mj_stateSize(simulation.model, mujoco.mjtState.mjSTATE_INTEGRATION))
-    mujoco.mj_getState(simulation.model, simulation.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-    return {"integration": state, **{name: np.array(getattr(simulation.data, name)) for name in _ROBOT_PLACES}}
-
-
-def _restore_robot(layer: SingleEnv | BatchedEnv, state: StateTree) -> None:
-    import mujoco
-
-    simulation = cast("MujocoEnv", layer)
-    now = _capture_robot(layer)
-    if state.keys() != now.keys() or any(np.array(state[name]).shape != np.array(now[name]).shape for name in now):
-        raise ValueError("the saved environment state is of another robot, or of another version of MuJoCo.")
-    integration = np.array(state["integration"])
-    mujoco.mj_setState(simulation.model, simulation.data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
-    for name in _ROBOT_PLACES:
-        getattr(simulation.data, name)[...] = state[name]
 
 
 def _restore_rng(state: StateTree) -> np.random.Generator:

@@ -159,6 +159,15 @@ def test_a_fickle_passenger_is_restored() -> None:
     assert env.unwrapped.fickle_step is True
 
 
+def test_mujoco_logs_what_is_not_about_deprecation(caplog, capfd) -> None:
+    mujoco = pytest.importorskip("mujoco")
+    build("HalfCheetah-v5", "sync", num_envs=1)
+    mujoco.get_mju_user_warning()("compiler attribute is deprecated")
+    mujoco.get_mju_user_warning()("Nan in QACC\n")
+    assert [record.message for record in caplog.records] == ["MuJoCo: Nan in QACC"]
+    assert capfd.readouterr().err == ""
+
+
 def test_only_the_robots_that_are_known_are_captured() -> None:
     pytest.importorskip("mujoco")
     from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
