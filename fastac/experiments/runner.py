@@ -24,6 +24,8 @@ from fastac.contract import WorkerFailure
 from fastac.experiments.definition import Experiment, Trial
 from fastac.experiments.trials import Job, check_trial, describe_machine, list_jobs, load_trial, save_trial
 from fastac.processes import Child, Failed, close, count_cores, follow, get_context, start, to_error, to_failed
+from fastac.records import RecordError
+from fastac.records.files import describe
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -57,7 +59,7 @@ def run_trials(experiment: Experiment, seeds: int, out: Path) -> signal.Signals 
     progress = _Progress(len(jobs) - len(missing), len(jobs))
     with (
         _note_signals() as signals,
-        TemporaryDirectory(ignore_cleanup_errors=True) as scratch,  # for trials that are ended before they clean up
+        _open_scratch(out) as scratch,
         progress,
         _tasks() as running,
     ):
@@ -143,6 +145,21 @@ def _receive(child: Child) -> _Done | Failed:
     close([child])
     assert isinstance(outcome, _Done | Failed)
     return outcome
+
+
+@contextmanager
+def _open_scratch(out: Path) -> Iterator[str]:
+    """Yield a folder for what trials write in passing, as those that are ended do not clean up themselves.
+
+    It is in `out`, so that a place that cannot be written is known before hours of work.
+    """
+    try:
+        (out / "trials").mkdir(parents=True, exist_ok=True)
+        scratch = TemporaryDirectory(prefix="scratch-", dir=out, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise RecordError(f"cannot write {out}: {describe(error)}; choose another --out.") from error
+    with scratch as path:
+        yield path
 
 
 @contextmanager

@@ -122,7 +122,10 @@ def find_checkpoint(run_dir: Path, which: Literal["last", "best"]) -> Path:
     """
     saved = _saved(run_dir / _FOLDER)
     if not saved:
-        raise ValueError(f"{run_dir} holds no checkpoint yet, expected one in {run_dir / _FOLDER}.")
+        raise ValueError(
+            f"{run_dir} holds no checkpoint yet, expected one in {run_dir / _FOLDER}: "
+            "if its run is over, delete it and train anew."
+        )
     best = _best_steps(run_dir) if which == "best" else None
     return saved[best] if best in saved else list(saved.values())[-1]
 

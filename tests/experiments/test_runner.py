@@ -27,6 +27,7 @@ from fastac.contract import WorkerFailure
 from fastac.experiments import run_trials, write_report
 from fastac.experiments.definition import Arm
 from fastac.processes import WorkerTraceback
+from fastac.records import RecordError
 
 
 def names(out):
@@ -40,10 +41,22 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
+def test_a_place_that_cannot_be_written_is_known_before_any_trial(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    called = tmp_path / "called"
+    called.mkdir()
+    experiment = toy(partial(wait_with_seed_1, folder=called))
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RecordError, match=f"cannot write {out}: .*; choose another --out."):
+            run_trials(experiment, 1, out)
+    assert not list(called.iterdir())
+
+
 def test_every_arm_and_seed_has_a_file(tmp_path, capsys):
     assert run_trials(toy(), 2, tmp_path) is None
     arms = ("first-arm-0", "first-arm-1", "second-arm-0")
     assert names(tmp_path) == sorted(f"{arm}-seed{seed}.json" for arm in arms for seed in (0, 1))
+    assert [path.name for path in tmp_path.iterdir()] == ["trials"]
     content = json.loads((tmp_path / "trials" / "first-arm-1-seed1.json").read_text())
     assert (content["group"], content["arm"], content["config"]["run"]["seed"]) == ("first", "arm 1", 1)
     assert content["config"]["env"]["num_envs"] == 32
