@@ -81,7 +81,7 @@ def restore(env: SingleEnv | BatchedEnv, state: StateTree) -> None:
             if name not in part:
                 raise ValueError(f"the saved environment state has no {name!r}: it is of another kind of environment.")
             setattr(layer, name, _unpack(part[name]))
-        if "robot" in part:
+        if is_robot(layer):
             restore_robot(layer, subtree(part, "robot"))
         if "own" in part and isinstance(layer, Restorable):
             layer.set_state(subtree(part, "own"))

@@ -186,6 +186,8 @@ def test_the_state_of_another_robot_is_refused() -> None:
     lake = gym.make("FrozenLake-v1", disable_env_checker=True)
     with pytest.raises(ValueError, match="has no 's': it is of another kind"):
         restore(lake, capture(hopper))
+    with pytest.raises(ValueError, match="has no part 'robot': it is of another kind"):
+        restore(hopper, capture(lake))
 
 
 @pytest.mark.parametrize("vectorization", ["native", "sync", "process"])
