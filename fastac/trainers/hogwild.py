@@ -142,17 +142,12 @@ class HogwildTrainer:
             episodes=self._episodes,
             finished=self._take_found(counts[:, EPISODES]),
             train_wall_s=wall_s,
-            phases=self._phases(wall_s),
+            phases=_mean_phases(self._board.seconds.view(), wall_s),
             losses=self._take_losses(),
         )
 
     def _wall_s(self) -> float:
         return self._train_wall_s + (perf_counter() - self._began if self._is_running else 0.0)
-
-    def _phases(self, wall_s: float) -> Phases:
-        """Return the workers' clocks, averaged over them."""
-        means = self._board.seconds.view().mean(axis=0)[: len(PHASES)].tolist()
-        return Phases(**dict(zip(PHASES, means, strict=True)), other_s=wall_s - sum(means))
 
     def _take_found(self, episodes: NDArray[np.int64]) -> Episodes:
         """Return those since the last report, of `episodes` `[K]` so far; of a worker at most the latest `ROOM`."""
@@ -176,15 +171,18 @@ class HogwildTrainer:
     def get_state(self) -> StateTree:
         """The counters, and the workers' rows of the board."""
         counts, wall_s = self._read_counts(), self._wall_s()
+        seconds = self._board.seconds.view().copy()  # once, as the counts: workers write on
+        phases = asdict(_mean_phases(seconds, wall_s))
+        rows = {name: rows.copy() for name, rows in self._rows().items()}
         return {
             "iteration": self.iteration,
             "episodes": self._episodes,
             "env_steps": self.env_steps,
             "updates": self._updates,
             "train_wall_s": wall_s,
-            "phases": {name: value for name, value in asdict(self._phases(wall_s)).items() if name != "other_s"},
+            "phases": {name: phases[name] for name in PHASES},
             "restarts": self._restarts + self._pool.restarts,
-            "board": {**{name: rows.copy() for name, rows in self._rows().items()}, "counts": counts},
+            "board": {**rows, "counts": counts, "seconds": seconds},
         }
 
     def set_state(self, state: StateTree) -> None:
@@ -207,3 +205,9 @@ class HogwildTrainer:
             "losses": self._board.losses.view(),
             "staleness": self._staleness,
         }
+
+
+def _mean_phases(seconds: NDArray[np.float64], wall_s: float) -> Phases:
+    """Return the workers' clocks `seconds` `[K, 8]`, averaged over them."""
+    means = seconds.mean(axis=0)[: len(PHASES)].tolist()
+    return Phases(**dict(zip(PHASES, means, strict=True)), other_s=wall_s - sum(means))

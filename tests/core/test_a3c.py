@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -541,6 +542,24 @@ def test_reports_are_sums_over_the_workers():
     assert trainer.asynchrony.updates.tolist() == [1, 2]
     assert trainer.asynchrony.staleness[:3].tolist() == [2, 1, 0]
     assert trainer.asynchrony.mean_staleness == pytest.approx(1 / 3)
+
+
+class Advancing:
+    """Rows that workers have written on whenever they are looked at."""
+
+    def __init__(self, shape):
+        self._rows = np.zeros(shape)
+
+    def view(self):
+        self._rows += 1.0
+        return self._rows
+
+
+def test_what_is_saved_of_the_clocks_is_of_one_moment():
+    board, _ = make_rows(2)
+    trainer, _ = make_trainer(replace(board, seconds=Advancing(board.seconds.view().shape)))
+    state = trainer.get_state()
+    assert set(state["phases"].values()) == {state["board"]["seconds"].mean()}
 
 
 def test_nothing_is_reported_before_the_first_iteration():
