@@ -421,6 +421,8 @@ def _experiment(words: Sequence[str]) -> int:
     from fastac.experiments import find_experiment, list_experiments, run_trials, write_report
 
     if options.name == "list":
+        if len(words) > 1:
+            raise ValueError(f"experiment list takes nothing more, and got {shlex.join(words[1:])}.")
         for each in list_experiments():
             print(f"{each.name:<20}{each.question}")
         return 0

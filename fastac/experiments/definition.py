@@ -108,6 +108,7 @@ class Column:
     Attributes:
         value: which.
         label: with the unit.
+        meaning: what it is, in a sentence below the tables.
         digits: after the point.
         none_is_last: None is beyond every number, as in a time to something that did not happen. Where there is one the
             cell has the median of all seeds: a mean of the rest would flatter whoever seldom comes there.
@@ -115,6 +116,7 @@ class Column:
 
     value: str
     label: str
+    meaning: str
     digits: int = 1
     none_is_last: bool = False
 

@@ -22,7 +22,18 @@ _STEPS, _SECONDS, _EPISODES = "environment steps", "training time (s)", "trainin
 _RETURN, _RECENT = "greedy mean return", "return, mean of the last 50 episodes"
 _BY_STEPS = CurvePlot("return", "by steps", _STEPS, _RETURN)
 _BY_SECONDS = CurvePlot("return_by_seconds", "by time", _SECONDS, _RETURN)
-_FINAL = Column("final_return", "return at the end")
+_FINAL = Column("final_return", "return at the end", "mean return of greedy episodes after the last step")
+_SPS = Column("sps", "steps/s", "environment steps per second of training alone", 0)
+
+
+def _columns_to(name: str, goal: str) -> tuple[Column, Column]:
+    """Return how long training takes to an evaluation that reaches `goal`, which the labels call `name`."""
+    steps = f"environment steps of training before the first evaluation that reaches {goal}"
+    seconds = "seconds of training alone until that evaluation"
+    return (
+        Column("env_steps_to", f"steps to {name}", steps, 0, none_is_last=True),
+        Column("seconds_to", f"seconds to {name}", seconds, 2, none_is_last=True),
+    )
 
 
 def _preset(env_id: str, name: str) -> Config:
@@ -56,7 +67,7 @@ def _gae_lambda() -> Experiment:
         "What does GAE's lambda trade: how noisy are advantages, and how fast is learning?",
         (
             *_vary("CartPole-v1", base, lambdas, advantage_variance),
-            *_vary("a random walk whose values are known", walk, lambdas, exact_critic),
+            *_vary("random walk of known values", walk, lambdas, exact_critic),
         ),
         (
             CurvePlot("return", "learning", _STEPS, "return, mean of the last 100 episodes"),
@@ -70,9 +81,23 @@ def _gae_lambda() -> Experiment:
         ),
         (
             _FINAL,
-            Column("variance", "variance of advantages (return²)"),
-            Column("variance_ratio", "over that of TD errors", 2),
-            Column("formula", "with an exact critic, by formula", 2),
+            Column(
+                "variance",
+                "variance of advantages (return²)",
+                "over the steps of a rollout, before they are normalised, the mean over all rollouts of training",
+            ),
+            Column(
+                "variance_ratio",
+                "over that of TD errors",
+                "the variance of advantages divided by the variance of the TD errors of the same steps",
+                2,
+            ),
+            Column(
+                "formula",
+                "with an exact critic, by formula",
+                "the sum over k < T of (gamma lambda)^(2k), T the steps of a rollout",
+                2,
+            ),
         ),
     )
 
@@ -115,8 +140,13 @@ def _baseline_variance() -> Experiment:
             ),
         ),
         (
-            Column("gradient_variance", "variance of a frozen policy's gradient", 5),
-            Column("env_steps_to", "steps to 475", 0, none_is_last=True),
+            Column(
+                "gradient_variance",
+                "variance of a frozen policy's gradient",
+                "of 200 estimates of it, each of one episode, the mean over the actor's parameters",
+                5,
+            ),
+            _columns_to("475", "475")[0],
             _FINAL,
         ),
     )
@@ -205,11 +235,11 @@ def _cartpole_500() -> Experiment:
             )
         ),
         (
-            Column("return_at_episodes", "episodes 451 to 500"),
-            Column("return_at_env_steps", "50 episodes before step 50,000"),
-            Column("fall_at_env_steps", "below the best 50 until then"),
-            Column("return_at_seconds", "50 episodes before second 20"),
-            Column("fall_at_seconds", "below the best 50 until then"),
+            Column("return_at_episodes", "episodes 451 to 500", "their mean return, in training"),
+            Column("return_at_env_steps", "50 episodes before step 50,000", "their mean return, in training"),
+            Column("fall_at_env_steps", "fall at step 50,000", "how much more the best 50 in a row until then had"),
+            Column("return_at_seconds", "50 episodes before second 20", "their mean return, in training"),
+            Column("fall_at_seconds", "fall at second 20", "how much more the best 50 in a row until then had"),
         ),
         needs="experiments",
     )
@@ -248,11 +278,10 @@ def _a2c_a3c_ppo() -> Experiment:
         ),
         (_BY_STEPS, _BY_SECONDS),
         (
-            Column("env_steps_to", "steps to the threshold", 0, none_is_last=True),
-            Column("seconds_to", "seconds to it", 2, none_is_last=True),
-            Column("stays", "later evaluations there (%)", 0),
+            *_columns_to("the threshold", "475 on CartPole, 200 on LunarLander, -200 on Pendulum"),
+            Column("stays", "later evaluations there (%)", "of those after the first, how many reach it too", 0),
             _FINAL,
-            Column("sps", "steps/s", 0),
+            _SPS,
         ),
         needs="box2d",
     )
@@ -309,11 +338,12 @@ def _vector_width() -> Experiment:
             ),
         ),
         (
-            Column("return_at_env_steps", "return after 200,000 steps"),
-            Column("return_at_seconds", "return after 3 s"),
-            Column("env_steps_to", "steps to 475", 0, none_is_last=True),
-            Column("seconds_to", "seconds to 475", 2, none_is_last=True),
-            Column("sps", "steps/s", 0),
+            Column(
+                "return_at_env_steps", "return after 200,000 steps", "of the first evaluation from there on, greedy"
+            ),
+            Column("return_at_seconds", "return after 3 s", "likewise, after so many seconds of training alone"),
+            *_columns_to("475", "475"),
+            _SPS,
         ),
     )
 
@@ -333,7 +363,7 @@ def _robots() -> Experiment:
             for name, preset in arms.items()
         ),
         (_BY_STEPS, ValuePlot({"final_return": "seeds, mean"}, "at the end", _RETURN)),
-        (_FINAL, Column("sps", "steps/s", 0)),
+        (_FINAL, _SPS),
         needs="mujoco",
     )
 

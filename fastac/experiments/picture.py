@@ -1,4 +1,4 @@
-"""The picture of an experiment: a row of panels per group, an arm the same colour in all."""
+"""The picture of an experiment: panels group by group, an arm the same colour in all."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ Measured: TypeAlias = dict[str, dict[Arm, list[Trial]]]  # by group and arm, a t
 
 _DPI = 150
 _ROW_IN = 3.6  # a row of panels' height
+_MOST_COLUMNS = 3  # of which the labels can still be read on a page
 _LINES: tuple[LineStyleType, ...] = ("-", "--", ":", "-.")  # when the colours are used up
 _MOST_LABEL = 30  # characters of all arms' names for which they stand side by side
 _WRAP = 14  # characters of a line of those that do not
@@ -41,15 +42,15 @@ def draw(experiment: Experiment, measured: Measured, seeds: int, output: Path) -
         from matplotlib.lines import Line2D
     except ImportError as error:
         raise ValueError("the picture needs matplotlib, which is not installed: pip install 'fastac[plot]'.") from error
-    rows = {group: [plot for plot in experiment.plots if _has(plot, arms)] for group, arms in measured.items()}
-    columns = max(map(len, rows.values()))
+    rows = _arrange(experiment, measured)
+    columns = max(map(len, rows))
     width = {1: 7.0, 2: 10.0}.get(columns, 3.6 * columns)
     names = list(dict.fromkeys(arm.name for arm in experiment.arms))
     styles = {name: (COLORS[i % len(COLORS)], _LINES[i // len(COLORS) % len(_LINES)]) for i, name in enumerate(names)}
     with matplotlib.rc_context({**STYLE, "axes.titlesize": 11.0}), replace_file(output) as temporary:
         figure = Figure(figsize=(width, _ROW_IN * len(rows) + 0.8), layout="constrained")
-        for row, (group, plots) in enumerate(rows.items()):
-            for column, plot in enumerate(plots, start=1):
+        for row, panels in enumerate(rows):
+            for column, (group, plot) in enumerate(panels, start=1):
                 axes = figure.add_subplot(len(rows), columns, row * columns + column)
                 axes.set(title=f"{group}\n{plot.title}", xlabel=plot.x_label, ylabel=plot.y_label, yscale=plot.y_scale)
                 if isinstance(plot, CurvePlot):
@@ -61,6 +62,13 @@ def draw(experiment: Experiment, measured: Measured, seeds: int, output: Path) -
         told = _tell(experiment, seeds, any(axes.texts for axes in figure.axes))
         figure.legend(handles=lines, title=told, loc="outside lower center", ncols=4)
         figure.savefig(temporary, dpi=_DPI)
+
+
+def _arrange(experiment: Experiment, measured: Measured) -> list[list[tuple[str, CurvePlot | ValuePlot]]]:
+    """Return the panels, a row for each group, or all in one row where they fit."""
+    rows = [[(group, plot) for plot in experiment.plots if _has(plot, arms)] for group, arms in measured.items()]
+    panels = [panel for row in rows for panel in row]
+    return rows if len(panels) > _MOST_COLUMNS else [panels]
 
 
 def _has(plot: CurvePlot | ValuePlot, arms: Mapping[Arm, Sequence[Trial]]) -> bool:

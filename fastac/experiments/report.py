@@ -18,7 +18,7 @@ from fastac.experiments.stats import (
     mean,
     median_with_none_last,
 )
-from fastac.experiments.trials import Saved, flatten, list_jobs, load_trial
+from fastac.experiments.trials import Saved, check_out, flatten, list_jobs, load_trial
 from fastac.records import replace_file
 from fastac.records.files import replace_json, write_durably
 
@@ -38,6 +38,7 @@ def write_report(experiment: Experiment, seeds: int, out: Path) -> str:
         ValueError: a trial is missing, damaged, or of other settings.
         RecordError: the disk is full, or the place cannot be written.
     """
+    check_out(experiment, out)
     saved = _load(experiment, seeds, out)
     measured: Measured = {}
     for arm in experiment.arms:
@@ -58,17 +59,8 @@ def write_report(experiment: Experiment, seeds: int, out: Path) -> str:
     tables = _format_tables(experiment, results)
     replace_json(out / "results.json", results)
     draw(experiment, measured, seeds, out / f"{experiment.name}.png")
-    places = " And on ".join(_format_machine(cast("Json", machine)) for machine in machines)
-    page = [
-        f"# {experiment.name}",
-        experiment.question,
-        tables,
-        f"![{experiment.name}]({experiment.name}.png)",
-        f"Run it again: `{command}`",
-        f"Seeds: {', '.join(map(str, range(seeds)))}. On {places}",
-    ]
     with replace_file(out / "report.md") as temporary:
-        write_durably(temporary, ("\n\n".join(page) + "\n").encode())
+        write_durably(temporary, _format_page(results, tables).encode())
     return tables
 
 
@@ -111,9 +103,23 @@ def summarise(scores: Sequence[Number]) -> Json:
     return summary
 
 
+def _format_page(results: Json, tables: str) -> str:
+    """Return the page: what was asked, what came out, and how and where."""
+    name, machines = results["experiment"], cast("list[Json]", results["machines"])
+    page = [
+        f"# {name}",
+        str(results["question"]),
+        tables,
+        f"![{name}]({name}.png)",
+        f"Run it again: `{results['command']}`",
+        f"Seeds: {', '.join(map(str, range(cast('int', results['seeds']))))}. On {_format_machines(machines)}.",
+    ]
+    return "\n\n".join(page) + "\n"
+
+
 def _format_tables(experiment: Experiment, results: Json) -> str:
     """Return a table for each group, and what its cells say."""
-    seeds, parts, are_all = results["seeds"], [], True
+    seeds, parts, are_all = cast("int", results["seeds"]), [], True
     for group, content in cast("dict[str, dict[str, dict[str, dict[str, Summaries]]]]", results["groups"]).items():
         arms = {name: arm["values"] for name, arm in content["arms"].items()}
         columns = [column for column in experiment.columns if any(column.value in values for values in arms.values())]
@@ -123,8 +129,9 @@ def _format_tables(experiment: Experiment, results: Json) -> str:
             are_all &= not any(values[column.value]["none"] for column in columns if column.value in values)
         lines = [f"| {' | '.join(row)} |" for row in rows]
         parts += [f"## {group}", "\n".join([lines[0], "|---" + "|---:" * len(columns) + "|", *lines[1:]])]
-    legend = [f"Mean / interquartile mean over {seeds} seeds."] if cast("int", seeds) > 1 else ["1 seed."]
-    if cast("int", seeds) >= LEAST_FOR_INTERVAL:
+    parts.append("\n".join(f"- *{column.label}*: {column.meaning}." for column in experiment.columns))
+    legend = [f"Mean / interquartile mean over {seeds} seeds."] if seeds > 1 else ["1 seed."]
+    if seeds >= LEAST_FOR_INTERVAL:
         legend[0] = (
             "Mean / interquartile mean [95 % bootstrap interval of the mean, which of 10 normal numbers covers the "
             f"true one in about 90 % of cases; none of fewer than {LEAST_FOR_INTERVAL}] over {seeds} seeds."
@@ -156,6 +163,13 @@ def format_cell(summary: Json | None, column: Column) -> str:
     return f"{cell}, {count}" if none else cell
 
 
-def _format_machine(machine: Json) -> str:
-    software = ", ".join(f"{name} {number}" for name, number in cast("Json", machine["versions"]).items())
-    return f"{machine['cpu']}, {machine['cores']} cores; {software}; commit {machine['commit']}."
+def _format_machines(machines: Sequence[Json]) -> str:
+    """Return what trials ran on, machine by machine, each with all commits that ran there."""
+    commits: dict[str, list[str]] = {}
+    for machine in machines:
+        cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+        software = ", ".join(f"{name} {number}" for name, number in cast("Json", machine["versions"]).items())
+        commits.setdefault(f"{machine['cpu']}, {cores}; {software}", []).append(str(machine["commit"]))
+    return ". And on ".join(
+        f"{place}; commit{'s' if len(those) > 1 else ''} {', '.join(those)}" for place, those in commits.items()
+    )

@@ -22,7 +22,7 @@ import torch
 from fastac.build import resolve_workers
 from fastac.contract import WorkerFailure
 from fastac.experiments.definition import Experiment, Trial
-from fastac.experiments.trials import Job, check_trial, describe_machine, list_jobs, load_trial, save_trial
+from fastac.experiments.trials import Job, check_out, check_trial, describe_machine, list_jobs, load_trial, save_trial
 from fastac.processes import Child, Failed, close, count_cores, follow, get_context, start, to_error, to_failed
 from fastac.records import RecordError
 from fastac.records.files import describe
@@ -43,10 +43,11 @@ def run_trials(experiment: Experiment, seeds: int, out: Path) -> signal.Signals 
         The signal that stopped it, SIGINT or SIGTERM, or None when all trials are there.
 
     Raises:
-        ValueError: a file in `out` is damaged, or of other settings.
+        ValueError: a file in `out` is damaged, of other settings, or of another experiment.
         RecordError: a file cannot be written.
         EnvFailure, NonFiniteError, WorkerFailure: trials failed, after all others were done; told of the first.
     """
+    check_out(experiment, out)
     jobs = list_jobs(experiment, seeds)
     missing = [job for job in jobs if load_trial(job, out) is None]
     if not missing:

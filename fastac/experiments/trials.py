@@ -140,6 +140,17 @@ def load_trial(job: Job, out: Path) -> Saved | None:
     return saved
 
 
+def check_out(experiment: Experiment, out: Path) -> None:
+    """Refuse a directory that has another experiment's results.
+
+    Raises:
+        ValueError: it has.
+    """
+    path = out / "results.json"
+    if path.exists() and (name := read_json(path).get("experiment")) != experiment.name:
+        raise ValueError(f"{path} is of the experiment {name}, not of {experiment.name}: choose another --out.")
+
+
 def check_trial(trial: Trial) -> None:
     """Refuse what no statistic and no picture can be made of.
 

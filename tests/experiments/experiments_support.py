@@ -76,6 +76,10 @@ def toy(*measures, name="toy", needs=None, x_setting=None, **changes) -> Experim
             CurvePlot("return", "learning", "environment steps", "return"),
             ValuePlot({"final": "at the end", "solved": "to the goal"}, "values", "return", x_setting, "environments"),
         ),
-        (Column("final", "return"), Column("solved", "steps to the goal", 0), Column("never", "never")),
+        (
+            Column("final", "return", "of the last episode"),
+            Column("solved", "steps to the goal", "of training", 0),
+            Column("never", "never", "nothing"),
+        ),
         needs,
     )

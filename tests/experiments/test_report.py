@@ -80,6 +80,10 @@ def test_the_page(tmp_path, undrawn):
             "|---|---:|---:|---:|",
             f"| arm 0 {first}",
             "",
+            "- *return*: of the last episode.",
+            "- *steps to the goal*: of training.",
+            "- *never*: nothing.",
+            "",
             "Mean / interquartile mean [95 % bootstrap interval of the mean, which of 10 normal numbers covers the "
             "true one in about 90 % of cases; none of fewer than 5] over 6 seeds. Where it says *k of n*, so "
             "many of the seeds came to that, and the numbers are of these alone.",
@@ -107,8 +111,8 @@ def test_the_page(tmp_path, undrawn):
     ],
 )
 def test_cells(scores, cell):
-    assert format_cell(summarise(scores), Column("x", "X", 2)) == cell
-    assert format_cell(None, Column("x", "X")) == "-"
+    assert format_cell(summarise(scores), Column("x", "X", "", 2)) == cell
+    assert format_cell(None, Column("x", "X", "")) == "-"
 
 
 @pytest.mark.parametrize(
@@ -121,18 +125,25 @@ def test_cells(scores, cell):
     ],
 )
 def test_cells_of_times_to_what_may_never_come(scores, cell):
-    assert format_cell(summarise(scores), Column("x", "X", 0, none_is_last=True)) == cell
+    assert format_cell(summarise(scores), Column("x", "X", "", 0, none_is_last=True)) == cell
 
 
-def test_other_machines_are_all_named(tmp_path, undrawn):
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"commit": "def"}, "On an abacus, 2 cores; python 3.11, fastac 0.1; commits def, abc.\n"),
+        (
+            {"cpu": "a slide rule", "cores": 1},
+            "On a slide rule, 1 core; python 3.11, fastac 0.1; commit abc. "
+            "And on an abacus, 2 cores; python 3.11, fastac 0.1; commit abc.\n",
+        ),
+    ],
+)
+def test_other_machines_and_commits_are_all_named(tmp_path, undrawn, other, told):
     save_all(toy(), 2, tmp_path)
-    save_all(toy(), 1, tmp_path, {**MACHINE, "commit": "def"})
+    save_all(toy(), 1, tmp_path, MACHINE | other)
     write_report(toy(), 2, tmp_path)
-    assert (
-        (tmp_path / "report.md")
-        .read_text()
-        .endswith("commit def. And on an abacus, 2 cores; python 3.11, fastac 0.1; commit abc.\n")
-    )
+    assert (tmp_path / "report.md").read_text().splitlines(keepends=True)[-1].endswith(told)
 
 
 def measure_other(config):
@@ -142,11 +153,27 @@ def measure_other(config):
 def test_a_group_shows_only_what_it_measures(tmp_path, drawn):
     experiment = toy()
     arms = (*experiment.arms[:2], type(experiment.arms[2])("second", "x", experiment.arms[2].config, measure_other))
-    experiment = type(experiment)("toy", "?", arms, experiment.plots, (Column("final", "F"), Column("other", "O")))
+    experiment = type(experiment)(
+        "toy", "?", arms, experiment.plots, (Column("final", "F", "f"), Column("other", "O", "o"))
+    )
     save_all(experiment, 2, tmp_path)
     page = write_report(experiment, 2, tmp_path)
     assert "|  | F |\n" in page and "|  | O |\n" in page
     assert [axes.get_title(loc="left") for axes in drawn[0].axes] == ["first\nlearning", "first\nvalues"]
+
+
+def test_a_row_of_panels_for_each_group_or_one_row_where_all_fit(tmp_path, drawn):
+    assert grid_of(toy(), tmp_path / "four", drawn) == [(2, 2)] * 4
+    alone = replace(toy().arms[2], measure=measure_other)
+    plot = replace(toy().plots[1], values={"other": "other"})
+    experiment = replace(toy(), arms=(*toy().arms[:2], alone), plots=(*toy().plots, plot))
+    assert grid_of(experiment, tmp_path / "three", drawn) == [(1, 3)] * 3
+
+
+def grid_of(experiment, out, drawn):
+    save_all(experiment, 1, out)
+    write_report(experiment, 1, out)
+    return [axes.get_subplotspec().get_gridspec().get_geometry() for axes in drawn[-1].axes]
 
 
 def test_the_picture(tmp_path, drawn):
@@ -265,6 +292,7 @@ def test_the_list(toys, capsys):
     [
         ([], "experiment needs a name first, and fastac experiment list has all."),
         (["--seeds", "3"], "experiment needs a name first, and fastac experiment list has all."),
+        (["list", "--seeds", "3"], "experiment list takes nothing more, and got --seeds 3."),
         (["toyy"], "'toyy' is not an experiment: did you mean toy?"),
         (["zzz"], "'zzz' is not an experiment: expected one of toy, other."),
         (["toy", "--seeds", "0"], "seeds is 0, expected at least 1."),

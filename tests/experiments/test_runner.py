@@ -52,6 +52,15 @@ def test_a_place_that_cannot_be_written_is_known_before_any_trial(tmp_path, caps
     assert not list(called.iterdir())
 
 
+def test_a_place_with_another_experiments_results_is_refused_before_any_trial(tmp_path, capsys):
+    path = tmp_path / "results.json"
+    path.write_text('{"experiment": "other"}')
+    for what in (run_trials, write_report):
+        with pytest.raises(ValueError, match=f"^{path} is of the experiment other, not of toy: choose another --out.$"):
+            what(toy(), 1, tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_every_arm_and_seed_has_a_file(tmp_path, capsys):
     assert run_trials(toy(), 2, tmp_path) is None
     arms = ("first-arm-0", "first-arm-1", "second-arm-0")
