@@ -47,8 +47,12 @@ _SUMS = {"contract", "reassoc", "nsz"}  # and sums taken in any order, which red
 
 
 def _jit(fastmath: set[str] | bool = False) -> Callable[[_Kernel], _Kernel]:
-    """A part of kernels, compiled when a kernel is."""
-    return numba.njit(fastmath=fastmath, error_model="numpy")
+    """A part of kernels, compiled when a kernel is, into it.
+
+    A part that stayed a function of its own would be compiled twice, in other ways: a process that compiles runs the
+    one, whoever loads the kernel from the cache runs the other, and their sums differ in the last bit.
+    """
+    return numba.njit(fastmath=fastmath, error_model="numpy", forceinline=True)
 
 
 def _entry(signature: str) -> Callable[[_Kernel], _Kernel]:

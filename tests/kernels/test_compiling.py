@@ -23,6 +23,35 @@ hits, misses = (sum(sum(getattr(e.stats, kind).values()) for e in entries) for k
 print(len(entries), hits, misses)
 """
 
+# Has all kernels sum, over rollouts narrow and wide, and prints every bit of what comes out.
+SUM = """
+import torch
+from fastac import kernels
+draw = torch.Generator().manual_seed(0)
+def numbers(*shape):
+    return torch.randn(shape, generator=draw)
+def flags(*shape):
+    return torch.rand(shape, generator=draw) < 0.05
+def room(*shape):
+    return torch.zeros(shape)
+for steps, envs in [(5, 64), (8, 4), (128, 16)]:
+    rows, valid, moments = steps * envs, ~flags(steps, envs), [room(3).double(), room(5).double()]
+    advantage, value = room(steps, envs), numbers(steps + 1, envs)
+    ends = flags(steps, envs), flags(steps, envs)
+    kernels.gae(numbers(steps, envs), value, *ends, valid, 0.99, 0.95, advantage, room(steps, envs), moments[1])
+    kernels.batch_moments(advantage.view(-1), valid.view(-1), moments[0])
+    action, drawn = torch.zeros(rows, dtype=torch.int64), [room(rows), room(rows)]
+    logits, mean = numbers(rows, 6), numbers(rows, 6)
+    kernels.sample_categorical(logits, torch.rand(rows, generator=draw), action, *drawn)
+    given = numbers(rows), numbers(rows), numbers(rows), valid.view(-1), 1 / rows, 0.0, 1.0, 0.5, 0.01, 0.2
+    found = [room(rows, 6), room(rows), room(5).double(), room(rows, 6), room(6), room(rows), room(5).double()]
+    kernels.categorical_loss(logits, numbers(rows), action, *given, *found[:3])
+    kernels.gaussian_loss(mean, numbers(6), numbers(rows), numbers(rows, 6), *given, *found[3:])
+    outputs = [advantage, *moments, *drawn, *found, room(rows, 64)]
+    kernels.prepare_dense(logits, numbers(6, 64), numbers(64), "tanh", outputs[-1])()
+    print([output.numpy().tobytes().hex() for output in outputs])
+"""
+
 # Runs a kernel, whichever twin it is, and says which.
 USE = """
 import sys, torch
@@ -63,6 +92,14 @@ def test_two_processes_may_compile_at_once(tmp_path):
         entries, hits, misses = map(int, out[0].split())
         assert (code, err) == (0, "") and hits + misses == entries
     assert finish(start(COUNT, **cache)) == (0, [f"{entries} {entries} 0"], "")
+
+
+def test_what_compiles_the_kernels_and_what_loads_them_compute_the_same_bits(tmp_path):
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    (code, (counts, *bits), err), again = (finish(start(COUNT + SUM, **cache)) for _ in range(2))
+    entries, hits, misses = map(int, counts.split())
+    assert (code, err) == (0, "") and (hits, misses) == (0, entries) and len(bits) == 3
+    assert again == (0, [f"{entries} {entries} 0", *bits], "")
 
 
 def test_install_says_where_the_kernels_are():
