@@ -23,6 +23,7 @@ _RETURN, _RECENT = "greedy mean return", "return, mean of the last 50 episodes"
 _BY_STEPS = CurvePlot("return", "by steps", _STEPS, _RETURN)
 _BY_SECONDS = CurvePlot("return_by_seconds", "by time", _SECONDS, _RETURN)
 _FINAL = Column("final_return", "return at the end", "mean return of greedy episodes after the last step")
+_STAYS = Column("stays", "later evaluations there (%)", "of those after the first, how many reach it too", 0)
 _SPS = Column("sps", "steps/s", "environment steps per second of training alone", 0)
 
 
@@ -279,7 +280,7 @@ def _a2c_a3c_ppo() -> Experiment:
         (_BY_STEPS, _BY_SECONDS),
         (
             *_columns_to("the threshold", "475 on CartPole, 200 on LunarLander, -200 on Pendulum"),
-            Column("stays", "later evaluations there (%)", "of those after the first, how many reach it too", 0),
+            _STAYS,
             _FINAL,
             _SPS,
         ),
@@ -348,6 +349,38 @@ def _vector_width() -> Experiment:
     )
 
 
+# --- gaussians -----------------------------------------------------------------------------------
+
+_GAUSSIANS: dict[str, dict[str, ConfigValue]] = {
+    "clipped, one deviation": {},
+    "clipped, deviation by state": {"dependent_std": True},
+    "squashed, one deviation": {"squash_actions": True},
+    "squashed, deviation by state": {"squash_actions": True, "dependent_std": True},
+}
+
+
+def _gaussians() -> Experiment:
+    goals = {"Pendulum-v1": -200.0, "MountainCarContinuous-v0": 90.0, "LunarLanderContinuous-v3": 200.0}
+    budgets = {"Pendulum-v1": 150_000, "MountainCarContinuous-v0": 100_000, "LunarLanderContinuous-v3": 300_000}
+    arms: list[Arm] = []
+    for env_id, goal in goals.items():
+        budget: dict[str, ConfigValue] = {"total_env_steps": budgets[env_id], "eval_every": budgets[env_id] // 20}
+        base = _preset(env_id, "ppo").replace(eval_episodes=20, **budget)
+        arms += _vary(env_id, base, _GAUSSIANS, partial(learn, threshold=goal))
+    return Experiment(
+        "gaussians",
+        "Bounded actions: clip a Gaussian or squash it, and with one deviation or one that depends on the state?",
+        tuple(arms),
+        (_BY_STEPS, ValuePlot({"final_return": "seeds, mean"}, "at the end", _RETURN)),
+        (
+            _columns_to("the threshold", "-200 on Pendulum, 90 on MountainCar, 200 on LunarLander")[0],
+            _STAYS,
+            _FINAL,
+        ),
+        needs="box2d",
+    )
+
+
 # --- robots --------------------------------------------------------------------------------------
 
 
@@ -375,5 +408,6 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     _cartpole_500(),
     _a2c_a3c_ppo(),
     _vector_width(),
+    _gaussians(),
     _robots(),
 )
