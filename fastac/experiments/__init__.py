@@ -15,7 +15,7 @@ __all__ = ["find_experiment", "list_experiments", "run_trials", "write_report"]
 
 def list_experiments() -> tuple[Experiment, ...]:
     """Return all experiments."""
-    from fastac.experiments.definitions import EXPERIMENTS  # which import this package
+    from fastac.experiments.definitions import EXPERIMENTS  # here, so that tests can put others in their place
 
     return EXPERIMENTS
 

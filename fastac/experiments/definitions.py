@@ -23,13 +23,19 @@ _RETURN, _RECENT = "greedy mean return", "return, mean of the last 50 episodes"
 _BY_STEPS = CurvePlot("return", "by steps", _STEPS, _RETURN)
 _BY_SECONDS = CurvePlot("return_by_seconds", "by time", _SECONDS, _RETURN)
 _FINAL = Column("final_return", "return at the end", "mean return of greedy episodes after the last step")
-_STAYS = Column("stays", "later evaluations there (%)", "of those after the first, how many reach it too", 0)
+_STAYS = Column(
+    "stays",
+    "later evaluations there (%)",
+    "percent of the evaluations after the first at the threshold that are at it too",
+    0,
+)
 _SPS = Column("sps", "steps/s", "environment steps per second of training alone", 0)
 
 
-def _columns_to(name: str, goal: str) -> tuple[Column, Column]:
-    """Return how long training takes to an evaluation that reaches `goal`, which the labels call `name`."""
-    steps = f"environment steps of training before the first evaluation that reaches {goal}"
+def _columns_to(name: str, goals: Mapping[str, float]) -> tuple[Column, Column]:
+    """Return how long training takes to an evaluation that reaches a group's goal, which the labels call `name`."""
+    told = " or ".join(f"{goal:g} on {group}" for group, goal in goals.items())
+    steps = f"environment steps of training before the first evaluation that reaches {told}"
     seconds = "seconds of training alone until that evaluation"
     return (
         Column("env_steps_to", f"steps to {name}", steps, 0, none_is_last=True),
@@ -147,7 +153,7 @@ def _baseline_variance() -> Experiment:
                 "of 200 estimates of it, each of one episode, the mean over the actor's parameters",
                 5,
             ),
-            _columns_to("475", "475")[0],
+            _columns_to("475", {"CartPole-v1": 475.0})[0],
             _FINAL,
         ),
     )
@@ -238,9 +244,11 @@ def _cartpole_500() -> Experiment:
         (
             Column("return_at_episodes", "episodes 451 to 500", "their mean return, in training"),
             Column("return_at_env_steps", "50 episodes before step 50,000", "their mean return, in training"),
-            Column("fall_at_env_steps", "fall at step 50,000", "how much more the best 50 in a row until then had"),
+            Column(
+                "fall_at_env_steps", "fall at step 50,000", "the best mean of 50 episodes until then, minus this one"
+            ),
             Column("return_at_seconds", "50 episodes before second 20", "their mean return, in training"),
-            Column("fall_at_seconds", "fall at second 20", "how much more the best 50 in a row until then had"),
+            Column("fall_at_seconds", "fall at second 20", "the best mean of 50 episodes until then, minus this one"),
         ),
         needs="experiments",
     )
@@ -250,40 +258,23 @@ def _cartpole_500() -> Experiment:
 
 
 def _a2c_a3c_ppo() -> Experiment:
-    every: dict[str, ConfigValue] = {"eval_episodes": 20}
-    pendulum_a2c = _preset("Pendulum-v1", "a2c")
-    pendulum_a3c = pendulum_a2c.replace(algo="a3c", workers=2, envs_per_worker=4)
+    goals = {"CartPole-v1": 475.0, "LunarLander-v3": 200.0, "Pendulum-v1": -200.0}
+    names = ("A2C", "A3C, 2 workers", "PPO")
+    arms: list[Arm] = []
+    for (env_id, goal), budget, evaluations in zip(
+        goals.items(), (200_000, 400_000, 500_000), (50, 20, 20), strict=True
+    ):
+        a2c, ppo = _preset(env_id, "a2c"), _preset(env_id, "ppo")
+        a3c = find(env_id, "a3c") or a2c.replace(algo="a3c", workers=2, envs_per_worker=4)
+        for name, config in zip(names, (a2c, a3c, ppo), strict=True):
+            own = config.replace(total_env_steps=budget, eval_every=budget // evaluations, eval_episodes=20)
+            arms.append(Arm(env_id, name, own, partial(learn, threshold=goal)))
     return Experiment(
         "a2c-a3c-ppo",
         "The lecture's table with measured columns: which of A2C, A3C and PPO needs fewer steps, and fewer seconds?",
-        tuple(
-            Arm(config.env.env_id, name, config.replace(**every, **budget), partial(learn, threshold=threshold))
-            for threshold, budget, configs in (
-                (
-                    475.0,
-                    {"total_env_steps": 200_000, "eval_every": 4_000},
-                    [_preset("CartPole-v1", name) for name in ("a2c", "a3c", "ppo")],
-                ),
-                (
-                    200.0,
-                    {"total_env_steps": 400_000, "eval_every": 20_000},
-                    [_preset("LunarLander-v3", name) for name in ("a2c", "a3c", "ppo")],
-                ),
-                (
-                    -200.0,
-                    {"total_env_steps": 500_000, "eval_every": 25_000},
-                    [pendulum_a2c, pendulum_a3c, _preset("Pendulum-v1", "ppo")],
-                ),
-            )
-            for name, config in zip(("A2C", "A3C, 2 workers", "PPO"), configs, strict=True)
-        ),
+        tuple(arms),
         (_BY_STEPS, _BY_SECONDS),
-        (
-            *_columns_to("the threshold", "475 on CartPole, 200 on LunarLander, -200 on Pendulum"),
-            _STAYS,
-            _FINAL,
-            _SPS,
-        ),
+        (*_columns_to("the threshold", goals), _STAYS, _FINAL, _SPS),
         needs="box2d",
     )
 
@@ -340,10 +331,16 @@ def _vector_width() -> Experiment:
         ),
         (
             Column(
-                "return_at_env_steps", "return after 200,000 steps", "of the first evaluation from there on, greedy"
+                "return_at_env_steps",
+                "return after 200,000 steps",
+                "mean return of the first evaluation from that step on, greedy",
             ),
-            Column("return_at_seconds", "return after 3 s", "likewise, after so many seconds of training alone"),
-            *_columns_to("475", "475"),
+            Column(
+                "return_at_seconds",
+                "return after 3 s",
+                "mean return of the first evaluation after 3 seconds of training alone, greedy",
+            ),
+            *_columns_to("475", {"CartPole-v1": 475.0}),
             _SPS,
         ),
     )
@@ -361,22 +358,16 @@ _GAUSSIANS: dict[str, dict[str, ConfigValue]] = {
 
 def _gaussians() -> Experiment:
     goals = {"Pendulum-v1": -200.0, "MountainCarContinuous-v0": 90.0, "LunarLanderContinuous-v3": 200.0}
-    budgets = {"Pendulum-v1": 150_000, "MountainCarContinuous-v0": 100_000, "LunarLanderContinuous-v3": 300_000}
     arms: list[Arm] = []
-    for env_id, goal in goals.items():
-        budget: dict[str, ConfigValue] = {"total_env_steps": budgets[env_id], "eval_every": budgets[env_id] // 20}
-        base = _preset(env_id, "ppo").replace(eval_episodes=20, **budget)
+    for (env_id, goal), budget in zip(goals.items(), (150_000, 100_000, 300_000), strict=True):
+        base = _preset(env_id, "ppo").replace(total_env_steps=budget, eval_every=budget // 20, eval_episodes=20)
         arms += _vary(env_id, base, _GAUSSIANS, partial(learn, threshold=goal))
     return Experiment(
         "gaussians",
         "Bounded actions: clip a Gaussian or squash it, and with one deviation or one that depends on the state?",
         tuple(arms),
         (_BY_STEPS, ValuePlot({"final_return": "seeds, mean"}, "at the end", _RETURN)),
-        (
-            _columns_to("the threshold", "-200 on Pendulum, 90 on MountainCar, 200 on LunarLander")[0],
-            _STAYS,
-            _FINAL,
-        ),
+        (_columns_to("the threshold", goals)[0], _STAYS, _FINAL),
         needs="box2d",
     )
 

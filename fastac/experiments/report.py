@@ -35,7 +35,7 @@ def write_report(experiment: Experiment, seeds: int, out: Path) -> str:
         The tables, in Markdown.
 
     Raises:
-        ValueError: a trial is missing, damaged, or of other settings.
+        ValueError: a trial is missing, damaged, or of other settings, or there are those of another experiment.
         RecordError: the disk is full, or the place cannot be written.
     """
     check_out(experiment, out)
@@ -133,8 +133,9 @@ def _format_tables(experiment: Experiment, results: Json) -> str:
     legend = [f"Mean / interquartile mean over {seeds} seeds."] if seeds > 1 else ["1 seed."]
     if seeds >= LEAST_FOR_INTERVAL:
         legend[0] = (
-            "Mean / interquartile mean [95 % bootstrap interval of the mean, which of 10 normal numbers covers the "
-            f"true one in about 90 % of cases; none of fewer than {LEAST_FOR_INTERVAL}] over {seeds} seeds."
+            f"Mean / interquartile mean [95 % bootstrap interval of the mean] over {seeds} seeds. With so few "
+            "an interval is too narrow: of 10 normal numbers it covers the true mean in about 90 % of cases. Of fewer "
+            f"than {LEAST_FOR_INTERVAL} there is none."
         )
     if not are_all:
         legend.append("Where it says *k of n*, so many of the seeds came to that, and the numbers are of these alone.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -53,9 +54,7 @@ class Job:
     @property
     def settings(self) -> dict[str, JsonValue]:
         """What a file must say to be of this job, as JSON gives it back."""
-        return {f"measure's {name}": value for name, value in _describe(self.arm.measure).items()} | flatten(
-            self.config
-        )
+        return _flatten_measure(_describe(self.arm.measure)) | flatten(self.config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ def load_trial(job: Job, out: Path) -> Saved | None:
         ValueError: it is damaged, or of other settings.
     """
     path = job.path(out)
-    if not path.exists():
+    if not os.path.exists(path):  # Path's raises where the folder may not be entered, which writing will tell better
         return None
     content = read_json(path)
     try:
@@ -141,14 +140,15 @@ def load_trial(job: Job, out: Path) -> Saved | None:
 
 
 def check_out(experiment: Experiment, out: Path) -> None:
-    """Refuse a directory that has another experiment's results.
+    """Refuse a directory that has trials of anything else, as a report is of all that is there.
 
     Raises:
         ValueError: it has.
     """
-    path = out / "results.json"
-    if path.exists() and (name := read_json(path).get("experiment")) != experiment.name:
-        raise ValueError(f"{path} is of the experiment {name}, not of {experiment.name}: choose another --out.")
+    known = {Job(arm, 0).path(out).name.rpartition("-seed")[0] for arm in experiment.arms}
+    for path in sorted((out / "trials").glob("[!.]*.json")):
+        if path.name.rpartition("-seed")[0] not in known:
+            raise ValueError(f"{path} is no trial of {experiment.name}: choose another --out.")
 
 
 def check_trial(trial: Trial) -> None:
@@ -161,9 +161,14 @@ def check_trial(trial: Trial) -> None:
         if value is not None and not math.isfinite(value):
             raise ValueError(f"the value {name} is {value!r}, expected a finite number, or None.")
     for name, curve in trial.curves.items():
-        rises = all(a <= b for a, b in zip(curve.x, curve.x[1:], strict=False))
-        if not curve.x or len(curve.x) != len(curve.y) or not rises or not all(map(math.isfinite, curve.x + curve.y)):
-            raise ValueError(f"the curve {name} is empty, uneven, not finite, or its x does not rise.")
+        if not curve.x or len(curve.x) != len(curve.y):
+            raise ValueError(
+                f"the curve {name} has {len(curve.x)} x and {len(curve.y)} y, expected as many, at least 1."
+            )
+        if not all(map(math.isfinite, curve.x + curve.y)):
+            raise ValueError(f"the curve {name} has numbers that are NaN or infinite, expected finite ones.")
+        if any(b < a for a, b in zip(curve.x, curve.x[1:], strict=False)):
+            raise ValueError(f"the curve {name} goes back in x, expected x to rise.")
 
 
 def flatten(config: Config) -> dict[str, JsonValue]:
@@ -189,7 +194,7 @@ def _describe(measure: Measure) -> dict[str, JsonValue]:
     if isinstance(measure, partial):
         assert not measure.args, "name the arguments"
         return _describe(measure.func) | {name: repr(value) for name, value in measure.keywords.items()}
-    # Of the whole module, since what a measure calls counts too: numbers of other code are not to be mixed.
+    # Of the whole module, since what a measure calls there counts too. Of the rest of fastac the commit tells.
     code = sha256(inspect.getsource(inspect.getmodule(measure) or measure).encode()).hexdigest()
     return {"name": f"{measure.__module__}.{measure.__qualname__}", "code": code[:12]}
 

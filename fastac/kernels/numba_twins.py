@@ -88,7 +88,7 @@ def _log(x: _Number) -> _Number:
     raise NotImplementedError("for Numba only")
 
 
-@overload(_exp, jit_options={"fastmath": _FUSED})
+@overload(_exp, jit_options={"fastmath": _FUSED, "forceinline": True})
 def _choose_exp(x: _Number) -> _Kernel:
     def polynomial(x: _Number) -> _Number:
         clamped = x if x > _EXP_MIN else _EXP_MIN  # NaN has no exponent
@@ -109,7 +109,7 @@ def _choose_exp(x: _Number) -> _Kernel:
     return polynomial if x == types.float32 else libm
 
 
-@overload(_log, jit_options={"fastmath": _FUSED})
+@overload(_log, jit_options={"fastmath": _FUSED, "forceinline": True})
 def _choose_log(x: _Number) -> _Kernel:
     def polynomial(x: _Number) -> _Number:
         bits = np.float32(x).view(np.int32)

@@ -6,7 +6,7 @@ of the parameters; its optimiser step goes to the shared ones, see `fastac.apply
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import asdict
 from time import perf_counter
 
@@ -132,7 +132,8 @@ class HogwildTrainer:
         return counts
 
     def _report(self) -> Report:
-        counts, wall_s = self._read_counts(), self._wall_s()
+        counts, seconds = self._read_counts(), self._board.seconds.view().copy()
+        wall_s = self._wall_s()  # after the workers' clocks, which must not be ahead of it
         self._reported = self.iteration
         return Report(
             iteration=self.iteration,
@@ -142,7 +143,7 @@ class HogwildTrainer:
             episodes=self._episodes,
             finished=self._take_found(counts[:, EPISODES]),
             train_wall_s=wall_s,
-            phases=_mean_phases(self._board.seconds.view(), wall_s),
+            phases=_mean_phases(seconds, wall_s),
             losses=self._take_losses(),
         )
 
@@ -169,11 +170,14 @@ class HogwildTrainer:
         return dict(zip(LOSSES, self._losses.tolist(), strict=True))
 
     def get_state(self) -> StateTree:
-        """The counters, and the workers' rows of the board."""
-        counts, wall_s = self._read_counts(), self._wall_s()
-        seconds = self._board.seconds.view().copy()  # once, as the counts: workers write on
+        """The counters, and the workers' rows of the board.
+
+        Workers write on meanwhile, so each row is read once: losses and staleness may be of an update or two more
+        than are counted.
+        """
+        counts, seconds = self._read_counts(), self._board.seconds.view().copy()
+        wall_s = self._wall_s()  # after the workers' clocks, which must not be ahead of it
         phases = asdict(_mean_phases(seconds, wall_s))
-        rows = {name: rows.copy() for name, rows in self._rows().items()}
         return {
             "iteration": self.iteration,
             "episodes": self._episodes,
@@ -182,29 +186,31 @@ class HogwildTrainer:
             "train_wall_s": wall_s,
             "phases": {name: phases[name] for name in PHASES},
             "restarts": self._restarts + self._pool.restarts,
-            "board": {**rows, "counts": counts, "seconds": seconds},
+            "board": {
+                "counts": counts,
+                "seconds": seconds,
+                "losses": self._board.losses.view().copy(),
+                "staleness": self._staleness.copy(),
+            },
         }
 
     def set_state(self, state: StateTree) -> None:
-        """Continue from `get_state`; called before `run`."""
-        saved = read_branch(state, "board")
-        for name, rows in self._rows().items():
-            rows[:] = np.asarray(saved[name])
+        """Continue from `get_state`; called before `run`. Which episodes are finished is in the session's window."""
+        saved, board = read_branch(state, "board"), self._board
+        rows: dict[str, NDArray[np.generic]] = {
+            "counts": self._counts,
+            "seconds": board.seconds.view(),
+            "losses": board.losses.view(),
+            "staleness": self._staleness,
+        }
+        for name, row in rows.items():
+            row[:] = np.asarray(saved[name])
         self._restarts = int(read_number(state, "restarts"))
         self._train_wall_s = read_number(state, "train_wall_s")
         self._episodes_seen = self._counts[:, EPISODES].copy()
-        self._losses_seen = self._board.losses.view().sum(axis=0)
+        self._losses_seen = board.losses.view().sum(axis=0)
         self._read_counts()
         self._reported = self.iteration
-
-    def _rows(self) -> Mapping[str, NDArray[np.generic]]:
-        """The rows that a resumed run goes on with; whose episodes are finished is in the session's window."""
-        return {
-            "counts": self._counts,
-            "seconds": self._board.seconds.view(),
-            "losses": self._board.losses.view(),
-            "staleness": self._staleness,
-        }
 
 
 def _mean_phases(seconds: NDArray[np.float64], wall_s: float) -> Phases:

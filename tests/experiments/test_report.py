@@ -84,9 +84,9 @@ def test_the_page(tmp_path, undrawn):
             "- *steps to the goal*: of training.",
             "- *never*: nothing.",
             "",
-            "Mean / interquartile mean [95 % bootstrap interval of the mean, which of 10 normal numbers covers the "
-            "true one in about 90 % of cases; none of fewer than 5] over 6 seeds. Where it says *k of n*, so "
-            "many of the seeds came to that, and the numbers are of these alone.",
+            "Mean / interquartile mean [95 % bootstrap interval of the mean] over 6 seeds. With so few an interval is "
+            "too narrow: of 10 normal numbers it covers the true mean in about 90 % of cases. Of fewer than 5 there is "
+            "none. Where it says *k of n*, so many of the seeds came to that, and the numbers are of these alone.",
             "",
             "![toy](toy.png)",
             "",

@@ -23,9 +23,9 @@ hits, misses = (sum(sum(getattr(e.stats, kind).values()) for e in entries) for k
 print(len(entries), hits, misses)
 """
 
-# Has all kernels sum, over rollouts narrow and wide, and prints every bit of what comes out.
-SUM = """
-import torch
+# Runs all kernels that compute (others copy or count), over narrow and wide rollouts; prints a hash of every outcome.
+COMPUTE = """
+import hashlib, torch
 from fastac import kernels
 draw = torch.Generator().manual_seed(0)
 def numbers(*shape):
@@ -35,21 +35,31 @@ def flags(*shape):
 def room(*shape):
     return torch.zeros(shape)
 for steps, envs in [(5, 64), (8, 4), (128, 16)]:
-    rows, valid, moments = steps * envs, ~flags(steps, envs), [room(3).double(), room(5).double()]
-    advantage, value = room(steps, envs), numbers(steps + 1, envs)
-    ends = flags(steps, envs), flags(steps, envs)
-    kernels.gae(numbers(steps, envs), value, *ends, valid, 0.99, 0.95, advantage, room(steps, envs), moments[1])
-    kernels.batch_moments(advantage.view(-1), valid.view(-1), moments[0])
-    action, drawn = torch.zeros(rows, dtype=torch.int64), [room(rows), room(rows)]
-    logits, mean = numbers(rows, 6), numbers(rows, 6)
-    kernels.sample_categorical(logits, torch.rand(rows, generator=draw), action, *drawn)
+    rows, out = steps * envs, {}
+    def call(name, *args, results):
+        getattr(kernels, name)(*args, *results)
+        out.update({f"{name} {i}": result for i, result in enumerate(results)})
+    value, ends, valid = numbers(steps + 1, envs), (flags(steps, envs), flags(steps, envs)), ~flags(steps, envs)
+    results = room(steps, envs), room(steps, envs), room(5).double()
+    call("gae", numbers(steps, envs), value, *ends, valid, 0.99, 0.95, results=results)
+    call("batch_moments", results[0].view(-1), valid.view(-1), results=[room(3).double()])
+    logits, action = numbers(rows, 6), room(rows).long()
+    chances = torch.rand(rows, generator=draw)
+    call("sample_categorical", logits, chances, results=[action, room(rows), room(rows)])
     given = numbers(rows), numbers(rows), numbers(rows), valid.view(-1), 1 / rows, 0.0, 1.0, 0.5, 0.01, 0.2
-    found = [room(rows, 6), room(rows), room(5).double(), room(rows, 6), room(6), room(rows), room(5).double()]
-    kernels.categorical_loss(logits, numbers(rows), action, *given, *found[:3])
-    kernels.gaussian_loss(mean, numbers(6), numbers(rows), numbers(rows, 6), *given, *found[3:])
-    outputs = [advantage, *moments, *drawn, *found, room(rows, 64)]
-    kernels.prepare_dense(logits, numbers(6, 64), numbers(64), "tanh", outputs[-1])()
-    print([output.numpy().tobytes().hex() for output in outputs])
+    results = room(rows, 6), room(rows), room(5).double()
+    call("categorical_loss", logits, numbers(rows), action, *given, results=results)
+    results = room(rows, 6), room(6), room(rows), room(5).double()
+    call("gaussian_loss", logits, numbers(6), numbers(rows), numbers(rows, 6), *given, results=results)
+    param, average, square = numbers(rows), numbers(rows), torch.rand(rows, generator=draw)
+    kernels.adam_step(param, numbers(rows), average, square, 1.0, 1e-3, 0.9, 0.999, 1e-8, 3)
+    kernels.rmsprop_step(param, numbers(rows), square, 1.0, 1e-3, 0.99, 1e-5, False)
+    out.update(param=param, average=average, square=square)
+    for activation in ("tanh", "relu"):
+        out[activation] = room(rows, 64)
+        kernels.prepare_dense(logits, numbers(6, 64), numbers(64), activation, out[activation])()
+    for name, result in out.items():
+        print(steps, envs, name, hashlib.sha256(result.numpy().tobytes()).hexdigest()[:16])
 """
 
 # Runs a kernel, whichever twin it is, and says which.
@@ -96,9 +106,9 @@ def test_two_processes_may_compile_at_once(tmp_path):
 
 def test_what_compiles_the_kernels_and_what_loads_them_compute_the_same_bits(tmp_path):
     cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
-    (code, (counts, *bits), err), again = (finish(start(COUNT + SUM, **cache)) for _ in range(2))
+    (code, (counts, *bits), err), again = (finish(start(COUNT + COMPUTE, **cache)) for _ in range(2))
     entries, hits, misses = map(int, counts.split())
-    assert (code, err) == (0, "") and (hits, misses) == (0, entries) and len(bits) == 3
+    assert (code, err) == (0, "") and (hits, misses) == (0, entries) and len(bits) == 3 * 19
     assert again == (0, [f"{entries} {entries} 0", *bits], "")
 
 

@@ -142,8 +142,9 @@ def test_a_run_leaves_what_one_of_a2c_leaves(tmp_path, capsys):
     assert sum(measured["staleness"]) == sum(measured["updates_per_worker"]) == a3c["updates"]
     assert len(measured["updates_per_worker"]) == 2 and measured["restarts"] == 0
     lags = np.arange(len(measured["staleness"]))
-    assert measured["mean_staleness"] == pytest.approx(lags @ measured["staleness"] / a3c["updates"])
-    assert measured["max_staleness"] == max(lag for lag in lags if measured["staleness"][lag])
+    if measured["max_staleness"] < lags[-1]:  # which counts all beyond it too, where one worker had to wait for long
+        assert measured["mean_staleness"] == pytest.approx(lags @ measured["staleness"] / a3c["updates"])
+        assert measured["max_staleness"] == max(lag for lag in lags if measured["staleness"][lag])
     assert 3000 <= a3c["env_steps"] < 3000 + 2 * 8 * 2
     rows = read_rows(tmp_path / "a3c" / "progress.jsonl")
     for counter in ("iteration", "env_steps", "train_wall_s"):
@@ -233,10 +234,13 @@ def marks_of(tmp_path):
 
 def test_an_environment_that_raises_once_costs_its_worker_a_restart(tmp_path, caplog):
     factory = partial(make_mishap, "raises", os.getpid(), marks_of(tmp_path))
-    session = start(tmp_path / "run", factory, total_env_steps=3000)
-    summary = finish(session)
-    assert summary["env_steps"] >= 3000
-    assert summary["asynchrony"]["restarts"] == 1
+    session, steps = start(tmp_path / "run", factory, total_env_steps=ENDLESS), None
+    for report in session:
+        if session.parts.asynchrony.restarts:
+            steps = steps or report.env_steps
+        if steps and report.env_steps > steps + 1000:
+            break
+    assert session.finish()["asynchrony"]["restarts"] == 1
     (told,) = [r.getMessage() for r in caplog.records if "started again" in r.getMessage()]
     assert re.match(r"worker [01]: .*RuntimeError: the wheel came off", told)
     rows = [row["env_steps"] for row in read_rows(tmp_path / "run" / "progress.jsonl")]
@@ -279,10 +283,12 @@ def test_one_restart_too_many_ends_the_run_with_a_checkpoint(tmp_path, workers):
 
 def test_the_last_checkpoint_of_a_run_that_lost_its_workers_is_of_all_that_was_done(tmp_path):
     session = start(tmp_path / "run", total_env_steps=ENDLESS, max_restarts=0)
+    lost = pids_of(session)[1]
     with pytest.raises(fastac.WorkerFailure, match=r"worker 1 died \(exit code -9\)"):
         for report in session:
-            if report.env_steps > 1000:
-                os.kill(pids_of(session)[1], signal.SIGKILL)
+            if report.env_steps > 1000 and lost:
+                os.kill(lost, signal.SIGKILL)
+                lost = None
     last = load_checkpoint(checkpoints(tmp_path / "run")[-1])
     assert last.env_steps == last.state["parts"]["trainer"]["env_steps"] == session.parts.trainer.env_steps
     assert read_rows(tmp_path / "run" / "progress.jsonl")[-1]["env_steps"] == last.env_steps
@@ -445,8 +451,9 @@ def test_a_second_ctrl_c_does_not_wait_for_a_worker_that_is_stopped(tmp_path):
             time.sleep(0.01)
         theirs = find_processes(lambda _, leader: leader == run.pid)
         workers = below(run.pid) - find_processes(lambda parent, _: parent == run.pid)
-        assert len(workers) == 2 + 1  # the evaluator has been started after them
-        os.kill(min(workers), signal.SIGSTOP)
+        assert len(workers) == 2 + 1  # and the evaluator
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
         os.killpg(run.pid, signal.SIGINT)
         while "once more stops at once" not in told.read_text():
             assert run.poll() is None, told.read_text()
@@ -498,8 +505,8 @@ def test_a_resumed_run_has_all_that_the_checkpoint_has(tmp_path, caplog, optimiz
     assert reports[0].iteration > summary["updates"]
     again = session.finish()
     before, after = (each["asynchrony"]["updates_per_worker"] for each in (summary, again))
-    assert all(late > early for early, late in zip(before, after, strict=True))
-    assert sum(after) == again["updates"]
+    assert all(late >= early for early, late in zip(before, after, strict=True))  # one worker may do it all
+    assert sum(after) == again["updates"] > sum(before)
     rows = [row["iteration"] for row in read_rows(tmp_path / "run" / "progress.jsonl")]
     assert rows == sorted(set(rows))
 
@@ -522,7 +529,7 @@ def test_a_checkpoint_of_mid_training_resumes_too(tmp_path):
 
 def test_a_killed_run_goes_on_with_the_evaluation_of_its_checkpoint(tmp_path):
     run_dir = tmp_path / "run"
-    settings = {**SMALL, "workers": 2, "eval_every": 200, "total_env_steps": ENDLESS}
+    settings = {**SMALL, "workers": 2, "eval_every": 200, "checkpoint_every": 0, "total_env_steps": ENDLESS}
     process = spawn(train_past_a_best, run_dir, **settings)
     wait_for((run_dir / "mark").exists, process)
     process.kill()
@@ -547,7 +554,7 @@ def test_a_killed_run_goes_on_with_the_evaluation_of_its_checkpoint(tmp_path):
 
 def test_the_best_checkpoint_is_what_was_evaluated(tmp_path):
     settings = {"num_envs": 8, "learning_rate": 0.02, "hidden_sizes": (32,), "eval_every": 500, "eval_episodes": 5}
-    session = start(tmp_path / "run", total_env_steps=200_000, until_return=60.0, seed=1, **settings)
+    session = start(tmp_path / "run", total_env_steps=ENDLESS, until_return=60.0, seed=1, **settings)
     summary = finish(session)
     evaluations = read_rows(tmp_path / "run" / "evaluations.jsonl")
     returns = [row["mean_return"] for row in evaluations]
@@ -563,7 +570,7 @@ def test_the_best_checkpoint_is_what_was_evaluated(tmp_path):
 
 def test_the_policy_that_is_returned_is_the_one_that_reached_the_target(tmp_path):
     settings = {"num_envs": 8, "learning_rate": 0.02, "hidden_sizes": (32,), "normalize_obs": True}
-    settings |= {"eval_every": 500, "eval_episodes": 20, "until_return": 60.0, "total_env_steps": 10**6}
+    settings |= {"eval_every": 500, "eval_episodes": 20, "until_return": 60.0, "total_env_steps": ENDLESS}
     session = start(tmp_path / "run", seed=1, **settings)
     for _ in session:
         pass
@@ -667,10 +674,12 @@ def test_an_evaluator_that_hangs_while_it_is_waited_for_is_started_again(tmp_pat
 
 def test_an_evaluator_that_is_killed_every_time_ends_the_run(tmp_path):
     session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=1, max_restarts=0)
+    killed = None
     with pytest.raises(fastac.WorkerFailure, match=r"the evaluator died \(exit code -9\)"):
         for _ in session:
-            if session._evaluator._children:
-                os.kill(evaluator_of(session), signal.SIGKILL)
+            if session._evaluator._children and evaluator_of(session) != killed:
+                killed = evaluator_of(session)
+                os.kill(killed, signal.SIGKILL)
     resumed = fastac.resume(tmp_path / "run")
     assert resumed.report.env_steps > 0
     next(iter(resumed))
