@@ -140,7 +140,7 @@ def load_trial(job: Job, out: Path) -> Saved | None:
 
 
 def check_out(experiment: Experiment, out: Path) -> None:
-    """Refuse a directory that has trials of anything else, as a report is of all that is there.
+    """Refuse a directory that has trials of anything else, whose report this one would replace.
 
     Raises:
         ValueError: it has.
