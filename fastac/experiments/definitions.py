@@ -87,7 +87,11 @@ def _gae_lambda() -> Experiment:
             ),
         ),
         (
-            _FINAL,
+            Column(
+                "final_return",
+                "return at the end",
+                "mean return of greedy episodes after the last step, where the picture has those of training",
+            ),
             Column(
                 "variance",
                 "variance of advantages (return²)",
@@ -102,7 +106,7 @@ def _gae_lambda() -> Experiment:
             Column(
                 "formula",
                 "with an exact critic, by formula",
-                "the sum over k < T of (gamma lambda)^(2k), T the steps of a rollout",
+                "the sum over k < T of (gamma lambda)^(2k), T = num_steps; the walk has no end, and rewards where it is",
                 2,
             ),
         ),

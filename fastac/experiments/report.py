@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -24,6 +24,9 @@ from fastac.records.files import replace_json, write_durably
 
 Json: TypeAlias = dict[str, JsonValue]
 Summaries: TypeAlias = dict[str, Json]  # by the value's name
+
+# Settings that a page tells; all of them are in results.json.
+_TOLD = ("algo", "num_envs", "num_steps", "learning_rate", "total_env_steps", "eval_episodes")
 
 
 def write_report(experiment: Experiment, seeds: int, out: Path) -> str:
@@ -111,37 +114,65 @@ def _format_page(results: Json, tables: str) -> str:
         str(results["question"]),
         tables,
         f"![{name}]({name}.png)",
-        f"Run it again: `{results['command']}`",
+        f"Run it again: `{results['command']}`. Every arm's settings and every seed's numbers are in `results.json`.",
         f"Seeds: {', '.join(map(str, range(cast('int', results['seeds']))))}. On {_format_machines(machines)}.",
     ]
     return "\n\n".join(page) + "\n"
 
 
 def _format_tables(experiment: Experiment, results: Json) -> str:
-    """Return a table for each group, and what its cells say."""
-    seeds, parts, are_all = cast("int", results["seeds"]), [], True
-    for group, content in cast("dict[str, dict[str, dict[str, dict[str, Summaries]]]]", results["groups"]).items():
-        arms = {name: arm["values"] for name, arm in content["arms"].items()}
-        columns = [column for column in experiment.columns if any(column.value in values for values in arms.values())]
-        rows = [["", *(column.label for column in columns)]]
-        for name, values in arms.items():
-            rows.append([name, *(format_cell(values.get(column.value), column) for column in columns)])
-            are_all &= not any(values[column.value]["none"] for column in columns if column.value in values)
-        lines = [f"| {' | '.join(row)} |" for row in rows]
-        parts += [f"## {group}", "\n".join([lines[0], "|---" + "|---:" * len(columns) + "|", *lines[1:]])]
+    """Return each group's settings and table, and what columns and cells are."""
+    groups, parts = cast("dict[str, Json]", results["groups"]), []
+    for group, content in groups.items():
+        parts += [f"## {group}", _format_settings(content), _format_table(experiment, _values(content))]
     parts.append("\n".join(f"- *{column.label}*: {column.meaning}." for column in experiment.columns))
-    legend = [f"Mean / interquartile mean over {seeds} seeds."] if seeds > 1 else ["1 seed."]
+    cells = [
+        values.get(column.value)
+        for group in groups.values()
+        for values in _values(group).values()
+        for column in experiment.columns
+    ]
+    are_all = not any(cell["none"] for cell in cells if cell is not None)
+    parts.append(_format_legend(experiment, cast("int", results["seeds"]), are_all))
+    return "\n\n".join(parts)
+
+
+def _values(content: Json) -> dict[str, Summaries]:
+    """Return what a group's arms measured."""
+    return {name: arm["values"] for name, arm in cast("dict[str, dict[str, Summaries]]", content["arms"]).items()}
+
+
+def _format_settings(content: Json) -> str:
+    """Return the settings that one wants to know first, of the first arm."""
+    settings = cast("Json", content["settings"])
+    told = [f"{name} {value if isinstance(value := settings[name], str) else f'{value:,}'}" for name in _TOLD]
+    return f"Settings of *{next(iter(_values(content)))}*: {', '.join(told)}."
+
+
+def _format_table(experiment: Experiment, arms: Mapping[str, Summaries]) -> str:
+    columns = [column for column in experiment.columns if any(column.value in values for values in arms.values())]
+    rows = [["", *(column.label for column in columns)]]
+    for name, values in arms.items():
+        rows.append([name, *(format_cell(values.get(column.value), column) for column in columns)])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" + "|---:" * len(columns) + "|", *lines[1:]])
+
+
+def _format_legend(experiment: Experiment, seeds: int, are_all: bool) -> str:
+    legend = ["1 seed."]
+    if seeds > 1:
+        legend = [f"Mean / interquartile mean over {seeds} seeds; intervals are for {LEAST_FOR_INTERVAL} and more."]
     if seeds >= LEAST_FOR_INTERVAL:
-        legend[0] = (
-            f"Mean / interquartile mean [95 % bootstrap interval of the mean] over {seeds} seeds. With so few "
-            "an interval is too narrow: of 10 normal numbers it covers the true mean in about 90 % of cases. Of fewer "
-            f"than {LEAST_FOR_INTERVAL} there is none."
-        )
+        legend = [
+            f"Mean / interquartile mean [95 % bootstrap interval of the mean] over {seeds} seeds.",
+            "With so few it is too narrow: of 10 normal numbers it covers the true mean in about 90 % of cases.",
+            f"Of fewer than {LEAST_FOR_INTERVAL} there is none.",
+        ]
     if not are_all:
         legend.append("Where it says *k of n*, so many of the seeds came to that, and the numbers are of these alone.")
         if any(column.none_is_last for column in experiment.columns):
             legend.append("A median is of all seeds, those that did not come to it last.")
-    return "\n\n".join([*parts, " ".join(legend)])
+    return " ".join(legend)
 
 
 def format_cell(summary: Json | None, column: Column) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -156,6 +157,8 @@ def _open_scratch(out: Path) -> Iterator[str]:
     """
     try:
         (out / "trials").mkdir(parents=True, exist_ok=True)
+        for left in out.glob("scratch-*"):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
         scratch = TemporaryDirectory(prefix="scratch-", dir=out, ignore_cleanup_errors=True)
     except OSError as error:
         raise RecordError(f"cannot write {out}: {describe(error)}; choose another --out.") from error

@@ -61,6 +61,7 @@ def test_the_page(tmp_path, undrawn):
     low, high = bootstrap_interval(np.arange(0.0, 60.0, 10.0), mean)
     first = f"| 25.0 / 25.0 [{low:.1f}, {high:.1f}] | 100 / 100, 2 of 6 | 0 of 6 |"
     second = f"| 30.0 / 30.0 [{low + 5:.1f}, {high + 5:.1f}] | 100 / 100, 2 of 6 | 0 of 6 |"
+    told = "algo a2c, num_envs {}, num_steps 16, learning_rate 0.0007, total_env_steps 500,000, eval_episodes 100."
     assert (tmp_path / "report.md").read_text() == "\n".join(
         [
             "# toy",
@@ -69,12 +70,16 @@ def test_the_page(tmp_path, undrawn):
             "",
             "## first",
             "",
+            f"Settings of *arm 0*: {told.format(16)}",
+            "",
             "|  | return | steps to the goal | never |",
             "|---|---:|---:|---:|",
             f"| arm 0 {first}",
             f"| arm 1 {second}",
             "",
             "## second",
+            "",
+            f"Settings of *arm 0*: {told.format(8)}",
             "",
             "|  | return | steps to the goal | never |",
             "|---|---:|---:|---:|",
@@ -84,13 +89,14 @@ def test_the_page(tmp_path, undrawn):
             "- *steps to the goal*: of training.",
             "- *never*: nothing.",
             "",
-            "Mean / interquartile mean [95 % bootstrap interval of the mean] over 6 seeds. With so few an interval is "
+            "Mean / interquartile mean [95 % bootstrap interval of the mean] over 6 seeds. With so few it is "
             "too narrow: of 10 normal numbers it covers the true mean in about 90 % of cases. Of fewer than 5 there is "
             "none. Where it says *k of n*, so many of the seeds came to that, and the numbers are of these alone.",
             "",
             "![toy](toy.png)",
             "",
-            "Run it again: `fastac experiment toy --seeds 6`",
+            "Run it again: `fastac experiment toy --seeds 6`. Every arm's settings and every seed's numbers are in "
+            "`results.json`.",
             "",
             "Seeds: 0, 1, 2, 3, 4, 5. On an abacus, 2 cores; python 3.11, fastac 0.1; commit abc.",
             "",
@@ -275,7 +281,7 @@ def test_the_command_runs_and_tells_where_everything_is(toys, tmp_path, capsys):
     out = tmp_path / "runs" / "experiments" / "toy"
     assert sorted(path.name for path in out.iterdir()) == ["report.md", "results.json", "toy.png", "trials"]
     told = capsys.readouterr()
-    assert told.out.startswith("## first\n\n|  | return |")
+    assert told.out.startswith("## first\n\nSettings of *arm 0*: algo a2c,")
     assert told.err.splitlines()[-1] == ("Everything is in runs/experiments/toy: report.md, results.json and toy.png")
     page = (out / "report.md").read_bytes()
     assert main(["experiment", "toy", "--seeds", "2", "--out", "runs/experiments/toy"]) == 0

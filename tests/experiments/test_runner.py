@@ -105,6 +105,7 @@ def test_after_a_kill_only_what_is_missing_is_done_and_the_report_is_the_same(tm
         assert run_trials(experiment, 3, folder / "out") is None
         write_report(experiment, 3, folder / "out")
     assert len(names(killed / "out")) == 6
+    assert not list((killed / "out").glob("scratch-*"))
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (killed / "called-0").read_text() == "xx"  # once for each arm
     for name in ("results.json", "report.md", "toy.png"):
