@@ -106,7 +106,7 @@ def _gae_lambda() -> Experiment:
             Column(
                 "formula",
                 "with an exact critic, by formula",
-                "the sum over k < T of (gamma lambda)^(2k), T = num_steps; the walk has no end, and rewards where it is",
+                "the sum over k < T of (gamma lambda)^(2k), T = num_steps; the walk has no end and rewards where it is",
                 2,
             ),
         ),
