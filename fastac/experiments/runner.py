@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -53,6 +52,7 @@ def run_trials(experiment: Experiment, seeds: int, out: Path) -> signal.Signals 
     missing = [job for job in jobs if load_trial(job, out) is None]
     if not missing:
         return None
+    _check_writable(out)
     cores = count_cores()
     needed = {job: cores if resolve_workers(job.config).run.workers != 1 else 1 for job in missing}
     waiting = sorted(missing, key=needed.__getitem__)  # stable: seed by seed
@@ -61,7 +61,8 @@ def run_trials(experiment: Experiment, seeds: int, out: Path) -> signal.Signals 
     progress = _Progress(len(jobs) - len(missing), len(jobs))
     with (
         _note_signals() as signals,
-        _open_scratch(out) as scratch,
+        # For what trials write in passing, as those that are ended do not clean up themselves.
+        TemporaryDirectory(prefix="fastac-", ignore_cleanup_errors=True) as scratch,
         progress,
         _tasks() as running,
     ):
@@ -149,21 +150,14 @@ def _receive(child: Child) -> _Done | Failed:
     return outcome
 
 
-@contextmanager
-def _open_scratch(out: Path) -> Iterator[str]:
-    """Yield a folder for what trials write in passing, as those that are ended do not clean up themselves.
-
-    It is in `out`, so that a place that cannot be written is known before hours of work.
-    """
+def _check_writable(out: Path) -> None:
+    """Make `out`, and write something there: what cannot be written is to be known before hours of work."""
     try:
         (out / "trials").mkdir(parents=True, exist_ok=True)
-        for left in out.glob("scratch-*"):  # by one that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        scratch = TemporaryDirectory(prefix="scratch-", dir=out, ignore_cleanup_errors=True)
+        with TemporaryDirectory(dir=out):
+            pass
     except OSError as error:
         raise RecordError(f"cannot write {out}: {describe(error)}; choose another --out.") from error
-    with scratch as path:
-        yield path
 
 
 @contextmanager

@@ -234,7 +234,7 @@ def lunarlander_ppo() -> Config:
 
 
 def lunarlander_a2c() -> Config:
-    """A2C on LunarLander-v3: a shared network, all normalised, small updates at a falling rate; few seeds land."""
+    """A2C on LunarLander-v3: a shared network, all normalised, small updates; most seeds reach 200, few stay there."""
     return Config().replace(
         env_id="LunarLander-v3",
         algo="a2c",

@@ -105,9 +105,14 @@ def test_after_a_kill_only_what_is_missing_is_done_and_the_report_is_the_same(tm
         assert run_trials(experiment, 3, folder / "out") is None
         write_report(experiment, 3, folder / "out")
     assert len(names(killed / "out")) == 6
-    assert not list((killed / "out").glob("scratch-*"))
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (killed / "called-0").read_text() == "xx"  # once for each arm
+    assert sorted(path.name for path in (killed / "out").iterdir()) == [
+        "report.md",
+        "results.json",
+        "toy.png",
+        "trials",
+    ]
     for name in ("results.json", "report.md", "toy.png"):
         assert (whole / "out" / name).read_bytes() == (killed / "out" / name).read_bytes()
 
