@@ -1,0 +1,60 @@
+"""Text on a terminal: broken between words where a line is longer than the terminal is wide."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from typing import TextIO
+
+_WIDTH = 80  # of a terminal that does not tell
+
+
+def width_of(stream: TextIO) -> int | None:
+    """Return how many columns a terminal has, the variable COLUMNS before all; None where it is none."""
+    if not stream.isatty():
+        return None
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _WIDTH
+    except (OSError, ValueError):  # a stream without a descriptor
+        return _WIDTH
+
+
+def fit(text: str, stream: TextIO, hang: int = 0) -> str:
+    """Break the lines of `text` between words, so that each fits the terminal that `stream` is.
+
+    Words longer than the terminal is wide, such as paths, stay whole. A stream that is no terminal gets the text as
+    it is.
+
+    Args:
+        text: one line or several; what a line begins with in spaces, its other lines begin with too.
+        stream: where it will be written.
+        hang: by how many columns a line's other lines are indented further.
+    """
+    width = width_of(stream)
+    return text if width is None else "\n".join(_break(line, width, hang) for line in text.split("\n"))
+
+
+def fit_command(command: str, stream: TextIO, indent: int = 2) -> str:
+    r"""Break a shell command as `fit` does, with a `\` at each break, so that it can be copied; indented."""
+    width = width_of(stream)
+    line = " " * indent + command
+    return line if width is None else _break(line, width - 2, 4).replace("\n", " \\\n")
+
+
+def _break(line: str, width: int, hang: int) -> str:
+    if len(line) <= width:
+        return line
+    begins = len(line) - len(line.lstrip(" "))
+    parts = textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=" " * (begins + hang),
+        expand_tabs=False,
+        replace_whitespace=False,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(parts)
