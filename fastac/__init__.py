@@ -18,12 +18,18 @@ if TYPE_CHECKING:
     from fastac.api import Run, evaluate, finish, load, resume, start, train
     from fastac.config import Config
     from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
+    from fastac.records import RecordError
+    from fastac.run import Session
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Config",
     "EnvFailure",
     "NonFiniteError",
+    "RecordError",
     "Run",
+    "Session",
     "WorkerFailure",
     "evaluate",
     "finish",
@@ -36,10 +42,14 @@ __all__ = [
 # Imported when first used: `fastac --help` and worker processes need not wait seconds for torch.
 _HOMES = dict.fromkeys(("Run", "evaluate", "finish", "load", "resume", "start", "train"), "fastac.api")
 _HOMES |= dict.fromkeys(("EnvFailure", "NonFiniteError", "WorkerFailure"), "fastac.contract")
-_HOMES |= {"Config": "fastac.config"}
+_HOMES |= {"Config": "fastac.config", "RecordError": "fastac.records", "Session": "fastac.run"}
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'fastac' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

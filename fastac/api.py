@@ -34,7 +34,7 @@ from fastac.tools.evaluate import evaluate as play_episodes
 from fastac.tools.policy import TrainedPolicy
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Run:
     """A run that has ended, or was loaded.
 
@@ -49,6 +49,12 @@ class Run:
     directory: Path
     policy: TrainedPolicy
     summary: Mapping[str, JsonValue]
+
+    def __repr__(self) -> str:
+        """Tell what was trained, what it has reached, and where it is."""
+        config, mean_return = self.config, self.summary.get("eval_mean_return")
+        reached = f", mean return {mean_return:.1f}" if isinstance(mean_return, float) else ""
+        return f"Run({config.algo.algo} on {config.env.env_id}, seed {config.run.seed}{reached}, {self.directory})"
 
 
 def train(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from tyro.conf import Positional
 
+from fastac import __version__
 from fastac.config import ActionChoice, Config, JsonValue
 from fastac.flags import given, parse, peek, take_env_id, without
 from fastac.presets import PRESETS, find
@@ -470,6 +471,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for module:EnvId beside the user, as `python -m` would find it
+    if words[:1] == ["--version"]:
+        print(f"fastac {__version__}")
+        return 0
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if words else 2

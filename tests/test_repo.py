@@ -4,10 +4,13 @@ import re
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from fastac.extras import INSTALL, Extra
 
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = {"fastac", "benchmarks", "tests", "pyproject.toml", "README.md", "Makefile"}
@@ -30,6 +33,37 @@ def test_every_requirement_is_pinned_to_a_version_it_allows():
     for requirement in requirements:
         if requirement.name != project["name"]:
             assert pinned.get(canonicalize_name(requirement.name), "none") in requirement.specifier, requirement
+
+
+def declared(extra):
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]
+    return {line for line in lines if not line.startswith("fastac[")}
+
+
+@pytest.mark.parametrize("extra", get_args(Extra))
+def test_what_installs_an_extra_is_what_it_declares(extra):
+    assert set(re.findall(r"'(.+?)'", INSTALL[extra])) == declared(extra)
+
+
+# Elsewhere than in a clone, or with a URL, pip would fetch the project that has this name on the index.
+FETCHES_A_STRANGER = re.compile(r"pip3? install (?!.*fastac(\[[^]]*\])? @)[^`\n]*\bfastac\b")
+
+
+@pytest.mark.parametrize("text", ["pip install fastac", "pip install 'fastac[atari]'", "pip install -U fastac[plot]"])
+def test_a_line_that_fetches_another_project_is_seen(text):
+    assert FETCHES_A_STRANGER.search(text)
+    assert not FETCHES_A_STRANGER.search("pip install 'fastac[atari] @ git+https://host/fastac'")
+    assert not FETCHES_A_STRANGER.search("pip install -e '.[atari]'")
+
+
+def test_no_page_or_message_fetches_another_project_of_the_name():
+    places = [ROOT / "README.md", ROOT / "Makefile"]
+    places += [
+        path for room in ("fastac", "benchmarks") for kind in ("py", "md") for path in (ROOT / room).rglob(f"*.{kind}")
+    ]
+    found = {path: FETCHES_A_STRANGER.search(path.read_text()) for path in places}
+    assert len(found) > 50
+    assert not [f"{path}: {match[0]}" for path, match in found.items() if match]
 
 
 def test_make_help_lists_every_target():

@@ -79,7 +79,7 @@ def draw(found: Mapping[str, Mapping[str, Series]], output: Path) -> None:
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter, MaxNLocator
     except ImportError as error:
-        raise InputError("drawing needs matplotlib, which is not installed: pip install 'fastac[plot]'.") from error
+        raise InputError("drawing needs matplotlib, which is not installed: `make install` brings it.") from error
     cpus = sorted({cpu for by_cpu in found.values() for cpu in by_cpu})
     columns = min(len(found), 2)
     figure = Figure(figsize=(7.5 * columns, 3.4 * -(-len(found) // columns) + 0.6), layout="constrained")

@@ -27,6 +27,7 @@ from fastac.envs.robots import spare_warnings
 from fastac.envs.spaces import ArraySpace, SquashedBox, check_spaces, needs_flattening
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.envs.sync import SyncEnvs
+from fastac.extras import INSTALL, Extra
 from fastac.processes import count_cores
 
 # A step in another process costs a wake-up and two copies, about 100 us on a busy machine; below this
@@ -39,8 +40,8 @@ _TRIAL_S = 0.05
 # `auto` has the choice: CartPole's batch takes 40 us for one and for five of them, a single one 7 us.
 _LEAST_NATIVE = 6
 
-# The families of Gymnasium that need something installed, which is the extra of fastac of that name.
-_EXTRAS = ("box2d", "mujoco")
+# The families of Gymnasium that need something installed.
+_EXTRAS: tuple[Extra, ...] = ("box2d", "mujoco")
 
 
 def make_vec(
@@ -283,7 +284,7 @@ def _register_atari(env_id: str) -> None:
         importlib.import_module("ale_py.vector_env")
     except ImportError as error:
         raise ValueError(
-            f"env_id is {env_id!r}, which needs a package ({describe(error)}): pip install 'fastac[atari]'."
+            f"env_id is {env_id!r}, which needs a package ({describe(error)}): {INSTALL['atari']}."
         ) from error
 
 
@@ -308,7 +309,7 @@ def _explain(env_id: str, error: Exception) -> Exception:
     """Return the error to raise where an environment could not be built."""
     if isinstance(error, (gym.error.DependencyNotInstalled, ImportError)):
         entry_point = str(_find_spec(env_id).entry_point)
-        extras = [extra for extra in _EXTRAS if f".{extra}" in entry_point]
-        hint = f"pip install 'fastac[{extras[0]}]'" if extras else "install what it names"
+        hints = [INSTALL[extra] for extra in _EXTRAS if f".{extra}" in entry_point]
+        hint = hints[0] if hints else "install what it names"
         return ValueError(f"{env_id} needs a package that is not installed ({describe(error)}): {hint}.")
     return EnvFailure(f"{env_id} could not be built ({describe(error)}).")

@@ -9,6 +9,7 @@ from fastac.experiments.definition import Experiment
 from fastac.experiments.report import write_report
 from fastac.experiments.runner import run_trials
 from fastac.experiments.trials import EXTRAS
+from fastac.extras import INSTALL, Extra
 
 __all__ = ["find_experiment", "list_experiments", "run_trials", "write_report"]
 
@@ -31,7 +32,9 @@ def find_experiment(name: str) -> Experiment:
         near = get_close_matches(name, experiments, n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(experiments)}."
         raise ValueError(f"{name!r} is not an experiment: {hint}")
-    for extra in filter(None, ("plot", experiments[name].needs)):
+    needs = experiments[name].needs
+    extras: list[Extra] = ["plot"] if needs is None else ["plot", needs]
+    for extra in extras:
         if find_spec(EXTRAS[extra]) is None:
-            raise ValueError(f"{name} needs {EXTRAS[extra]}, which is not installed: pip install 'fastac[{extra}]'.")
+            raise ValueError(f"{name} needs {EXTRAS[extra]}, which is not installed: {INSTALL[extra]}.")
     return experiments[name]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from fastac.config import Config
+from fastac.extras import Extra
 
 Number: TypeAlias = float | None  # None: it did not come to that, such as seconds to a return never reached
 
@@ -139,4 +140,4 @@ class Experiment:
     arms: tuple[Arm, ...]
     plots: tuple[CurvePlot | ValuePlot, ...]
     columns: tuple[Column, ...]
-    needs: str | None = None
+    needs: Extra | None = None

@@ -12,6 +12,7 @@ import numpy as np
 from fastac.experiments.definition import Arm, CurvePlot, Experiment, Number, Trial, ValuePlot
 from fastac.experiments.stats import LEAST_FOR_INTERVAL, Floats, bootstrap_interval, mean, median_with_none_last
 from fastac.experiments.trials import flatten
+from fastac.extras import INSTALL
 from fastac.records import replace_file
 from fastac.tools.plot import COLORS, STYLE, align
 
@@ -41,7 +42,7 @@ def draw(experiment: Experiment, measured: Measured, seeds: int, output: Path) -
         from matplotlib.figure import Figure
         from matplotlib.lines import Line2D
     except ImportError as error:
-        raise ValueError("the picture needs matplotlib, which is not installed: pip install 'fastac[plot]'.") from error
+        raise ValueError(f"the picture needs matplotlib, which is not installed: {INSTALL['plot']}.") from error
     rows = _arrange(experiment, measured)
     columns = max(map(len, rows))
     width = {1: 7.0, 2: 10.0}.get(columns, 3.6 * columns)

@@ -17,13 +17,14 @@ from typing import cast
 
 from fastac.config import Config, JsonValue
 from fastac.experiments.definition import Arm, Curve, Experiment, Measure, Number, Trial
+from fastac.extras import Extra
 from fastac.processes import count_cores
 from fastac.records import git_commit, versions
 from fastac.records.files import read_json, replace_json
 from fastac.tools.tune import cpu_model
 
 # What each extra of fastac's installs that the experiments use: the name to import.
-EXTRAS = {
+EXTRAS: dict[Extra, str] = {
     "box2d": "Box2D",
     "experiments": "stable_baselines3",
     "mujoco": "mujoco",

@@ -123,6 +123,13 @@ class Session:
         torch.set_num_threads(1)  # for small networks a second thread costs more than it brings
         self._evaluator = open_evaluator(config, parts.model, env_factory, encoder)
 
+    def __repr__(self) -> str:
+        """Tell what is trained, how far it is, and where."""
+        config = self.config
+        steps = f"{self._steps_seen:,} of {config.run.total_env_steps:,} env steps"
+        what = f"{config.algo.algo} on {config.env.env_id}, seed {config.run.seed}"
+        return f"Session({what}, {steps}, {self.directory.path})"
+
     @property
     def report(self) -> Report:
         """The latest report."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastac.config import Config
+from fastac.extras import INSTALL
 from fastac.records import RunDirectory, replace_file
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def plot(runs: Sequence[Path], output: Path, x: XAxis = "env_steps") -> None:
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter
     except ImportError as error:
-        raise ValueError("plotting needs matplotlib, which is not installed: pip install 'fastac[plot]'.") from error
+        raise ValueError(f"plotting needs matplotlib, which is not installed: {INSTALL['plot']}.") from error
     panels = _group([_read_curve(run, x) for run in runs], lambda config: config.env.env_id)
     algos = sorted({curve.config.algo.algo for curves in panels.values() for curve in curves})
     colors: dict[str, str] = {algo: COLORS[index % len(COLORS)] for index, algo in enumerate(algos)}

@@ -18,6 +18,7 @@ from fastac.config import EnvConfig, is_atari
 from fastac.contract import EnvFailure, Episode, ObsArray
 from fastac.envs import film_game
 from fastac.envs.failure import describe
+from fastac.extras import INSTALL
 from fastac.records import replace_file
 from fastac.tools.policy import Action, TrainedPolicy
 
@@ -33,7 +34,6 @@ _GIF_FPS = 25.0
 _GIF_COLORS = 128
 _GIF_PAUSE_MS = 1000  # on the last frame, so that the eye sees where the loop begins
 _DEFAULT_FPS = 30.0
-_INSTALL = "pip install 'fastac[video]'"
 
 # The longest film, in env steps: 10,000 of an Atari game at frame skip 4 are 11 minutes (a game of Pong is a few
 # thousand), and take 340 MB to make a GIF of.
@@ -180,7 +180,7 @@ def _choose_format(path: Path) -> type[Gif] | type[Mp4]:
     kind, modules = _FORMATS[suffix]
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        raise ValueError(f"a {suffix} film needs what is not installed ({', '.join(missing)}): {_INSTALL}.")
+        raise ValueError(f"a {suffix} film needs what is not installed ({', '.join(missing)}): {INSTALL['video']}.")
     return kind
 
 
@@ -234,6 +234,8 @@ def _blaming(method: str) -> Iterator[None]:
     try:
         yield
     except DependencyNotInstalled as error:
-        raise ValueError(f"filming needs a package that is not installed ({describe(error)}): {_INSTALL}.") from error
+        raise ValueError(
+            f"filming needs a package that is not installed ({describe(error)}): {INSTALL['video']}."
+        ) from error
     except Exception as error:
         raise EnvFailure(f"the environment raised {describe(error)} in {method}.") from error

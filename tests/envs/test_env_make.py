@@ -102,7 +102,7 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         raise gym.error.DependencyNotInstalled("Box2D is not installed")
 
     monkeypatch.setattr(gym, "make", refuse)
-    with pytest.raises(ValueError, match=r"LunarLander-v3 needs a package .*pip install 'fastac\[box2d\]'"):
+    with pytest.raises(ValueError, match=r"LunarLander-v3 needs a package .*pip install 'gymnasium\[box2d\]'"):
         build("LunarLander-v3")
 
 

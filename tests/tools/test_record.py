@@ -246,14 +246,18 @@ def test_what_is_no_picture_is_refused(policy, tmp_path, frame):
 
 def test_a_missing_renderer_is_told_with_the_extra(policy, tmp_path):
     env = Counter(fails_at=0, error=DependencyNotInstalled("pygame is not installed"))
-    with pytest.raises(ValueError, match=r"pygame is not installed.*pip install 'fastac\[video\]'\.$"):
+    with pytest.raises(
+        ValueError, match=r"pygame is not installed.*pip install 'gymnasium\[classic-control\]' 'imageio.*'\.$"
+    ):
         record(policy, lambda: env, tmp_path / "film.gif")
 
 
 @pytest.mark.parametrize(("suffix", "module"), [(".gif", "PIL"), (".mp4", "imageio_ffmpeg"), (".MP4", "imageio")])
 def test_a_missing_package_is_told_with_the_extra(policy, tmp_path, monkeypatch, suffix, module):
     monkeypatch.setattr(record_module, "find_spec", lambda name: None if name == module else object())
-    with pytest.raises(ValueError, match=rf"not installed \({module}\): pip install 'fastac\[video\]'\.$"):
+    with pytest.raises(
+        ValueError, match=rf"not installed \({module}\): pip install 'gymnasium\[classic-control\]' 'imageio.*'\.$"
+    ):
         record(policy, Counter, tmp_path / f"film{suffix}")
 
 

@@ -1,0 +1,20 @@
+"""What installs the packages that fastac needs for some tasks only.
+
+The name "fastac" on the package index belongs to another project, so no line asks pip for `fastac[...]`: each names
+the packages themselves, as pyproject.toml lists them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+Extra: TypeAlias = Literal["atari", "box2d", "experiments", "mujoco", "plot", "video"]
+
+INSTALL: dict[Extra, str] = {
+    "atari": "pip install 'ale-py>=0.12'",
+    "box2d": "pip install 'gymnasium[box2d]'",
+    "experiments": "pip install 'stable-baselines3>=2.7'",
+    "mujoco": "pip install 'gymnasium[mujoco]'",
+    "plot": "pip install 'matplotlib>=3.8'",
+    "video": "pip install 'gymnasium[classic-control]' 'imageio[ffmpeg]>=2.34'",
+}

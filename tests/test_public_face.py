@@ -1,0 +1,55 @@
+"""What `import fastac` shows."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import fastac
+from fastac.cli import main
+
+
+def test_dir_is_the_public_names():
+    shown = [name for name in dir(fastac) if not name.startswith("__")]
+    assert sorted(shown) == sorted(fastac.__all__)
+    assert "Session" in shown and "cli" not in shown
+    for name in shown:
+        assert getattr(fastac, name).__name__ == name
+
+
+def errors():
+    """Yield every exception that fastac defines for its users: those that are no private signal."""
+    for module in pkgutil.walk_packages(fastac.__path__, "fastac."):
+        if module.name.endswith("__main__"):
+            continue
+        for name, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if kind.__module__ == module.name and issubclass(kind, RuntimeError):
+                yield name
+
+
+def test_everything_that_is_raised_is_shown():
+    raised = set(errors())
+    assert raised >= {"EnvFailure", "WorkerFailure", "NonFiniteError", "RecordError"}
+    assert raised <= set(fastac.__all__)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'fastac' has no attribute 'trian'"):
+        _ = fastac.trian
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastac {fastac.__version__}\n"
+    assert fastac.__version__.count(".") == 2
+
+
+def test_sessions_and_runs_have_short_reprs(tmp_path):
+    session = fastac.start("CartPole-v1", num_envs=2, total_env_steps=20, eval_episodes=2, run_dir=tmp_path / "run")
+    assert repr(session) == f"Session(a2c on CartPole-v1, seed 0, 0 of 20 env steps, {tmp_path / 'run'})"
+    for _ in session:
+        pass
+    run = fastac.finish(session)
+    mean_return = run.summary["eval_mean_return"]
+    assert repr(run) == f"Run(a2c on CartPole-v1, seed 0, mean return {mean_return:.1f}, {tmp_path / 'run'})"
