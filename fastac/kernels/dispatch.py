@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import parent_process
 from types import ModuleType
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -13,18 +15,51 @@ from torch import Tensor
 
 from fastac.kernels import reference
 
+log = logging.getLogger("fastac")
+
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
+
+
+@contextmanager
+def announcing_compilation() -> Iterator[None]:
+    """Say once that Numba compiles, when it really does: after an installation, and not from its cache on disk.
+
+    A warning, since those are seen without any set-up of logging; but not from workers, of which there may be many.
+    """
+    if parent_process() is not None:
+        yield
+        return
+    try:
+        from numba.core.event import Event, Listener, install_listener
+    except ImportError:  # no Numba: importing the twins says so
+        yield
+        return
+
+    class Announcer(Listener):
+        told = False
+
+        def on_start(self, event: Event) -> None:
+            if not self.told:
+                self.told = True
+                log.warning("Compiling fastac's kernels for this machine, once: about 20 seconds.")
+
+        def on_end(self, event: Event) -> None:
+            pass
+
+    with install_listener("numba:compile", Announcer()):
+        yield
 
 
 def _load(module: str, remedy: str) -> ModuleType:
     """Import a module of twins, or say once that the reference takes its place."""
     try:
-        return importlib.import_module(f"fastac.kernels.{module}")
+        with announcing_compilation():
+            return importlib.import_module(f"fastac.kernels.{module}")
     except Exception as error:  # whatever a compiler fails at, training goes on
         # Numba's errors go on for pages; the first line says what happened.
         reason = (str(error).splitlines() or [""])[0]
-        logging.getLogger("fastac").warning(
+        log.warning(
             "The compiled kernels cannot be used (%s: %s), so the slower reference kernels are; %s.",
             type(error).__name__,
             reason,
