@@ -437,6 +437,10 @@ class Config:
         plain: dict[str, JsonValue] = dataclasses.asdict(self)
         return plain
 
+    def to_flat(self) -> dict[str, ConfigValue]:
+        """Return every setting by its flat name."""
+        return {name: getattr(getattr(self, section), name) for name, section in _SECTION_OF.items()}
+
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Config:
         """Rebuild from `to_dict`'s data; absent fields keep their defaults.

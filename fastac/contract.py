@@ -331,7 +331,8 @@ class Report:
         train_wall_s: training wall-clock, evaluation and start-up excluded.
         phases: that clock by phase.
         losses: means over this iteration's updates: `policy_loss`, `value_loss`, `entropy`,
-            `explained_variance`, `grad_norm`, `learning_rate`, and `approx_kl`, `clip_fraction` for PPO.
+            `explained_variance`, `grad_norm`, `learning_rate`, and for PPO `approx_kl`, `clip_fraction`,
+            `clip_range` and `loss`, the whole objective.
     """
 
     iteration: int

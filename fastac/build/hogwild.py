@@ -82,6 +82,13 @@ class HogwildParts:
         """How the workers have interleaved."""
         return self.trainer.asynchrony
 
+    def action_std(self) -> float | None:
+        """See `ActorCritic.action_std`; of the parameters that workers share."""
+        if self.model.action_std() is None:
+            return None
+        self._param.copy_(self._shared.param)
+        return self.model.action_std()
+
     def get_state(self) -> StateTree:
         """Copy what is shared, as a worker would at this moment; workers' episodes are not in it.
 

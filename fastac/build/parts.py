@@ -44,6 +44,9 @@ class Parts(Protocol):
     def asynchrony(self) -> Asynchrony | None:
         """How workers have interleaved, or None where they are in step."""
 
+    def action_std(self) -> float | None:
+        """See `ActorCritic.action_std`; of this moment."""
+
     def get_state(self) -> StateTree:
         """Everything that training continues from."""
 

@@ -43,6 +43,10 @@ class SyncParts:
         """Memory of a worker's rollout."""
         return self.rollout.nbytes
 
+    def action_std(self) -> float | None:
+        """See `ActorCritic.action_std`."""
+        return self.model.action_std()
+
     def get_state(self) -> StateTree:
         """Everything that training continues from."""
         workers = self.crew.get_states()

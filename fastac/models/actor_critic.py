@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from fastac.contract import Act
 from fastac.models.cores import IdentityCore, LSTMCore
 from fastac.models.encoders import make_linear
-from fastac.models.heads import Head
+from fastac.models.heads import GaussianHead, Head
 from fastac.models.normalizers import NoObsNormalizer, ObsNormalizer
 
 
@@ -78,6 +78,11 @@ class ActorCritic(nn.Module):
     def initial_state(self, num_envs: int) -> Tensor:
         """Return the zero recurrent state `[N, S]`."""
         return torch.zeros(num_envs, self.state_size, device=self.value_head.weight.device)
+
+    @torch.no_grad()
+    def action_std(self) -> float | None:
+        """Return the deviation of actions, averaged over their dimensions, where it is a parameter; else None."""
+        return self.head.log_std.exp().mean().item() if isinstance(self.head, GaussianHead) else None
 
     def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
         """Draw the randomness for actions of shape `leading`, on the CPU."""

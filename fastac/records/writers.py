@@ -11,11 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from fastac.config import Config, JsonValue
 from fastac.contract import Report
 from fastac.records.files import RecordError, describe
+from fastac.records.hparams import FINAL_TAGS, settings_summaries
 from fastac.records.tracker import ReturnTracker
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
 
 Row: TypeAlias = Mapping[str, float | int | None]
 
@@ -33,6 +38,9 @@ class Writer(Protocol):
         self, env_steps: int, mean_return: float, std: float, mean_length: float, wall_s: float
     ) -> None:
         """Record one evaluation."""
+
+    def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
+        """Record what a run came to, as `summary.json` has it."""
 
     def flush(self) -> None:
         """Hand all to the system; before a checkpoint, so that a resumed record has no gap."""
@@ -52,6 +60,9 @@ class NullWriter:
     ) -> None:
         """Do nothing."""
 
+    def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
+        """Do nothing."""
+
     def flush(self) -> None:
         """Do nothing."""
 
@@ -59,9 +70,17 @@ class NullWriter:
         """Do nothing."""
 
 
-def progress_row(report: Report, tracker: ReturnTracker) -> dict[str, float | int | None]:
-    """Return one iteration as flat data; `tracker` has taken `report` in already. Costs about 4 us."""
-    return {
+def progress_row(
+    report: Report, tracker: ReturnTracker, action_std: float | None = None
+) -> dict[str, float | int | None]:
+    """Return one iteration as flat data. Costs about 4 us.
+
+    Args:
+        report: the iteration.
+        tracker: has taken `report` in already.
+        action_std: see `ActorCritic.action_std`.
+    """
+    row: dict[str, float | int | None] = {
         "iteration": report.iteration,
         "env_steps": report.env_steps,
         "frames": report.frames,
@@ -74,6 +93,9 @@ def progress_row(report: Report, tracker: ReturnTracker) -> dict[str, float | in
         "mean_length": tracker.mean_length,
         **report.losses,
     }
+    if action_std is not None:
+        row["action_std"] = action_std
+    return row
 
 
 class ProgressWriter:
@@ -133,6 +155,9 @@ class ProgressWriter:
             self._evaluations.write(_to_line(row))
             self.flush()
 
+    def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
+        """Do nothing: `summary.json` has it."""
+
     def flush(self) -> None:
         """Hand all to the system."""
         with _reporting(self._path):
@@ -149,8 +174,32 @@ class ProgressWriter:
                 self._evaluations.close()
 
 
+# What a row says, and stable-baselines3's name for it, which may be another one with PPO.
+_TAGS = {
+    "mean_return": "rollout/ep_rew_mean",
+    "mean_length": "rollout/ep_len_mean",
+    "sps_window": "time/fps",
+    "env_steps": "time/total_timesteps",
+    "policy_loss": "train/policy_loss",
+    "value_loss": "train/value_loss",
+    "entropy_loss": "train/entropy_loss",
+    "explained_variance": "train/explained_variance",
+    "learning_rate": "train/learning_rate",
+    "action_std": "train/std",
+    "grad_norm": "train/grad_norm",
+    "updates": "train/n_updates",
+}
+_PPO_TAGS = _TAGS | {
+    "policy_loss": "train/policy_gradient_loss",
+    "loss": "train/loss",
+    "approx_kl": "train/approx_kl",
+    "clip_fraction": "train/clip_fraction",
+    "clip_range": "train/clip_range",
+}
+
+
 class TensorBoardWriter:
-    """Writes scalars under stable-baselines3's tags, with env steps as x.
+    """Writes scalars under stable-baselines3's tags, with env steps as x, and what the HPARAMS tab shows.
 
     A set of scalars costs about 0.1 ms and 600 bytes where an iteration may take 3 ms, so of the rows
     within a second only one is written; an evaluation and `close` bring the latest. TensorBoard's
@@ -158,30 +207,20 @@ class TensorBoardWriter:
     to tell of a full disk), and without torch's `SummaryWriter`, whose import takes 2 s.
     """
 
-    _TAGS = (
-        ("mean_return", "rollout/ep_rew_mean"),
-        ("mean_length", "rollout/ep_len_mean"),
-        ("sps_window", "time/fps"),
-        ("env_steps", "time/total_timesteps"),
-        ("policy_loss", "train/policy_gradient_loss"),
-        ("value_loss", "train/value_loss"),
-        ("entropy_loss", "train/entropy_loss"),
-        ("explained_variance", "train/explained_variance"),
-        ("learning_rate", "train/learning_rate"),
-        ("grad_norm", "train/grad_norm"),
-        ("approx_kl", "train/approx_kl"),
-        ("clip_fraction", "train/clip_fraction"),
-        ("updates", "train/n_updates"),
-    )
     _file_numbers = itertools.count()
 
     def __init__(
-        self, log_dir: Path, resume_env_steps: int | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        log_dir: Path,
+        config: Config,
+        resume_env_steps: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin a new event file.
 
         Args:
             log_dir: directory of the event files; made if missing.
+            config: the run's.
             resume_env_steps: the checkpoint's env steps; TensorBoard hides later points of older files.
             clock: seconds, for the throttle.
 
@@ -194,6 +233,7 @@ class TensorBoardWriter:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = Event, Summary
+        self._tags = _PPO_TAGS if config.algo.algo == "ppo" else _TAGS
         self._clock = clock
         self._next_at = -math.inf
         self._pending: Row | None = None
@@ -202,15 +242,14 @@ class TensorBoardWriter:
         self._path = log_dir / f"events.out.tfevents.{unique}"
         with _reporting(self._path):
             log_dir.mkdir(parents=True, exist_ok=True)
+            _tell_who_listens(log_dir)
             self._records = RecordWriter(self._path.open("wb"))
-            self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-            if resume_env_steps is not None:
-                restart = Event(
-                    wall_time=time.time(),
-                    step=resume_env_steps + 1,
-                    session_log=SessionLog(status=SessionLog.START),
-                )
-                self._records.write(restart.SerializeToString())
+            self._put(Event(file_version="brain.Event:2"))
+            if resume_env_steps is None:
+                for summary in settings_summaries(config):
+                    self._put(Event(summary=summary))
+            else:  # an older file has the settings
+                self._put(Event(step=resume_env_steps + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, row: Row) -> None:
         """Write the row if none was written within the last second, else keep it as the latest."""
@@ -227,13 +266,21 @@ class TensorBoardWriter:
         self.flush()
         self._write_scalars(env_steps, {"eval/mean_reward": mean_return, "eval/mean_ep_length": mean_length})
 
+    def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
+        """Write what the HPARAMS tab compares runs by."""
+        self.flush()
+        found = {tag: summary[key] for key, tag in FINAL_TAGS.items()}
+        env_steps = summary["env_steps"]
+        assert isinstance(env_steps, int)
+        self._write_scalars(env_steps, {tag: x for tag, x in found.items() if isinstance(x, int | float)})
+
     def flush(self) -> None:
         """Write the latest row."""
         if self._pending is not None:
             row, self._pending = self._pending, None
             entropy = row.get("entropy")
             named = {**row, "entropy_loss": None if entropy is None else -entropy}
-            scalars = {tag: named.get(key) for key, tag in self._TAGS}
+            scalars = {tag: named.get(key) for key, tag in self._tags.items()}
             self._write_scalars(int(row["env_steps"] or 0), scalars)
 
     def close(self) -> None:
@@ -250,10 +297,24 @@ class TensorBoardWriter:
         values = [
             self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items() if value is not None
         ]
-        event = self._event(wall_time=time.time(), step=env_steps, summary=self._summary(value=values))
         with _reporting(self._path):
-            self._records.write(event.SerializeToString())
+            self._put(self._event(step=env_steps, summary=self._summary(value=values)))
             self._records.flush()
+
+    def _put(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+
+def _tell_who_listens(log_dir: Path) -> None:
+    """Begin a file with TensorBoard's own writer if a program has replaced that one to hear of new files.
+
+    Weights & Biases does (`sync_tensorboard=True`): it then reads all files of that folder.
+    """
+    from tensorboard.summary.writer import event_file_writer
+
+    if event_file_writer.EventFileWriter.__module__ != event_file_writer.__name__:
+        event_file_writer.EventFileWriter(str(log_dir)).close()
 
 
 @contextmanager

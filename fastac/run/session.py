@@ -172,7 +172,7 @@ class Session:
         rows = ProgressWriter(self.directory.progress_path, resume_at=mark)
         if not self.config.run.tensorboard:
             return rows, NullWriter()
-        return rows, TensorBoardWriter(self.directory.tensorboard_path, resume_env_steps=mark and mark[1])
+        return rows, TensorBoardWriter(self.directory.tensorboard_path, self.config, mark and mark[1])
 
     def __iter__(self) -> Iterator[Report]:
         """Train; yield every report of the trainer, after it was logged, evaluated and saved as due.
@@ -258,7 +258,7 @@ class Session:
     def _record(self, report: Report) -> None:
         self._report, self._steps_seen = report, report.env_steps
         self.tracker.update(report)
-        row = progress_row(report, self.tracker)
+        row = progress_row(report, self.tracker, self.parts.action_std())
         for writer in self._writers:
             writer.write(row)
         self._bar.update(report, self.tracker)
@@ -392,6 +392,8 @@ class Session:
         if measure_efficiency:
             self.bare_times = self._time_bare(report)
         self._summary = self._summarize(report)
+        for writer in self._writers:
+            writer.write_summary(self._summary)
         self.directory.write_summary(self._summary)
 
     def _time_bare(self, report: Report) -> BareTimes | None:

@@ -14,8 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.summary.writer import event_file_writer
 
-from fastac.config import Config
+from fastac.config import AlgoName, Config, JsonValue
 from fastac.contract import Episode, Episodes, Phases, Report
 from fastac.records import (
     Bar,
@@ -43,6 +47,8 @@ LOSSES = {
     "learning_rate": 0.125,
     "approx_kl": 0.0625,
     "clip_fraction": 0.375,
+    "clip_range": 0.25,
+    "loss": 0.875,
 }
 
 
@@ -240,10 +246,14 @@ def test_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(RecordError, match="No such file"):
         ProgressWriter(tmp_path / "missing" / "progress.jsonl")
     with pytest.raises(RecordError, match="Not a directory"):
-        TensorBoardWriter(tmp_path / "progress.jsonl" / "tb")
+        TensorBoardWriter(tmp_path / "progress.jsonl" / "tb", Config())
 
 
 # --- TensorBoard -----------------------------------------------------------------------------------
+
+
+def all_events(path: Path) -> list[Event]:
+    return [event for file in sorted(path.iterdir()) for event in EventFileLoader(str(file)).Load()]
 
 
 def read_events(path: Path) -> dict[str, list[tuple[int, float]]]:
@@ -252,8 +262,51 @@ def read_events(path: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_tensorboard_tags_and_values(tmp_path: Path) -> None:
-    tracker, writer = ReturnTracker(), TensorBoardWriter(tmp_path)
+# What stable-baselines3 2.7 writes with an `EvalCallback`; with continuous actions also train/std.
+SB3_BOTH = {
+    "rollout/ep_rew_mean",
+    "rollout/ep_len_mean",
+    "time/fps",
+    "train/entropy_loss",
+    "train/explained_variance",
+    "train/learning_rate",
+    "train/value_loss",
+    "train/std",
+    "eval/mean_reward",
+    "eval/mean_ep_length",
+}
+SB3_A2C = SB3_BOTH | {"train/policy_loss"}
+SB3_PPO = SB3_BOTH | {
+    "train/policy_gradient_loss",
+    "train/loss",
+    "train/approx_kl",
+    "train/clip_fraction",
+    "train/clip_range",
+}
+OWN = {"time/total_timesteps", "train/grad_norm", "train/n_updates"}  # which SB3 keeps for its log, and one more
+
+
+def algo(name: AlgoName) -> Config:
+    if name == "reinforce":
+        return Config().replace(algo=name, collect="episodes", gae_lambda=1.0)
+    return Config().replace(algo=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "tags"), [("a2c", SB3_A2C), ("a3c", SB3_A2C), ("reinforce", SB3_A2C), ("ppo", SB3_PPO)]
+)
+def test_tensorboard_tags_are_those_of_stable_baselines3(tmp_path: Path, name: AlgoName, tags: set[str]) -> None:
+    tracker, writer = ReturnTracker(), TensorBoardWriter(tmp_path, algo(name))
+    report = make_report(2, (Episode(7.0, 9),))
+    tracker.update(report)
+    writer.write(progress_row(report, tracker, 0.5))
+    writer.write_evaluation(200, 8.0, 1.0, 10.0, 0.1)
+    writer.close()
+    assert set(read_events(tmp_path)) == tags | OWN
+
+
+def test_tensorboard_values(tmp_path: Path) -> None:
+    tracker, writer = ReturnTracker(), TensorBoardWriter(tmp_path, algo("ppo"))
     report = make_report(2, (Episode(7.0, 9),))
     tracker.update(report)
     writer.write(progress_row(report, tracker))
@@ -274,15 +327,85 @@ def test_tensorboard_tags_and_values(tmp_path: Path) -> None:
         "train/grad_norm": [(200, 1.5)],
         "train/approx_kl": [(200, 0.0625)],
         "train/clip_fraction": [(200, 0.375)],
+        "train/clip_range": [(200, 0.25)],
+        "train/loss": [(200, 0.875)],
         "train/n_updates": [(200, 4.0)],
         "eval/mean_reward": [(200, 8.0)],
         "eval/mean_ep_length": [(200, 10.0)],
     }
 
 
+SUMMARY: dict[str, JsonValue] = {
+    "env_steps": 800,
+    "eval_mean_return": 9.0,
+    "best_eval_mean_return": None,
+    "mean_return": 7.5,
+    "sps": 2000.0,
+    "train_wall_s": 0.25,
+}
+
+
+def test_hparams_tab_has_settings_and_final_metrics_once_per_run(tmp_path: Path) -> None:
+    config = Config().replace(algo="ppo", learning_rate=0.5, hidden_sizes=(8, 4))
+    for resume in (None, 300):
+        writer = TensorBoardWriter(tmp_path, config, resume)
+        writer.write_summary({**SUMMARY, "env_steps": (resume or 0) + 400})
+        writer.close()
+    records = [
+        plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        for event in all_events(tmp_path)
+        for value in event.summary.value
+        if value.metadata.plugin_data.plugin_name == "hparams"
+    ]
+    experiment, start = records
+    found = {name: value.WhichOneof("kind") for name, value in start.session_start_info.hparams.items()}
+    assert found.keys() == config.to_flat().keys() == {info.name for info in experiment.experiment.hparam_infos}
+    hparams = start.session_start_info.hparams
+    assert hparams["learning_rate"].number_value == 0.5
+    assert hparams["baseline"].bool_value is True
+    assert (hparams["algo"].string_value, hparams["hidden_sizes"].string_value) == ("ppo", "(8, 4)")
+    scalars = read_events(tmp_path)
+    metrics = {info.name.tag for info in experiment.experiment.metric_infos}
+    assert metrics - set(scalars) == {"final/best_eval_mean_reward"}  # which the summary does not have
+    assert scalars["final/eval_mean_reward"] == [(700, 9.0)]  # what was beyond the checkpoint is hidden
+    assert scalars["final/fps"] == [(700, 2000.0)]
+
+
+def test_tensorboards_plugin_reads_the_hparams(tmp_path: Path) -> None:
+    from tensorboard.plugins.hparams import metadata
+
+    writer = TensorBoardWriter(tmp_path, Config())
+    writer.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    contents = events.PluginTagToContent("hparams")
+    info = metadata.parse_session_start_info_plugin_data(contents[metadata.SESSION_START_INFO_TAG])
+    assert info.hparams["gamma"].number_value == Config().algo.gamma
+    assert metadata.parse_experiment_plugin_data(contents[metadata.EXPERIMENT_TAG]).metric_infos
+
+
+def test_a_program_that_listens_for_tensorboards_writers_hears_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    class Patched(event_file_writer.EventFileWriter):  # as Weights & Biases makes one
+        def __init__(self, logdir: str, *args: object, **kwargs: object) -> None:
+            heard.append(logdir)
+            super().__init__(logdir, *args, **kwargs)
+
+    TensorBoardWriter(tmp_path / "unheard", Config()).close()
+    monkeypatch.setattr(event_file_writer, "EventFileWriter", Patched)
+    writer = TensorBoardWriter(tmp_path / "heard", Config())
+    writer.write(row(1))
+    writer.close()
+    assert heard == [str(tmp_path / "heard")]
+    assert read_events(tmp_path / "heard")["time/total_timesteps"] == [(100, 100.0)]
+
+
 def test_tensorboard_throttles_but_keeps_first_latest_and_evaluated(tmp_path: Path) -> None:
     clock = Clock()
-    writer = TensorBoardWriter(tmp_path, clock=clock)
+    writer = TensorBoardWriter(tmp_path, Config(), clock=clock)
     for k in range(1, 100):
         clock.now += 0.0625
         writer.write(row(k))
@@ -296,7 +419,7 @@ def test_tensorboard_throttles_but_keeps_first_latest_and_evaluated(tmp_path: Pa
 def test_tensorboard_resume_hides_what_was_beyond_the_checkpoint(tmp_path: Path) -> None:
     clock = Clock()
     for resume, iterations in ((None, range(1, 9)), (300, range(4, 6))):
-        writer = TensorBoardWriter(tmp_path, resume, clock)
+        writer = TensorBoardWriter(tmp_path, Config(), resume, clock)
         for k in iterations:
             clock.now += 1.0
             writer.write(row(k))
@@ -318,6 +441,7 @@ def test_null_writer_takes_everything() -> None:
     writer: Writer = NullWriter()
     writer.write({})
     writer.write_evaluation(1, 1.0, 1.0, 1.0, 1.0)
+    writer.write_summary({})
     writer.flush()
     writer.close()
 
