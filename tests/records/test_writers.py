@@ -434,6 +434,29 @@ def test_records_import_neither_tensorboard_nor_rich() -> None:
     assert done.stdout.strip() == "[]"
 
 
+WANDB = """
+import sys
+from pathlib import Path
+import wandb
+from fastac.config import Config
+from fastac.records import TensorBoardWriter
+
+run = wandb.init(project="test", sync_tensorboard=True)
+writer = TensorBoardWriter(Path("tb"), Config())
+writer.write({"env_steps": 100, "mean_return": 7.5})
+writer.close()
+run.finish()
+"""
+
+
+def test_weights_and_biases_syncs_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
+    subprocess.run([sys.executable, "-c", WANDB], cwd=tmp_path, env=environment, check=True, timeout=120)
+    (recorded,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert b"rollout/ep_rew_mean" in recorded.read_bytes()
+
+
 # --- null twins and the bar ------------------------------------------------------------------------
 
 
