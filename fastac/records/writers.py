@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from fastac.config import Config, JsonValue
 from fastac.contract import Report
 from fastac.records.files import RecordError, describe
-from fastac.records.hparams import FINAL_TAGS, settings_summaries
+from fastac.records.hparams import FINAL_TAGS, settings_summary
 from fastac.records.tracker import ReturnTracker
 
 if TYPE_CHECKING:
@@ -246,8 +246,7 @@ class TensorBoardWriter:
             self._records = RecordWriter(self._path.open("wb"))
             self._put(Event(file_version="brain.Event:2"))
             if resume_env_steps is None:
-                for summary in settings_summaries(config):
-                    self._put(Event(summary=summary))
+                self._put(Event(summary=settings_summary(config)))
             else:  # an older file has the settings
                 self._put(Event(step=resume_env_steps + 1, session_log=SessionLog(status=SessionLog.START)))
 

@@ -16,7 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from tensorboard.summary.writer import event_file_writer
 
 from fastac.config import AlgoName, Config, JsonValue
@@ -345,43 +345,31 @@ SUMMARY: dict[str, JsonValue] = {
 }
 
 
+def read_hparams(path: Path) -> plugin_data_pb2.SessionStartInfo:
+    """Return the settings as TensorBoard's plugin reads them; there is one record of them."""
+    values = [value for event in all_events(path) for value in event.summary.value]
+    found = [value for value in values if value.metadata.plugin_data.plugin_name == metadata.PLUGIN_NAME]
+    assert [value.tag for value in found] == [metadata.SESSION_START_INFO_TAG]
+    return metadata.parse_session_start_info_plugin_data(found[0].metadata.plugin_data.content)
+
+
 def test_hparams_tab_has_settings_and_final_metrics_once_per_run(tmp_path: Path) -> None:
     config = Config().replace(algo="ppo", learning_rate=0.5, hidden_sizes=(8, 4))
     for resume in (None, 300):
         writer = TensorBoardWriter(tmp_path, config, resume)
         writer.write_summary({**SUMMARY, "env_steps": (resume or 0) + 400})
         writer.close()
-    records = [
-        plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
-        for event in all_events(tmp_path)
-        for value in event.summary.value
-        if value.metadata.plugin_data.plugin_name == "hparams"
-    ]
-    experiment, start = records
-    found = {name: value.WhichOneof("kind") for name, value in start.session_start_info.hparams.items()}
-    assert found.keys() == config.to_flat().keys() == {info.name for info in experiment.experiment.hparam_infos}
-    hparams = start.session_start_info.hparams
+    hparams = read_hparams(tmp_path).hparams
+    assert hparams.keys() == {name for name, value in config.to_flat().items() if value is not None}
     assert hparams["learning_rate"].number_value == 0.5
     assert hparams["baseline"].bool_value is True
     assert (hparams["algo"].string_value, hparams["hidden_sizes"].string_value) == ("ppo", "(8, 4)")
-    scalars = read_events(tmp_path)
-    metrics = {info.name.tag for info in experiment.experiment.metric_infos}
-    assert metrics - set(scalars) == {"final/best_eval_mean_reward"}  # which the summary does not have
-    assert scalars["final/eval_mean_reward"] == [(700, 9.0)]  # what was beyond the checkpoint is hidden
-    assert scalars["final/fps"] == [(700, 2000.0)]
-
-
-def test_tensorboards_plugin_reads_the_hparams(tmp_path: Path) -> None:
-    from tensorboard.plugins.hparams import metadata
-
-    writer = TensorBoardWriter(tmp_path, Config())
-    writer.close()
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    contents = events.PluginTagToContent("hparams")
-    info = metadata.parse_session_start_info_plugin_data(contents[metadata.SESSION_START_INFO_TAG])
-    assert info.hparams["gamma"].number_value == Config().algo.gamma
-    assert metadata.parse_experiment_plugin_data(contents[metadata.EXPERIMENT_TAG]).metric_infos
+    assert read_events(tmp_path) == {  # what was beyond the checkpoint is hidden
+        "final/eval_mean_reward": [(700, 9.0)],
+        "final/ep_rew_mean": [(700, 7.5)],
+        "final/fps": [(700, 2000.0)],
+        "final/train_seconds": [(700, 0.25)],
+    }
 
 
 def test_a_program_that_listens_for_tensorboards_writers_hears_of_the_folder(
