@@ -52,6 +52,12 @@ StateLeaf: TypeAlias = NDArray[np.generic] | Tensor | int | float | str | bool |
 StateTree: TypeAlias = Mapping[str, "StateTree | StateLeaf"]
 
 
+# Numbers that ended episodes gave of themselves, such as is_success, by their key in `info`.
+Extras: TypeAlias = Mapping[str, NDArray[np.float64]]
+MAX_EXTRAS = 16  # keys of a run
+EXTRAS_WINDOW = 100  # episodes that means are over
+
+
 class EnvFailure(RuntimeError):
     """An environment raised, hung, or returned something its spaces do not allow.
 
@@ -105,6 +111,13 @@ class VecEnv(Protocol):
     single_observation_space: Space[NDArray[np.generic]]
     single_action_space: Space[NDArray[np.generic]]
     description: str  # for the log, e.g. "native (CartPoleVectorEnv)"
+
+    @property
+    def extras(self) -> Extras:
+        """What the episodes that ended in the last `step` gave: `[N]` each, NaN where an env gave none.
+
+        Empty where nothing ended, and with most environments always. The next step makes new arrays.
+        """
 
     def reset(self, obs: ObsArray, start: BoolArray) -> None:
         """Begin an episode in every env; write first rows `[N, *row_shape]` and True.
@@ -269,13 +282,15 @@ class Episodes(Sequence[Episode]):
     Attributes:
         return_: `[E]` float64, raw.
         length: `[E]` int64, in env steps.
+        extras: what they gave in `info`, each of its own length as not every episode need give it. Of workers beside
+            the first process there are at most the latest 100. Slices have none.
     """
 
-    __slots__ = ("length", "return_")
+    __slots__ = ("extras", "length", "return_")
 
-    def __init__(self, return_: NDArray[np.float64], length: NDArray[np.int64]) -> None:
+    def __init__(self, return_: NDArray[np.float64], length: NDArray[np.int64], extras: Extras | None = None) -> None:
         """Take the arrays."""
-        self.return_, self.length = return_, length
+        self.return_, self.length, self.extras = return_, length, extras or {}
 
     def __len__(self) -> int:
         """E."""

@@ -13,12 +13,12 @@ MODULES = sorted((ROOT / "fastac").rglob("*.py"))
 # Each room, and the rooms that it may import besides itself, all of them above it.
 TABLE = {
     "text": "",
-    "extras": "",
+    "install": "",
     "contract": "",
     "config": "contract",
     "presets": "config",
     "processes": "contract",
-    "envs": "extras contract config processes",
+    "envs": "install contract config processes",
     "models": "contract config",
     "kernels": "",
     "rollout": "contract kernels",
@@ -32,11 +32,11 @@ TABLE = {
     "build": (
         "contract config presets processes envs models kernels rollout losses gradient fused apply learner trainers"
     ),
-    "tools": "extras contract config processes envs models fused records build",
+    "tools": "install contract config processes envs models fused records build",
     "run": "text contract config records build tools",
     "api": "contract config records build tools run",
     "experiments": (
-        "extras contract config presets processes envs models kernels rollout apply records build tools run api"
+        "install contract config presets processes envs models kernels rollout apply records build tools run api"
     ),
     "flags": "config",
     "cli": "text contract config presets processes records build tools run api experiments flags",

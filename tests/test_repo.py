@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from fastac.extras import INSTALL, Extra
+from fastac.install import INSTALL, Extra
 
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = {"fastac", "benchmarks", "tests", "pyproject.toml", "README.md", "Makefile"}

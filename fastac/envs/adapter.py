@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from fastac.contract import ActionArray, BoolArray, EnvFailure, ObsArray, StateTree, StepRow
+from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow
 from fastac.envs.failure import check_obs, describe
+from fastac.envs.infos import NOTHING, InfoReader
 from fastac.envs.spaces import SquashedBox, map_actions, space_dtype
 from fastac.envs.state import BatchedEnv, capture, restore, subtree
 
@@ -35,6 +36,8 @@ class VectorAdapter(ABC):
         self._flat_shapes = ((env.num_envs,),) * 3
         self._obs_shape = (env.num_envs, *(env.single_observation_space.shape or ()))
         self._done: BoolArray = np.zeros(env.num_envs, dtype=np.bool_)  # [N], of the step before
+        self.extras: Extras = NOTHING
+        self._infos = InfoReader(env.num_envs)
 
     def reset(self, obs: ObsArray, start: BoolArray) -> None:
         """Begin an episode in every environment."""
@@ -98,9 +101,10 @@ class NextStepAdapter(VectorAdapter):
         """Step; the observation after an end is the final one already."""
         row.start[...] = self._done  # half the cost of np.copyto
         np.logical_not(self._done, out=row.valid)
-        obs, _ = self._step_env(action, row)
+        obs, infos = self._step_env(action, row)
         row.obs[...] = obs
         np.logical_or(row.terminated, row.truncated, out=self._done)
+        self.extras = self._infos.read_batch(infos, self._done) if infos and self._done.any() else NOTHING
 
 
 class OutOfBandAdapter(VectorAdapter):
@@ -119,8 +123,9 @@ class OutOfBandAdapter(VectorAdapter):
         np.logical_or(row.terminated, row.truncated, out=self._done)
         row.start[...] = self._done
         if not self._done.any():
-            row.obs[...] = obs
+            row.obs[...], self.extras = obs, NOTHING
             return None
+        self.extras = self._infos.read_batch(infos, self._done) if infos else NOTHING
         self._final[...] = obs
         self._end_episodes(obs, infos, row)
         return self._final

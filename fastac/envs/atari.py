@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fastac.config import EnvConfig
 from fastac.contract import ActionArray, BoolArray, EnvFailure, ObsArray, StateTree, StepRow
 from fastac.envs.failure import describe
+from fastac.envs.infos import NOTHING
 
 if TYPE_CHECKING:
     from ale_py.vector_env import AtariVectorEnv
@@ -50,6 +51,7 @@ class AtariEnvs:
         """
         assert config.frame_skip is not None and config.frame_stack is not None and config.screen_size is not None
         self.num_envs = len(seeds)
+        self.extras = NOTHING  # ALE says nothing about a game that its rewards do not
         self.frame_skip = config.frame_skip
         self.frame_stack = 1 if whole_stacks else config.frame_stack
         shape = (config.frame_stack, config.screen_size, config.screen_size)

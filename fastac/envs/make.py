@@ -27,7 +27,7 @@ from fastac.envs.robots import spare_warnings
 from fastac.envs.spaces import ArraySpace, SquashedBox, check_spaces, needs_flattening
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.envs.sync import SyncEnvs
-from fastac.extras import INSTALL, Extra
+from fastac.install import INSTALL, Extra
 from fastac.processes import count_cores
 
 # A step in another process costs a wake-up and two copies, about 100 us on a busy machine; below this

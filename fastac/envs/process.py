@@ -18,8 +18,9 @@ from typing import Literal, TypeAlias, cast
 
 import numpy as np
 
-from fastac.contract import ActionArray, BoolArray, EnvFailure, ObsArray, StateTree, StepRow
+from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow
 from fastac.envs.failure import describe
+from fastac.envs.infos import NOTHING, join
 from fastac.envs.spaces import action_dtype, space_dtype
 from fastac.envs.state import SingleEnv, subtree
 from fastac.envs.sync import SyncEnvs
@@ -140,6 +141,7 @@ class ProcessEnvs:
         self._timeout_s = timeout_s
         shared = _SharedRow(sample, self.num_envs)
         self._action, self._row = shared.view(slice(0, self.num_envs))
+        self.extras: Extras = NOTHING
         self._workers: list[_Worker] = []
         edges = [self.num_envs * k // num_workers for k in range(num_workers + 1)]
         context = get_context(__name__)
@@ -163,13 +165,18 @@ class ProcessEnvs:
     def step(self, action: ActionArray, row: StepRow) -> None:
         """Step all environments, every worker at once."""
         self._action[...] = action
-        self._ask("step")
+        replies = self._ask("step")
         row.obs[...] = self._row.obs
         row.start[...] = self._row.start
         row.reward[...] = self._row.reward
         row.terminated[...] = self._row.terminated
         row.truncated[...] = self._row.truncated
         row.valid[...] = self._row.valid
+        # What nothing but an end brings comes through the pipes.
+        parts = [
+            (worker.envs, cast(Extras, reply)) for worker, reply in zip(self._workers, replies, strict=True) if reply
+        ]
+        self.extras = join(parts, self.num_envs) if parts else NOTHING
 
     def get_state(self) -> StateTree | None:
         """Return the same state as `SyncEnvs` would, or None, also where the workers are gone."""
@@ -237,6 +244,7 @@ def _obey(own: SyncEnvs, command: Command, payload: Payload, action: ActionArray
             own.reset(row.obs, row.start)
         case "step":
             own.step(action, row)
+            return own.extras or None
         case "get_state":
             return own.get_state()
         case "set_state":

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastac.contract import ActionArray, BoolArray, EnvFailure, ObsArray, StateTree, StepRow
+from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow
 from fastac.envs.failure import check_obs, describe
+from fastac.envs.infos import NOTHING, InfoReader
 from fastac.envs.spaces import map_actions
 from fastac.envs.state import SingleEnv, capture, restore, subtree
 
@@ -33,6 +34,8 @@ class SyncEnvs:
         self._seeds: Sequence[int | None] = seeds
         self._first_index = first_index
         self._done: BoolArray = np.zeros(self.num_envs, dtype=np.bool_)
+        self.extras: Extras = NOTHING
+        self._infos, self._last_infos = InfoReader(self.num_envs), dict[int, object]()
         self._envs: list[SingleEnv] = []
         for index in range(self.num_envs):
             try:
@@ -65,6 +68,8 @@ class SyncEnvs:
                 row.obs[index] = self._reset_one(index, None)
                 row.reward[index], row.terminated[index], row.truncated[index] = 0.0, False, False
         np.logical_or(row.terminated, row.truncated, out=self._done)
+        self.extras = self._infos.read(self._last_infos) if self._last_infos else NOTHING
+        self._last_infos.clear()
 
     def render(self) -> list[NDArray[np.uint8]]:
         """Return one frame per environment, for environments built with render_mode rgb_array."""
@@ -108,8 +113,11 @@ class SyncEnvs:
 
     def _step_one(self, index: int, action: ActionArray, row: StepRow) -> None:
         try:
-            obs, reward, row.terminated[index], row.truncated[index], _ = self._envs[index].step(action)
+            obs, reward, terminated, truncated, info = self._envs[index].step(action)
+            row.terminated[index], row.truncated[index] = terminated, truncated
             number = np.asarray(reward, dtype=np.float32)
+            if terminated or truncated:
+                self._last_infos[index] = info
         except Exception as error:
             raise EnvFailure(f"{self._name(index)} raised {describe(error)} in step.") from error
         if number.shape:

@@ -9,7 +9,7 @@ from fastac.experiments.definition import Experiment
 from fastac.experiments.report import write_report
 from fastac.experiments.runner import run_trials
 from fastac.experiments.trials import EXTRAS
-from fastac.extras import INSTALL, Extra
+from fastac.install import INSTALL, Extra
 
 __all__ = ["find_experiment", "list_experiments", "run_trials", "write_report"]
 

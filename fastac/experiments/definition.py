@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from fastac.config import Config
-from fastac.extras import Extra
+from fastac.install import Extra
 
 Number: TypeAlias = float | None  # None: it did not come to that, such as seconds to a return never reached
 

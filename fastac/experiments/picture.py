@@ -12,7 +12,7 @@ import numpy as np
 from fastac.experiments.definition import Arm, CurvePlot, Experiment, Number, Trial, ValuePlot
 from fastac.experiments.stats import LEAST_FOR_INTERVAL, Floats, bootstrap_interval, mean, median_with_none_last
 from fastac.experiments.trials import flatten
-from fastac.extras import INSTALL
+from fastac.install import INSTALL
 from fastac.records import replace_file
 from fastac.tools.plot import COLORS, STYLE, align
 

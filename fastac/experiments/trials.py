@@ -17,7 +17,7 @@ from typing import cast
 
 from fastac.config import Config, JsonValue
 from fastac.experiments.definition import Arm, Curve, Experiment, Measure, Number, Trial
-from fastac.extras import Extra
+from fastac.install import Extra
 from fastac.processes import count_cores
 from fastac.records import git_commit, versions
 from fastac.records.files import read_json, replace_json

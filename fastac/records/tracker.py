@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 import numpy as np
 
-from fastac.contract import Report, StateTree
+from fastac.contract import EXTRAS_WINDOW, MAX_EXTRAS, Report, StateTree, read_branch
 
 _RATE_WINDOW_S = 5.0
 _RATE_SAMPLES = 2048  # bounds memory: at more reports than 400 a second the rate's window is shorter
@@ -15,10 +16,11 @@ _RATE_SAMPLES = 2048  # bounds memory: at more reports than 400 a second the rat
 class ReturnTracker:
     """Mean return and length over the last episodes, and env steps per second."""
 
-    def __init__(self, window_episodes: int = 100) -> None:
+    def __init__(self, window_episodes: int = EXTRAS_WINDOW) -> None:
         """Begin with no episodes."""
         self._returns: deque[float] = deque(maxlen=window_episodes)
         self._lengths: deque[int] = deque(maxlen=window_episodes)
+        self._extras: dict[str, deque[float]] = {}
         self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_SAMPLES)  # (train_wall_s, env_steps)
 
     def update(self, report: Report) -> None:
@@ -26,6 +28,9 @@ class ReturnTracker:
         window = self._returns.maxlen or 0
         self._returns.extend(report.finished.return_[-window:].tolist())
         self._lengths.extend(report.finished.length[-window:].tolist())
+        for key, values in report.finished.extras.items():
+            if len(values) and (key in self._extras or len(self._extras) < MAX_EXTRAS):
+                self._extras.setdefault(key, deque(maxlen=window)).extend(values[-window:].tolist())
         self._samples.append((report.train_wall_s, report.env_steps))
         while len(self._samples) > 2 and report.train_wall_s - self._samples[1][0] >= _RATE_WINDOW_S:
             self._samples.popleft()
@@ -39,6 +44,11 @@ class ReturnTracker:
     def mean_length(self) -> float | None:
         """Mean episode length over the window, None before the first episode ended."""
         return sum(self._lengths) / len(self._lengths) if self._lengths else None
+
+    @property
+    def extras(self) -> dict[str, float]:
+        """Means over as many episodes of what they gave in `info`, by key."""
+        return {key: sum(values) / len(values) for key, values in self._extras.items()}
 
     @property
     def sps(self) -> float:
@@ -56,7 +66,12 @@ class ReturnTracker:
 
     def get_state(self) -> StateTree:
         """Return the episode window; rates are a fact of the machine and begin anew after a resume."""
-        return {"returns": np.array(self._returns, np.float64), "lengths": np.array(self._lengths, np.int64)}
+        extras = enumerate(self._extras.items())  # numbered, since a key may hold anything
+        return {
+            "returns": np.array(self._returns, np.float64),
+            "lengths": np.array(self._lengths, np.int64),
+            "extras": {str(at): {"key": key, "values": np.array(values, np.float64)} for at, (key, values) in extras},
+        }
 
     def load_state(self, state: StateTree) -> None:
         """Continue from `get_state`."""
@@ -64,4 +79,10 @@ class ReturnTracker:
         self._lengths.clear()
         self._returns.extend(np.asarray(state["returns"], np.float64).tolist())
         self._lengths.extend(np.asarray(state["lengths"], np.int64).tolist())
+        self._extras.clear()
+        for extra in read_branch(state, "extras").values():
+            assert isinstance(extra, Mapping)
+            window = deque[float](maxlen=self._returns.maxlen)
+            window.extend(np.asarray(extra["values"], np.float64).tolist())
+            self._extras[str(extra["key"])] = window
         self._samples.clear()

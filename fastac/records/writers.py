@@ -22,6 +22,7 @@ from fastac.records.tracker import ReturnTracker
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
+INFO = "info/"  # begins the keys of what episodes gave in `info`
 Row: TypeAlias = Mapping[str, float | int | None]
 
 _PERIOD_S = 1.0
@@ -95,6 +96,8 @@ def progress_row(
     }
     if action_std is not None:
         row["action_std"] = action_std
+    for key, value in tracker.extras.items():
+        row["success_rate" if key == "is_success" else INFO + key] = value
     return row
 
 
@@ -178,6 +181,7 @@ class ProgressWriter:
 _TAGS = {
     "mean_return": "rollout/ep_rew_mean",
     "mean_length": "rollout/ep_len_mean",
+    "success_rate": "rollout/success_rate",
     "sps_window": "time/fps",
     "env_steps": "time/total_timesteps",
     "policy_loss": "train/policy_loss",
@@ -280,6 +284,7 @@ class TensorBoardWriter:
             entropy = row.get("entropy")
             named = {**row, "entropy_loss": None if entropy is None else -entropy}
             scalars = {tag: named.get(key) for key, tag in self._tags.items()}
+            scalars |= {f"rollout/{key}": value for key, value in row.items() if key.startswith(INFO)}
             self._write_scalars(int(row["env_steps"] or 0), scalars)
 
     def close(self) -> None:

@@ -6,8 +6,9 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from fastac.contract import Actor, EnvFailure, ObsArray, Phases, StateTree, VecEnv, read_branch, read_tensor
+from fastac.contract import Actor, EnvFailure, Extras, ObsArray, Phases, StateTree, VecEnv, read_branch, read_tensor
 from fastac.rollout.buffer import Rollout
 
 
@@ -27,6 +28,7 @@ class Collector:
         self._terminated, self._truncated = rollout.terminated.numpy(), rollout.truncated.numpy()
         self._last = 0  # the row that the next rollout begins from
         self._fresh = True
+        self._extras: list[Extras] = []  # by the steps of this rollout that ended an episode
 
     def collect(self, phases: Phases) -> Rollout:
         """Take `num_steps` steps in every env, going on where the last rollout ended.
@@ -49,12 +51,25 @@ class Collector:
         finished = np.zeros(self.rollout.num_envs, dtype=np.bool_)
         for t, row in enumerate(self._rows):
             self._step(t, phases)
+            for values in self.envs.extras.values():
+                values[finished] = np.nan
             for rows in (row.valid, row.reward, row.terminated, row.truncated, row.life_lost):
                 rows[finished] = 0
             finished |= (row.terminated & ~row.life_lost) | row.truncated
             if finished.all():
                 break
         return self._end(t + 1, phases)
+
+    def take_extras(self) -> Extras:
+        """Return what episodes have given in `info` since the last call: in order of time, then env."""
+        if not self._extras:
+            return {}
+        found: dict[str, list[NDArray[np.float64]]] = {}
+        for reported in self._extras:
+            for key, values in reported.items():
+                found.setdefault(key, []).append(values[~np.isnan(values)])
+        self._extras = []
+        return {key: np.concatenate(values) for key, values in found.items()}
 
     def _begin(self, phases: Phases) -> None:
         """Fill row 0: reset, or carry over the row that the last rollout ended with."""
@@ -82,6 +97,8 @@ class Collector:
         final_obs = self.envs.step(self._action[t], self._rows[t])
         phases.act_s += between - before
         phases.env_s += perf_counter() - between
+        if self.envs.extras:
+            self._extras.append(self.envs.extras)
         if final_obs is not None:
             self._bootstrap(t, final_obs)
 

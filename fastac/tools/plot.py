@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastac.config import Config
-from fastac.extras import INSTALL
+from fastac.install import INSTALL
 from fastac.records import RunDirectory, replace_file
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from fastac.config import EnvConfig, is_atari
 from fastac.contract import EnvFailure, Episode, ObsArray
 from fastac.envs import film_game
 from fastac.envs.failure import describe
-from fastac.extras import INSTALL
+from fastac.install import INSTALL
 from fastac.records import replace_file
 from fastac.tools.policy import Action, TrainedPolicy
 

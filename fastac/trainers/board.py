@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fastac.apply import Vectors
 from fastac.contract import Episodes, Merge, Phases
 from fastac.processes import SharedArray
+from fastac.trainers.extras import ExtrasWriter, SharedExtras
 from fastac.trainers.group import fence
 
 # Staleness is counted up to this; beyond it all are one.
@@ -54,6 +55,7 @@ class Board:
         found: `[K, 2, E]`, returns and lengths of the latest finished episodes, a ring.
         statistics: by name, `[K, 2, 1 + 2 * D]`: two versions of what each worker has seen.
         versions: by name, `[K, 8]`, which of them is whole.
+        extras: what episodes gave in `info`.
     """
 
     param: SharedArray[np.float32]
@@ -66,6 +68,7 @@ class Board:
     found: SharedArray[np.float64]
     statistics: Mapping[str, SharedArray[np.float64]]
     versions: Mapping[str, SharedArray[np.int64]]
+    extras: SharedExtras
 
     @classmethod
     def allocate(cls, workers: int, param_size: int, slots: Mapping[str, float], widths: Mapping[str, int]) -> Self:
@@ -89,6 +92,7 @@ class Board:
             found=SharedArray((workers, 2, ROOM), real),
             statistics={name: SharedArray((workers, 2, 1 + 2 * width), real) for name, width in widths.items()},
             versions={name: SharedArray((workers, _LINE), whole) for name in widths},
+            extras=SharedExtras.allocate(workers),
         )
         for name, value in slots.items():
             board.slots[name].view()[:] = value
@@ -119,6 +123,7 @@ class BoardRow:
         self._statistics = {name: array.view() for name, array in board.statistics.items()}
         self._versions = {name: array.view()[:, 0] for name, array in board.versions.items()}
         self._worker = worker
+        self._extras = ExtrasWriter(board.extras, worker)
 
     @property
     def may_go(self) -> bool:
@@ -172,6 +177,7 @@ class BoardRow:
         counts = self._counts
         if len(finished):
             self._put_found(finished, counts[EPISODES])
+            self._extras.put(finished.extras)
         fence()  # the counts say that the rest is there
         counts[EPISODES] += len(finished)
         counts[ENV_STEPS] += env_steps

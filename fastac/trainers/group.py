@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fastac.apply import Vectors
 from fastac.contract import Episodes, Merge
 from fastac.processes import SharedArray
+from fastac.trainers.extras import ExtrasReader, ExtrasWriter, SharedExtras
 
 # Looks at the counters before the core is offered to somebody else: about 50 us.
 _SPINS = 400
@@ -42,6 +43,7 @@ class GroupMemory:
         param: `[P]`.
         optimizer_slots: `[P]` each, the optimiser's statistics by name.
         grads: `[K, P]`.
+        extras: what episodes gave in `info`.
     """
 
     slots: SharedArray[np.uint8]
@@ -53,6 +55,7 @@ class GroupMemory:
     param: SharedArray[np.float32]
     optimizer_slots: Mapping[str, SharedArray[np.float32]]
     grads: SharedArray[np.float32]
+    extras: SharedExtras
 
     @classmethod
     def allocate(
@@ -83,6 +86,7 @@ class GroupMemory:
             param=SharedArray((param_size,), single),
             optimizer_slots={name: SharedArray((param_size,), single) for name in optimizer_slots},
             grads=SharedArray((size, param_size), single),
+            extras=SharedExtras.allocate(size),
         )
         for name, value in optimizer_slots.items():
             memory.optimizer_slots[name].view()[:] = value
@@ -125,6 +129,7 @@ class SharedGroup:
         self._slots, counts = memory.slots.view(), memory.counts.view()
         self.size, self.rank = len(counts), rank
         self._found, self._num_found = memory.found.view(), memory.num_found.view()
+        self._extras_writer, self._extras_reader = ExtrasWriter(memory.extras, rank), ExtrasReader(memory.extras)
         self._counts = counts.reshape(-1).data  # indexing a memoryview costs a third of indexing an array
         self._own = rank * counts.shape[1]
         self._others = [r * counts.shape[1] for r in range(self.size) if r != rank]
@@ -176,14 +181,16 @@ class SharedGroup:
         """Leave this worker's finished episodes where the first worker reads them after the next exchange."""
         num = self._num_found[self.rank] = len(episodes)
         self._found[self.rank, 0, :num], self._found[self.rank, 1, :num] = episodes.return_, episodes.length
+        self._extras_writer.put(episodes.extras)
 
     def get_found(self) -> list[Episodes]:
-        """Return the other workers' finished episodes, by rank."""
-        found = []
+        """Return the other workers' finished episodes, by rank; the first of them has what all gave in `info`."""
+        found: list[Episodes] = []
+        extras = self._extras_reader.take()
         for rank in range(self.size):
             if rank != self.rank:
                 return_, length = self._found[rank, :, : self._num_found[rank]]
-                found.append(Episodes(return_.copy(), length.astype(np.int64)))
+                found.append(Episodes(return_.copy(), length.astype(np.int64), None if found else extras))
         return found
 
 

@@ -37,6 +37,7 @@ from fastac.trainers.board import (
     UPDATES,
     Board,
 )
+from fastac.trainers.extras import ExtrasReader
 from fastac.trainers.group import fence
 from fastac.trainers.pool import WorkerPool
 
@@ -59,6 +60,7 @@ class HogwildTrainer:
         self._budget, self._frame_skip, self._board, self._pool = total_env_steps, frame_skip, board, pool
         self._counts, self._found = board.counts.view(), board.found.view()
         self._staleness = board.staleness.view()
+        self._extras = ExtrasReader(board.extras)
         self._episodes_seen = self._counts[:, EPISODES].copy()  # [K]
         self._losses_seen = board.losses.view().sum(axis=0)  # [2, L]
         self._losses = np.full(len(LOSSES), np.nan)
@@ -158,7 +160,7 @@ class HogwildTrainer:
         ]
         self._episodes_seen = episodes
         return_, length = np.concatenate(parts, axis=1)
-        return Episodes(return_, length.astype(np.int64))
+        return Episodes(return_, length.astype(np.int64), self._extras.take())
 
     def _take_losses(self) -> dict[str, float]:
         """Return means over the iterations since the last report, the last known ones where there were none."""

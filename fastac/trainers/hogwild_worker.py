@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias, cast
 
 import torch
 
-from fastac.contract import ActionArray, BoolArray, ObsArray, StepRow, VecEnv
+from fastac.contract import ActionArray, BoolArray, Extras, ObsArray, StepRow, VecEnv
 from fastac.processes import follow, ignore_signals, to_failed, unpickled
 from fastac.trainers.board import Board, BoardRow
 from fastac.trainers.group import wait_until
@@ -101,13 +101,18 @@ class BeatingEnvs:
 
     def __init__(self, envs: VecEnv, row: BoardRow) -> None:
         """Wrap `envs`, which are this object's to close."""
-        self._beat, self._step = row.beat, envs.step
+        self._beat, self._step, self._envs = row.beat, envs.step, envs
         self.num_envs, self.description = envs.num_envs, envs.description
         self.frame_skip, self.frame_stack = envs.frame_skip, envs.frame_stack
         self.single_observation_space = envs.single_observation_space
         self.single_action_space = envs.single_action_space
         self._reset = envs.reset
         self.get_state, self.set_state, self.close = envs.get_state, envs.set_state, envs.close
+
+    @property
+    def extras(self) -> Extras:
+        """See `VecEnv`."""
+        return self._envs.extras
 
     def reset(self, obs: ObsArray, start: BoolArray) -> None:
         """See `VecEnv`."""

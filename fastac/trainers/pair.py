@@ -58,7 +58,9 @@ class Pair:
         else:
             self._rollout = self._collector.collect(phases)
         self._rollout.check_finite()
-        return self._counter.count(self._rollout)
+        finished = self._counter.count(self._rollout)
+        finished.extras = self._collector.take_extras()
+        return finished
 
     def learn(self, done_fraction: float, phases: Phases) -> dict[str, float]:
         """Learn from that rollout, together with the group; see `Learner.learn`."""

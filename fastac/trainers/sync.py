@@ -103,4 +103,6 @@ class SyncTrainer:
 def _join(parts: list[Episodes]) -> Episodes:
     if len(parts) == 1:
         return parts[0]
-    return Episodes(np.concatenate([p.return_ for p in parts]), np.concatenate([p.length for p in parts]))
+    keys = {key: None for part in parts for key in part.extras}  # in order
+    extras = {key: np.concatenate([part.extras[key] for part in parts if key in part.extras]) for key in keys}
+    return Episodes(np.concatenate([p.return_ for p in parts]), np.concatenate([p.length for p in parts]), extras)

@@ -216,6 +216,45 @@ def test_episodes_mode_takes_each_envs_first_episode_and_no_more():
         assert rollout.num_steps == int(rollout.valid.sum(dim=0).max())
 
 
+class Numbered(gym.Env):
+    """Episodes of one step; each tells its number."""
+
+    observation_space = Box(-1.0, 1.0, (1,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self, length):
+        self._length, self._number, self._step = length, 0, 0
+
+    def reset(self, *, seed=None, options=None):
+        self._number, self._step = self._number + 1, 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self._step += 1
+        return np.zeros(1, np.float32), 0.0, self._step == self._length, False, {"number": self._number}
+
+
+def make_numbered():
+    envs = iter([Numbered(1), Numbered(3)])
+    return make_collector(SyncEnvs(lambda: next(envs), [0, 1], ""), 4)
+
+
+def test_what_episodes_tell_comes_in_order_of_time_then_env():
+    collector = make_numbered()
+    assert collector.take_extras() == {}
+    collector.collect(Phases())  # env 0 ends at rows 0 and 2, env 1 at row 2
+    assert {key: values.tolist() for key, values in collector.take_extras().items()} == {"number": [1, 2, 1]}
+    assert collector.take_extras() == {}
+
+
+def test_episodes_mode_hears_of_each_envs_first_episode_and_no_more():
+    collector = make_numbered()
+    for iteration in range(2):
+        collector.collect_episodes(Phases())
+        told = collector.take_extras()["number"].tolist()
+        assert told == [[1, 1], [3, 2]][iteration]  # env 0 has begun another one meanwhile
+
+
 def test_rows_after_an_episode_pay_nothing():
     rollout = make_collector(make_chains("next_step"), 9).collect_episodes(Phases())
     assert not rollout.valid.all()

@@ -18,7 +18,7 @@ from fastac.experiments.definition import Column, Trial
 from fastac.experiments.report import format_cell, summarise
 from fastac.experiments.stats import bootstrap_interval, interquartile_mean, mean
 from fastac.experiments.trials import list_jobs, save_trial
-from fastac.extras import INSTALL
+from fastac.install import INSTALL
 
 MACHINE = {"cpu": "an abacus", "cores": 2, "versions": {"python": "3.11", "fastac": "0.1"}, "commit": "abc"}
 

@@ -20,7 +20,7 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from tensorboard.summary.writer import event_file_writer
 
 from fastac.config import AlgoName, Config, JsonValue
-from fastac.contract import Episode, Episodes, Phases, Report
+from fastac.contract import MAX_EXTRAS, Episode, Episodes, Phases, Report
 from fastac.records import (
     Bar,
     NullBar,
@@ -137,6 +137,33 @@ def test_tracker_state_goes_through_a_checkpoint(tmp_path: Path) -> None:
     assert (one.mean_return, one.mean_length) == (other.mean_return, other.mean_length)
     assert one.get_state()["returns"].tolist() == other.get_state()["returns"].tolist()
     assert all(type(length) is int for length in other._lengths)
+
+
+def with_extras(iteration: int, **extras: list[float]) -> Report:
+    report = make_report(iteration)
+    report.finished.extras = {key.replace("_of_", "/"): np.array(values) for key, values in extras.items()}
+    return report
+
+
+def test_tracker_means_over_what_episodes_gave_in_info(tmp_path: Path) -> None:
+    one, other = ReturnTracker(3), ReturnTracker(3)
+    one.update(with_extras(1, is_success=[1.0, 1.0, 0.0, 0.0], part_of_reward=[2.0], empty=[]))
+    assert one.extras == {"is_success": pytest.approx(1 / 3), "part/reward": 2.0}
+    path = save_checkpoint(tmp_path, 1, {"tracker": one.get_state()}, Config())
+    other.update(with_extras(1, is_success=[9.0], stale=[1.0]))
+    other.load_state(load_checkpoint(path).state["tracker"])
+    for tracker in (one, other):
+        tracker.update(with_extras(2, is_success=[1.0]))
+        assert tracker.extras == {"is_success": pytest.approx(1 / 3), "part/reward": 2.0}
+    row = progress_row(make_report(2), other)
+    assert (row["success_rate"], row["info/part/reward"]) == (pytest.approx(1 / 3), 2.0)
+
+
+def test_tracker_keeps_no_more_than_its_share_of_keys() -> None:
+    tracker = ReturnTracker()
+    for k in range(100):
+        tracker.update(with_extras(k, **{f"key{k}": [1.0]}))
+    assert list(tracker.extras) == [f"key{k}" for k in range(MAX_EXTRAS)]
 
 
 def test_empty_tracker_state_round_trip() -> None:
@@ -389,6 +416,16 @@ def test_a_program_that_listens_for_tensorboards_writers_hears_of_the_folder(
     writer.close()
     assert heard == [str(tmp_path / "heard")]
     assert read_events(tmp_path / "heard")["time/total_timesteps"] == [(100, 100.0)]
+
+
+def test_tensorboard_shows_what_episodes_gave_in_info(tmp_path: Path) -> None:
+    tracker, writer = ReturnTracker(), TensorBoardWriter(tmp_path, Config())
+    report = with_extras(1, is_success=[1.0, 0.0], score=[7.0])
+    tracker.update(report)
+    writer.write(progress_row(report, tracker))
+    writer.close()
+    found = read_events(tmp_path)
+    assert (found["rollout/success_rate"], found["rollout/info/score"]) == ([(100, 0.5)], [(100, 7.0)])
 
 
 def test_tensorboard_throttles_but_keeps_first_latest_and_evaluated(tmp_path: Path) -> None:

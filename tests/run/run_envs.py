@@ -30,6 +30,15 @@ class Opaque(Probe):
         return self._show(self.np_random.uniform(-1.0, 1.0)), float(action), self._left == 0, False, {}
 
 
+class Telling(Opaque):
+    """Says of every episode that it was a success, how long it was, and whether another process played it."""
+
+    def step(self, action):
+        *row, info = super().step(action)
+        is_away = os.environ.get("FASTAC_TEST_HOME") != str(os.getpid())
+        return *row, info | {"is_success": True, "steps/played": EPISODE_STEPS - self._left, "away": is_away}
+
+
 class Faulty(Opaque):
     """Breaks late in its life, if it is the second environment to be seeded."""
 
@@ -70,6 +79,7 @@ class SequenceObs(Opaque):
 
 
 gym.register("Opaque-v0", Opaque)
+gym.register("Telling-v0", Telling)
 gym.register("BreaksElsewhere-v0", BreaksElsewhere)
 gym.register("SequenceObs-v0", SequenceObs)
 for _how in ("raises", "obs", "reward", "shape"):

@@ -1,0 +1,102 @@
+"""The numbers that environments give in `info` at the end of an episode, such as `is_success`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastac.contract import MAX_EXTRAS, BoolArray, Extras
+
+NOTHING: Extras = {}
+_MAX_KEY_BYTES = 64
+_NOT_THE_ENVS = ("final_obs", "final_info", "final_observation")  # what a vector env hands on in its own name
+
+
+class InfoReader:
+    """Reads numbers under the first `MAX_EXTRAS` keys that it finds; everything else in an info is left alone."""
+
+    def __init__(self, num_envs: int) -> None:
+        """Read infos of so many environments."""
+        self._num_envs = num_envs
+        self._keys: set[str] = set()
+
+    def read(self, infos: Mapping[int, object]) -> Extras:
+        """Read the last infos of single environments, by index."""
+        found: dict[str, NDArray[np.float64]] = {}
+        for index, info in infos.items():
+            for key, value in info.items() if isinstance(info, Mapping) else ():
+                number = _to_number(value)
+                if number is not None and self._knows(key):
+                    found.setdefault(key, np.full(self._num_envs, np.nan))[index] = number
+        return found
+
+    def read_batch(self, infos: Mapping[str, object], ended: BoolArray) -> Extras:
+        """Read the infos of a vector environment whose episodes `ended` `[N]`, some of them, in that step.
+
+        A vector environment has an array `[N]` for each key, and another one under `_key` that tells where it counts.
+        What an episode ended with is in `infos["final_info"]` where the environment has been reset since.
+        """
+        if not isinstance(infos, Mapping):
+            return NOTHING
+        final = infos.get("final_info")
+        if isinstance(final, np.ndarray):  # of a dict for each environment, before Gymnasium 1.1
+            return self.read({index: final[index] for index in np.flatnonzero(ended).tolist()})
+        source = final if isinstance(final, Mapping) else infos
+        found: dict[str, NDArray[np.float64]] = {}
+        for key, values in source.items():
+            if not isinstance(values, np.ndarray) or values.shape != ended.shape or key in _NOT_THE_ENVS:
+                continue
+            present = np.asarray(source.get(f"_{key}", ended), dtype=np.bool_) & ended
+            numbers = _to_numbers(values, present)
+            if not np.isnan(numbers).all() and self._knows(key):
+                found[key] = numbers
+        return found
+
+    def _knows(self, key: object) -> bool:
+        """Return whether to read `key`; as long as there is room it is one more."""
+        if key in self._keys:
+            return True
+        if not isinstance(key, str) or key.startswith("_") or not 0 < len(key.encode()) <= _MAX_KEY_BYTES:
+            return False
+        if len(self._keys) == MAX_EXTRAS:
+            return False
+        self._keys.add(key)
+        return True
+
+
+def join(parts: list[tuple[slice, Extras]], num_envs: int) -> Extras:
+    """Return what slices of `num_envs` environments have reported, as one."""
+    found: dict[str, NDArray[np.float64]] = {}
+    for envs, reported in parts:
+        for key, values in reported.items():
+            found.setdefault(key, np.full(num_envs, np.nan))[envs] = values
+    return found
+
+
+def _to_numbers(values: NDArray[np.generic], present: BoolArray) -> NDArray[np.float64]:
+    """Return the finite numbers `[N]` where they are `present`, NaN elsewhere."""
+    numbers = np.full(len(values), np.nan)
+    if values.dtype.kind in "biuf":
+        numbers[present] = values[present]
+        numbers[~np.isfinite(numbers)] = np.nan
+        return numbers
+    for index in np.flatnonzero(present):  # Gymnasium has objects where values are of NumPy's bool, or of no one kind
+        number = _to_number(values[index])
+        numbers[index] = np.nan if number is None else number
+    return numbers
+
+
+def _to_number(value: object) -> float | None:
+    """Return a finite number, or None for anything else."""
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value[()]
+    if not isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of more than 300 digits
+        return None
+    return number if math.isfinite(number) else None
