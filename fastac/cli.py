@@ -25,9 +25,11 @@ from fastac import __version__
 from fastac.config import ActionChoice, Config, JsonValue
 from fastac.flags import given, parse, peek, take_env_id, without
 from fastac.presets import PRESETS, find
+from fastac.text import fit, fit_command
 
 if TYPE_CHECKING:
     from fastac.contract import Asynchrony, Phases
+    from fastac.presets.preset import Preset
     from fastac.run import Session
     from fastac.tools.tune import Search, Trial
 
@@ -191,7 +193,7 @@ def _tune(words: Sequence[str]) -> int:
     _print_trials(search, search.run(), config, sys.stdout)
     kept = _keep_tuned(search, config)
     _print_trials(search, search.grow(), config, sys.stdout)
-    print(_tell_tuned(search, ["fastac", "train", env_id, *without(words, "--seconds")], kept))
+    _print_tuned(search, ["fastac", "train", env_id, *without(words, "--seconds")], kept)
     return 0
 
 
@@ -201,15 +203,16 @@ def _take_tuned(config: Config, words: Sequence[str]) -> Config:
 
     setting = load_tuned(config)
     if setting is None:
-        print("Nothing is tuned for this on this machine yet, so that comes first.", file=sys.stderr)
+        print(fit("Nothing is tuned for this on this machine yet, so that comes first.", sys.stderr), file=sys.stderr)
         seconds = TuneOptions.seconds
         search = Search(config, partial(measure_sps, seconds=seconds), seconds)
         _print_trials(search, search.run(), config, sys.stderr)
-        print(_keep_tuned(search, config), file=sys.stderr)
+        print(fit(_keep_tuned(search, config), sys.stderr), file=sys.stderr)
         setting = search.best.setting
     flags = given(words)
     config = config.replace(**{name: getattr(setting, name) for name in TUNED if name not in flags})
-    print(f"tuned: {setting.flags}{' (but for what is given)' if flags & set(TUNED) else ''}", file=sys.stderr)
+    told = f"tuned: {setting.flags}{' (but for what is given)' if flags & set(TUNED) else ''}"
+    print(fit(told, sys.stderr), file=sys.stderr)
     return config
 
 
@@ -228,8 +231,8 @@ def _print_trials(search: Search, trials: Iterator[Trial], config: Config, out: 
     """Print a line per trial when it is done, and what they are above the first."""
     for trial in trials:
         if len(search.own) + len(search.larger) == 1:
-            print(_tell_trials(search, config), file=out)
-        print(_tell_trial(trial), file=out, flush=True)
+            print(fit(_tell_trials(search, config), out), file=out)
+        print(fit(_tell_trial(trial), out), file=out, flush=True)
 
 
 def _tell_trials(search: Search, config: Config) -> str:
@@ -251,27 +254,28 @@ def _tell_trial(trial: Trial) -> str:
     return row + (f"\n          which does not work here: {trial.failure}" if trial.failure else "")
 
 
-def _tell_tuned(search: Search, command: Sequence[str], kept: str) -> str:
-    """Tell what to do with what was found."""
+def _print_tuned(search: Search, command: Sequence[str], kept: str) -> None:
+    """Print what to do with what was found."""
     best, fastest = search.best, search.fastest
-    lines = [
-        "",
-        f"Fastest with {best.setting.num_envs} envs, {best.sps:,.0f} steps/s. These flags change no algorithm;",
-        "random numbers may be others, as with another seed:",
-        f"  {shlex.join(command)} {best.setting.flags}",
-        "or, as long as the rest stays the same:",
-        f"  {shlex.join(command)} --tuned",
-        kept,
-    ]
+
+    def tell(*flags: str) -> None:
+        print(fit_command(" ".join([shlex.join(command), *flags]), sys.stdout))
+
+    print()
+    print(f"Fastest with {best.setting.num_envs} envs, {best.sps:,.0f} steps/s. These flags change no algorithm;")
+    print("random numbers may be others, as with another seed:")
+    tell(best.setting.flags)
+    print("or, as long as the rest stays the same:")
+    tell("--tuned")
+    print(fit(kept, sys.stdout))
     if fastest.setting.num_envs != best.setting.num_envs:
         times = fastest.setting.num_envs // best.setting.num_envs
-        lines += [
-            "",
-            f"Fastest of all, {fastest.sps:,.0f} steps/s. But every update then learns from {times} times the rows:",
-            "fewer updates in as many steps, which need other learning rates to learn as much:",
-            f"  {shlex.join(command)} --num-envs {fastest.setting.num_envs} {fastest.setting.flags}",
-        ]
-    return "\n".join(lines)
+        text = (
+            f"\nFastest of all, {fastest.sps:,.0f} steps/s. But every update then learns from {times} times the rows: "
+            "fewer updates in as many steps, which need other learning rates to learn as much:"
+        )
+        print(fit(text, sys.stdout))
+        tell(f"--num-envs {fastest.setting.num_envs}", fastest.setting.flags)
 
 
 def _resume(words: Sequence[str]) -> int:
@@ -402,7 +406,7 @@ def _record(words: Sequence[str]) -> int:
     run = load(options.run_dir)
     greedy = run.config.run.eval_actions == "greedy"
     episode = record(run.policy, run.config.env, output, options.seed, greedy=greedy)
-    print(f"{output}: one episode, return {episode.return_:.1f}, {episode.length} steps")
+    print(fit(f"{output}: one episode, return {episode.return_:.1f}, {episode.length} steps", sys.stdout))
     return 0
 
 
@@ -425,27 +429,48 @@ def _experiment(words: Sequence[str]) -> int:
         if len(words) > 1:
             raise ValueError(f"experiment list takes nothing more, and got {shlex.join(words[1:])}.")
         for each in list_experiments():
-            print(f"{each.name:<20}{each.question}")
+            print(fit(f"{each.name:<20}{each.question}", sys.stdout, hang=20))
         return 0
     experiment, seeds = find_experiment(options.name), options.seeds
     out = options.out or Path("runs", "experiments", experiment.name)
     stop_signal = run_trials(experiment, seeds, out)
     if stop_signal is not None:
         command = shlex.join(["fastac", "experiment", *words])
-        print(f"Stopped by {stop_signal.name}. Continue with: {command}", file=sys.stderr)
+        print(fit(f"Stopped by {stop_signal.name}. Continue with: {command}", sys.stderr), file=sys.stderr)
         return 128 + stop_signal
     print(write_report(experiment, seeds, out))
-    print(f"\nEverything is in {out}: report.md, results.json and {experiment.name}.png", file=sys.stderr)
+    told = f"\nEverything is in {out}: report.md, results.json and {experiment.name}.png"
+    print(fit(told, sys.stderr), file=sys.stderr)
     return 0
 
 
 def _list(words: Sequence[str]) -> int:
     parse(ListOptions, words, "fastac list")
-    print(f"{'environment':<45}{'preset':<16}{'reaches':>8}  what it is")
-    for preset in PRESETS:
-        reaches = "-" if preset.reaches is None else f"{preset.reaches:g}"
-        print(f"{preset.env_id:<45}{preset.name:<16}{reaches:>8}  {preset.what}")
+    print(_tell_presets_by_environment() if sys.stdout.isatty() else _tell_presets())
     return 0
+
+
+def _tell_presets() -> str:
+    """Tell a preset in a line, for programs that look for one."""
+    head = f"{'environment':<45}{'preset':<16}{'reaches':>8}  what it is"
+    return "\n".join([head, *(f"{preset.env_id:<45}{_tell_preset(preset)}" for preset in PRESETS)])
+
+
+def _tell_presets_by_environment() -> str:
+    """Tell presets under their environments, so that there is room for what they are."""
+    env_ids = dict.fromkeys(preset.env_id for preset in PRESETS)  # in order
+    lines = [f"{'  preset':<18}{'reaches':>8}  what it is"]
+    for env_id in env_ids:
+        lines += ["", env_id]
+        lines += [
+            fit(f"  {_tell_preset(preset)}", sys.stdout, hang=26) for preset in PRESETS if preset.env_id == env_id
+        ]
+    return "\n".join(lines)
+
+
+def _tell_preset(preset: Preset) -> str:
+    reaches = "-" if preset.reaches is None else f"{preset.reaches:g}"
+    return f"{preset.name:<16}{reaches:>8}  {preset.what}"
 
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
@@ -461,7 +486,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 
 
 def _help() -> str:
-    lines = [f"  {name:<12}{what}" for name, (_, what) in _COMMANDS.items()]
+    lines = [fit(f"  {name:<12}{what}", sys.stdout, hang=12) for name, (_, what) in _COMMANDS.items()]
     more = "fastac COMMAND --help tells a command's flags."
     return "\n".join(["usage: fastac COMMAND [...]", "", "Fast, exact actor-critic training.", "", *lines, "", more])
 

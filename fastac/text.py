@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from typing import TextIO
 
@@ -38,10 +39,14 @@ def fit(text: str, stream: TextIO, hang: int = 0) -> str:
 
 
 def fit_command(command: str, stream: TextIO, indent: int = 2) -> str:
-    r"""Break a shell command as `fit` does, with a `\` at each break, so that it can be copied; indented."""
-    width = width_of(stream)
-    line = " " * indent + command
-    return line if width is None else _break(line, width - 2, 4).replace("\n", " \\\n")
+    r"""Break a shell command before its flags, with a `\` at each break, so that it can be copied; indented."""
+    width, lines = width_of(stream), [""]
+    for part in re.split(r" (?=--)", command):
+        if width is not None and lines[-1] and indent + len(lines[-1]) + len(part) + 3 > width:
+            lines.append("    " + part)
+        else:
+            lines[-1] += f" {part}" if lines[-1] else part
+    return " \\\n".join(" " * indent + line for line in lines)
 
 
 def _break(line: str, width: int, hang: int) -> str:

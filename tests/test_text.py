@@ -32,11 +32,15 @@ def test_a_word_longer_than_the_terminal_stays_whole(terminal):
     assert fit(f"see {path} for more", terminal) == f"see\n{path}\nfor more"
 
 
-def test_commands_break_so_that_a_shell_takes_them(terminal):
-    command = "fastac train CartPole-v1 --num-envs 8"
+def test_commands_break_before_flags_so_that_a_shell_takes_them(terminal, monkeypatch):
+    command = "fastac train CartPole-v1 --num-envs 8 --seed 3"
     text = fit_command(command, terminal)
-    assert text == "  fastac train \\\n      CartPole-v1 \\\n      --num-envs 8"
+    assert text == "  fastac train CartPole-v1 \\\n      --num-envs 8 \\\n      --seed 3"
     assert text.replace("\\\n", "").split() == command.split()
+    monkeypatch.setenv("COLUMNS", "40")
+    assert fit_command(command, terminal) == "  fastac train CartPole-v1 \\\n      --num-envs 8 --seed 3"
+    monkeypatch.setenv("COLUMNS", "50")  # just as many
+    assert fit_command(command, terminal) == f"  {command}"
 
 
 def test_what_is_no_terminal_gets_the_text_as_it_is(monkeypatch):

@@ -34,6 +34,7 @@ class Idle(KnownPolicy):
 class Lengths:
     """Stands in for environments whose every episode's length is known beforehand; reward 1 a step."""
 
+    extras = {}  # noqa: RUF012
     frame_skip = 1
 
     def __init__(self, lengths):

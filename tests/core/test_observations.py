@@ -23,6 +23,7 @@ def allocate(num_steps, num_envs, frame_stack):
 class FrameEnvs:
     """Random frames whose episodes end at random, in NEXT_STEP order; keeps every env's true stacks."""
 
+    extras = {}  # noqa: RUF012
     frame_skip, description = 4, "frames"
 
     def __init__(self, num_envs, frame_stack, seed, ends=0.3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from run_support import SMALL, SMALL_FLAGS, read_rows
 
 import fastac
 from fastac.cli import main
+from fastac.presets import PRESETS
 
 HELP = """
 import sys
@@ -142,6 +144,27 @@ def test_plot(run, tmp_path, capsys):
     assert main(["plot", str(run.directory), str(run.directory), "--output", str(picture), "--x", "seconds"]) == 0
     assert picture.read_bytes()[1:4] == b"PNG"
     assert capsys.readouterr().out == f"{picture}\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize("words", [["list"], ["experiment", "list"], ["--help"]], ids=" ".join)
+def test_a_narrow_terminal_breaks_no_word(capsys, monkeypatch, words, columns):
+    assert main(words) == 0
+    whole = capsys.readouterr().out
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(words) == 0
+    lines = terminal.getvalue().splitlines()
+    assert max(map(len, lines)) <= columns
+    assert set(terminal.getvalue().split()) <= set(whole.split())
+    for preset in PRESETS if words == ["list"] else ():
+        assert preset.what.split()[-1] in terminal.getvalue().split()
 
 
 def test_list(capsys):
