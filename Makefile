@@ -63,7 +63,8 @@ EXTRAS-dev := [dev]
 EXTRAS-bench := [bench]
 .venv/.installed-%: .venv/.made pyproject.toml .constraints.txt
 	@echo "Installing fastac ($*) and what it needs into .venv; the first time this takes a minute or two."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c .constraints.txt -e '.$(EXTRAS-$*)'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c .constraints.txt \
+	  --config-settings editable_mode=compat -e '.$(EXTRAS-$*)' # in a way that type checkers find, too
 	@$(BIN)/python -m fastac.kernels || true # without compiled kernels the slower reference ones run
 	@touch .venv/.installed-core $@
 

@@ -589,9 +589,8 @@ def test_losses_are_means_over_the_iterations_since_the_last_report():
     assert np.isnan(after["explained_variance"])  # no iteration had one
 
 
-@pytest.mark.parametrize("settings", [{"algo": "a2c"}, {"algo": "ppo", "num_epochs": 2}], ids=["a2c", "ppo"])
-def test_the_board_has_room_for_every_loss_that_a_learner_tells(settings):
-    parts = make_parts(num_envs=4, num_steps=8, hidden_sizes=(8,), **settings)
+def test_the_board_has_room_for_every_loss_that_a_workers_learner_tells():
+    parts = make_parts(num_envs=4, num_steps=8, hidden_sizes=(8,), algo="a2c")  # a worker's is the same
     with closing(parts):
         assert sorted(next(parts.trainer.run()).losses) == sorted(LOSSES)
     (name, *_), (row,) = LOSSES, make_rows(1)[1]

@@ -473,7 +473,7 @@ def test_an_id_without_a_game_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_ale_py_a_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ale_py.vector_env", None)
     for call in (build, lambda: film_game(EnvConfig(PONG)), lambda: has_native(PONG)):
-        with pytest.raises(ValueError, match=r"^env_id is 'ALE/Pong-v5', which needs a package .*fastac\[atari\]'\.$"):
+        with pytest.raises(ValueError, match=r"^env_id is 'ALE/Pong-v5', which needs a package .*ale-py>=0\.12'\.$"):
             call()
 
 

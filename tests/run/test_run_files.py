@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from run_support import SMALL, checkpoints, read_rows
@@ -75,6 +76,9 @@ def test_tensorboard_reads_it(run):
     assert {"rollout/ep_rew_mean", "time/fps", "train/value_loss", "eval/mean_reward"} <= set(events.Tags()["scalars"])
     evaluated = read_rows(run.directory / "evaluations.jsonl")
     assert [event.step for event in events.Scalars("eval/mean_reward")] == [row["env_steps"] for row in evaluated]
+    (final,) = events.Scalars("final/best_eval_mean_reward")
+    assert (final.step, final.value) == (run.summary["env_steps"], run.summary["best_eval_mean_return"])
+    assert events.PluginTagToContent("hparams")
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(run):
@@ -104,3 +108,15 @@ def test_a_directory_of_its_own_for_each_run(tmp_path, monkeypatch):
     runs = [fastac.train("CartPole-v1", **SMALL, total_env_steps=32) for _ in range(2)]
     assert len({run.directory for run in runs}) == 2
     assert all(run.directory.parent.name == "runs" for run in runs)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"algo": "a2c"}, {"algo": "a3c", "workers": 1}], ids=lambda settings: settings["algo"]
+)
+def test_the_deviation_of_continuous_actions_is_written_down(tmp_path, settings):
+    settings = SMALL | settings | {"learning_rate": 0.01, "tensorboard": True, "total_env_steps": 400}
+    run = fastac.train("Pendulum-v1", run_dir=tmp_path / "run", **settings)
+    (*_, last) = read_rows(run.directory / "progress.jsonl")
+    begins_at = math.exp(run.config.model.log_std_init)
+    assert last["action_std"] == pytest.approx(begins_at, rel=0.5)
+    assert last["action_std"] != begins_at  # it is learned, and this is of the moment
