@@ -36,9 +36,15 @@ class Writer(Protocol):
         """Record one iteration, as `progress_row` gives it."""
 
     def write_evaluation(
-        self, env_steps: int, mean_return: float, std: float, mean_length: float, wall_s: float
+        self,
+        env_steps: int,
+        mean_return: float,
+        std: float,
+        mean_length: float,
+        wall_s: float,
+        success_rate: float | None = None,
     ) -> None:
-        """Record one evaluation."""
+        """Record one evaluation; `success_rate` is None where its episodes did not give `info["is_success"]`."""
 
     def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
         """Record what a run came to, as `summary.json` has it."""
@@ -57,7 +63,13 @@ class NullWriter:
         """Do nothing."""
 
     def write_evaluation(
-        self, env_steps: int, mean_return: float, std: float, mean_length: float, wall_s: float
+        self,
+        env_steps: int,
+        mean_return: float,
+        std: float,
+        mean_length: float,
+        wall_s: float,
+        success_rate: float | None = None,
     ) -> None:
         """Do nothing."""
 
@@ -144,16 +156,24 @@ class ProgressWriter:
                 self.flush()
 
     def write_evaluation(
-        self, env_steps: int, mean_return: float, std: float, mean_length: float, wall_s: float
+        self,
+        env_steps: int,
+        mean_return: float,
+        std: float,
+        mean_length: float,
+        wall_s: float,
+        success_rate: float | None = None,
     ) -> None:
         """Append an evaluation; it reaches the file at once."""
-        row = {
+        row: dict[str, float | int | None] = {
             "env_steps": env_steps,
             "mean_return": mean_return,
             "std": std,
             "mean_length": mean_length,
             "wall_s": wall_s,
         }
+        if success_rate is not None:
+            row["success_rate"] = success_rate
         with _reporting(self._path):
             self._evaluations.write(_to_line(row))
             self.flush()
@@ -263,11 +283,18 @@ class TensorBoardWriter:
             self.flush()
 
     def write_evaluation(
-        self, env_steps: int, mean_return: float, std: float, mean_length: float, wall_s: float
+        self,
+        env_steps: int,
+        mean_return: float,
+        std: float,
+        mean_length: float,
+        wall_s: float,
+        success_rate: float | None = None,
     ) -> None:
         """Write an evaluation, and the latest row before it."""
         self.flush()
-        self._write_scalars(env_steps, {"eval/mean_reward": mean_return, "eval/mean_ep_length": mean_length})
+        scalars = {"mean_reward": mean_return, "mean_ep_length": mean_length, "success_rate": success_rate}
+        self._write_scalars(env_steps, {f"eval/{name}": value for name, value in scalars.items()})
 
     def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
         """Write what the HPARAMS tab compares runs by."""

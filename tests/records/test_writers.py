@@ -428,6 +428,16 @@ def test_tensorboard_shows_what_episodes_gave_in_info(tmp_path: Path) -> None:
     assert (found["rollout/success_rate"], found["rollout/info/score"]) == ([(100, 0.5)], [(100, 7.0)])
 
 
+def test_evaluations_have_a_success_rate_where_there_is_one(tmp_path: Path) -> None:
+    for writer in (ProgressWriter(tmp_path / "progress.jsonl"), TensorBoardWriter(tmp_path / "tb", Config())):
+        writer.write_evaluation(100, 1.0, 0.0, 5.0, 0.1)
+        writer.write_evaluation(200, 1.0, 0.0, 5.0, 0.1, 0.75)
+        writer.close()
+    rows = read_lines(tmp_path / "evaluations.jsonl")
+    assert [row.get("success_rate") for row in rows] == [None, 0.75]
+    assert read_events(tmp_path / "tb")["eval/success_rate"] == [(200, 0.75)]
+
+
 def test_tensorboard_throttles_but_keeps_first_latest_and_evaluated(tmp_path: Path) -> None:
     clock = Clock()
     writer = TensorBoardWriter(tmp_path, Config(), clock=clock)
