@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import get_args
+from typing import Literal, TypeAlias, get_args
 
 from fastac.build import (
     EncoderFactory,
@@ -19,6 +19,7 @@ from fastac.build import (
     build_model,
     default_config,
     evaluation_seed,
+    evaluation_width,
     load_module,
     resolve_workers,
     restart_seed,
@@ -29,9 +30,13 @@ from fastac.contract import read_branch
 from fastac.records import Checkpoint, RunDirectory, best_mean_return, default_run_dir, find_checkpoint, load_checkpoint
 from fastac.run import Session
 from fastac.run.state import wall_minutes_of
-from fastac.tools.evaluate import Evaluation, action_noise
+from fastac.tools.evaluate import MOST_STEPS, Evaluation, Tell, action_noise
 from fastac.tools.evaluate import evaluate as play_episodes
+from fastac.tools.player import make_player
 from fastac.tools.policy import TrainedPolicy
+
+# Which of a run's policies: the one with the best evaluation, or the last one.
+Which: TypeAlias = Literal["best", "last"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -41,7 +46,7 @@ class Run:
     Attributes:
         config: what was trained.
         directory: where everything is.
-        policy: the trained policy; `policy.act(obs)`.
+        policy: the trained policy, the best one unless the last was asked for; `policy.act(obs)`.
         summary: the content of `summary.json`; empty for a run that has not ended.
     """
 
@@ -64,10 +69,11 @@ def train(
     preset: str | None = None,
     run_dir: Path | str | None = None,
     encoder: EncoderName | EncoderFactory | None = None,
-    show_progress: bool = False,
+    verbose: bool = False,
+    checkpoint: Which = "best",
     **settings: ConfigValue | Sequence[int],
 ) -> Run:
-    """Train to the end and return the run.
+    """Train to the end and return the run, with its best policy.
 
     Args:
         env: an environment id, or a function that takes a number and returns a
@@ -78,7 +84,8 @@ def train(
         encoder: the name of one, as the configuration has it (auto, mlp, nature, a3c or minatar); or a function
             that builds an `nn.Module` for an observation space, in place of the configured layers:
             it maps `[..., *obs_shape]` to `[..., D]` and is kept in evaluation mode.
-        show_progress: show a bar on a terminal.
+        verbose: show on stderr how far the run is: a bar on a terminal, elsewhere a line per evaluation.
+        checkpoint: which policy to return, the one with the best evaluation, or the last one.
         settings: any field of the configuration by its flat name, such as `num_envs=64`.
 
     Raises:
@@ -89,10 +96,10 @@ def train(
     With a3c, or several workers, `env` and `encoder` go to other processes: they must be defined at the top level
     of a module, a script needs `if __name__ == "__main__":`, and environments can have no processes of their own.
     """
-    session = start(env, algo, preset=preset, run_dir=run_dir, encoder=encoder, show_progress=show_progress, **settings)
+    session = start(env, algo, preset=preset, run_dir=run_dir, encoder=encoder, verbose=verbose, **settings)
     for _ in session:
         pass
-    return finish(session)
+    return finish(session, checkpoint)
 
 
 def start(
@@ -102,7 +109,7 @@ def start(
     preset: str | None = None,
     run_dir: Path | str | None = None,
     encoder: EncoderName | EncoderFactory | None = None,
-    show_progress: bool = False,
+    verbose: bool = False,
     **settings: ConfigValue | Sequence[int],
 ) -> Session:
     """Begin a run and return it as an iterator of reports; `finish` ends it. Arguments as in `train`."""
@@ -118,7 +125,7 @@ def start(
     if isinstance(encoder, str):
         config = config.replace(encoder=encoder)
     directory = None if run_dir is None else Path(run_dir)
-    return start_config(config, directory, factory, _pick_encoder(encoder, config), show_progress)
+    return start_config(config, directory, factory, _pick_encoder(encoder, config), verbose)
 
 
 def start_config(
@@ -126,7 +133,7 @@ def start_config(
     run_dir: Path | None = None,
     env_factory: EnvFactory | None = None,
     encoder: EncoderFactory | None = None,
-    show_progress: bool = False,
+    verbose: bool = False,
     command: str = "",
 ) -> Session:
     """Begin a run of a complete configuration; see `start`. `command` goes into the summary."""
@@ -135,7 +142,7 @@ def start_config(
     parts = assemble(config, Streams.spawn(config.run.seed).env, env_factory, encoder)
     with _closing_on_error(parts):
         directory = RunDirectory.create(run_dir or default_run_dir(config), config)
-        return Session(config, directory, parts, began, env_factory, encoder, None, show_progress, command)
+        return Session(config, directory, parts, began, env_factory, encoder, None, verbose, command)
 
 
 def resume(
@@ -146,7 +153,7 @@ def resume(
     total_env_steps: int | None = None,
     budget_minutes: float | None = None,
     until_return: float | None = None,
-    show_progress: bool = False,
+    verbose: bool = False,
     command: str = "",
 ) -> Session:
     """Continue a run from its last checkpoint, bit for bit where the environments can be captured.
@@ -158,7 +165,7 @@ def resume(
         total_env_steps: a new budget; None keeps the run's.
         budget_minutes: a new budget, of which those up to the checkpoint are spent; None keeps the run's.
         until_return: a new return to stop at; None keeps the run's.
-        show_progress: show a bar on a terminal.
+        verbose: as in `train`.
         command: for the summary.
 
     Raises:
@@ -176,36 +183,52 @@ def resume(
     # These environments' streams are overwritten by the saved ones, or new where none could be saved.
     parts = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), env, factory)
     with _closing_on_error(parts):
-        return Session(config, directory, parts, began, env, factory, checkpoint.state, show_progress, command)
+        return Session(config, directory, parts, began, env, factory, checkpoint.state, verbose, command)
 
 
-def finish(session: Session) -> Run:
-    """End a session, see `Session.finish`, and return its run."""
+def finish(session: Session, checkpoint: Which = "best") -> Run:
+    """End a session, see `Session.finish`, and return its run.
+
+    Args:
+        session: from `start` or `resume`.
+        checkpoint: which policy to return, the one with the best evaluation, or the last one.
+
+    Raises:
+        ValueError: `checkpoint` is neither best nor last.
+    """
+    _check_which(checkpoint)
     summary = session.finish()
+    if checkpoint == "last":
+        session.load_last()
     envs = session.parts.envs
     policy = TrainedPolicy(session.parts.model, envs.single_observation_space, envs.single_action_space)
     return Run(session.config, session.directory.path, policy, summary)
 
 
 def load(
-    run_dir: Path | str, *, env: EnvFactory | None = None, encoder: EncoderName | EncoderFactory | None = None
+    run_dir: Path | str,
+    *,
+    checkpoint: Which = "best",
+    env: EnvFactory | None = None,
+    encoder: EncoderName | EncoderFactory | None = None,
 ) -> Run:
     """Load a run's best policy (the last where none was evaluated) on the CPU, for evaluation or use.
 
-    `env` and `encoder` as in `resume`.
+    `env` and `encoder` as in `resume`; with `checkpoint="last"` it is the last policy.
 
     Raises:
         ValueError: no run, no checkpoint, or a damaged one.
     """
+    _check_which(checkpoint)
     directory = RunDirectory.open(Path(run_dir))
     env_id = directory.read_config().env.env_id
-    checkpoint = load_checkpoint(find_checkpoint(directory.path, "best"), expected_env_id=env_id)
-    config = checkpoint.config
+    saved = load_checkpoint(find_checkpoint(directory.path, checkpoint), expected_env_id=env_id)
+    config = saved.config
     factory = _pick_encoder(encoder, config)
     envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env)
     try:
         model = build_model(config.model, envs, encoder=factory)
-        load_module(model, read_branch(read_branch(checkpoint.state, "parts"), "model"))
+        load_module(model, read_branch(read_branch(saved.state, "parts"), "model"))
         policy = TrainedPolicy(model, envs.single_observation_space, envs.single_action_space)
     finally:
         envs.close()
@@ -219,6 +242,8 @@ def evaluate(
     *,
     env: EnvFactory | None = None,
     actions: ActionChoice | None = None,
+    max_steps: int | None = None,
+    tell: Tell | None = None,
 ) -> Evaluation:
     """Play episodes in raw reward, in environments of their own stream.
 
@@ -228,23 +253,41 @@ def evaluate(
         seed: of the environments, and of sampled actions.
         env: the environment function, if the run began with one.
         actions: greedy or sampled; None takes the run's own `eval_actions`.
+        max_steps: an episode is cut after so many; None: the environment's own limit, or else the run's.
+        tell: called after every step with the episodes played so far and how many there will be.
 
     Raises:
-        ValueError: `episodes` is below 1, or `actions` are of another kind.
+        ValueError: `episodes` or `max_steps` is below 1, or `actions` are of another kind.
         EnvFailure: an environment failed.
     """
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}, expected at least 1.")
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}, expected at least 1, or None.")
     if actions not in (None, *get_args(ActionChoice)):
         raise ValueError(f"actions is {actions!r}, expected {' or '.join(get_args(ActionChoice))}.")
     stream = evaluation_seed(seed, 0)
     noise = action_noise(actions or run.config.run.eval_actions, stream)
-    envs = build_evaluation_envs(run.config.env, episodes, stream, env)
+    width = evaluation_width(run.config.env, episodes, env)
+    envs = build_evaluation_envs(run.config.env, width, stream, env)
     try:
+        limit = max_steps or envs.max_episode_steps or _limit_of(run)
         with single_thread():
-            return play_episodes(run.policy.model, envs, episodes, run.policy.device, noise)
+            player = make_player(run.policy.model, width, run.policy.device)
+            return play_episodes(player, envs, episodes, noise, limit, tell=tell)
     finally:
         envs.close()
+
+
+def _limit_of(run: Run) -> int:
+    """Return where the run's own evaluations cut an episode."""
+    limit = run.summary.get("eval_max_steps")
+    return run.config.run.eval_max_steps or (limit if isinstance(limit, int) else MOST_STEPS)
+
+
+def _check_which(checkpoint: str) -> None:
+    if checkpoint not in get_args(Which):
+        raise ValueError(f"checkpoint is {checkpoint!r}, expected {' or '.join(get_args(Which))}.")
 
 
 def _pick_encoder(encoder: EncoderName | EncoderFactory | None, config: Config) -> EncoderFactory | None:

@@ -12,7 +12,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -22,13 +22,12 @@ from typing import TYPE_CHECKING, Literal, TextIO
 from tyro.conf import Positional
 
 from fastac import __version__
-from fastac.config import ActionChoice, Config, JsonValue
+from fastac.config import ActionChoice, Config
 from fastac.flags import given, parse, peek, take_env_id, without
 from fastac.presets import PRESETS, find
 from fastac.text import fit, fit_command
 
 if TYPE_CHECKING:
-    from fastac.contract import Asynchrony, Phases
     from fastac.presets.preset import Preset
     from fastac.run import Session
     from fastac.tools.tune import Search, Trial
@@ -84,7 +83,7 @@ class ResumeOptions:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Play episodes with a run's best checkpoint, in raw reward."""
+    """Play episodes with a run's best policy, in raw reward."""
 
     run_dir: Positional[Path]
     """The run's directory."""
@@ -94,13 +93,17 @@ class EvalOptions:
     """Seed of the environments, and of sampled actions."""
     actions: ActionChoice | None = None
     """The most likely ones (greedy), or as training takes them (sampled). Default: the run's own eval-actions."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which policy plays, the one with the best evaluation, or the last one."""
+    max_steps: int | None = None
+    """Cut an episode after so many steps. Default: the environment's own limit, or else the run's."""
     json: bool = False
     """Print the result as one JSON line."""
 
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """Record an episode of a run's best checkpoint as a GIF or MP4."""
+    """Record an episode of a run's best policy as a GIF or MP4."""
 
     run_dir: Positional[Path]
     """The run's directory."""
@@ -108,6 +111,8 @@ class RecordOptions:
     """A .gif or .mp4 file. Default: episode.gif in the run's directory."""
     seed: int = 0
     """Seed of the environment."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which policy plays, the one with the best evaluation, or the last one."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ def _train(words: Sequence[str]) -> int:
     from fastac.api import start_config
 
     command = shlex.join(["fastac", "train", env_id, *words])
-    return _follow(start_config(config, options.run_dir, show_progress=True, command=command), options.json)
+    return _follow(start_config(config, options.run_dir, verbose=True, command=command), options.json)
 
 
 def _find_default(env_id: str, words: Sequence[str]) -> Config:
@@ -288,7 +293,7 @@ def _resume(words: Sequence[str]) -> int:
         total_env_steps=options.total_env_steps,
         budget_minutes=options.budget_minutes,
         until_return=options.until_return,
-        show_progress=True,
+        verbose=True,
         command=command,
     )
     return _follow(session, options.json)
@@ -297,6 +302,7 @@ def _resume(words: Sequence[str]) -> int:
 def _follow(session: Session, as_json: bool) -> int:
     """Consume a session's stream to its end and tell how it ended."""
     from fastac.contract import EnvFailure, WorkerFailure
+    from fastac.run.ending import describe_end
 
     try:
         for _ in session:
@@ -307,91 +313,30 @@ def _follow(session: Session, as_json: bool) -> int:
             raise
         hint = f"continue from the last checkpoint with: fastac resume {session.directory.path}"
         raise type(error)(f"{str(error) or 'interrupted'}; {hint}") from error
-    print(_tell_phases(session.report.train_wall_s, session.report.phases), file=sys.stderr)
-    if summary["efficiency"] is not None:
-        print(_tell_efficiency(session, summary), file=sys.stderr)
-    if session.asynchrony is not None:
-        print(_tell_asynchrony(session.asynchrony), file=sys.stderr)
-    print(_tell_end(session, summary), file=sys.stderr)
+    for text in describe_end(session, summary):
+        print(fit(text, sys.stderr), file=sys.stderr)
     if as_json:
         print(json.dumps(summary, allow_nan=False))
     return 0 if session.stop_signal is None else 128 + session.stop_signal
-
-
-def _tell_phases(train_wall_s: float, phases: Phases) -> str:
-    """Tell where training time went, in two lines."""
-    names = ("env", "act", "advantage", "update", "other")
-    spent: list[float] = [getattr(phases, f"{name}_s") for name in names]
-    cells = [f"{_tell_seconds(s)} {s / max(train_wall_s, 1e-9):>3.0%}" for s in spent]
-    widths = [max(map(len, (name, cell))) + 2 for name, cell in zip(names, cells, strict=True)]
-    total = _tell_seconds(train_wall_s)
-    first = max(len("Training"), len(total))
-    above = "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
-    below = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-    return f"{'Training':<{first}}{above}\n{total:<{first}}{below}"
-
-
-def _tell_seconds(seconds: float) -> str:
-    return f"{seconds:,.2f} s" if seconds < 100.0 else f"{seconds:,.0f} s"
-
-
-def _tell_efficiency(run: Session, summary: Mapping[str, JsonValue]) -> str:
-    fraction, workers = summary["efficiency"], run.config.run.workers
-    assert isinstance(fraction, float)
-    bound = run.tracker.sps / fraction
-    share = "" if workers == 1 else f", {workers} times the share of one worker while the others idle"
-    return f"Efficiency {fraction:.0%}: environments and network, timed bare, make {bound:,.0f} steps/s{share}."
-
-
-def _tell_asynchrony(measured: Asynchrony) -> str:
-    """Tell how much A3C's workers got in each other's way."""
-    counts = measured.staleness
-    fresh = counts[0] / max(counts.sum(), 1)
-    each = ", ".join(f"{number:,}" for number in measured.updates.tolist())
-    restarts = f"; {measured.restarts} restarts" if measured.restarts else ""
-    return (
-        f"Staleness {measured.mean_staleness:.2f}: so many updates by others lay between copy and update, none in "
-        f"{fresh:.0%}. Updates by worker: {each}{restarts}."
-    )
-
-
-def _tell_end(run: Session, summary: Mapping[str, JsonValue]) -> str:
-    report, evaluation, where = run.report, run.evaluation, run.directory.path
-    spent = (
-        f"{report.env_steps:,} env steps, {report.updates:,} updates and {report.train_wall_s:.2f} s of training "
-        f"({run.tracker.sps:,.0f} steps/s)"
-    )
-    if run.ended_by == "minutes":
-        spent += f", when its {run.config.run.budget_minutes:g} minutes were over"
-    if run.stop_signal is not None:
-        return f"Stopped by {run.stop_signal.name} after {spent}. Continue with: fastac resume {where}"
-    assert evaluation is not None  # a run that was not stopped ends with one
-    target, env_id = run.config.run.until_return, run.config.env.env_id
-    result = f"{run.config.run.eval_actions} mean return {evaluation.mean_return:.1f} +- {evaluation.std_return:.1f}"
-    if summary["solved"]:
-        reached = summary["solved_env_steps"]
-        if reached != report.env_steps:  # workers have gone on while that was being evaluated
-            result += f" by the policy of env step {reached:,};"
-            return f"Solved {env_id}: {result} training ended after {spent}. Everything is in {where}"
-        return f"Solved {env_id}: {result} after {spent}. Everything is in {where}"
-    missed = "" if target is None else f", short of {target:g},"
-    return f"Trained on {env_id}: {result}{missed} after {spent}. Everything is in {where}"
 
 
 def _eval(words: Sequence[str]) -> int:
     options = parse(EvalOptions, words, "fastac eval")
     from fastac.api import evaluate, load
 
-    run = load(options.run_dir)
+    run = load(options.run_dir, checkpoint=options.checkpoint)
     actions = options.actions or run.config.run.eval_actions
-    result = evaluate(run, options.episodes, options.seed, actions=actions)
+    result = evaluate(run, options.episodes, options.seed, actions=actions, max_steps=options.max_steps)
     if options.json:
-        print(json.dumps({name: getattr(result, name) for name in ("mean_return", "std_return", "mean_length")}))
+        names = ("mean_return", "std_return", "mean_length", "episodes", "cut")
+        print(json.dumps({name: getattr(result, name) for name in names}))
         return 0
-    print(
+    cut = f", {result.cut} of them cut before they ended" if result.cut else ""
+    text = (
         f"mean return {result.mean_return:.2f} +- {result.std_return:.2f}, mean length {result.mean_length:.1f}, "
-        f"{len(result.returns)} {actions} episodes"
+        f"{result.episodes} {actions} episodes{cut}"
     )
+    print(fit(text, sys.stdout))
     return 0
 
 
@@ -403,7 +348,7 @@ def _record(words: Sequence[str]) -> int:
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are read, no window is shown
 
     output = options.output or options.run_dir / "episode.gif"
-    run = load(options.run_dir)
+    run = load(options.run_dir, checkpoint=options.checkpoint)
     greedy = run.config.run.eval_actions == "greedy"
     episode = record(run.policy, run.config.env, output, options.seed, greedy=greedy)
     print(fit(f"{output}: one episode, return {episode.return_:.1f}, {episode.length} steps", sys.stdout))
@@ -507,12 +452,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(_COMMANDS)}."
         print(f"fastac: {words[0]!r} is not a command: {hint}", file=sys.stderr)
         return 2
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    _log_to_stderr()
     logging.getLogger("fastac").setLevel(logging.INFO)  # and of other packages only warnings
     try:
         return _COMMANDS[words[0]][0](words[1:])
     except ValueError as error:
-        print(f"fastac: {error}", file=sys.stderr)
+        print(fit(f"fastac: {error}", sys.stderr), file=sys.stderr)
         return 2
     except RuntimeError as error:
         return _tell_failure(error)
@@ -523,6 +468,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
+def _log_to_stderr() -> None:
+    """Let log lines fit the terminal."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Fitting("%(message)s"))
+    logging.basicConfig(handlers=[handler])
+
+
+class _Fitting(logging.Formatter):
+    """Breaks lines between words."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `fastac.text.fit`."""
+        return fit(super().format(record), sys.stderr)
+
+
 def _tell_failure(error: RuntimeError) -> int:
     """Tell of an environment, disk or numbers that failed; anything else is a bug and keeps its traceback."""
     from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
@@ -531,7 +491,7 @@ def _tell_failure(error: RuntimeError) -> int:
     if not isinstance(error, EnvFailure | NonFiniteError | RecordError | WorkerFailure):
         raise error
     print(_find_traceback(error), end="", file=sys.stderr)
-    print(f"fastac: {error}", file=sys.stderr)
+    print(fit(f"fastac: {error}", sys.stderr), file=sys.stderr)
     return 1 if isinstance(error, NonFiniteError | WorkerFailure) else 2
 
 

@@ -305,12 +305,18 @@ class RunConfig:
     """Stop after so many minutes of wall-clock, if steps are left by then; schedules go by steps all the same."""
     until_return: float | None = None
     """Stop at the first evaluation whose mean return reaches this."""
-    eval_every: int = 25_000
-    """Environment steps between evaluations; 0 evaluates only at the end."""
+    eval: bool = True
+    """Evaluate at all: without it, what is reported and kept is the last policy."""
+    eval_every: int | None = None
+    """Environment steps between evaluations; None: so that they take less than a tenth of the run; 0: only at the
+    end, in the training environments."""
     eval_from_return: float | None = None
     """No evaluation before the mean return of the last 100 training episodes reaches this, but for the last."""
-    eval_episodes: int = 100
-    """Episodes per evaluation."""
+    eval_episodes: int | None = None
+    """Episodes per evaluation; None: few in between, up to 100 at the end and where until_return is reached."""
+    eval_max_steps: int | None = None
+    """An evaluation's episode is cut after so many steps; None: at the environment's own limit, or where it has none
+    at twice the longest training episode."""
     eval_actions: ActionChoice = "greedy"
     """Evaluations take the most likely action (greedy), or sample as training does (sampled)."""
     checkpoint_every: int = 250_000
@@ -333,8 +339,11 @@ class RunConfig:
         for name in ("until_return", "eval_from_return"):
             value = getattr(self, name)
             _check(value is None or math.isfinite(value), name, value, "a finite number, or None")
-        _check(self.eval_every >= 0, "eval_every", self.eval_every, "at least 0")
-        _check(self.eval_episodes >= 1, "eval_episodes", self.eval_episodes, "at least 1")
+        for name, least in (("eval_every", 0), ("eval_episodes", 1), ("eval_max_steps", 1)):
+            number = getattr(self, name)
+            _check(number is None or number >= least, name, number, f"at least {least}, or None")
+        if self.until_return is not None and not self.eval:
+            raise ValueError(f"until_return is {self.until_return:g} without evaluations, which it needs: drop one.")
         _check(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "at least 0")
         _check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
 

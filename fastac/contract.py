@@ -108,6 +108,7 @@ class VecEnv(Protocol):
     num_envs: int
     frame_skip: int  # emulator frames per step; 1 where there is no such thing
     frame_stack: int  # rows that make an observation; 1 where a row is one
+    max_episode_steps: int | None  # after so many steps an episode is cut; None: the environment names no limit
     single_observation_space: Space[NDArray[np.generic]]
     single_action_space: Space[NDArray[np.generic]]
     description: str  # for the log, e.g. "native (CartPoleVectorEnv)"
@@ -123,6 +124,16 @@ class VecEnv(Protocol):
         """Begin an episode in every env; write first rows `[N, *row_shape]` and True.
 
         The first call seeds every env's stream; later calls go on with the streams.
+        """
+
+    def reseed(self, seed: np.random.SeedSequence) -> None:
+        """Let the next `reset` seed every env's stream from `seed`, as the first one does."""
+
+    def rest(self, mask: BoolArray) -> None:
+        """Leave envs `[N]` out of every `step` until the next call or `reset`, where that saves time.
+
+        The rows of one that rests are not valid and hold no reward and no flags. Where all envs are stepped at once
+        nothing changes: they are stepped, and who calls has no use for their rows.
         """
 
     def step(self, action: ActionArray, row: StepRow) -> ObsArray | None:

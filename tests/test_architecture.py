@@ -32,7 +32,7 @@ TABLE = {
     "build": (
         "contract config presets processes envs models kernels rollout losses gradient fused apply learner trainers"
     ),
-    "tools": "install contract config processes envs models fused records build",
+    "tools": "install contract config processes envs models fused apply records build",
     "run": "text contract config records build tools",
     "api": "contract config records build tools run",
     "experiments": (

@@ -15,6 +15,8 @@ from fastac.build.environments import (
     build_envs,
     build_evaluation_envs,
     evaluation_seed,
+    evaluation_width,
+    is_batched,
     restart_seed,
 )
 from fastac.build.hogwild import HogwildParts, assemble_hogwild
@@ -48,6 +50,8 @@ __all__ = [
     "check_device",
     "default_config",
     "evaluation_seed",
+    "evaluation_width",
+    "is_batched",
     "load_module",
     "resolve_workers",
     "restart_seed",

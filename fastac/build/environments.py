@@ -17,10 +17,10 @@ from fastac.envs import adapt, has_native, make_vec
 # Builds the run's own vector environments: called with how many it should hold.
 EnvFactory: TypeAlias = Callable[[int], "VectorEnv[np.ndarray, np.ndarray, np.ndarray]"]
 
-# The most envs of an evaluation, which play their shares of the episodes side by side; without a batched version,
-# an env more costs its construction, and a step costs the same one after the other.
-_EVAL_ENVS_NATIVE = 128
-_EVAL_ENVS = 16
+# The most envs of an evaluation, which play their shares of the episodes side by side. Of the ids' own batches a step
+# costs hardly more for many; else an env more costs its construction, and memory beside training.
+_EVAL_ENVS_BATCHED = 128
+_EVAL_ENVS = 8
 _EVAL_GAMES = 25  # of 100 games 4 each: with more, the last ones end with few left to share a forward with
 
 
@@ -100,23 +100,48 @@ def _spread(episodes: int, most: int) -> int:
     return ceil(episodes / ceil(episodes / most))
 
 
+def is_batched(config: EnvConfig, factory: EnvFactory | None = None) -> bool:
+    """Return whether a step of a batch of these costs much the same for few of them and for many."""
+    own = factory is None and not is_atari(config.env_id) and config.vectorization in ("auto", "native")
+    return own and has_native(config.env_id)
+
+
+def evaluation_width(config: EnvConfig, episodes: int, factory: EnvFactory | None = None) -> int:
+    """Return how many envs play so many episodes: by the configuration alone, as the episodes depend on it."""
+    if factory is not None:
+        return _spread(episodes, config.num_envs)
+    if is_atari(config.env_id):
+        return _spread(episodes, _EVAL_GAMES)
+    return _spread(episodes, _EVAL_ENVS_BATCHED if is_batched(config) else _EVAL_ENVS)
+
+
 def build_evaluation_envs(
-    config: EnvConfig, episodes: int, seed: np.random.SeedSequence, factory: EnvFactory | None = None
+    config: EnvConfig,
+    num_envs: int,
+    seed: np.random.SeedSequence,
+    factory: EnvFactory | None = None,
+    workers: int = 1,
 ) -> VecEnv:
-    """Build environments for one evaluation of so many episodes: batched where that is native, else few.
+    """Build environments for evaluations, as the run's are batched.
 
     Atari games are full ones, whether or not a life ends what is learned from, and rows are whole stacks.
+
+    Args:
+        config: the run's.
+        num_envs: how many, such as `evaluation_width` says.
+        seed: the parent of their random streams.
+        factory: the user's own, in place of those that `config` names.
+        workers: the processes that train meanwhile wait: environments in processes may have as many, as slow
+            ones ask for.
 
     Raises:
         ValueError: as `build_envs`.
     """
+    few = replace(config, num_envs=num_envs, envs_per_worker=None)
     if factory is not None:
-        return build_envs(replace(config, num_envs=_spread(episodes, config.num_envs)), seed, factory)
+        return build_envs(few, seed, factory)
     if is_atari(config.env_id):
-        num_envs = _spread(episodes, _EVAL_GAMES)
-        games = replace(config, num_envs=num_envs, envs_per_worker=None, episodic_life=False)
-        return make_vec(games, seed, whole_stacks=True)
-    native = has_native(config.env_id) and config.vectorization in ("auto", "native")
-    num_envs = _spread(episodes, _EVAL_ENVS_NATIVE if native else _EVAL_ENVS)
-    few = replace(config, num_envs=num_envs, envs_per_worker=None, vectorization="native" if native else "sync")
-    return make_vec(few, seed)
+        return make_vec(replace(few, episodic_life=False), seed, whole_stacks=True)
+    if is_batched(config):
+        return make_vec(replace(few, vectorization="native"), seed)
+    return make_vec(few, seed, least_processes=workers)

@@ -11,6 +11,8 @@ from gymnasium.vector import AutoresetMode
 from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow
 from fastac.envs.failure import check_obs, describe
 from fastac.envs.infos import NOTHING, InfoReader
+from fastac.envs.limits import find_time_limit
+from fastac.envs.seeds import to_seed
 from fastac.envs.spaces import SquashedBox, map_actions, space_dtype
 from fastac.envs.state import BatchedEnv, capture, restore, subtree
 
@@ -26,6 +28,7 @@ class VectorAdapter(ABC):
     def __init__(self, env: BatchedEnv, seed: int, description: str, squashes: bool = False) -> None:
         """Wrap `env`, which is the adapter's to close from now on; `squashes`: its actions, instead of clipping."""
         self.num_envs = env.num_envs
+        self.max_episode_steps = find_time_limit(env)
         self.single_observation_space = env.single_observation_space
         self.single_action_space = SquashedBox(env.single_action_space) if squashes else env.single_action_space
         self.description = description
@@ -44,6 +47,13 @@ class VectorAdapter(ABC):
         obs[...] = self._reset_env(None)
         start.fill(True)
         self._done.fill(False)
+
+    def reseed(self, seed: np.random.SeedSequence) -> None:
+        """Seed the next reset."""
+        self._seed = to_seed(seed.spawn(1)[0])
+
+    def rest(self, mask: BoolArray) -> None:  # noqa: B027, what a batch does is nothing
+        """Change nothing: a batch is stepped as one."""
 
     @abstractmethod
     def step(self, action: ActionArray, row: StepRow) -> ObsArray | None:

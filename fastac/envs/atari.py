@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium as gym
@@ -49,11 +50,13 @@ class AtariEnvs:
             num_threads: of the emulators; ALE takes no more than the machine has cores.
             whole_stacks: write all `frame_stack` frames of an observation and not only the newest.
         """
-        assert config.frame_skip is not None and config.frame_stack is not None and config.screen_size is not None
+        assert config.frame_skip is not None and config.frame_stack is not None
+        assert config.screen_size is not None and config.max_frames is not None
         self.num_envs = len(seeds)
         self.extras = NOTHING  # ALE says nothing about a game that its rewards do not
         self.frame_skip = config.frame_skip
         self.frame_stack = 1 if whole_stacks else config.frame_stack
+        self.max_episode_steps: int | None = ceil(config.max_frames / config.frame_skip)
         shape = (config.frame_stack, config.screen_size, config.screen_size)
         self.single_observation_space: Space[NDArray[np.generic]] = Box(0, 255, shape, np.uint8)
         self._env: AtariVectorEnv | None = _load(config, game, self.num_envs, num_threads)
@@ -78,6 +81,13 @@ class AtariEnvs:
         start.fill(True)
         self._lives = infos["lives"]
         self._over.fill(False)
+
+    def reseed(self, seed: np.random.SeedSequence) -> None:
+        """Seed the next reset."""
+        self._seeds = np.array(draw_seeds(seed, self.num_envs), dtype=np.int64)
+
+    def rest(self, mask: BoolArray) -> None:
+        """Change nothing: ALE steps all its emulators."""
 
     def step(self, action: ActionArray, row: StepRow) -> None:
         """Step the games that go on, and begin another where one was over by the step before.

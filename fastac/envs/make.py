@@ -24,6 +24,7 @@ from fastac.envs.failure import describe
 from fastac.envs.flatten import FlatBox, FlattenedBatch, flatten_env
 from fastac.envs.process import ProcessEnvs
 from fastac.envs.robots import spare_warnings
+from fastac.envs.seeds import spawn_seeds, to_seed
 from fastac.envs.spaces import ArraySpace, SquashedBox, check_spaces, needs_flattening
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.envs.sync import SyncEnvs
@@ -50,6 +51,7 @@ def make_vec(
     num_envs: int | None = None,
     render_mode: str | None = None,
     whole_stacks: bool = False,
+    least_processes: int = 1,
 ) -> VecEnv:
     """Build the environments that `config` names, batched as it asks.
 
@@ -61,6 +63,7 @@ def make_vec(
             has a `render` method. Atari games have `film_game` instead.
         whole_stacks: where an observation is a stack of frames, write all of them and not only the newest:
             `frame_stack` is 1 then, which is what does not keep rows wants.
+        least_processes: for environments in processes, also where there are fewer cores.
 
     Raises:
         ValueError: an unknown id, a missing package, a space or a vectorization that does not go.
@@ -74,7 +77,7 @@ def make_vec(
         return _make_atari(config, _find_game(spec), draw_seeds(seed, num_envs), whole_stacks)
     if render_mode is None and picks_native(config, num_envs):
         return _make_native(config, seed, num_envs)
-    seeds = [_to_int(child) for child in seed.spawn(num_envs)]
+    seeds = spawn_seeds(seed, num_envs)
     build = partial(_make_single, spec, config.squash_actions)
     spare_warnings(spec)
     trial = _make_trial(config.env_id)
@@ -83,7 +86,7 @@ def make_vec(
         trial = _fit(trial, config.squash_actions)
         if render_mode is not None:
             return SyncEnvs(partial(build, render_mode=render_mode), seeds, f"sync (renders {render_mode})")
-        choice = _choose(config, spec, trial, num_envs)
+        choice = _choose(config, spec, trial, min(max(count_cores(), least_processes), num_envs))
         description = choice.description + _describe_flat(trial.observation_space)
         if choice.processes:
             return ProcessEnvs(build, trial, seeds, choice.processes, description)
@@ -151,7 +154,7 @@ def _put_behind(env: BatchedEnv, seed: np.random.SeedSequence, kind: str, squash
     if needs_flattening(env.single_observation_space):
         env = FlattenedBatch(env)
     description = f"{kind} ({type(env.unwrapped).__name__}){_describe_flat(env.single_observation_space)}"
-    return wrap(env, _to_int(seed.spawn(1)[0]), description, squashes)
+    return wrap(env, to_seed(seed.spawn(1)[0]), description, squashes)
 
 
 def _describe_flat(space: ArraySpace) -> str:
@@ -183,11 +186,6 @@ def _fit(env: SingleEnv, squashes: bool) -> SingleEnv:
     return env
 
 
-def _to_int(seed: np.random.SeedSequence) -> int:
-    """Return 64 bits of `seed`: neighbouring runs share no stream, as seed + i would make them."""
-    return int(seed.generate_state(1, np.uint64)[0])
-
-
 def _make_native(config: EnvConfig, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
     try:
         env = gym.make_vec(config.env_id, num_envs=num_envs, vectorization_mode="vector_entry_point")
@@ -216,8 +214,7 @@ class _Choice:
     description: str
 
 
-def _choose(config: EnvConfig, spec: EnvSpec, trial: SingleEnv, num_envs: int) -> _Choice:
-    processes = min(count_cores(), num_envs)
+def _choose(config: EnvConfig, spec: EnvSpec, trial: SingleEnv, processes: int) -> _Choice:
     if config.vectorization == "process":
         return _Choice(processes, f"process (as asked, {processes} workers)")
     if config.vectorization == "sync":

@@ -21,6 +21,8 @@ import numpy as np
 from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow
 from fastac.envs.failure import describe
 from fastac.envs.infos import NOTHING, join
+from fastac.envs.limits import find_time_limit
+from fastac.envs.seeds import spawn_seeds
 from fastac.envs.spaces import action_dtype, space_dtype
 from fastac.envs.state import SingleEnv, subtree
 from fastac.envs.sync import SyncEnvs
@@ -39,7 +41,7 @@ from fastac.processes import (
 )
 
 Build: TypeAlias = Callable[[], SingleEnv]
-Command: TypeAlias = Literal["reset", "step", "get_state", "set_state"]
+Command: TypeAlias = Literal["reset", "reseed", "rest", "step", "get_state", "set_state"]
 Payload: TypeAlias = StateTree | None
 
 _UNSENDABLE = (
@@ -136,6 +138,7 @@ class ProcessEnvs:
         """
         self.num_envs = len(seeds)
         self.description = description
+        self.max_episode_steps = find_time_limit(sample)
         self.single_observation_space = sample.observation_space
         self.single_action_space = sample.action_space
         self._timeout_s = timeout_s
@@ -161,6 +164,15 @@ class ProcessEnvs:
         self._ask("reset")
         obs[...] = self._row.obs
         start.fill(True)
+
+    def reseed(self, seed: np.random.SeedSequence) -> None:
+        """Seed the next reset."""
+        seeds = np.array(spawn_seeds(seed, self.num_envs), dtype=np.uint64)
+        self._ask("reseed", [{"seeds": seeds[worker.envs]} for worker in self._workers])
+
+    def rest(self, mask: BoolArray) -> None:
+        """Step only the others."""
+        self._ask("rest", [{"mask": mask[worker.envs].copy()} for worker in self._workers])
 
     def step(self, action: ActionArray, row: StepRow) -> None:
         """Step all environments, every worker at once."""
@@ -242,6 +254,12 @@ def _obey(own: SyncEnvs, command: Command, payload: Payload, action: ActionArray
     match command:
         case "reset":
             own.reset(row.obs, row.start)
+        case "reseed":
+            assert payload is not None
+            own.take_seeds(np.array(payload["seeds"]).tolist())
+        case "rest":
+            assert payload is not None
+            own.rest(np.array(payload["mask"], dtype=np.bool_))
         case "step":
             own.step(action, row)
             return own.extras or None

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow
 from fastac.envs.failure import check_obs, describe
 from fastac.envs.infos import NOTHING, InfoReader
+from fastac.envs.limits import find_time_limit
+from fastac.envs.seeds import spawn_seeds
 from fastac.envs.spaces import map_actions
 from fastac.envs.state import SingleEnv, capture, restore, subtree
 
@@ -34,6 +36,8 @@ class SyncEnvs:
         self._seeds: Sequence[int | None] = seeds
         self._first_index = first_index
         self._done: BoolArray = np.zeros(self.num_envs, dtype=np.bool_)
+        self._awake: Sequence[int] = range(self.num_envs)
+        self._is_awake: BoolArray = np.ones(self.num_envs, dtype=np.bool_)
         self.extras: Extras = NOTHING
         self._infos, self._last_infos = InfoReader(self.num_envs), dict[int, object]()
         self._envs: list[SingleEnv] = []
@@ -43,6 +47,7 @@ class SyncEnvs:
             except Exception as error:
                 self.close()
                 raise EnvFailure(f"{self._name(index)} could not be built ({describe(error)}).") from error
+        self.max_episode_steps = find_time_limit(self._envs[0])
         self.single_observation_space = self._envs[0].observation_space
         self.single_action_space = self._envs[0].action_space
         self._obs_shape = self.single_observation_space.shape or ()
@@ -54,22 +59,44 @@ class SyncEnvs:
             obs[index] = self._reset_one(index, seed)
         self._seeds = [None] * self.num_envs
         self._done.fill(False)
+        self.rest(np.zeros(self.num_envs, dtype=np.bool_))
         start.fill(True)
+
+    def reseed(self, seed: np.random.SeedSequence) -> None:
+        """Seed the next reset."""
+        self.take_seeds(spawn_seeds(seed, self.num_envs))
+
+    def take_seeds(self, seeds: Sequence[int]) -> None:
+        """Seed the next reset, each environment by its own."""
+        self._seeds = seeds
+
+    def rest(self, mask: BoolArray) -> None:
+        """Step only the others."""
+        self._is_awake = ~mask
+        self._awake = np.flatnonzero(self._is_awake).tolist()
 
     def step(self, action: ActionArray, row: StepRow) -> None:
         """Step the environments that go on, and reset those that ended on the step before."""
         actions = self._to_env(action)  # [N, *action_shape]
         row.start[...] = self._done
         np.logical_not(self._done, out=row.valid)
-        for index in range(self.num_envs):
+        if len(self._awake) < self.num_envs:
+            self._write_resting(row)
+        for index in self._awake:
             if row.valid[index]:
                 self._step_one(index, actions[index], row)
             else:
                 row.obs[index] = self._reset_one(index, None)
                 row.reward[index], row.terminated[index], row.truncated[index] = 0.0, False, False
-        np.logical_or(row.terminated, row.truncated, out=self._done)
+        np.logical_or(row.terminated, row.truncated, out=self._done, where=self._is_awake)
         self.extras = self._infos.read(self._last_infos) if self._last_infos else NOTHING
         self._last_infos.clear()
+
+    def _write_resting(self, row: StepRow) -> None:
+        """Write no transition where an environment rests."""
+        np.logical_and(row.valid, self._is_awake, out=row.valid)
+        for rows in (row.reward, row.terminated, row.truncated):
+            rows[~self._is_awake] = 0
 
     def render(self) -> list[NDArray[np.uint8]]:
         """Return one frame per environment, for environments built with render_mode rgb_array."""

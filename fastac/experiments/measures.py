@@ -30,7 +30,8 @@ from fastac.experiments.definition import Curve, Number, Trial
 from fastac.kernels import gae
 from fastac.records import ReturnTracker
 from fastac.rollout import Rollout
-from fastac.tools.evaluator import play
+from fastac.tools.evaluate import MOST_STEPS
+from fastac.tools.evaluator import Request, Stage
 
 _POINTS = 100  # of a curve: what a picture can show
 _WINDOW = 50  # episodes that a return in training is the mean of
@@ -274,7 +275,8 @@ def advantage_variance(config: Config) -> Trial:
             for name, value in {"return": tracker.mean_return, **found}.items():
                 if value is not None:  # before the first episode has ended
                     curves[name].add(report.env_steps, value)
-        final = play(config, parts.model, report.env_steps, None).mean_return
+        with closing(Stage(config, parts.model, None)) as stage:
+            final = stage.play(Request(report.env_steps, 100, 100, None, MOST_STEPS)).mean_return
     variance, td_variance = (float(np.mean(curves[name].y)) for name in ("variance", "td_variance"))
     return Trial(
         {name: curves[name].thinned() for name in ("return", "variance")},

@@ -204,12 +204,19 @@ class Pass:
         self.value = self._value.squeeze(-1)
         self._obs: Tensor | None = None  # what the calls below read
         self._forward: list[Op] = []
+        self._forward_actor: list[Op] = []
         self._forward_critic: list[Op] = []
 
     def forward(self, obs: Tensor) -> None:
         """Run both actor and critic on `obs` `[M, *obs_shape]`, raw."""
         self._prepare(obs)
         for op in self._forward:
+            op()
+
+    def forward_actor(self, obs: Tensor) -> None:
+        """Run the actor alone; the rows of a separate critic stay as they were."""
+        self._prepare(obs)
+        for op in self._forward_actor:
             op()
 
     def forward_critic(self, obs: Tensor) -> None:
@@ -234,6 +241,7 @@ class Pass:
         critic = self._bind_layer(network.critic, features[-1], self._value)
         # The actor's head before the critic's trunk: a tape that leaves layers out has one buffer for both trunks.
         self._forward = [*first, *trunks[0], *policy, *chain(*trunks[1:]), *critic]
+        self._forward_actor = [*first, *trunks[0], *policy]
         self._forward_critic = [*first, *trunks[-1], *critic]
 
     def _bind_trunk(self, index: int, x: Tensor) -> list[Op]:

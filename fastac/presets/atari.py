@@ -16,13 +16,11 @@ GAMES = ("Pong", "Breakout", "BeamRider", "SpaceInvaders", "Qbert", "Seaquest")
 
 
 def _base(env_id: str) -> Config:
-    """What all have in common: 40 million frames, rarely evaluated because games are long."""
+    """What all have in common: 40 million frames."""
     return Config().replace(
         env_id=env_id,
         workers="auto" if is_atari(env_id) else 1,
         total_env_steps=10_000_000,
-        eval_every=500_000,
-        eval_episodes=30,
         eval_actions="sampled",
         checkpoint_every=500_000,
     )
@@ -107,10 +105,8 @@ def pong_ppo() -> Config:
         learning_rate=1e-3,
         learning_rate_schedule="linear",
         total_env_steps=2_000_000,
-        eval_every=100_000,
         # The mean of the last 100 games lags behind by 150,000 steps; an evaluation takes 1.3 minutes.
         eval_from_return=15.0,
-        eval_episodes=100,
     )
 
 
@@ -125,9 +121,7 @@ def pong_a2c() -> Config:
         vf_coef=0.5,
         learning_rate=1.5e-3,
         total_env_steps=4_000_000,
-        eval_every=100_000,
         eval_from_return=6.0,
-        eval_episodes=100,
     )
 
 
@@ -139,7 +133,6 @@ def breakout_ppo() -> Config:
         learning_rate=5e-4,
         learning_rate_schedule="linear",
         total_env_steps=6_000_000,
-        eval_every=1_000_000,
     )
 
 

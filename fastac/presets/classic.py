@@ -22,7 +22,6 @@ def cartpole_a2c() -> Config:
         learning_rate_schedule="linear",
         ent_coef=0.0,
         total_env_steps=500_000,
-        eval_every=5_000,
     )
 
 
@@ -44,7 +43,6 @@ def cartpole_ppo() -> Config:
         num_epochs=10,
         normalize_advantage=True,
         total_env_steps=100_000,
-        eval_every=1_000,
     )
 
 
@@ -71,7 +69,6 @@ def cartpole_a3c_paper() -> Config:
         gae_lambda=1.0,
         ent_coef=0.01,
         total_env_steps=500_000,
-        eval_every=5_000,
     )
 
 
@@ -90,7 +87,6 @@ def lecture_a2c() -> Config:
         learning_rate=3e-4,
         optimizer_eps=1e-8,
         total_env_steps=500_000,
-        eval_every=25_000,
     )
 
 
@@ -109,7 +105,6 @@ def acrobot_a2c() -> Config:
         learning_rate=2e-3,
         ent_coef=0.0,
         total_env_steps=300_000,
-        eval_every=20_000,
     )
 
 
@@ -131,7 +126,6 @@ def acrobot_ppo() -> Config:
         num_minibatches=8,
         normalize_advantage=True,
         total_env_steps=300_000,
-        eval_every=20_000,
     )
 
 
@@ -153,7 +147,6 @@ def pendulum_ppo() -> Config:
         num_minibatches=32,
         normalize_advantage=True,
         total_env_steps=150_000,
-        eval_every=10_000,
     )
 
 
@@ -177,7 +170,6 @@ def pendulum_a2c() -> Config:
         normalize_advantage=True,
         max_grad_norm=None,
         total_env_steps=500_000,
-        eval_every=25_000,
     )
 
 
@@ -205,7 +197,6 @@ def masked_cartpole_ppo() -> Config:
         num_minibatches=4,
         normalize_advantage=True,
         total_env_steps=100_000,
-        eval_every=5_000,
     )
 
 
@@ -229,7 +220,6 @@ def lunarlander_ppo() -> Config:
         num_minibatches=16,
         normalize_advantage=True,
         total_env_steps=1_000_000,
-        eval_every=25_000,
     )
 
 
@@ -249,7 +239,6 @@ def lunarlander_a2c() -> Config:
         ent_coef=0.01,
         normalize_advantage=True,
         total_env_steps=400_000,
-        eval_every=20_000,
     )
 
 
@@ -286,7 +275,6 @@ def mountain_car_continuous_ppo() -> Config:
         num_minibatches=16,
         normalize_advantage=True,
         total_env_steps=500_000,
-        eval_every=25_000,
     )
 
 

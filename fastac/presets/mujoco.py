@@ -37,8 +37,6 @@ def mujoco_a2c_published(env_id: str) -> Config:
         vf_coef=0.5,
         max_grad_norm=0.5,
         total_env_steps=1_000_000,
-        eval_every=100_000,
-        eval_episodes=20,
     )
 
 

@@ -10,7 +10,7 @@ from fastac.records.checkpoint import (
     save_checkpoint,
 )
 from fastac.records.files import RecordError, replace_file
-from fastac.records.progress import Bar, NullBar, ProgressBar, open_bar
+from fastac.records.progress import Bar, Evaluated, NullBar, ProgressBar, ProgressLines, open_bar
 from fastac.records.provenance import git_commit, peak_rss_mb, versions
 from fastac.records.run_dir import RunDirectory, default_run_dir
 from fastac.records.tracker import ReturnTracker
@@ -19,9 +19,11 @@ from fastac.records.writers import NullWriter, ProgressWriter, Row, TensorBoardW
 __all__ = [
     "Bar",
     "Checkpoint",
+    "Evaluated",
     "NullBar",
     "NullWriter",
     "ProgressBar",
+    "ProgressLines",
     "ProgressWriter",
     "RecordError",
     "ReturnTracker",

@@ -1,16 +1,35 @@
-"""The progress bar."""
+"""How far a run is: a bar on a terminal, a line per evaluation elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TextIO
 
 from fastac.contract import Report
 from fastac.records.tracker import ReturnTracker
 
 _PERIOD_S = 0.1
+_LINES = 20  # of a run without evaluations in between
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """An evaluation, for who watches.
+
+    Attributes:
+        mean_return: of its episodes.
+        std_return: likewise.
+        best: the best mean return so far.
+        eval_wall_s: seconds of all evaluations so far.
+    """
+
+    mean_return: float
+    std_return: float
+    best: float
+    eval_wall_s: float
 
 
 class Bar(Protocol):
@@ -18,6 +37,12 @@ class Bar(Protocol):
 
     def update(self, report: Report, tracker: ReturnTracker) -> None:
         """Show an iteration; `tracker` has taken `report` in already."""
+
+    def evaluating(self, played: int, episodes: int) -> None:
+        """Show that an evaluation is being played, and how far it is."""
+
+    def evaluated(self, result: Evaluated) -> None:
+        """Show what an evaluation of the latest report gave."""
 
     def close(self) -> None:
         """Show the latest and leave the terminal as it was; safe to call twice."""
@@ -29,12 +54,18 @@ class NullBar:
     def update(self, report: Report, tracker: ReturnTracker) -> None:
         """Do nothing."""
 
+    def evaluating(self, played: int, episodes: int) -> None:
+        """Do nothing."""
+
+    def evaluated(self, result: Evaluated) -> None:
+        """Do nothing."""
+
     def close(self) -> None:
         """Do nothing."""
 
 
 class ProgressBar:
-    """Steps, rate, return and time left in one line on stderr.
+    """Steps, rate, return, best evaluation and time left in one line on stderr.
 
     A redraw costs 0.5 ms, so there are at most ten a second; `update` between them costs 0.2 us.
     """
@@ -55,8 +86,10 @@ class ProgressBar:
         self._clock = clock
         self._next_at = clock()
         self._latest: tuple[Report, ReturnTracker] | None = None
+        self._evaluated: Evaluated | None = None
+        self._playing: tuple[int, int] | None = None
         self._progress = Progress(
-            BarColumn(bar_width=20),  # a line short of 80 columns, so that the "^C" a terminal prints fits
+            BarColumn(bar_width=8),  # a line short of 80 columns, so that the "^C" a terminal prints fits
             TextColumn("{task.percentage:3.0f}%"),
             TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
             console=Console(stderr=True),
@@ -68,32 +101,98 @@ class ProgressBar:
 
     def update(self, report: Report, tracker: ReturnTracker) -> None:
         """Show an iteration if the last redraw is a tenth of a second ago, else keep it for `close`."""
-        self._latest = (report, tracker)
-        if self._clock() >= self._next_at:
-            self._draw(report, tracker)
-            self._next_at = self._clock() + _PERIOD_S
+        self._latest, self._playing = (report, tracker), None
+        self._draw_if_due()
+
+    def evaluating(self, played: int, episodes: int) -> None:
+        """Show how far an evaluation is, as often as `update` does."""
+        self._playing = (played, episodes) if episodes else self._playing
+        self._draw_if_due()
+
+    def evaluated(self, result: Evaluated) -> None:
+        """Keep what an evaluation gave for the redraws."""
+        self._evaluated, self._playing = result, None
 
     def close(self) -> None:
         """Show the latest and leave the terminal as it was."""
+        self._playing = None
         if self._latest is not None:
             self._draw(*self._latest)
             self._latest = None
         self._progress.stop()
 
+    def _draw_if_due(self) -> None:
+        if self._latest is not None and self._clock() >= self._next_at:
+            self._draw(*self._latest)
+            self._next_at = self._clock() + _PERIOD_S
+
     def _draw(self, report: Report, tracker: ReturnTracker) -> None:
-        sps = tracker.sps_window
-        left_s = (self._total - report.env_steps) / sps if sps > 0.0 else None
-        mean_return = "-" if tracker.mean_return is None else f"{tracker.mean_return:.1f}"
-        text = (
-            f"{shorten(report.env_steps)}/{shorten(self._total)} steps  {shorten(sps)} sps  "
-            f"return {mean_return}  {_to_clock(left_s)} left"
+        text = "  ".join(
+            [
+                f"{shorten(report.env_steps)}/{shorten(self._total)} steps",
+                *self._tell_pace(tracker),
+                *([] if self._evaluated is None else [f"best {self._evaluated.best:.1f}"]),
+                f"{_to_clock(self._left_s(report, tracker))} left",
+            ]
         )
         self._progress.update(self._task, completed=report.env_steps, text=text, refresh=True)
 
+    def _tell_pace(self, tracker: ReturnTracker) -> list[str]:
+        if self._playing is not None:
+            played, episodes = self._playing
+            return [f"evaluating {played}/{episodes}"]
+        return [f"{shorten(tracker.sps_window)} steps/s", f"return {_tell_return(tracker)}"]
 
-def open_bar(total_env_steps: int) -> Bar:
-    """Return a bar, or a silent one where stderr is not a terminal."""
-    return ProgressBar(total_env_steps) if sys.stderr.isatty() else NullBar()
+    def _left_s(self, report: Report, tracker: ReturnTracker) -> float | None:
+        """Return the seconds left if evaluations go on to take the share that they have taken."""
+        if tracker.sps_window <= 0.0:
+            return None
+        training_s = (self._total - report.env_steps) / tracker.sps_window
+        evaluating_s = 0.0 if self._evaluated is None else self._evaluated.eval_wall_s
+        return training_s * (1.0 + evaluating_s / max(report.train_wall_s, 1e-9))
+
+
+class ProgressLines:
+    """A line per evaluation, for a log file or a pipe; of a run without any in between, one now and then."""
+
+    def __init__(self, total_env_steps: int, only_at_end: bool, out: TextIO) -> None:
+        """Take where to write, and whether evaluations come only at the end, if at all."""
+        self._every = max(1, total_env_steps // _LINES) if only_at_end else None
+        self._total, self._out = total_env_steps, out
+        self._latest: tuple[Report, ReturnTracker] | None = None
+        self._told = 0
+
+    def update(self, report: Report, tracker: ReturnTracker) -> None:
+        """Write a line if one is due."""
+        self._latest = report, tracker
+        if self._every is not None and report.env_steps // self._every > self._told:
+            self._told = report.env_steps // self._every
+            self._write("")
+
+    def evaluating(self, played: int, episodes: int) -> None:
+        """Write nothing: a line comes when it is over."""
+
+    def evaluated(self, result: Evaluated) -> None:
+        """Write a line."""
+        if self._latest is not None:
+            self._write(f"   evaluation {result.mean_return:7.1f} +- {result.std_return:<6.1f} best {result.best:7.1f}")
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+    def _write(self, more: str) -> None:
+        assert self._latest is not None
+        report, tracker = self._latest
+        steps = f"{shorten(report.env_steps):>5} of {shorten(self._total)} steps"
+        line = f"{steps} {shorten(tracker.sps_window):>6} steps/s   return {_tell_return(tracker):>7}{more}"
+        print(line, file=self._out, flush=True)
+
+
+def open_bar(total_env_steps: int, only_at_end: bool) -> Bar:
+    """Return a bar where stderr is a terminal, else lines on it; see `ProgressLines`."""
+    if sys.stderr.isatty():
+        return ProgressBar(total_env_steps)
+    return ProgressLines(total_env_steps, only_at_end, sys.stderr)
 
 
 def shorten(number: float) -> str:
@@ -103,6 +202,10 @@ def shorten(number: float) -> str:
             break
         number /= 1000.0
     return f"{number:.3g}{unit}"
+
+
+def _tell_return(tracker: ReturnTracker) -> str:
+    return "-" if tracker.mean_return is None else f"{tracker.mean_return:.1f}"
 
 
 def _to_clock(seconds: float | None) -> str:

@@ -7,17 +7,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fastac.contract import EXTRAS_WINDOW, MAX_EXTRAS, Report, StateTree, read_branch
+from fastac.contract import EXTRAS_WINDOW, MAX_EXTRAS, Report, StateTree, read_branch, read_number
 
 _RATE_WINDOW_S = 5.0
 _RATE_SAMPLES = 2048  # bounds memory: at more reports than 400 a second the rate's window is shorter
 
 
 class ReturnTracker:
-    """Mean return and length over the last episodes, and env steps per second."""
+    """Mean return and length over the last episodes, and env steps per second.
+
+    Attributes:
+        longest: the longest episode so far, in steps; 0 before the first ended.
+    """
 
     def __init__(self, window_episodes: int = EXTRAS_WINDOW) -> None:
         """Begin with no episodes."""
+        self.longest = 0
         self._returns: deque[float] = deque(maxlen=window_episodes)
         self._lengths: deque[int] = deque(maxlen=window_episodes)
         self._extras: dict[str, deque[float]] = {}
@@ -28,6 +33,8 @@ class ReturnTracker:
         window = self._returns.maxlen or 0
         self._returns.extend(report.finished.return_[-window:].tolist())
         self._lengths.extend(report.finished.length[-window:].tolist())
+        if len(report.finished):
+            self.longest = max(self.longest, int(report.finished.length.max()))
         for key, values in report.finished.extras.items():
             if len(values) and (key in self._extras or len(self._extras) < MAX_EXTRAS):
                 self._extras.setdefault(key, deque(maxlen=window)).extend(values[-window:].tolist())
@@ -70,11 +77,13 @@ class ReturnTracker:
         return {
             "returns": np.array(self._returns, np.float64),
             "lengths": np.array(self._lengths, np.int64),
+            "longest": self.longest,
             "extras": {str(at): {"key": key, "values": np.array(values, np.float64)} for at, (key, values) in extras},
         }
 
     def load_state(self, state: StateTree) -> None:
         """Continue from `get_state`."""
+        self.longest = int(read_number(state, "longest"))
         self._returns.clear()
         self._lengths.clear()
         self._returns.extend(np.asarray(state["returns"], np.float64).tolist())

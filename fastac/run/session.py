@@ -34,6 +34,7 @@ from fastac.contract import (
 )
 from fastac.records import (
     Bar,
+    Evaluated,
     NullBar,
     NullWriter,
     ProgressWriter,
@@ -43,25 +44,30 @@ from fastac.records import (
     TensorBoardWriter,
     best_mean_return,
     find_checkpoint,
-    git_commit,
     load_checkpoint,
     mark_best,
     open_bar,
-    peak_rss_mb,
     progress_row,
     prune_checkpoints,
     save_checkpoint,
-    versions,
 )
+from fastac.run.schedule import Schedule
 from fastac.run.signals import Stop, stop_signals
 from fastac.run.state import Ending, Progress, env_steps_of, last_report
+from fastac.run.summary import summarize
 from fastac.tools.efficiency import BareTimes, count_rows, efficiency, measure, rows_per_iteration
 from fastac.tools.evaluate import Evaluation
-from fastac.tools.evaluator import open_evaluator
+from fastac.tools.evaluator import Request, open_evaluator, plays_where_it_trains
 
 log = logging.getLogger("fastac")
 
+_LONGEST_TIMES = 2  # an evaluation's episode may take so many times the longest of training, without other limits
+
 _LEAST_TRAIN_S = 0.2  # of a run whose efficiency says something: a shorter one is mostly warming up
+
+
+class _EvaluationStopped(Exception):
+    """The run is to stop while an evaluation is being played."""
 
 
 class Session:
@@ -71,9 +77,12 @@ class Session:
         config: the resolved configuration.
         directory: the run directory.
         tracker: mean return and rates so far.
+        progress: what is remembered besides the trainer's state.
         stop_signal: the signal that ended the run early, or None.
-        ended_by: why there are no more reports; None before that, and where who iterates has left.
-        evaluation: the latest evaluation, or None.
+        ended_by: why there are no more reports; None before that, and if the caller broke out of the loop.
+        evaluation: the latest evaluation, or None; after `finish` that of the best policy.
+        last_evaluation: after `finish` that of the last policy, or None.
+        command: the command line that began the run, or "".
         bare_times: what `finish` measured, or None.
     """
 
@@ -86,7 +95,7 @@ class Session:
         env_factory: EnvFactory | None = None,
         encoder: EncoderFactory | None = None,
         state: StateTree | None = None,
-        show_progress: bool = False,
+        verbose: bool = False,
         command: str = "",
     ) -> None:
         """Take the assembled run; with `state`, continue from there. Made by `start` and `resume`.
@@ -102,26 +111,29 @@ class Session:
         self.ended_by: Ending | None = None
         self._report: Report | None = None
         self.evaluation: Evaluation | None = None
+        self.last_evaluation: Evaluation | None = None
         self.bare_times: BareTimes | None = None
         self._steps_seen = 0 if state is None else env_steps_of(state)
         self._evaluated_at, self._saved_at = -1, -1 if state is None else self._steps_seen  # env steps
-        self._pending: _Pending | None = None  # the evaluation that lasts
-        self._is_due = False
-        self._solution: StateTree | None = None  # what reached the target, where training went on meanwhile
+        self._pending: _Pending | None = None  # the evaluation in progress
+        self._stop = Stop()
         self._closed = False
         self._summary: dict[str, JsonValue] = {}
-        self._command = command
-        self._progress = Progress()
+        self.command = command
+        self.progress = Progress()
+        self._last_model: StateTree | None = None  # where the best policy has taken its place
         self._log_start()
         if state is not None:
             self._restore(state)
             directory.reopen(config)
             log.info("continuing from step %d", self._steps_seen)
+        self._schedule = Schedule(config, env_factory, self.progress)
         self._writers = self._open_writers(state)
-        self._bar: Bar = open_bar(config.run.total_env_steps) if show_progress else NullBar()
+        only_at_end = config.run.eval_every == 0 or not config.run.eval
+        self._bar: Bar = open_bar(config.run.total_env_steps, only_at_end) if verbose else NullBar()
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)  # for small networks a second thread costs more than it brings
-        self._evaluator = open_evaluator(config, parts.model, env_factory, encoder)
+        self._evaluator = open_evaluator(config, parts, env_factory, encoder, self._tell_evaluating)
 
     def __repr__(self) -> str:
         """Tell what is trained, how far it is, and where."""
@@ -165,6 +177,13 @@ class Session:
             config.run.device,
             self.directory.path,
         )
+        if config.run.eval and config.run.eval_max_steps is None and self.parts.envs.max_episode_steps is None:
+            log.info(
+                "%s has no time limit: an evaluation's episode is cut after %d times the longest training episode "
+                "(--eval-max-steps sets another limit)",
+                config.env.env_id,
+                _LONGEST_TIMES,
+            )
 
     def _open_writers(self, state: StateTree | None) -> tuple[ProgressWriter, TensorBoardWriter | NullWriter]:
         trainer = self.parts.trainer
@@ -195,6 +214,8 @@ class Session:
         try:
             # Closed by name: what the end of a generator raises, such as a second Ctrl-C, would be lost otherwise.
             with stop_signals() as stop, closing(self.parts.trainer.run()) as reports:
+                self._stop = stop
+                self._evaluate_if_due()  # where a resumed run was stopped in its evaluation
                 for report in reports:
                     self._consume(report)
                     yield report
@@ -220,12 +241,13 @@ class Session:
 
     @property
     def _is_reached(self) -> bool:
-        target, best = self.config.run.until_return, self._progress.best_mean_return
+        target, best = self.config.run.until_return, self.progress.best_mean_return
         return target is not None and best is not None and best >= target
 
     @property
-    def _total_wall_s(self) -> float:
-        return self._progress.total_wall_s + perf_counter() - self._began
+    def total_wall_s(self) -> float:
+        """Seconds since the run began, without those in which it was not running."""
+        return self.progress.total_wall_s + perf_counter() - self._began
 
     def _find_ending(self, stop: Stop) -> Ending | None:
         """Return why the run ends here, or None: it goes on, or all steps are spent, where the trainer itself ends."""
@@ -237,18 +259,26 @@ class Session:
         run = self.config.run
         if run.budget_minutes is None or self._steps_seen >= run.total_env_steps:
             return None
-        return "minutes" if self._total_wall_s >= 60.0 * run.budget_minutes else None
+        return "minutes" if self.total_wall_s >= 60.0 * run.budget_minutes else None
 
     def _consume(self, report: Report) -> None:
         before = self._steps_seen
         self._record(report)
-        if _passes(self.config.run.eval_every, before, report.env_steps) and self._is_promising:
-            self._is_due = True
-        if self._is_due and self._pending is None:
-            self._begin_evaluation(report)
-        self._take_evaluation(wait=False)
+        self._evaluate_if_due()
         if _passes(self.config.run.checkpoint_every, before, report.env_steps):
             self._save()
+
+    def _evaluate_if_due(self) -> None:
+        """Begin an evaluation if one is due after the latest report, and note one that is there."""
+        report = self._report
+        if (
+            report is not None
+            and self._pending is None
+            and self._is_promising
+            and self._schedule.is_due(report.env_steps)
+        ):
+            self._begin_evaluation(report)
+        self._take_evaluation(wait=False)
 
     @property
     def _is_promising(self) -> bool:
@@ -256,52 +286,98 @@ class Session:
         return least is None or (mean_return is not None and mean_return >= least)
 
     def _record(self, report: Report) -> None:
+        # A3C reports now and then without news, or between two of a worker's counters.
+        is_news = self._report is None or report.env_steps > self._report.env_steps
         self._report, self._steps_seen = report, report.env_steps
         self.tracker.update(report)
-        row = progress_row(report, self.tracker, self.parts.action_std())
-        for writer in self._writers:
-            writer.write(row)
+        if is_news:
+            row = progress_row(report, self.tracker, self.parts.action_std())
+            for writer in self._writers:
+                writer.write(row)
         self._bar.update(report, self.tracker)
 
-    def _begin_evaluation(self, report: Report, state: StateTree | None = None) -> None:
+    @property
+    def max_eval_steps(self) -> int:
+        """After how many steps an evaluation's episode is cut now: the environment's own limit where it has one."""
+        limit = self.config.run.eval_max_steps or self.parts.envs.max_episode_steps
+        unfinished = self._steps_seen // self.config.env.num_envs  # an episode that has not ended is as long, or longer
+        return limit or max(1, _LONGEST_TIMES * (self.tracker.longest or unfinished))
+
+    def _tell_evaluating(self, played: int, episodes: int) -> None:
+        """Show how far an evaluation is, and end it if the run is to stop."""
+        if self._stop.signal is not None:
+            raise _EvaluationStopped
+        self._bar.evaluating(played, episodes)
+
+    def _begin_evaluation(self, report: Report, state: StateTree | None = None, is_last: bool = False) -> None:
         """Begin to play, in environments of their own, with the present policy or an earlier state's."""
-        pending = _Pending(report.env_steps, report.train_wall_s, None, perf_counter())
+        request = (
+            self._schedule.request_last(report.env_steps, self.tracker.mean_length, self.max_eval_steps)
+            if is_last
+            else self._schedule.request(report.env_steps, self.max_eval_steps)
+        )
+        self._pending = _Pending(request, report.train_wall_s, None, perf_counter())
         model: StateTree = {}
         if self._evaluator.is_beside:
             # Training goes on meanwhile, so what is evaluated has to be kept: it may be the best.
             state = self._get_state() if state is None else state
             trainer, model = (read_branch(read_branch(state, "parts"), name) for name in ("trainer", "model"))
-            env_steps, train_wall_s = env_steps_of(state), read_number(trainer, "train_wall_s")
-            pending = _Pending(env_steps, train_wall_s, state, perf_counter())
-        self._pending, self._is_due = pending, False
-        self._evaluator.begin(model, pending.env_steps)
+            request = replace(request, env_steps=env_steps_of(state))
+            self._pending = _Pending(request, read_number(trainer, "train_wall_s"), state, perf_counter())
+        self._evaluator.begin(model, request)
 
     def _take_evaluation(self, wait: bool) -> None:
-        """Note the evaluation in hand once it is there, whether it is the best, and whether it reaches the target."""
-        pending, run = self._pending, self.config.run
-        if pending is None:
+        """Note the evaluation in progress once it is there, and keep the policy if it is the best so far."""
+        received = self._receive_evaluation(wait)
+        if received is None:
             return
+        pending, result = received
+        if self.progress.best_mean_return is None or result.mean_return > self.progress.best_mean_return:
+            self._note_best(result.mean_return, pending.request.env_steps)
+            self._save(pending.state, result.mean_return)
+        self._show_evaluation(result)
+
+    def _receive_evaluation(self, wait: bool) -> tuple[_Pending, Evaluation] | None:
+        """Return the evaluation in progress and what it gave, written down, or None where it is not there."""
+        pending = self._pending
+        if pending is None:
+            return None
         try:
             result = self._evaluator.take(wait)
+        except _EvaluationStopped:
+            self._pending = None
+            return None
         except (EnvFailure, WorkerFailure, KeyboardInterrupt):
+            # Training itself is sound. What is saved already stays: the last evaluation may play in its environments.
             with suppress(RecordError):
-                self._save()  # training itself is sound
+                if self._saved_at != self._steps_seen:
+                    self._save()
             raise
         if result is None:
-            return
-        self._pending, self.evaluation, self._evaluated_at = None, result, pending.env_steps
+            return None
+        self._pending, self.evaluation, self._evaluated_at = None, result, pending.request.env_steps
+        self._note_evaluation(pending, result)
+        return pending, result
+
+    def _note_evaluation(self, pending: _Pending, result: Evaluation) -> None:
+        env_steps, wall_s = pending.request.env_steps, pending.train_wall_s
         for writer in self._writers:
             writer.write_evaluation(
-                pending.env_steps, result.mean_return, result.std_return, result.mean_length, pending.train_wall_s
+                env_steps, result.mean_return, result.std_return, result.mean_length, wall_s, result.success_rate
             )
-        progress = self._progress
-        if run.until_return is not None and result.mean_return >= run.until_return and not progress.solved:
-            progress.solved_wall_s, progress.solved_env_steps = pending.train_wall_s, pending.env_steps
-            self._solution = pending.state
-        if progress.best_mean_return is None or result.mean_return > progress.best_mean_return:
-            progress.best_mean_return = result.mean_return
-            self._save(pending.state, result.mean_return)
+        self._schedule.note(pending.request, result.calls, result.mean_length)
+        progress, target = self.progress, self.config.run.until_return
         progress.eval_wall_s += perf_counter() - pending.began
+        if target is not None and result.mean_return >= target and not progress.solved:
+            progress.solved_wall_s, progress.solved_env_steps = wall_s, env_steps
+
+    def _note_best(self, mean_return: float, env_steps: int) -> None:
+        self.progress.best_mean_return, self.progress.best_env_steps = mean_return, env_steps
+
+    def _show_evaluation(self, result: Evaluation) -> None:
+        best, eval_wall_s = self.progress.best_mean_return, self.progress.eval_wall_s
+        assert best is not None
+        self._bar.evaluated(Evaluated(result.mean_return, result.std_return, best, eval_wall_s))
 
     def _save(self, state: StateTree | None = None, best_mean_return: float | None = None) -> None:
         """Save the present state, or an earlier one; `best_mean_return` is what it has reached if it is the best."""
@@ -376,25 +452,94 @@ class Session:
         # say that they are.
         if self._saved_at != report.env_steps or self.ended_by == "minutes":
             self._save()
-        if self.stop_signal is None:
-            self._take_evaluation(wait=True)
-            if self.evaluation is None and self._is_reached and self._evaluator.is_beside:
-                # Resumed after its target was reached, but not from there: workers had gone on meanwhile.
-                best = load_checkpoint(find_checkpoint(self.directory.path, "best"), self.config.env.env_id)
-                self._begin_evaluation(report, best.state)
-                self._take_evaluation(wait=True)
-            # Workers that went on while the target was reached have made a policy that nobody asked for.
-            if self.evaluation is None or (self._evaluated_at != report.env_steps and not self._is_reached):
-                self._begin_evaluation(report)
-                self._take_evaluation(wait=True)
-        if self._solution is not None:
-            load_module(self.parts.model, read_branch(read_branch(self._solution, "parts"), "model"))
-        if measure_efficiency:
+        if self.stop_signal is None and self.config.run.eval:
+            with stop_signals() as self._stop:
+                self._evaluate_last(report)
+            self.stop_signal = self._stop.signal
+        self._load_best()
+        if measure_efficiency and self.stop_signal is None:
             self.bare_times = self._time_bare(report)
-        self._summary = self._summarize(report)
+        self._summary = summarize(self)
         for writer in self._writers:
             writer.write_summary(self._summary)
         self.directory.write_summary(self._summary)
+
+    def _evaluate_last(self, report: Report) -> None:
+        """Play the policies that the run may end with, the last one and the best, and mark the better one."""
+        self._take_evaluation(wait=True)
+        if self._is_reached:
+            if self.evaluation is None and self._evaluator.is_beside:
+                # Resumed after its target was reached, but not from there: workers had gone on meanwhile.
+                self._begin_evaluation(report, self._load_best_state())
+                self._take_evaluation(wait=True)
+            if self._evaluated_at == report.env_steps:
+                self.last_evaluation = self.evaluation
+            if self.evaluation is not None:
+                return
+        if self.config.run.eval_every == 0 and not plays_where_it_trains(self.config):
+            self.parts.close()  # everything is saved, and no second set of environments is to be open beside these
+        if self._evaluated_at != report.env_steps or self.config.run.eval_episodes is None:
+            self._begin_evaluation(report, is_last=True)
+            if self._receive_evaluation(wait=True) is None:
+                return
+        self.last_evaluation = self.evaluation
+        assert self.last_evaluation is not None
+        self._compare_with_best(report, self.last_evaluation)
+        self._show_evaluation(self.last_evaluation)
+
+    def _compare_with_best(self, report: Report, last: Evaluation) -> None:
+        """Mark the better one of the last policy and the best so far, which plays as many episodes once more.
+
+        Of many evaluations the best is so by luck too: only over the same episodes the two can be compared.
+        """
+        best, best_at = self.progress.best_mean_return, self.progress.best_env_steps
+        if best is not None and best_at not in (None, report.env_steps) and best > last.mean_return:
+            again = self._play_best(report)
+            if again is None:
+                return
+            if again.mean_return > last.mean_return:
+                self.evaluation = again
+                self._mark(again.mean_return, best_at)
+                return
+        self._mark(last.mean_return, report.env_steps)
+
+    def _play_best(self, report: Report) -> Evaluation | None:
+        """Play the best policy so far as the last one was played; None if the run is to stop."""
+        began = perf_counter()
+        state, last = self._load_best_state(), self._copy_model()
+        model = read_branch(read_branch(state, "parts"), "model")
+        load_module(self.parts.model, model)
+        request = self._schedule.request_last(report.env_steps, self.tracker.mean_length, self.max_eval_steps)
+        try:
+            self._evaluator.begin(model, request)
+            return self._evaluator.take(wait=True)
+        except _EvaluationStopped:
+            return None
+        finally:
+            load_module(self.parts.model, last)
+            self.progress.eval_wall_s += perf_counter() - began
+
+    def _mark(self, mean_return: float, env_steps: int) -> None:
+        """Mark a saved policy as the best, by its latest evaluation."""
+        self._note_best(mean_return, env_steps)
+        mark_best(self.directory.path, self.directory.path / "checkpoints" / f"step-{env_steps:012d}", mean_return)
+
+    def _load_best_state(self) -> StateTree:
+        return load_checkpoint(find_checkpoint(self.directory.path, "best"), self.config.env.env_id).state
+
+    def _load_best(self) -> None:
+        """Put the best policy into the model, where it is not the last one, which is kept aside."""
+        if self.progress.best_env_steps not in (None, self.report.env_steps):
+            self._last_model = self._copy_model()
+            load_module(self.parts.model, read_branch(read_branch(self._load_best_state(), "parts"), "model"))
+
+    def load_last(self) -> None:
+        """Put the last policy into the model; after `finish`, which leaves the best one there."""
+        if self._last_model is not None:
+            load_module(self.parts.model, self._last_model)
+
+    def _copy_model(self) -> StateTree:
+        return {name: value.clone() for name, value in self.parts.model.state_dict().items()}
 
     def _time_bare(self, report: Report) -> BareTimes | None:
         """Time what the run cannot do without; None where that would not say anything about the run.
@@ -412,11 +557,13 @@ class Session:
             log.warning("efficiency was not measured: %s", str(error) or type(error).__name__)
             return None
 
-    def _efficiency(self, report: Report) -> float | None:
+    @property
+    def efficiency(self) -> float | None:
+        """How near the run came to the machine, see `fastac.tools.efficiency`; None where that was not measured."""
         if self.bare_times is None:
             return None
-        rows = count_rows(self.config, report.iteration, report.env_steps)
-        return efficiency(self.bare_times, rows, report.train_wall_s)
+        rows = count_rows(self.config, self.report.iteration, self.report.env_steps)
+        return efficiency(self.bare_times, rows, self.report.train_wall_s)
 
     def _close(self) -> None:
         self._closed = True
@@ -433,48 +580,6 @@ class Session:
         with suppress(RecordError):
             self._close()
 
-    def _summarize(self, report: Report) -> dict[str, JsonValue]:
-        """Return the content of `summary.json`; durations in seconds, memory in MB."""
-        config, progress, evaluation = self.config, self._progress, self.evaluation
-        return {
-            "env_id": config.env.env_id,
-            "algo": config.algo.algo,
-            "seed": config.run.seed,
-            "env_steps": report.env_steps,
-            "frames": report.frames,
-            "updates": report.updates,
-            "episodes": report.episodes,
-            "train_wall_s": report.train_wall_s,
-            "eval_wall_s": progress.eval_wall_s,
-            "total_wall_s": self._total_wall_s,
-            "sps": self.tracker.sps,
-            "sps_last_window": self.tracker.sps_window,
-            "mean_return": self.tracker.mean_return,
-            "eval_mean_return": evaluation.mean_return if evaluation else None,
-            "eval_std_return": evaluation.std_return if evaluation else None,
-            "best_eval_mean_return": progress.best_mean_return,
-            "eval_actions": config.run.eval_actions,
-            "until_return": config.run.until_return,
-            "solved": progress.solved if config.run.until_return is not None else None,
-            "solved_wall_s": progress.solved_wall_s,
-            "solved_env_steps": progress.solved_env_steps,
-            "phases": {**asdict(report.phases)},
-            "efficiency": self._efficiency(report),
-            "bare_times": {**asdict(self.bare_times)} if self.bare_times else None,
-            "peak_rss_mb": peak_rss_mb(),
-            "rollout_mb": self.parts.rollout_nbytes / 1e6,
-            "activations_mb": self.parts.activations_nbytes / 1e6,
-            "workers": config.run.workers,
-            "asynchrony": _describe_asynchrony(self.asynchrony),
-            "vectorization": self.parts.description,
-            "ended_by": self.ended_by,
-            "stopped_by": self.stop_signal.name if self.stop_signal else None,
-            "versions": {**versions()},
-            "git_commit": git_commit(),
-            "command": self._command,
-            "run_dir": str(self.directory.path),
-        }
-
     def _get_state(self) -> StateTree:
         return {
             "parts": self.parts.get_state(),
@@ -483,7 +588,7 @@ class Session:
         }
 
     def _get_progress(self) -> StateTree:
-        return asdict(replace(self._progress, total_wall_s=self._total_wall_s))
+        return asdict(replace(self.progress, total_wall_s=self.total_wall_s))
 
     def _restore(self, state: StateTree) -> None:
         if not self.parts.set_state(read_branch(state, "parts")):
@@ -496,30 +601,17 @@ class Session:
         best = best_mean_return(self.directory.path)
         if best is not None:
             progress.best_mean_return = max(best, progress.best_mean_return or best)
-        self._progress = replace(progress, solved_wall_s=None, solved_env_steps=None)
+        self.progress = replace(progress, solved_wall_s=None, solved_env_steps=None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """An evaluation that has begun: after how many steps and seconds, of what state (None: the present), and when."""
+    """An evaluation that has begun: of what, after how many seconds, of what state (None: the present), and when."""
 
-    env_steps: int
+    request: Request
     train_wall_s: float
     state: StateTree | None
     began: float
-
-
-def _describe_asynchrony(measured: Asynchrony | None) -> dict[str, JsonValue] | None:
-    """Return what the summary says of workers that wait for nobody."""
-    if measured is None:
-        return None
-    return {
-        "mean_staleness": measured.mean_staleness,
-        "max_staleness": measured.max_staleness,
-        "staleness": measured.staleness.tolist(),
-        "updates_per_worker": measured.updates.tolist(),
-        "restarts": measured.restarts,
-    }
 
 
 def _passes(every: int, before: int, after: int) -> bool:

@@ -29,7 +29,7 @@ def stop_signals() -> Iterator[Stop]:
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.signal = signal.Signals(number)
-        log.info("stopping after the update or evaluation in hand; once more stops at once")
+        log.info("stopping after the update in progress; once more stops at once")
         second = before[stop.signal]
         # Shells start background jobs with SIGINT ignored; a second one is meant all the same.
         signal.signal(number, signal.default_int_handler if second is signal.SIG_IGN else second)

@@ -15,12 +15,28 @@ Ending: TypeAlias = Literal["env_steps", "minutes", "until_return", "signal"]
 
 @dataclass(slots=True)
 class Progress:
-    """What a session remembers besides the trainer's state; saved in checkpoints."""
+    """What a session remembers besides the trainer's state; saved in checkpoints.
+
+    Attributes:
+        best_mean_return: of the best evaluation so far.
+        best_env_steps: after how many steps that was.
+        solved_wall_s: training seconds until the target was reached.
+        solved_env_steps: steps until then.
+        eval_wall_s: seconds of evaluation.
+        eval_spent: what evaluations have cost, in steps; see `Schedule`.
+        eval_latest: env steps at the latest evaluation in between.
+        eval_mean_length: of its episodes.
+        total_wall_s: seconds of everything.
+    """
 
     best_mean_return: float | None = None
+    best_env_steps: int | None = None
     solved_wall_s: float | None = None
     solved_env_steps: int | None = None
     eval_wall_s: float = 0.0
+    eval_spent: float = 0.0
+    eval_latest: int = 0
+    eval_mean_length: float = 0.0
     total_wall_s: float = 0.0
 
     @property
@@ -32,11 +48,16 @@ class Progress:
     def from_state(cls, state: StateTree) -> Progress:
         """Read what was saved."""
         best, wall_s, steps = state["best_mean_return"], state["solved_wall_s"], state["solved_env_steps"]
+        best_at = state["best_env_steps"]
         return cls(
             best_mean_return=None if best is None else read_number(state, "best_mean_return"),
+            best_env_steps=None if best_at is None else int(read_number(state, "best_env_steps")),
             solved_wall_s=None if wall_s is None else read_number(state, "solved_wall_s"),
             solved_env_steps=None if steps is None else int(read_number(state, "solved_env_steps")),
             eval_wall_s=read_number(state, "eval_wall_s"),
+            eval_spent=read_number(state, "eval_spent"),
+            eval_latest=int(read_number(state, "eval_latest")),
+            eval_mean_length=read_number(state, "eval_mean_length"),
             total_wall_s=read_number(state, "total_wall_s"),
         )
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Generator
 
 from fastac.build.environments import to_int
 from fastac.config import ActionChoice
-from fastac.contract import EnvFailure, ObsArray, Policy, StepRow, VecEnv
+from fastac.contract import BoolArray, EnvFailure, StepRow, VecEnv
 from fastac.envs import observation_dtype
+from fastac.tools.player import Player
 
-_MAX_LENGTH = 1_000_000  # several times any time limit: a game of Atari, stepped frame by frame, is cut after 108,000
+# An episode is cut here where nothing else says when: several times any time limit of a known environment.
+MOST_STEPS = 1_000_000
 _NO_ENV = 2**31  # of a seed's children, one that is no environment's
+_MORE = 3  # a mean that reaches the goal is looked at again over so many times the episodes
+
+# Called after every step with the episodes played so far, and how many there will be.
+Tell = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +33,21 @@ class Evaluation:
     Attributes:
         returns: `[episodes]`, raw.
         lengths: `[episodes]`, in env steps.
+        cut: how many episodes were cut before they ended; they count with what they had by then.
+        calls: steps of the whole batch of environments that it took.
+        success_rate: share of episodes with a true `is_success` in the last info, of those that told; None: none did.
     """
 
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
+    cut: int = 0
+    calls: int = 0
+    success_rate: float | None = None
+
+    @property
+    def episodes(self) -> int:
+        """How many episodes."""
+        return len(self.returns)
 
     @property
     def mean_return(self) -> float:
@@ -47,25 +65,6 @@ class Evaluation:
         return float(self.lengths.mean())
 
 
-class _Slots:
-    """One row of step results, outside any rollout."""
-
-    def __init__(self, envs: VecEnv) -> None:
-        shape, num = envs.single_observation_space.shape, envs.num_envs
-        assert shape is not None
-        self.obs: ObsArray = np.zeros((num, *shape), dtype=observation_dtype(envs.single_observation_space))
-        self.start = np.zeros(num, dtype=np.bool_)
-        self.row = StepRow(
-            obs=self.obs,
-            start=self.start,
-            reward=np.zeros(num, dtype=np.float32),
-            terminated=np.zeros(num, dtype=np.bool_),
-            truncated=np.zeros(num, dtype=np.bool_),
-            valid=np.zeros(num, dtype=np.bool_),
-            life_lost=np.zeros(num, dtype=np.bool_),
-        )
-
-
 def action_noise(actions: ActionChoice, seed: np.random.SeedSequence) -> Generator | None:
     """Return what `evaluate` samples from, a stream apart from those of environments built from `seed`; or None."""
     if actions == "greedy":
@@ -75,79 +74,131 @@ def action_noise(actions: ActionChoice, seed: np.random.SeedSequence) -> Generat
 
 
 def evaluate(
-    policy: Policy,
+    player: Player,
     envs: VecEnv,
     episodes: int,
-    device: torch.device,
     noise: Generator | None = None,
-    tell: Callable[[], None] | None = None,
+    max_steps: int = MOST_STEPS,
+    goal: float | None = None,
+    most: int = 0,
+    tell: Tell | None = None,
 ) -> Evaluation:
-    """Play `episodes` episodes from fresh resets.
+    """Play `episodes` episodes from fresh resets, and more of them as long as their mean reaches a goal.
 
     Every env is assigned its number of episodes beforehand and all of them count: stopping at the
     first so many that finish would favour short ones.
 
     Args:
-        policy: on `device`.
+        player: chooses the actions for all of `envs`.
         envs: whose rows are whole observations, and whose episodes whole games.
         episodes: how many in all.
-        device: where `policy` is.
         noise: drives sampled actions (CPU); None takes the most likely ones.
-        tell: called after every step, for who wants to know that it goes on.
+        max_steps: an episode that has not ended after so many steps is cut.
+        goal: while the mean return reaches this, go on; None: never.
+        most: episodes, up to so many.
+        tell: see `Tell`; what it raises ends the evaluation.
 
     Raises:
-        EnvFailure: an environment failed, or its episode does not end.
+        EnvFailure: an environment failed, or returned what is not finite.
     """
-    num = envs.num_envs
-    quota = np.full(num, episodes // num)
-    quota[: episodes % num] += 1
-    slots = _Slots(envs)
-    envs.reset(slots.obs, slots.start)
-    state = policy.initial_state(num)
-    obs, start = torch.from_numpy(slots.obs), torch.from_numpy(slots.start)
-    returns: list[float] = []
-    lengths: list[int] = []
-    total, length = np.zeros(num), np.zeros(num, dtype=np.int64)  # [N], of the episode so far
-    while quota.any():
-        action, state = _choose(policy, obs.to(device), state, start.to(device), noise)
-        envs.step(action.cpu().numpy(), slots.row)
-        _check_row(slots.row, length, quota)
-        if tell is not None:
+    games = _Games(player, envs, noise, max_steps)
+    games.play(episodes, tell)
+    while goal is not None and games.num < most and games.mean_return >= goal:
+        games.play(min(most, _MORE * games.num) - games.num, tell)
+    return games.result()
+
+
+class _Games:
+    """The episodes of one evaluation, so far."""
+
+    def __init__(self, player: Player, envs: VecEnv, noise: Generator | None, max_steps: int) -> None:
+        self._player, self._envs, self._noise, self._max_steps = player, envs, noise, max_steps
+        shape, num = envs.single_observation_space.shape, envs.num_envs
+        assert shape is not None
+        dtype = torch.from_numpy(np.empty(0, observation_dtype(envs.single_observation_space))).dtype
+        self._obs, self._start = torch.zeros(num, *shape, dtype=dtype), torch.zeros(num, dtype=torch.bool)
+        flags = [np.zeros(num, dtype=np.bool_) for _ in range(4)]
+        self._row = StepRow(self._obs.numpy(), self._start.numpy(), np.zeros(num, dtype=np.float32), *flags)
+        self._total, self._length = np.zeros(num), np.zeros(num, dtype=np.int64)  # [N], of the episode so far
+        self._returns: list[float] = []
+        self._lengths: list[int] = []
+        self._successes: list[float] = []
+        self._cut = self._calls = 0
+
+    @property
+    def num(self) -> int:
+        """Episodes so far."""
+        return len(self._returns)
+
+    @property
+    def mean_return(self) -> float:
+        """Their mean return."""
+        return sum(self._returns) / self.num
+
+    def result(self) -> Evaluation:
+        """Return all of them."""
+        told = self._successes
+        success_rate = sum(told) / len(told) if told else None
+        return Evaluation(np.array(self._returns), np.array(self._lengths), self._cut, self._calls, success_rate)
+
+    def play(self, episodes: int, tell: Tell | None) -> None:
+        """Play so many more, from a reset of all environments."""
+        quota, most = np.full(self._envs.num_envs, episodes // self._envs.num_envs), self.num + episodes  # [N]
+        quota[: episodes % self._envs.num_envs] += 1
+        while quota.any():  # a second time only where episodes were cut, whose environments need a reset
+            self._play_round(quota, (lambda: tell(self.num, most)) if tell is not None else lambda: None)
+
+    def _play_round(self, quota: NDArray[np.int64], tell: Callable[[], None]) -> None:
+        """Play until every env has played its share, or an episode of it was cut."""
+        row, max_steps = self._row, self._max_steps
+        self._envs.reset(row.obs, row.start)
+        self._player.begin()
+        self._total.fill(0.0)
+        self._length.fill(0)
+        playing, ended = quota > 0, np.zeros(len(quota), dtype=np.bool_)  # [N]
+        steps, awake = 0, len(quota)
+        while left := int(np.count_nonzero(playing)):
+            if left < awake:
+                self._envs.rest(~playing)
+                awake = left
+            self._envs.step(self._player.act(self._obs, self._start, self._noise), row)
+            steps += 1
+            self._check_finite()
+            self._total += row.reward
+            self._length += row.valid
+            np.greater(row.terminated, row.life_lost, out=ended)  # a lost life ends no game
+            np.logical_or(ended, row.truncated, out=ended)
+            if ended.any():
+                self._note(ended & playing, quota)
+                self._total[ended], self._length[ended] = 0.0, 0
+                playing &= quota > 0
+            if steps >= max_steps:
+                over = playing & (self._length >= max_steps)
+                self._cut += self._note(over, quota)
+                playing &= ~over
             tell()
-        total += slots.row.reward
-        length += slots.row.valid
-        done = slots.row.terminated | slots.row.truncated
-        if not done.any():
-            continue
-        for n in np.flatnonzero(done & (quota > 0)):
-            returns.append(float(total[n]))
-            lengths.append(int(length[n]))
-        quota -= done & (quota > 0)
-        total[done], length[done] = 0.0, 0
-    return Evaluation(np.array(returns), np.array(lengths))
+        self._calls += steps
 
+    def _note(self, which: BoolArray, quota: NDArray[np.int64]) -> int:
+        """Note the episodes of some envs; return how many these are."""
+        self._returns += self._total[which].tolist()
+        self._lengths += self._length[which].tolist()
+        told = self._envs.extras.get("is_success")  # [N], NaN where an env did not tell
+        if told is not None:
+            self._successes += told[which & ~np.isnan(told)].tolist()
+        quota -= which
+        return int(which.sum())
 
-def _choose(
-    policy: Policy, obs: Tensor, state: Tensor, start: Tensor, noise: Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Return actions `[N, *action_shape]` and the next recurrent state."""
-    if noise is None:
-        return policy.greedy(obs, state, start)
-    act = policy.act(obs, state, start, policy.draw_noise((len(obs),), noise).to(obs.device))
-    return act.action, act.state
-
-
-def _check_row(row: StepRow, length: NDArray[np.int64], quota: NDArray[np.int64]) -> None:
-    """Raise EnvFailure for what is not finite and for an episode that does not end."""
-    finite = np.isfinite(row.reward)  # [N]
-    if row.obs.dtype.kind == "f":
-        finite &= np.isfinite(row.obs).reshape(len(quota), -1).all(axis=1)
-    if not finite.all():
-        n = int(np.flatnonzero(~finite)[0])
-        raise EnvFailure(f"env {n} returned an observation or reward that is not finite in step {length[n] + 1}")
-    endless = np.flatnonzero((length >= _MAX_LENGTH) & (quota > 0))
-    if endless.size:
-        raise EnvFailure(
-            f"env {endless[0]} has played {_MAX_LENGTH} steps of an episode without an end (give it a time limit: "
-            "max_frames for an Atari game, elsewhere such as max_episode_steps where it is registered)"
-        )
+    def _check_finite(self) -> None:
+        """Raise EnvFailure, naming the env, for an observation or reward that is not finite."""
+        row = self._row
+        # One sum answers the usual case: NaN and inf both survive it.
+        if math.isfinite(row.reward.sum()) and (row.obs.dtype.kind != "f" or math.isfinite(row.obs.sum())):
+            return
+        finite = np.isfinite(row.reward)  # [N]
+        if row.obs.dtype.kind == "f":
+            finite &= np.isfinite(row.obs).reshape(len(finite), -1).all(axis=1)
+        if not finite.all():
+            n = int(np.flatnonzero(~finite)[0])
+            step = self._length[n] + 1
+            raise EnvFailure(f"env {n} returned an observation or reward that is not finite in step {step}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -19,14 +20,17 @@ from numpy.typing import NDArray
 from fastac.build import (
     EncoderFactory,
     EnvFactory,
+    Parts,
     Streams,
     build_evaluation_envs,
     build_model,
     evaluation_seed,
+    evaluation_width,
+    is_batched,
     load_module,
 )
-from fastac.config import Config
-from fastac.contract import EnvFailure, Policy, StateTree, WorkerFailure
+from fastac.config import Config, is_atari
+from fastac.contract import EnvFailure, Policy, StateTree, VecEnv, WorkerFailure, read_tensor
 from fastac.processes import (
     START_TIMEOUT_S,
     UNSENDABLE,
@@ -42,9 +46,29 @@ from fastac.processes import (
     to_failed,
     unpickled,
 )
-from fastac.tools.evaluate import Evaluation, action_noise, evaluate
+from fastac.tools.evaluate import Evaluation, Tell, action_noise, evaluate
+from fastac.tools.player import Player, make_player
 
 log = logging.getLogger("fastac")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an evaluation is of.
+
+    Attributes:
+        env_steps: after how many steps of training; the seed of its environments depends on it.
+        episodes: how many.
+        most: up to so many while the mean reaches the goal.
+        goal: a mean return, or None.
+        max_steps: where an episode is cut.
+    """
+
+    env_steps: int
+    episodes: int
+    most: int
+    goal: float | None
+    max_steps: int
 
 
 class Evaluator(Protocol):
@@ -56,8 +80,8 @@ class Evaluator(Protocol):
 
     is_beside: bool
 
-    def begin(self, model: StateTree, env_steps: int) -> None:
-        """Begin to play with the weights of `model`; the same episodes for the same run and `env_steps`."""
+    def begin(self, model: StateTree, request: Request) -> None:
+        """Begin to play with the weights of `model`; the same episodes for the same run and request."""
 
     def take(self, wait: bool) -> Evaluation | None:
         """Return the evaluation begun, or None while it lasts and nobody waits.
@@ -71,28 +95,57 @@ class Evaluator(Protocol):
         """End what it needs; safe to call twice."""
 
 
-def play(
-    config: Config,
-    policy: Policy,
-    env_steps: int,
-    env_factory: EnvFactory | None,
-    tell: Callable[[], None] | None = None,
-) -> Evaluation:
-    """Evaluate in environments of their own, built for it; `tell` is called after every step.
+class Stage:
+    """The environments of a run's evaluations and who plays in them: built when first needed, and then kept."""
 
-    Raises:
-        EnvFailure: an environment failed.
-    """
-    seed = evaluation_seed(config.run.seed, env_steps)
-    noise = action_noise(config.run.eval_actions, seed)
-    envs = build_evaluation_envs(config.env, config.run.eval_episodes, seed, env_factory)
-    try:
-        return evaluate(policy, envs, config.run.eval_episodes, torch.device(config.run.device), noise, tell)
-    except EnvFailure as error:
-        where = f"in the evaluation after {env_steps} environment steps"
-        raise EnvFailure(f"{str(error).removesuffix('.')}, {where}") from error
-    finally:
-        envs.close()
+    def __init__(
+        self, config: Config, policy: Policy, env_factory: EnvFactory | None, own: VecEnv | None = None
+    ) -> None:
+        """Take what is needed; `own` are environments to play all evaluations in, instead of building some."""
+        self._config, self._policy, self._env_factory, self._own = config, policy, env_factory, own
+        self._sets: dict[int, tuple[VecEnv, Player]] = {}  # by how many environments
+
+    def play(self, request: Request, tell: Tell | None = None) -> Evaluation:
+        """Play an evaluation.
+
+        Raises:
+            EnvFailure: an environment failed.
+        """
+        seed = evaluation_seed(self._config.run.seed, request.env_steps)
+        noise = action_noise(self._config.run.eval_actions, seed)
+        try:
+            envs, player = self._set(request.episodes)
+            envs.reseed(seed)
+            return evaluate(player, envs, request.episodes, noise, request.max_steps, request.goal, request.most, tell)
+        except EnvFailure as error:
+            where = f"in the evaluation after {request.env_steps} environment steps"
+            raise EnvFailure(f"{str(error).removesuffix('.')}, {where}") from error
+
+    def _set(self, episodes: int) -> tuple[VecEnv, Player]:
+        config, factory = self._config, self._env_factory
+        width = self._own.num_envs if self._own is not None else evaluation_width(config.env, episodes, factory)
+        if width not in self._sets:
+            if not is_batched(config.env, factory):
+                self._close_built()  # others hold processes, windows or emulators
+            unused = np.random.SeedSequence(0)  # every evaluation seeds them anew
+            envs = self._own or build_evaluation_envs(config.env, width, unused, factory, _count_workers(config))
+            self._sets[width] = envs, make_player(self._policy, width, torch.device(config.run.device))
+        return self._sets[width]
+
+    def _close_built(self) -> None:
+        while self._sets:
+            _, (envs, _) = self._sets.popitem()
+            if envs is not self._own:
+                envs.close()
+
+    def close(self) -> None:
+        """Close what was built; safe to call twice."""
+        self._close_built()
+
+
+def _count_workers(config: Config) -> int:
+    assert isinstance(config.run.workers, int), "resolve_workers first"
+    return config.run.workers
 
 
 class InProcessEvaluator:
@@ -100,31 +153,38 @@ class InProcessEvaluator:
 
     is_beside = False
 
-    def __init__(self, config: Config, policy: Policy, env_factory: EnvFactory | None) -> None:
-        """Take what is needed."""
-        self._config, self._policy, self._env_factory = config, policy, env_factory
-        self._env_steps = 0
+    def __init__(self, stage: Stage, tell: Tell | None = None) -> None:
+        """Take where it plays, and who is told of every step."""
+        self._stage, self._tell = stage, tell
+        self._request: Request | None = None
 
-    def begin(self, model: StateTree, env_steps: int) -> None:
+    def begin(self, model: StateTree, request: Request) -> None:
         """See `Evaluator`; `model` is what the policy has anyway."""
-        self._env_steps = env_steps
+        self._request = request
 
     def take(self, wait: bool) -> Evaluation | None:
         """See `Evaluator`."""
-        return play(self._config, self._policy, self._env_steps, self._env_factory)
+        assert self._request is not None, "begin first"
+        return self._stage.play(self._request, self._tell)
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Close the environments."""
+        self._stage.close()
 
 
 # An evaluator hangs that has been silent for so long, and for so many times its longest silence so far.
 _SILENCE_S = 600.0
 _SILENCE_TIMES = 20.0
-_ALIVE_S = 1.0  # how often it says that it plays, which may take it hours
+_ALIVE_S = 0.5  # how often it says that it plays, which may take it hours
+_LOOK_S = 0.1  # how often who waits for it looks whether to go on waiting
 
 
+@dataclass(frozen=True, slots=True)
 class _Alive:
-    """What the process sends when it has been built, and then while it plays."""
+    """What the process sends when it has been built, and then while it plays: episodes so far, and of how many."""
+
+    played: int = 0
+    episodes: int = 0
 
 
 _Weights: TypeAlias = Mapping[str, NDArray[np.generic]]
@@ -136,8 +196,14 @@ class ProcessEvaluator:
 
     is_beside = True
 
-    def __init__(self, config: Config, env_factory: EnvFactory | None, encoder: EncoderFactory | None) -> None:
-        """Start the process.
+    def __init__(
+        self,
+        config: Config,
+        env_factory: EnvFactory | None,
+        encoder: EncoderFactory | None,
+        tell: Tell | None = None,
+    ) -> None:
+        """Start the process; `tell` hears of its play about once a second.
 
         Raises:
             ValueError: what builds environments or encoder cannot be sent to it.
@@ -146,7 +212,8 @@ class ProcessEvaluator:
             (config, env_factory, encoder),
             f"{UNSENDABLE}; move them there, or train with a2c",
         )
-        self._request: tuple[_Weights, int] | None = None
+        self._tell = tell
+        self._request: tuple[_Weights, Request] | None = None
         self._longest_s = 0.0
         self._restarts, self._max_restarts = 0, config.run.max_restarts
         self._children: list[Child] = []
@@ -159,10 +226,11 @@ class ProcessEvaluator:
             raise WorkerFailure(f"the evaluator could not be started ({error})") from error
         self._is_ready, self._since = False, monotonic()
 
-    def begin(self, model: StateTree, env_steps: int) -> None:
+    def begin(self, model: StateTree, request: Request) -> None:
         """See `Evaluator`."""
-        weights = {name: value.numpy().copy() for name, value in model.items() if isinstance(value, torch.Tensor)}
-        self._request = (weights, env_steps)
+        # Copies as arrays: a tensor would be sent as memory that both processes share from then on.
+        weights = {name: read_tensor(model, name).numpy() for name in model}
+        self._request = (weights, request)
         self._ask()
 
     def _ask(self) -> None:
@@ -174,19 +242,27 @@ class ProcessEvaluator:
         """See `Evaluator`."""
         while True:
             left_s = self._since + self._patience_s - monotonic()
-            reply = self._receive(max(0.0, left_s) if wait else 0.0)
-            if reply is None and not wait and left_s > 0.0:
-                return None
+            reply = self._receive(min(_LOOK_S, max(0.0, left_s)) if wait else 0.0)
+            if reply is None and left_s > 0.0:
+                if not wait:
+                    return None
+                self._say(0, 0)
+                continue
             if isinstance(reply, Failed):
                 raise to_error("the evaluator", reply)
             if isinstance(reply, _Alive | Evaluation):
                 self._note_life()
                 if isinstance(reply, Evaluation):
                     return reply
+                self._say(reply.played, reply.episodes)
             elif reply is None:
                 self._start_again(f"has been silent for {self._patience_s:.0f} s")
             else:
                 self._start_again(reply)
+
+    def _say(self, played: int, episodes: int) -> None:
+        if self._tell is not None:
+            self._tell(played, episodes)
 
     def _note_life(self) -> None:
         now = monotonic()
@@ -235,8 +311,8 @@ def _evaluate(work: bytes, pipe: Connection) -> None:
     """Answer requests until the pipe closes."""
     ignore_signals()
     torch.set_num_threads(1)
-    requests: SimpleQueue[tuple[_Weights, int]] = SimpleQueue()
-    follow(pipe, lambda request: requests.put(cast("tuple[_Weights, int]", request)), grace_s=0.0)
+    requests: SimpleQueue[tuple[_Weights, Request]] = SimpleQueue()
+    follow(pipe, lambda request: requests.put(cast("tuple[_Weights, Request]", request)), grace_s=0.0)
     with suppress(OSError):  # the run has gone
         try:
             config, env_factory, encoder = cast(_Work, unpickled(work))
@@ -244,31 +320,48 @@ def _evaluate(work: bytes, pipe: Connection) -> None:
             model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
             envs.close()
             pipe.send(_Alive())
-            while True:
-                weights, env_steps = requests.get()
-                load_module(model, weights)
-                pipe.send(play(config, model, env_steps, env_factory, _make_pulse(pipe)))
+            with closing(Stage(config, model, env_factory)) as stage:
+                while True:
+                    weights, request = requests.get()
+                    load_module(model, weights)
+                    pipe.send(stage.play(request, _make_pulse(pipe)))
         except Exception as error:
             pipe.send(to_failed(error))
 
 
-def _make_pulse(pipe: Connection) -> Callable[[], None]:
+def _make_pulse(pipe: Connection) -> Tell:
     """Return what says that this process lives, now and then however often it is called."""
     said = monotonic()
 
-    def tell() -> None:
+    def pulse(played: int, episodes: int) -> None:
         nonlocal said
-        if monotonic() - said >= _ALIVE_S:
-            said = monotonic()
-            pipe.send(_Alive())
+        now = monotonic()
+        if now - said > _ALIVE_S:
+            said = now
+            pipe.send(_Alive(played, episodes))
 
-    return tell
+    return pulse
 
 
 def open_evaluator(
-    config: Config, policy: Policy, env_factory: EnvFactory | None, encoder: EncoderFactory | None
+    config: Config,
+    parts: Parts,
+    env_factory: EnvFactory | None,
+    encoder: EncoderFactory | None,
+    tell: Tell | None = None,
 ) -> Evaluator:
-    """Return an evaluator: beside training where workers wait for nobody, else between iterations."""
-    if config.algo.algo == "a3c":
-        return ProcessEvaluator(config, env_factory, encoder)
-    return InProcessEvaluator(config, policy, env_factory)
+    """Return an evaluator: beside training where workers wait for nobody, else between iterations.
+
+    Nothing is built before the first evaluation. Where the run has but one, at its end, it is played in the
+    environments that trained, if their rows are whole observations and their episodes whole games.
+    """
+    at_end = config.run.eval_every == 0
+    if config.algo.algo == "a3c" and config.run.eval and not at_end:
+        return ProcessEvaluator(config, env_factory, encoder, tell)
+    own = parts.envs if at_end and plays_where_it_trains(config) else None
+    return InProcessEvaluator(Stage(config, parts.model, env_factory, own), tell)
+
+
+def plays_where_it_trains(config: Config) -> bool:
+    """Return whether a last evaluation can be played in the environments that trained."""
+    return config.algo.algo != "a3c" and not is_atari(config.env.env_id)

@@ -57,6 +57,8 @@ EVERY_FIELD = {
     "checkpoint_every": 0,
     "keep_checkpoints": 1,
     "tensorboard": False,
+    "eval": True,
+    "eval_max_steps": 77,
     "workers": "auto",
     "lock": False,
     "max_restarts": 3,
@@ -120,6 +122,7 @@ OUT_OF_RANGE = {
     "eval_actions": ["random"],
     "eval_every": [-1, NAN],
     "eval_episodes": [0, NAN],
+    "eval_max_steps": [0, NAN],
     "checkpoint_every": [-1, NAN],
     "keep_checkpoints": [0, NAN],
     "workers": [0, -1, NAN, "two"],
@@ -158,7 +161,7 @@ def test_replace_sets_every_field_by_its_flat_name():
 
 
 # Which other fields above would not go with; and what is of Atari games.
-_SAME_AS_DEFAULT = {"collect", "baseline", "lock", *ATARI}
+_SAME_AS_DEFAULT = {"collect", "baseline", "lock", "eval", *ATARI}
 
 
 def _flat(config):
@@ -235,7 +238,7 @@ def test_a_value_out_of_range_is_refused_by_name_and_value(name, value):
 
 
 def test_every_field_with_a_range_is_in_the_table_of_ranges():
-    free = {"shared_trunk", "normalize_obs", "normalize_reward", "baseline", "normalize_advantage"}
+    free = {"eval", "shared_trunk", "normalize_obs", "normalize_reward", "baseline", "normalize_advantage"}
     free |= {"tensorboard", "reuse_forward", "lock", "squash_actions", "dependent_std"}
     assert set(EVERY_FIELD) - set(OUT_OF_RANGE) == free | {"device"}  # the machine tells which devices there are
 
@@ -374,3 +377,8 @@ def test_as_many_environments_per_worker_as_there_were_in_all():
 def test_whole_numbers_must_be_whole(name, value):
     with pytest.raises(ValueError, match=rf"^{name} is {value}"):
         Config().replace(**{name: value})
+
+
+def test_a_target_needs_evaluations():
+    with pytest.raises(ValueError, match="until_return is 5 without evaluations"):
+        Config().replace(until_return=5.0, eval=False)

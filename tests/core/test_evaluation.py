@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from contextlib import closing
 from types import SimpleNamespace
 
 import gymnasium
@@ -12,16 +13,29 @@ import torch
 from core_support import CHAINS, CPU, PROBES, EarlyStart, KnownPolicy, make_chains, make_parts, transitions
 
 import fastac
-from fastac.build import build_envs, build_evaluation_envs, build_model, environments, evaluation_seed
+from fastac.build import build_envs, build_model, evaluation_seed, evaluation_width
 from fastac.cli import main
 from fastac.config import Config, EnvConfig, ModelConfig
 from fastac.contract import EnvFailure, WorkerFailure
 from fastac.envs import adapt, make_vec
-from fastac.tools.evaluate import _MAX_LENGTH, Evaluation, action_noise, evaluate
-from fastac.tools.evaluator import _SILENCE_S, ProcessEvaluator, _Alive, play
+from fastac.tools.evaluate import MOST_STEPS, Evaluation, _Games, action_noise
+from fastac.tools.evaluate import evaluate as play_games
+from fastac.tools.evaluator import _SILENCE_S, ProcessEvaluator, Request, Stage, _Alive
+from fastac.tools.player import FusedPlayer, ModulePlayer, make_player
 
 SMALL = {"num_envs": 4, "num_steps": 8, "hidden_sizes": (8,), "eval_every": 0, "eval_episodes": 8, "tensorboard": False}
 SHORT_LONG = PROBES + "ShortLong-v0"
+
+
+def evaluate(policy, envs, episodes, device=CPU, noise=None, **more):
+    return play_games(make_player(policy, envs.num_envs, device), envs, episodes, noise, **more)
+
+
+def play(config, policy, env_steps):
+    """Play the evaluation that a run's last one is."""
+    episodes = config.run.eval_episodes
+    with closing(Stage(config, policy, None)) as stage:
+        return stage.play(Request(env_steps, episodes, episodes, None, MOST_STEPS))
 
 
 class Idle(KnownPolicy):
@@ -35,7 +49,7 @@ class Lengths:
     """Stands in for environments whose every episode's length is known beforehand; reward 1 a step."""
 
     extras = {}  # noqa: RUF012
-    frame_skip = 1
+    frame_skip, max_episode_steps = 1, None
 
     def __init__(self, lengths):
         envs = make_vec(EnvConfig(SHORT_LONG, 1, "sync"), np.random.SeedSequence(0))
@@ -49,6 +63,9 @@ class Lengths:
         self._episode, self._left = np.zeros(self.num_envs, int), np.array([row[0] for row in self.lengths])
         self._done = np.zeros(self.num_envs, bool)
         start.fill(True)
+
+    def rest(self, mask):
+        pass  # as where all are stepped at once
 
     def step(self, action, row):
         row.valid[...], row.start[...] = ~self._done, self._done
@@ -190,21 +207,32 @@ class Endless(gymnasium.Env):
         return np.zeros(1, np.float32), float("nan") if self.broken and self.steps == 3 else 1.0, False, False, {}
 
 
-@pytest.mark.parametrize(
-    ("broken", "says"), [(True, "env 0 .* not finite in step 3"), (False, "env 0 has played 50 steps .* time limit")]
-)
-def test_an_evaluation_that_cannot_be_trusted_stops(monkeypatch, broken, says):
-    monkeypatch.setattr("fastac.tools.evaluate._MAX_LENGTH", 50)
-    vector = gymnasium.vector.SyncVectorEnv([lambda: Endless(broken)])
+def test_an_evaluation_that_cannot_be_trusted_stops():
+    vector = gymnasium.vector.SyncVectorEnv([lambda: Endless(broken=True)])
     envs = adapt(vector, np.random.SeedSequence(0))
     model = build_model(ModelConfig(hidden_sizes=(4,)), envs)
-    with pytest.raises(EnvFailure, match=says):
-        evaluate(model, envs, 1, torch.device("cpu"))
+    with pytest.raises(EnvFailure, match=r"env 0 .* not finite in step 3"):
+        evaluate(model, envs, 1)
+
+
+@pytest.mark.parametrize(("num_envs", "episodes"), [(1, 1), (3, 3), (2, 5)])
+def test_an_episode_without_an_end_is_cut_and_counted(num_envs, episodes):
+    envs = adapt(gymnasium.vector.SyncVectorEnv([Endless] * num_envs), np.random.SeedSequence(0))
+    result = evaluate(Idle(), envs, episodes, max_steps=50)
+    assert result.returns.tolist() == [50.0] * episodes == result.lengths.tolist()
+    assert result.cut == result.episodes == episodes
+
+
+def test_an_episode_that_ends_at_the_limit_is_not_cut():
+    result = evaluate(Idle(), Lengths(np.full((2, 9), 5)), 4, max_steps=5)
+    assert (result.lengths.tolist(), result.cut) == ([5] * 4, 0)
+    result = evaluate(Idle(), Lengths(np.array([[5] * 9, [6] * 9])), 4, max_steps=5)
+    assert (sorted(result.lengths.tolist()), result.cut) == ([5] * 4, 2)
 
 
 @pytest.mark.parametrize("protocol", ["dqn", "machado", "a3c"])
 def test_a_game_stepped_frame_by_frame_ends_before_it_is_called_endless(protocol):
-    assert EnvConfig("ALE/Pong-v5", atari_protocol=protocol, frame_skip=1).max_frames < _MAX_LENGTH
+    assert EnvConfig("ALE/Pong-v5", atari_protocol=protocol, frame_skip=1).max_frames < MOST_STEPS
 
 
 def test_evaluating_leaves_a_model_with_batch_statistics_as_it_is():
@@ -231,26 +259,165 @@ def test_evaluating_leaves_a_model_with_batch_statistics_as_it_is():
             for numbers in [(1, 1), (25, 25), (26, 13), (30, 15), (100, 25), (101, 21)]
         ),
         *(("CartPole-v1", "native", *numbers) for numbers in [(100, 100), (128, 128), (130, 65), (1000, 125)]),
-        *(("CartPole-v1", "sync", *numbers) for numbers in [(2, 2), (16, 16), (20, 10), (100, 15)]),
+        *(("CartPole-v1", "sync", *numbers) for numbers in [(2, 2), (8, 8), (10, 5), (100, 8)]),
     ],
 )
-def test_no_environment_waits_while_others_play_a_round_more(env_id, vectorization, episodes, num_envs, monkeypatch):
-    asked = []
-    monkeypatch.setattr(environments, "make_vec", lambda config, *_, **__: asked.append(config.num_envs))
-    build_evaluation_envs(EnvConfig(env_id, 8, vectorization), episodes, np.random.SeedSequence(0))
-    assert asked == [num_envs]
+def test_no_environment_waits_while_others_play_a_round_more(env_id, vectorization, episodes, num_envs):
+    assert evaluation_width(EnvConfig(env_id, 8, vectorization), episodes) == num_envs
 
 
 @pytest.mark.parametrize(("episodes", "num_envs"), [(3, 3), (8, 8), (10, 5), (100, 8)])
 def test_a_function_is_asked_for_no_more_environments_than_the_run_has(episodes, num_envs):
-    asked = []
+    assert evaluation_width(EnvConfig("mine", 8), episodes, make_slow) == num_envs
 
-    def make(num):
-        asked.append(num)
-        return gymnasium.vector.SyncVectorEnv([Endless] * num)
 
-    build_evaluation_envs(EnvConfig("mine", 8), episodes, np.random.SeedSequence(0), make)
-    assert asked == [num_envs]
+# --- who plays, and where ------------------------------------------------------------------------
+
+
+def build_players(space, **settings):
+    """Return the fast and the readable player of one policy, and observations for them."""
+    env = gymnasium.Env()
+    env.observation_space, env.action_space = gymnasium.spaces.Box(-1.0, 1.0, (5,), np.float32), space
+    envs = adapt(gymnasium.vector.SyncVectorEnv([lambda: env] * 3), np.random.SeedSequence(0))
+    model = build_model(ModelConfig(hidden_sizes=(16, 16), normalize_obs=True, **settings), envs, seed=3)
+    with torch.no_grad():
+        for p in model.head.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    return FusedPlayer(model, 3), ModulePlayer(model, 3, CPU), torch.randn(3, 5)
+
+
+@pytest.mark.parametrize("shared_trunk", [True, False])
+@pytest.mark.parametrize(
+    ("space", "settings"),
+    [
+        (gymnasium.spaces.Discrete(4), {}),
+        (gymnasium.spaces.MultiDiscrete([2, 3]), {}),
+        (gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32), {}),
+        (gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32), {"dependent_std": True}),
+    ],
+)
+def test_the_fused_player_acts_as_the_module_does(space, settings, shared_trunk):
+    fused, module, obs = build_players(space, shared_trunk=shared_trunk, **settings)
+    start = torch.zeros(3, dtype=torch.bool)
+    for seed in (None, 1, 2):
+        noises = [None if seed is None else torch.Generator().manual_seed(seed) for _ in range(2)]
+        for player in (fused, module):
+            player.begin()
+        for _ in range(5):
+            obs.copy_(torch.randn(3, 5))  # in the same memory, as environments write
+            actions = [player.act(obs, start, noise) for player, noise in zip((fused, module), noises, strict=True)]
+            assert np.allclose(*actions, atol=1e-5)
+
+
+def test_new_weights_are_played_from_the_next_evaluation_on():
+    fused, module, obs = build_players(gymnasium.spaces.Discrete(4))
+    with torch.no_grad():
+        for p in module._policy.parameters():
+            p.copy_(torch.randn(p.shape))
+    fused.begin()
+    start = torch.zeros(3, dtype=torch.bool)
+    assert np.array_equal(fused.act(obs, start, None), module.act(obs, start, None))
+
+
+class Counted(gymnasium.Env):
+    """Counts instances, and ends after some steps that its seed says."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    made = steps = 0
+
+    def __init__(self):
+        Counted.made += 1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._left = int(self.np_random.integers(1, 20))
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self._left -= 1
+        Counted.steps += 1
+        return np.zeros(1, np.float32), 1.0, self._left == 0, False, {}
+
+
+gymnasium.register("test/Counted-v0", entry_point=Counted)
+
+
+@pytest.fixture
+def counted():
+    Counted.made = Counted.steps = 0
+    return EnvConfig("test/Counted-v0", 4, "sync")
+
+
+def test_environments_are_kept_and_each_evaluation_plays_its_own_episodes_in_them(counted):
+    config = Config(env=counted)
+    with closing(Stage(config, Idle(), None)) as stage:
+        first, other, again = (stage.play(Request(at, 7, 7, None, 100)) for at in (1, 2, 1))
+        made = Counted.made
+        stage.play(Request(3, 7, 7, None, 100))
+    assert first.returns.tolist() == again.returns.tolist() != other.returns.tolist()
+    assert Counted.made == made
+    with closing(Stage(config, Idle(), None)) as new:
+        assert new.play(Request(2, 7, 7, None, 100)).returns.tolist() == other.returns.tolist()
+
+
+def test_an_environment_whose_share_is_played_is_not_stepped(counted):
+    with closing(make_vec(counted, np.random.SeedSequence(1))) as envs:
+        result = evaluate(Idle(), envs, 4)
+    assert len(set(result.lengths.tolist())) > 1
+    assert Counted.steps - 50 <= result.lengths.sum() <= Counted.steps  # the trial before took up to 50
+    Counted.steps = 0
+    with closing(make_vec(counted, np.random.SeedSequence(1))) as envs:
+        evaluate(Idle(), envs, 4)
+    assert Counted.steps == result.lengths.sum()
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "process"])
+def test_resting_changes_nothing_for_the_others(vectorization):
+    def run(rests):
+        with closing(make_vec(EnvConfig(SHORT_LONG, 4, vectorization), np.random.SeedSequence(3))) as envs:
+            games = _Games(make_player(Idle(), 4, CPU), envs, None, 100)
+            row, rows = games._row, []
+            envs.reset(row.obs, row.start)
+            envs.rest(np.array([rests, False, rests, False]))
+            for _ in range(120):
+                envs.step(np.zeros(4, dtype=np.int64), row)
+                assert not (rests and (row.valid[[0, 2]].any() or row.reward[[0, 2]].any() or row.terminated[0]))
+                rows.append([part[[1, 3]].copy() for part in (row.obs, row.reward, row.terminated, row.valid)])
+            return rows
+
+    for rested, busy in zip(run(True), run(False), strict=True):
+        assert all(map(np.array_equal, rested, busy))
+
+
+# --- up to a goal --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("goal", "episodes"),
+    [(None, 10), (100.0, 10), (1.0, 100), (25.0, 100)],  # all episodes have 1 or 50 steps, the mean is 25.5
+)
+def test_a_mean_that_reaches_the_goal_is_confirmed_over_more_episodes(goal, episodes):
+    lengths = np.tile([1, 50], (10, 100))
+    result = evaluate(Idle(), Lengths(lengths), 10 if goal != 25.0 else 20, goal=goal, most=100)
+    assert result.episodes == (20 if goal is None and episodes == 20 else episodes)
+
+
+def test_a_lucky_mean_is_not_confirmed():
+    lengths = np.concatenate([np.full((10, 1), 50), np.full((10, 99), 1)], axis=1)  # the first of each is long
+
+    class Streams(Lengths):
+        """Goes on with its streams where it is reset again, as environments do."""
+
+        def reset(self, obs, start):
+            again = getattr(self, "_episode", None)
+            super().reset(obs, start)
+            if again is not None:
+                self._episode = again + 1
+                self._left = np.array([row[k] for row, k in zip(self.lengths, self._episode, strict=True)])
+
+    result = evaluate(Idle(), Streams(lengths), 10, goal=40.0, most=100)
+    assert result.episodes == 30 and result.mean_return == pytest.approx((10 * 50 + 20) / 30)
 
 
 # --- in a process of its own ----------------------------------------------------------------------
@@ -275,6 +442,7 @@ class ToldPipe:
         pass
 
 
+ONE = Request(0, 1, 1, None, MOST_STEPS)
 PLAYED = Evaluation(np.array([1.0]), np.array([1]))
 
 
@@ -288,7 +456,7 @@ def tell(monkeypatch):
         monkeypatch.setattr("fastac.tools.evaluator.close", lambda *_, **__: None)
         monkeypatch.setattr("fastac.tools.evaluator.monotonic", lambda: pipe.now_s)
         evaluator = ProcessEvaluator(Config().replace(algo="a3c", max_restarts=0), None, None)
-        evaluator.begin({}, 0)
+        evaluator.begin({}, ONE)
         return evaluator, pipe
 
     return make
@@ -342,7 +510,7 @@ def test_the_process_says_that_it_plays():
     model = build_model(config.model, build_envs(config.env, np.random.SeedSequence(0), make_slow))
     evaluator = ProcessEvaluator(config, make_slow, None)
     try:
-        evaluator.begin(model.state_dict(), 0)
+        evaluator.begin(model.state_dict(), ONE)
         pipe, said = evaluator._children[0].pipe, []
         while not said or not isinstance(said[-1], Evaluation):
             said.append(pipe.recv())
@@ -394,15 +562,15 @@ def test_what_is_sampled_from_is_no_environments_stream():
 
 @pytest.mark.parametrize(("algo", "workers"), [("a2c", 1), ("a3c", 2)])
 def test_a_run_samples_alike_wherever_it_is_evaluated(tmp_path, algo, workers):
-    settings = {**SMALL, "workers": workers, "eval_actions": "sampled", "total_env_steps": 320}
+    settings = {**SMALL, "eval_every": 10_000, "workers": workers, "eval_actions": "sampled", "total_env_steps": 320}
     summary = fastac.train("CartPole-v1", algo, run_dir=tmp_path / "run", **settings).summary
     run = fastac.load(tmp_path / "run")
-    again = play(run.config, run.policy.model, summary["env_steps"], None)
+    again = play(run.config, run.policy.model, summary["env_steps"])
     assert (again.mean_return, again.std_return) == (summary["eval_mean_return"], summary["eval_std_return"])
     assert summary["eval_actions"] == "sampled"
-    later = play(run.config, run.policy.model, summary["env_steps"] + 1, None)
+    later = play(run.config, run.policy.model, summary["env_steps"] + 1)
     assert later.returns.tolist() != again.returns.tolist()
-    greedy = play(run.config.replace(eval_actions="greedy"), run.policy.model, summary["env_steps"], None)
+    greedy = play(run.config.replace(eval_actions="greedy"), run.policy.model, summary["env_steps"])
     assert greedy.returns.tolist() != again.returns.tolist()
 
 

@@ -24,7 +24,7 @@ class FrameEnvs:
     """Random frames whose episodes end at random, in NEXT_STEP order; keeps every env's true stacks."""
 
     extras = {}  # noqa: RUF012
-    frame_skip, description = 4, "frames"
+    frame_skip, description, max_episode_steps = 4, "frames", None
 
     def __init__(self, num_envs, frame_stack, seed, ends=0.3):
         self.num_envs, self.frame_stack = num_envs, frame_stack

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +24,10 @@ from fastac.config import AlgoName, Config, JsonValue
 from fastac.contract import MAX_EXTRAS, Episode, Episodes, Phases, Report
 from fastac.records import (
     Bar,
-    NullBar,
+    Evaluated,
     NullWriter,
     ProgressBar,
+    ProgressLines,
     ProgressWriter,
     RecordError,
     ReturnTracker,
@@ -520,12 +522,51 @@ def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return stream
 
 
-def test_bar_is_silent_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    bar: Bar = open_bar(1000)
-    assert isinstance(bar, NullBar)
-    bar.update(make_report(1), ReturnTracker())
+def test_without_a_terminal_there_is_a_line_per_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr, tracker = io.StringIO(), ReturnTracker()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    bar: Bar = open_bar(1000, only_at_end=False)
+    assert isinstance(bar, ProgressLines)
+    for k in range(1, 10):
+        tracker.update(make_report(k, (Episode(9.5, 5),)))
+        bar.update(make_report(k), tracker)
+    assert stderr.getvalue() == ""
+    bar.evaluating(3, 10)
+    bar.evaluated(Evaluated(12.25, 1.5, 20.0, 0.5))
     bar.close()
+    (line,) = stderr.getvalue().splitlines()
+    for fact in ("900 of 1k steps", "200 steps/s", "return     9.5", "evaluation    12.2 +- 1.5", "best    20.0"):
+        assert fact in line
+    assert len(line) <= 100
+
+
+def test_without_evaluations_in_between_there_are_lines_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr, tracker = io.StringIO(), ReturnTracker()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    bar = open_bar(4000, only_at_end=True)
+    for k in range(1, 41):
+        tracker.update(make_report(k))
+        bar.update(make_report(k), tracker)
+    assert len(stderr.getvalue().splitlines()) == 20
+
+
+def test_the_bar_shows_an_evaluation_the_best_so_far_and_a_time_left_that_includes_them(monkeypatch) -> None:
+    terminal, clock, tracker = open_terminal(monkeypatch), Clock(), ReturnTracker()
+    bar = ProgressBar(1_200_000, clock)
+    report = Report(1, 400_000, 0, 0, 0, collected((Episode(123.4, 5),)), 4.0, Phases())
+    tracker.update(report)
+    bar.update(report, tracker)
+    clock.now += 1.0
+    bar.evaluating(43, 100)
+    assert "400k/1.2M steps  evaluating 43/100  0:08 left" in terminal.getvalue()
+    bar.evaluated(Evaluated(450.0, 1.0, 480.0, 2.0))
+    clock.now += 1.0
+    bar.update(report, tracker)
+    bar.close()
+    text = terminal.getvalue()
+    assert "400k/1.2M steps  100k steps/s  return 123.4  best 480.0  0:12 left" in text
+    drawn = text.splitlines()[-1].split("\r\x1b[2K")
+    assert all(len(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line)) < 80 for line in drawn)
 
 
 def test_bar_shows_progress_at_most_ten_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,13 +584,13 @@ def test_bar_shows_progress_at_most_ten_times_a_second(monkeypatch: pytest.Monke
     bar.close()
     bar.close()
     text = terminal.getvalue()
-    assert "400k/1.2M steps  100k sps  return 9.5  0:08 left" in text
+    assert "400k/1.2M steps  100k steps/s  return 9.5  0:08 left" in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h")  # the cursor is back
 
 
 def test_bar_before_any_episode_and_past_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = open_terminal(monkeypatch)
-    bar = open_bar(50)
+    bar = open_bar(50, only_at_end=False)
     assert isinstance(bar, ProgressBar)
     tracker = ReturnTracker()
     bar.update(Report(0, 0, 0, 0, 0, collected(()), 0.0, Phases()), tracker)
@@ -557,7 +598,7 @@ def test_bar_before_any_episode_and_past_the_end(monkeypatch: pytest.MonkeyPatch
     bar.update(make_report(1), tracker)
     bar.close()
     assert "return -  -:-- left" in terminal.getvalue()
-    assert "100/50 steps  200 sps  return -  0:00 left" in terminal.getvalue()
+    assert "100/50 steps  200 steps/s  return -  0:00 left" in terminal.getvalue()
 
 
 @pytest.mark.parametrize(

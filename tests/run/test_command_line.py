@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import subprocess
 import sys
 
@@ -74,14 +75,16 @@ def test_what_is_wrong_is_said_on_every_terminal(capsys, monkeypatch, encoding):
     assert capsys.readouterr().err == "fastac: gamma is nan, expected a number from 0 to 1.\n"
 
 
-def test_train_says_how_it_ended_on_stderr(tmp_path, capsys):
+def test_train_says_how_it_ended_on_stderr(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastac.run.session._LEAST_TRAIN_S", math.inf)  # no line about efficiency
     run_dir = tmp_path / "run"
     words = ["train", "CartPole-v1", *SMALL_FLAGS, "--total-env-steps", "1_000", "--run-dir", str(run_dir)]
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert out == ""
-    names, spent, ended = err.splitlines()  # and no bar, because this is no terminal
-    assert names.split() == ["Training", "env", "act", "advantage", "update", "other"]
+    *progress, names, spent, ended = err.splitlines()  # lines and no bar, because this is no terminal
+    assert progress and all("steps" in line and "return" in line for line in progress)
+    assert names.split() == ["Time", "env", "act", "advantage", "update", "other", "evaluation"]
     assert len(names) == len(spent)
     assert ended.startswith("Trained on CartPole-v1: greedy mean return ")
     assert err.endswith(f"Everything is in {run_dir}\n")

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -35,16 +35,16 @@ import fastac
 from fastac.cli import main
 from fastac.config import Config
 from fastac.records import find_checkpoint, load_checkpoint
-from fastac.tools.evaluate import Evaluation
-from fastac.tools.evaluator import ProcessEvaluator, play
+from fastac.tools.evaluate import MOST_STEPS, Evaluation
+from fastac.tools.evaluator import InProcessEvaluator, ProcessEvaluator, Request, Stage
 from fastac.trainers import pool
 
-A3C = {**SMALL, "algo": "a3c", "workers": 2}
+ENDLESS = 10**9
+A3C = {**SMALL, "algo": "a3c", "workers": 2, "eval_every": ENDLESS}  # evaluated beside training, but not yet
 FLAGS = (
     *("--algo", "a3c", "--workers", "2", "--num-envs", "4", "--num-steps", "8", "--hidden-sizes", "8"),
-    *("--eval-every", "0", "--eval-episodes", "2", "--no-tensorboard"),
+    *("--eval-every", str(ENDLESS), "--eval-episodes", "2", "--no-tensorboard"),
 )
-ENDLESS = 10**9
 
 
 def start(run_dir, env="CartPole-v1", **settings):
@@ -552,6 +552,12 @@ def test_a_killed_run_goes_on_with_the_evaluation_of_its_checkpoint(tmp_path):
 # --- evaluation beside training ------------------------------------------------------------------
 
 
+def play(config, policy, env_steps):
+    episodes = config.run.eval_episodes
+    with closing(Stage(config, policy, None)) as stage:
+        return stage.play(Request(env_steps, episodes, episodes, None, MOST_STEPS))
+
+
 def test_the_best_checkpoint_is_what_was_evaluated(tmp_path):
     settings = {"num_envs": 8, "learning_rate": 0.02, "hidden_sizes": (32,), "eval_every": 500, "eval_episodes": 5}
     session = start(tmp_path / "run", total_env_steps=ENDLESS, until_return=60.0, seed=1, **settings)
@@ -564,7 +570,7 @@ def test_the_best_checkpoint_is_what_was_evaluated(tmp_path):
     best = load_checkpoint(find_checkpoint(tmp_path / "run", "best"))
     assert best.env_steps == evaluations[-1]["env_steps"] == summary["solved_env_steps"]
     model = fastac.load(tmp_path / "run").policy.model
-    assert play(session.config, model, best.env_steps, None).mean_return == max(returns)
+    assert play(session.config, model, best.env_steps).mean_return == max(returns)
     assert summary["env_steps"] >= summary["solved_env_steps"]
 
 
@@ -584,7 +590,14 @@ def test_the_policy_that_is_returned_is_the_one_that_reached_the_target(tmp_path
         np.testing.assert_array_equal(best.state["parts"]["model"][name], value.numpy(), err_msg=name)
     last = load_checkpoint(find_checkpoint(run.directory, "last")).state["parts"]["model"]
     assert any(not np.array_equal(last[name], value.numpy()) for name, value in model.items()), "nobody has gone on"
-    assert play(run.config, run.policy.model, best.env_steps, None).mean_return == run.summary["eval_mean_return"]
+    assert play(run.config, run.policy.model, best.env_steps).mean_return == run.summary["eval_mean_return"]
+
+
+@pytest.mark.parametrize("settings", [{"eval_every": 0}, {"eval": False}])
+def test_without_evaluations_in_between_no_process_waits_to_play_them(tmp_path, settings):
+    session = start(tmp_path / "run", total_env_steps=200, **settings)
+    assert isinstance(session._evaluator, InProcessEvaluator)
+    assert (finish(session)["eval_mean_return"] is None) == ("eval" in settings)
 
 
 class ToldEvaluator:
@@ -593,10 +606,10 @@ class ToldEvaluator:
     is_beside = True
 
     def __init__(self):
-        self.weights, self._returns = [], iter([9.0, 1.0])
+        self.weights, self._returns = [], iter([9.0, 1.0, 8.0])  # of the best, the last, and the best once more
 
-    def begin(self, model, env_steps):
-        self.weights.append(({name: value.clone() for name, value in model.items()}, env_steps))
+    def begin(self, model, request):
+        self.weights.append(({name: np.asarray(value).copy() for name, value in model.items()}, request.env_steps))
 
     def take(self, wait):
         return Evaluation(np.array([next(self._returns)]), np.array([1])) if wait else None
@@ -613,7 +626,8 @@ def test_the_best_is_kept_where_its_evaluation_ends_after_later_checkpoints(tmp_
     for _, _ in zip(range(6), session, strict=False):
         pass
     session.finish()
-    (weights, env_steps), (_, later) = told.weights
+    (weights, env_steps), (_, later), (again, _) = told.weights
+    assert all(np.array_equal(weights[name], again[name]) for name in weights)
     best = load_checkpoint(find_checkpoint(tmp_path / "run", "best"))
     assert env_steps < later
     assert best.env_steps == env_steps, "the best checkpoint has been deleted"
@@ -705,7 +719,7 @@ def test_an_evaluator_that_cannot_begin_says_why():
         process = evaluator._children[0].process
         process.join(60.0)  # however late it is asked
         with pytest.raises(fastac.WorkerFailure, match="the evaluator: raised RuntimeError: there is no stage here"):
-            evaluator.begin({}, 0)
+            evaluator.begin({}, Request(0, 1, 1, None, MOST_STEPS))
             evaluator.take(wait=True)
     finally:
         evaluator.close()

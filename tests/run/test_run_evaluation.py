@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
+import gymnasium
+import numpy as np
 import pytest
-from run_support import SMALL, checkpoints, read_rows
+from run_support import SMALL, checkpoints, read_records, read_rows, read_state
 
 import fastac
+from fastac.cli import main
 from fastac.tools.evaluate import evaluate
 
 PROBE = "fastac.envs.probes:fastac/ConstantReward-v0"  # every return is 1
@@ -93,22 +97,192 @@ def test_who_keeps_a_report_keeps_no_training_time(tmp_path):
     assert fastac.finish(session).summary["train_wall_s"] <= taken - 0.2 * kept
 
 
-def test_the_best_policy_is_the_one_that_is_loaded(tmp_path, monkeypatch):
-    means = iter([1.0, 3.0, 2.0])
-    settings = {**SMALL, "eval_every": 1, "total_env_steps": 1000}  # after every iteration
+def evaluate_as_told(monkeypatch, means):
+    """Let evaluations have these mean returns, one after the other."""
+    told = iter(means)
 
-    def evaluate_as_told(*arguments):
+    def evaluate_as_next(*arguments):
         result = evaluate(*arguments)
-        result.returns[:] = next(means)
+        result.returns[:] = next(told)
         return result
 
-    monkeypatch.setattr("fastac.tools.evaluator.evaluate", evaluate_as_told)
+    monkeypatch.setattr("fastac.tools.evaluator.evaluate", evaluate_as_next)
+
+
+def train_with_best_in_the_middle(tmp_path, monkeypatch, means, **how):
+    """Train for three iterations that are each evaluated; return the run and the weights after each."""
+    evaluate_as_told(monkeypatch, means)
+    settings = {**SMALL, "eval_every": 1, "total_env_steps": 1000}  # after every iteration
     weights = []
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **settings)
     for _ in session:
         weights.append([weight.detach().clone() for weight in session.parts.model.parameters()])
         if len(weights) == 3:
             break
-    fastac.finish(session)
-    loaded = fastac.load(tmp_path / "run").policy.model.parameters()
-    assert all(bool((a == b).all()) for a, b in zip(loaded, weights[1], strict=True))
+    return fastac.finish(session, **how), weights
+
+
+def is_of(policy, weights):
+    return all(bool((a == b).all()) for a, b in zip(policy.model.parameters(), weights, strict=True))
+
+
+def test_the_best_policy_is_what_is_returned_reported_and_loaded(tmp_path, monkeypatch):
+    run, weights = train_with_best_in_the_middle(tmp_path, monkeypatch, [1.0, 3.0, 2.0, 2.5])
+    assert is_of(run.policy, weights[1]) and is_of(fastac.load(tmp_path / "run").policy, weights[1])
+    assert is_of(fastac.load(tmp_path / "run", checkpoint="last").policy, weights[2])
+    summary, steps = run.summary, [row["env_steps"] for row in read_rows(tmp_path / "run" / "evaluations.jsonl")]
+    # The best played once more beside the last: 3 was luck, 2.5 is better than 2 all the same.
+    assert (summary["eval_mean_return"], summary["best_eval_mean_return"]) == (2.5, 2.5)
+    assert (summary["last_eval_mean_return"], summary["best_env_steps"]) == (2.0, steps[1])
+    assert steps == sorted(set(steps)) and len(steps) == 3
+
+
+def test_a_best_that_was_luck_gives_way_to_the_last_policy(tmp_path, monkeypatch):
+    run, weights = train_with_best_in_the_middle(tmp_path, monkeypatch, [1.0, 3.0, 2.0, 1.5])
+    assert is_of(run.policy, weights[2]) and is_of(fastac.load(tmp_path / "run").policy, weights[2])
+    assert run.summary["eval_mean_return"] == run.summary["last_eval_mean_return"] == 2.0
+
+
+def test_the_last_policy_is_a_keyword_away(tmp_path, monkeypatch):
+    run, weights = train_with_best_in_the_middle(tmp_path, monkeypatch, [1.0, 3.0, 2.0, 2.5], checkpoint="last")
+    assert is_of(run.policy, weights[2])
+    assert run.summary["eval_mean_return"] == 2.5
+    with pytest.raises(ValueError, match="checkpoint is 'first', expected best or last"):
+        fastac.load(tmp_path / "run", checkpoint="first")
+
+
+def test_the_command_line_tells_both_returns(tmp_path, monkeypatch, capsys):
+    evaluate_as_told(monkeypatch, [1.0, 3.0, 2.0, 2.5])
+    words = ["--num-envs", "4", "--num-steps", "8", "--hidden-sizes", "8", "--eval-every", "1", "--eval-episodes", "2"]
+    words += ["--total-env-steps", "90", "--no-tensorboard", "--run-dir", str(tmp_path / "run")]
+    assert main(["train", "CartPole-v1", *words]) == 0
+    told = capsys.readouterr().err
+    assert "mean return 2.5" in told and "the last one: 2.0" in told and "evaluation" in told
+    assert fastac.load(tmp_path / "run").summary["eval_mean_return"] == 2.5
+
+
+# --- no second environment ------------------------------------------------------------------------
+
+
+class Only(gymnasium.Env):
+    """Counts how many of its kind are open at once, and how many there ever were."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    open = most = 0
+
+    def __init__(self):
+        Only.open += 1
+        Only.most = max(Only.most, Only.open)
+        self._is_open = True
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._steps = 0
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), {}
+
+    def step(self, action):
+        self._steps += 1
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), 1.0, self._steps == 20, False, {}
+
+    def close(self):
+        Only.open -= self._is_open
+        self._is_open = False
+
+
+def make_only(num_envs):
+    return gymnasium.vector.SyncVectorEnv([Only] * num_envs)
+
+
+@pytest.fixture
+def only():
+    Only.open = Only.most = 0
+    return Only
+
+
+@pytest.mark.parametrize("settings", [{"eval_every": 0}, {"eval": False}, {"eval_every": 0, "normalize_obs": True}])
+@pytest.mark.parametrize("algo", ["a2c", "ppo"])
+def test_without_evaluations_in_between_no_second_environment_is_opened(tmp_path, only, algo, settings):
+    settings = {**SMALL, "num_envs": 1, "num_minibatches": 1, "total_env_steps": 100, **settings}
+    run = fastac.train(make_only, algo, run_dir=tmp_path / "run", **settings)
+    assert (only.most, only.open) == (1, 0)
+    assert run.summary["eval_mean_return"] == (20.0 if settings.get("eval", True) else None)
+
+
+def test_the_last_evaluation_leaves_the_checkpoint_as_it_was(tmp_path):
+    states = []
+    for name, settings in (("without", {"eval": False}), ("with", {})):
+        fastac.train("CartPole-v1", run_dir=tmp_path / name, **{**SMALL, **settings}, total_env_steps=64)
+        states.append(read_state(tmp_path / name)[0])
+    assert states[0] == states[1]
+
+
+def test_who_does_not_evaluate_has_the_last_policy_and_no_return_of_it(tmp_path, capsys):
+    words = ["train", "CartPole-v1", "--no-eval", "--num-envs", "4", "--num-steps", "8", "--total-env-steps", "640"]
+    assert main([*words, "--no-tensorboard", "--run-dir", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr().err
+    assert "nothing was evaluated" in told and len(told.splitlines()) > 10  # lines all the same
+    assert read_rows(tmp_path / "run" / "evaluations.jsonl") == []
+    assert fastac.load(tmp_path / "run").summary["eval_mean_return"] is None
+
+
+# --- an end to everything -------------------------------------------------------------------------
+
+
+class Endless(Only):
+    """No episode ever ends."""
+
+    def step(self, action):
+        return np.zeros(3, np.float32), 1.0, False, False, {}
+
+
+def make_endless(num_envs):
+    return gymnasium.vector.SyncVectorEnv([Endless] * num_envs)
+
+
+@pytest.mark.parametrize(("settings", "length"), [({}, 2 * 16), ({"eval_max_steps": 7}, 7)])
+def test_an_endless_episode_is_cut_counted_and_said(tmp_path, caplog, settings, length):
+    caplog.set_level("INFO", "fastac")
+    settings = {**SMALL, "total_env_steps": 64, **settings}
+    run = fastac.train(make_endless, run_dir=tmp_path / "run", **settings)
+    assert run.summary["eval_mean_return"] == length == run.summary["eval_max_steps"]
+    assert run.summary["eval_cut_episodes"] == run.summary["eval_episodes"] == 2
+    assert ("has no time limit" in caplog.text) == ("eval_max_steps" not in settings)
+    assert fastac.evaluate(run, 3, env=make_endless).lengths.tolist() == [length] * 3
+    assert fastac.evaluate(run, 3, env=make_endless, max_steps=5).cut == 3
+
+
+def test_an_environments_own_limit_needs_no_word(tmp_path, caplog):
+    caplog.set_level("INFO", "fastac")
+    run = fastac.train("CartPole-v1", run_dir=tmp_path / "run", **SMALL, total_env_steps=64)
+    assert run.summary["eval_max_steps"] == 500 and "has no time limit" not in caplog.text
+
+
+def test_ctrl_c_ends_an_evaluation_at_once_and_resume_plays_it(tmp_path, monkeypatch):
+    settings = {**SMALL, "eval_every": 64, "total_env_steps": 256}
+    whole = fastac.train("CartPole-v1", run_dir=tmp_path / "whole", **settings)
+
+    def interrupted(*arguments):
+        tell, steps = arguments[-1], []
+
+        def tell_and_stop(played, episodes):
+            steps.append(played)
+            if len(steps) == 3:
+                signal.raise_signal(signal.SIGINT)
+            assert len(steps) <= 3, "it went on"
+            tell(played, episodes)
+
+        return evaluate(*arguments[:-1], tell_and_stop)
+
+    session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr("fastac.tools.evaluator.evaluate", interrupted)
+        for _ in session:
+            pass
+    assert session.stop_signal == signal.SIGINT and session.evaluation is None
+    session.finish()
+    resumed = fastac.resume(tmp_path / "run")
+    for _ in resumed:
+        pass
+    assert fastac.finish(resumed).summary["eval_mean_return"] == whole.summary["eval_mean_return"]
+    assert read_records(tmp_path / "run") == read_records(tmp_path / "whole")

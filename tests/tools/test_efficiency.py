@@ -289,7 +289,7 @@ def test_train_ends_with_the_efficiency(tmp_path, capsys, monkeypatch, collect):
     monkeypatch.setattr("fastac.run.session.measure", lambda *_: replace(BARE, env_s=1e-9))
     assert train(tmp_path, "--collect", collect) == 0
     summary = read_summary(tmp_path)
-    names, spent, says, ended = capsys.readouterr().err.splitlines()
+    *_, names, spent, says, ended = capsys.readouterr().err.splitlines()
     bound = summary["sps"] / summary["efficiency"]
     percent = f"{summary['efficiency']:.0%}"
     assert says == f"Efficiency {percent}: environments and network, timed bare, make {bound:,.0f} steps/s."
@@ -298,18 +298,20 @@ def test_train_ends_with_the_efficiency(tmp_path, capsys, monkeypatch, collect):
         **{"learn_forwards": 3, "backwards": 4},
     }
     assert ended.startswith("Trained on CartPole-v1")
-    assert names.startswith("Training") and spent.endswith("%")
+    assert names.startswith("Time") and spent.endswith("%")
 
 
 def test_where_the_time_went_adds_up(tmp_path, capsys):
     assert train(tmp_path) == 0
-    names, spent, _ = capsys.readouterr().err.splitlines()
+    *_, names, spent, _ = capsys.readouterr().err.splitlines()
     summary = read_summary(tmp_path)
-    for name in ("env", "act", "advantage", "update", "other"):
+    clocks = {name: summary["phases"][name + "_s"] for name in ("env", "act", "advantage", "update", "other")}
+    clocks["evaluation"] = summary["eval_wall_s"]
+    for name, clock in clocks.items():
         end = names.index(f" {name}") + 1 + len(name)
         seconds, _, percent = spent[:end].split()[-3:]  # each right below its name's last letter
-        assert seconds == f"{summary['phases'][name + '_s']:.2f}"
-        assert percent == f"{summary['phases'][name + '_s'] / summary['train_wall_s']:.0%}"
+        assert seconds == f"{clock:.2f}"
+        assert percent == f"{clock / (summary['train_wall_s'] + summary['eval_wall_s']):.0%}"
 
 
 def test_a_short_run_is_not_measured(tmp_path, monkeypatch):

@@ -1,0 +1,86 @@
+"""When evaluations come, and what they cost."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastac.config import Config, ConfigValue
+from fastac.presets import PRESETS
+from fastac.run.schedule import Schedule
+from fastac.run.state import Progress
+
+PROBE = "fastac.envs.probes:fastac/ConstantReward-v0"  # not batched by itself
+
+
+def play_run(config: Config, length: float) -> tuple[list[int], float, int]:
+    """Return when a run evaluates, if an episode has so many steps, what that costs, and how many end it."""
+    progress = Progress()
+    schedule, at, rows = Schedule(config, None, progress), [], config.batch_size
+    for env_steps in range(rows, config.run.total_env_steps + rows, rows):
+        if schedule.is_due(env_steps):
+            request = schedule.request(env_steps, int(length))
+            schedule.note(request, calls=int(length), mean_length=length)
+            at.append(env_steps)
+    return at, progress.eval_spent, schedule.request_last(env_steps, length, int(length)).episodes
+
+
+def configure(env_id: str, **settings: ConfigValue) -> Config:
+    return Config().replace(**{"env_id": env_id, "num_envs": 16, "num_steps": 16, **settings})
+
+
+@pytest.mark.parametrize("length", [10.0, 200.0, 1000.0])
+@pytest.mark.parametrize("total", [20_000, 500_000, 3_000_000])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", PROBE])
+def test_evaluations_in_between_cost_a_twentieth_of_the_steps(env_id: str, total: int, length: float):
+    at, spent, _ = play_run(configure(env_id, total_env_steps=total), length)
+    latest = spent / len(at) if at else 0.0  # what is spent beyond the share is one evaluation's, and is waited for
+    assert spent - latest <= 0.05 * total
+    assert len(at) <= 20
+    if length <= 200.0 and total >= 500_000:
+        assert len(at) >= 5
+
+
+@pytest.mark.parametrize(
+    ("length", "total", "episodes"), [(10.0, 500_000, 100), (1000.0, 500_000, 10), (1000.0, 20_000, 1)]
+)
+def test_the_last_evaluation_is_of_100_episodes_where_these_are_not_too_long(length: float, total: int, episodes: int):
+    assert play_run(configure(PROBE, total_env_steps=total), length)[2] == episodes
+    assert play_run(configure("CartPole-v1", total_env_steps=total), length)[2] == 100  # a batch costs no more
+
+
+def test_a_target_is_looked_for_more_often():
+    settings = {"total_env_steps": 500_000}
+    usual, _, _ = play_run(configure("CartPole-v1", **settings), 200.0)
+    until, _, _ = play_run(configure("CartPole-v1", **settings, until_return=475.0), 200.0)
+    assert len(until) >= 3 * len(usual)
+    assert until[0] <= 5_000 + 256
+
+
+def test_what_is_asked_for_is_what_comes():
+    config = configure(PROBE, total_env_steps=10_240, eval_every=1000, eval_episodes=7)
+    at, _, last = play_run(config, 1000.0)
+    assert at == list(range(1024, 10_241, 1024))  # after the first rollout that passes a multiple of 1000
+    assert last == 7
+    schedule = Schedule(config, None, Progress())
+    assert (schedule.request(1, 5).episodes, schedule.request(1, 5).most) == (7, 7)
+    assert play_run(config.replace(eval_every=0), 10.0)[0] == []
+    assert play_run(config.replace(eval=False), 10.0)[0] == []
+
+
+def test_a_few_episodes_that_reach_the_target_are_confirmed_over_a_hundred():
+    schedule = Schedule(configure(PROBE, until_return=1.0), None, Progress())
+    request = schedule.request(1000, 500)
+    assert (request.episodes, request.most, request.goal) == (5, 100, 1.0)
+
+
+def test_the_cadence_goes_by_steps_and_configuration_alone():
+    config = configure("CartPole-v1", total_env_steps=300_000)
+    assert play_run(config, 100.0) == play_run(config, 100.0)
+    progress = Progress(eval_spent=1e9)
+    assert not Schedule(config, None, progress).is_due(200_000)  # it is kept where a checkpoint keeps it
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: f"{preset.env_id}-{preset.name}")
+def test_every_preset_leaves_the_cadence_to_the_budget(preset):
+    run = preset.make().run
+    assert (run.eval, run.eval_every, run.eval_episodes) == (True, None, None)
