@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastac import memory
 from fastac.contract import EnvFailure, StepRow
 from fastac.rollout.observations import Observations, Rows, Stacks
 
@@ -75,14 +76,14 @@ class Rollout:
         Where `frame_stack` is S > 1, `obs_shape` is a frame's and an observation a stack of S.
         """
         rows, rows_and_next = (num_steps, num_envs), (num_steps + 1, num_envs)
-        zeros = partial(torch.zeros, pin_memory=pin)
+        zeros = partial(memory.zeros, pin=pin)
         start = zeros(rows_and_next, dtype=torch.bool)
-        obs = zeros(frame_stack - 1 + num_steps + 1, num_envs, *obs_shape, dtype=obs_dtype)
+        obs = zeros((frame_stack - 1 + num_steps + 1, num_envs, *obs_shape), dtype=obs_dtype)
         return cls(
             observations=Rows(obs) if frame_stack == 1 else Stacks(obs, start, frame_stack),
             start=start,
-            state=zeros(num_envs, state_size),
-            action=zeros(*rows, *action_shape, dtype=action_dtype),
+            state=zeros((num_envs, state_size)),
+            action=zeros((*rows, *action_shape), dtype=action_dtype),
             log_prob=zeros(rows),
             value=zeros(rows_and_next),
             reward=zeros(rows),

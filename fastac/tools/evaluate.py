@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
+from fastac import memory
 from fastac.build.environments import to_int
 from fastac.config import ActionChoice
 from fastac.contract import EnvFailure, ObsArray, Policy, StepRow, VecEnv
@@ -53,7 +54,7 @@ class _Slots:
     def __init__(self, envs: VecEnv) -> None:
         shape, num = envs.single_observation_space.shape, envs.num_envs
         assert shape is not None
-        self.obs: ObsArray = np.zeros((num, *shape), dtype=observation_dtype(envs.single_observation_space))
+        self.obs: ObsArray = memory.lines((num, *shape), observation_dtype(envs.single_observation_space))
         self.start = np.zeros(num, dtype=np.bool_)
         self.row = StepRow(
             obs=self.obs,

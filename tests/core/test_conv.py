@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from fastac.apply import Adam, LocalApply, flatten
+from fastac.apply import Adam, LocalApply, flat_size, flatten
 from fastac.build import Streams, build, build_envs, build_fused_objective, build_objective, build_sampler
 from fastac.build.network import build_model
 from fastac.config import Config, ModelConfig
@@ -156,9 +156,11 @@ def test_flattened_parameters_keep_their_values_and_their_order_in_memory():
         value, stride = before[name]
         assert torch.equal(p, value) and p.stride() == p.grad.stride() == stride
         assert p.untyped_storage().data_ptr() == vector.untyped_storage().data_ptr()
-    assert sum(p.numel() for p in model.parameters()) == vector.numel() == grad.numel()
+        assert p.data_ptr() % 64 == p.grad.data_ptr() % 64 == 0
+    assert flat_size(model) == vector.numel() == grad.numel()
     vector.copy_(torch.arange(len(vector)))  # every parameter has elements of its own
-    assert torch.cat([p.detach().flatten() for p in model.parameters()]).unique().numel() == len(vector)
+    params = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert params.unique().numel() == params.numel()
 
 
 # --- which encoder ------------------------------------------------------------------------------

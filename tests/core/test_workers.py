@@ -16,7 +16,7 @@ import torch
 from core_support import assert_same, weights
 from gymnasium.spaces import Box, Discrete
 
-from fastac.apply import Adam, LocalApply, SharedApply
+from fastac.apply import Adam, LocalApply, SharedApply, flat_size
 from fastac.build import Streams, assemble, build_fused_objective, build_head, resolve_workers
 from fastac.config import Config
 from fastac.contract import Alone, EnvFailure, NonFiniteError, Phases, WorkerFailure
@@ -148,7 +148,7 @@ def learn(rollout, model, settings, group):
 def test_workers_learn_what_one_learns_from_all_their_envs(settings, shares):
     whole = make_rollout()
     expected, metrics, rows = learn(whole, make_model(), settings, Alone())
-    param_size = sum(p.numel() for p in make_model().parameters())
+    param_size = flat_size(make_model())
     results = in_threads(
         [partial(learn, slice_envs(whole, envs), make_model(), settings) for envs in shares], param_size
     )
@@ -175,7 +175,7 @@ def test_a_step_that_is_taken_in_part_is_not_saved():
             return np.stack([array, array])
 
     model = make_model()
-    params = sum(p.numel() for p in model.parameters())
+    params = flat_size(model)
     memory = GroupMemory.allocate(2, 64, 1, params, {"average": 0.0, "square": 0.0})
     apply = SharedApply(model, Adam(1e-5), 0.5, Deserted(), memory.vectors(), torch.ones(2, params))
     assert apply.get_state()["steps"] == 0
