@@ -39,8 +39,9 @@ def zeros(
 
 def copy_of(array: NDArray[np.generic], dtype: torch.dtype | None = None) -> Tensor:
     """Copy an array, which may begin anywhere, into a tensor of its own dtype or of another."""
-    source = torch.from_numpy(np.ascontiguousarray(array))
-    return empty(source.shape, dtype or source.dtype).copy_(source)
+    out = empty(array.shape, dtype or torch.from_numpy(np.empty(0, array.dtype)).dtype)
+    out.numpy()[...] = array
+    return out
 
 
 def whole_lines(count: int, itemsize: int) -> int:

@@ -18,22 +18,16 @@ import torch
 from torch import Tensor
 
 from fastac import memory
+from fastac.fused.fusable import is_fusable
 from fastac.fused.layers import Layer, LinearLayer, Op, read_layers
 from fastac.kernels import scale_images
-from fastac.models import ActorCritic, ConvEncoder, IdentityCore, MLPEncoder, NoObsNormalizer
+from fastac.models import ActorCritic, ConvEncoder, NoObsNormalizer
 
 # A tape up to this size stays in a core's own cache from acting to learning.
 _CACHE_BYTES = 2**20
 # Up to about this many inputs, computing a unit again (2 flops each at 150 GFLOP/s) is cheaper than its
 # 4 bytes' way to memory and back (at 8 GB/s).
 _FEW_INPUTS = 64
-
-
-def is_fusable(model: ActorCritic) -> bool:
-    """Return whether a model is made of what this room knows: fastac's own encoders, and no memory."""
-    return all(
-        isinstance(t.encoder, MLPEncoder | ConvEncoder) and isinstance(t.core, IdentityCore) for t in model.trunks
-    )
 
 
 class FusedNetwork:

@@ -145,7 +145,7 @@ def measure(
             env_s = time_call(step, clock)
         network: _Network = (
             _FusedNetwork(model, num_envs, lead[0], obs_space, keeps, rng)
-            if is_fusable(model)
+            if is_fusable(parts.model)
             else _ModuleNetwork(model, num_envs, lead, obs_space, rng)
         )
         per_row = num_envs / math.prod(lead)

@@ -44,7 +44,7 @@ CASES = {
     "minatar": ("minatar", (10, 10, 4), torch.float32),
     "minatar, one plane": ("minatar", (1, 6, 7), torch.uint8),
 }
-A2C = Coefs(1.0 / 9.0, 0.0, 1.0, 0.5, 0.01, None)
+A2C = Coefs(1.0 / 9.0, 0.0, 1.0, 0.5, 0.01, 0.1)
 PPO = Coefs(1.0 / 9.0, 0.3, 1.7, 0.4, 0.02, 0.1)
 
 
@@ -270,7 +270,7 @@ def check_gradients(model, network, tape, rollout, coefs):
     """Hold every way to the gradient to autograd's."""
     rollout.log_prob.add_(0.3 * torch.randn(rollout.log_prob.shape, generator=torch.Generator().manual_seed(9)))
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
-    loss = policy_gradient if coefs.clip_coef is None else clipped_surrogate
+    loss = policy_gradient if coefs is A2C else clipped_surrogate
     objective, rows = build_fused_objective(model.head, loss), NUM_STEPS * NUM_ENVS
     plain = AutogradGradient(model, PlainObjective(model.head, loss), CPU)
     terms, expected = gradients(model, plain, batch, coefs, False)

@@ -36,7 +36,7 @@ NETS = [
     ((), "relu", True),
     ((6, 5, 4), "elu", False),
 ]
-A2C = Coefs(1.0 / 23.0, 0.0, 1.0, 0.5, 0.01, None)
+A2C = Coefs(1.0 / 23.0, 0.0, 1.0, 0.5, 0.01, 0.1)
 PPO = Coefs(1.0 / 23.0, 0.3, 1.7, 0.4, 0.02, 0.1)
 
 
@@ -126,7 +126,7 @@ def test_its_gradients_are_autograds(net, space, normalizes, coefs, chunk, cache
     network, actor = act_fused(model, rollout)
     rollout.log_prob.add_(0.3 * torch.randn(rollout.log_prob.shape, generator=torch.Generator().manual_seed(9)))
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
-    loss = policy_gradient if coefs.clip_coef is None else clipped_surrogate
+    loss = policy_gradient if coefs is A2C else clipped_surrogate
     results = []
     objective = build_fused_objective(model.head, loss)
     for gradient, is_fresh in (
@@ -165,7 +165,7 @@ def test_heads_without_a_kernel_of_their_own_learn_as_under_autograd(kind, net, 
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-4, atol=1e-4)
     ours.log_prob.add_(0.3 * torch.randn(ours.log_prob.shape, generator=torch.Generator().manual_seed(9)))
     (batch,) = FlatMinibatches(1, torch.Generator()).split(ours)
-    loss = policy_gradient if coefs.clip_coef is None else clipped_surrogate
+    loss = policy_gradient if coefs is A2C else clipped_surrogate
     objective = build_fused_objective(model.head, loss)
     results = []
     for gradient in (

@@ -22,7 +22,7 @@ from fastac.config import Config
 from fastac.contract import Alone, EnvFailure, NonFiniteError, Phases, WorkerFailure
 from fastac.fused import FusedGradient, FusedNetwork
 from fastac.learner import Learner, merge_moments
-from fastac.losses import policy_gradient
+from fastac.losses import clipped_surrogate, policy_gradient
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, RewardNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
 from fastac.rollout.observations import Rows
@@ -132,7 +132,7 @@ def learn(rollout, model, settings, group):
     apply = LocalApply(model, Adam(1e-5), 0.5)
     if isinstance(group, SharedGroup):
         apply = SharedApply(model, Adam(1e-5), 0.5, group, group.vectors, group.grads)
-    objective = build_fused_objective(model.head, policy_gradient)
+    objective = build_fused_objective(model.head, clipped_surrogate if settings["algo"] == "ppo" else policy_gradient)
     gradient = FusedGradient(FusedNetwork(model), objective, None, rollout.reward.numel())
     learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), apply, group)
     metrics = [learner.learn(rollout, rollout.reward, 0.1, Phases()) for _ in range(3)]
