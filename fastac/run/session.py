@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 
-import torch
-
-from fastac.build import EncoderFactory, EnvFactory, Parts, load_module
+from fastac.build import EncoderFactory, EnvFactory, Parts, load_module, single_thread
 from fastac.config import Config, JsonValue
 from fastac.contract import (
     Asynchrony,
@@ -55,6 +53,7 @@ from fastac.records import (
 )
 from fastac.run.signals import Stop, stop_signals
 from fastac.run.state import Ending, Progress, env_steps_of, last_report
+from fastac.run.threads import steps_on_one_thread
 from fastac.tools.efficiency import BareTimes, count_rows, efficiency, measure, rows_per_iteration
 from fastac.tools.evaluate import Evaluation
 from fastac.tools.evaluator import open_evaluator
@@ -119,8 +118,6 @@ class Session:
             log.info("continuing from step %d", self._steps_seen)
         self._writers = self._open_writers(state)
         self._bar: Bar = open_bar(config.run.total_env_steps) if show_progress else NullBar()
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # for small networks a second thread costs more than it brings
         self._evaluator = open_evaluator(config, parts.model, env_factory, encoder)
 
     def __repr__(self) -> str:
@@ -174,7 +171,8 @@ class Session:
             return rows, NullWriter()
         return rows, TensorBoardWriter(self.directory.tensorboard_path, self.config, mark and mark[1])
 
-    def __iter__(self) -> Iterator[Report]:
+    @steps_on_one_thread  # for small networks a second thread costs more than it brings
+    def __iter__(self) -> Generator[Report, None, None]:
         """Train; yield every report of the trainer, after it was logged, evaluated and saved as due.
 
         Ends when the budget of steps or minutes is spent, the target is reached, or SIGINT or SIGTERM asked to
@@ -345,6 +343,7 @@ class Session:
         what = "the state before that update and its rollout are" if rollout else "the state is"
         return f"{what} saved in {path}"
 
+    @single_thread()
     def finish(self, measure_efficiency: bool = False) -> dict[str, JsonValue]:
         """End the run: evaluate and save what was not yet, write `summary.json`, close; return the summary.
 
@@ -421,7 +420,6 @@ class Session:
     def _close(self) -> None:
         self._closed = True
         with ExitStack() as closing:  # closes each of them, whatever another one raises
-            closing.callback(torch.set_num_threads, self._threads)
             closing.callback(self.parts.close)
             closing.callback(self._evaluator.close)
             for writer in self._writers:
