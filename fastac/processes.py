@@ -26,7 +26,6 @@ from math import prod
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import DupFd
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
@@ -147,6 +146,8 @@ class ProcessLock:
 
     def __reduce__(self) -> tuple[Callable[[_Handed], ProcessLock], tuple[_Handed]]:
         """Hand it to a process that is being started."""
+        from multiprocessing.reduction import DupFd  # not on Windows, which has no such lock either
+
         return _rebuild_lock, (DupFd(self._fd),)
 
 

@@ -76,14 +76,15 @@ class Rollout:
         Where `frame_stack` is S > 1, `obs_shape` is a frame's and an observation a stack of S.
         """
         rows, rows_and_next = (num_steps, num_envs), (num_steps + 1, num_envs)
-        zeros = partial(memory.zeros, pin=pin)
+        zeros = partial(torch.zeros, pin_memory=pin)
         start = zeros(rows_and_next, dtype=torch.bool)
-        obs = zeros((frame_stack - 1 + num_steps + 1, num_envs, *obs_shape), dtype=obs_dtype)
+        # Of all these the matrix library reads only observations.
+        obs = memory.zeros((frame_stack - 1 + num_steps + 1, num_envs, *obs_shape), obs_dtype, pin=pin)
         return cls(
             observations=Rows(obs) if frame_stack == 1 else Stacks(obs, start, frame_stack),
             start=start,
-            state=zeros((num_envs, state_size)),
-            action=zeros((*rows, *action_shape), dtype=action_dtype),
+            state=zeros(num_envs, state_size),
+            action=zeros(*rows, *action_shape, dtype=action_dtype),
             log_prob=zeros(rows),
             value=zeros(rows_and_next),
             reward=zeros(rows),

@@ -224,6 +224,23 @@ def test_after_an_update_nothing_of_the_old_weights_is_left(cache_bytes, monkeyp
         torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=2e-5)
 
 
+def test_batches_of_ever_other_lengths_are_forgotten(monkeypatch):
+    monkeypatch.setattr(fused_gradient, "CHUNK", 12)
+    model, rollout = make_model(SPACES["discrete"], (8,), "tanh", True), make_rollout(SPACES["discrete"])
+    network, actor = act_fused(model, rollout)
+    (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
+    objective, rows = build_fused_objective(model.head, policy_gradient), NUM_STEPS * NUM_ENVS
+    gradient = FusedGradient(network, objective, actor.tape, rows)
+    for length in [*range(1, rows + 1), *range(rows, 0, -3)]:
+        for is_fresh in (True, False):
+            found = []
+            for one in (gradient, FusedGradient(network, objective, actor.tape, rows)):
+                terms = one(batch.rows(0, length), A2C, is_fresh).clone()
+                found.append((terms, gradient_of(model)))
+            assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert len(gradient._passes) == 2 * 3  # a pass for each chunk, kept or not
+
+
 def value_loss(model, rollout):
     none = torch.zeros(NUM_ENVS, 0)
     value = model.value(rollout.obs[:-1], none, rollout.start[:-1])
