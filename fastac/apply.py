@@ -1,7 +1,8 @@
 """How a gradient reaches the parameters.
 
 All parameters of a model are made views of one flat tensor, and so are their gradients: clipping is
-one norm, an optimiser step one pass over a few vectors whatever the number of layers. The rules are
+one norm, an optimiser step one pass over a few vectors whatever the number of layers. Each begins at a cache line
+(see `fastac.memory`); the gaps between them hold zeros, which add nothing to a norm and stay as they are. The rules are
 kernels of our own: `torch.optim` imports torch's compiler, which costs two seconds at start-up, and goes
 over the vectors seven times; tests hold ours to torch's.
 """
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastac import memory
 from fastac.contract import Group, StateTree, WorkerFailure, read_number, read_tensor
 from fastac.kernels import adam_step, rmsprop_step
 
@@ -118,7 +120,7 @@ class Vectors:
     """The parameters of a model and the statistics that an optimiser keeps of them.
 
     Attributes:
-        param: `[P]`.
+        param: `[P]`, see `flatten`.
         slots: `[P]` each, by name.
     """
 
@@ -130,9 +132,19 @@ class Vectors:
         return {**{name: slot.clone() for name, slot in self.slots.items()}, "steps": steps}
 
     def set_state(self, state: StateTree) -> int:
-        """Restore the slots bit for bit; return the steps that they have seen."""
+        """Restore the slots bit for bit; return the steps that they have seen.
+
+        Raises:
+            ValueError: they are of another network, or saved in another layout.
+        """
         for name, slot in self.slots.items():
-            slot.copy_(read_tensor(state, name))
+            saved = read_tensor(state, name)
+            if saved.shape != slot.shape:
+                raise ValueError(
+                    f"the checkpoint holds {saved.numel():,} numbers of the optimiser's {name!r}, expected "
+                    f"{slot.numel():,}: it is of another network or of an earlier version, and cannot be resumed."
+                )
+            slot.copy_(saved)
         return int(read_number(state, "steps"))
 
 
@@ -155,11 +167,6 @@ class LocalApply:
         self._vectors = Vectors(param, slots)
         self._rule, self._max_norm = rule, max_grad_norm
         self._steps = 0
-
-    @property
-    def size(self) -> int:
-        """Number of parameters."""
-        return self._grad.numel()
 
     def step(self, learning_rate: float) -> float:
         """See `Apply`."""
@@ -198,7 +205,7 @@ class SharedApply:
             rule: the optimiser.
             max_grad_norm: clip the global gradient norm to this; None does not clip.
             group: whose gradients add up; a worker's is that of its share of one mean.
-            shared: everybody's, as large as the model.
+            shared: everybody's, of `flat_size(model)`.
             grads: `[K, P]`, a row for each worker.
 
         Raises:
@@ -206,11 +213,12 @@ class SharedApply:
         """
         flatten(model, shared.param, grads[group.rank])
         self._grad, self._shared = grads[group.rank], shared
-        begin, end = (len(shared.param) * rank // group.size for rank in (group.rank, group.rank + 1))
+        lines = len(shared.param) // memory.FLOATS  # a worker's part begins at a cache line
+        begin, end = (lines * rank // group.size * memory.FLOATS for rank in (group.rank, group.rank + 1))
         self._parts = [grad[begin:end] for grad in grads]  # of everybody's gradient, what is this worker's to step
         self._param = shared.param[begin:end]
         self._slots = {name: slot[begin:end] for name, slot in shared.slots.items()}
-        self._sum = torch.empty_like(self._param)
+        self._sum = memory.empty(self._param.shape)
         self._rule, self._max_norm, self._group = rule, max_grad_norm, group
         self._square = np.zeros(1)
         self._steps = 0
@@ -287,7 +295,7 @@ class HogwildApply:
             model: on the CPU; its parameters become views of one vector.
             rule: the optimiser.
             max_grad_norm: clip the norm of this worker's gradient to this; None does not clip.
-            shared: everybody's; as large as the model.
+            shared: everybody's, of `flat_size(model)`.
             ledger: counts everybody's steps.
             lock: held from a step to the end of the copy after it; a null context for none.
 
@@ -335,11 +343,20 @@ def clip_scale(norm: float, max_norm: float | None) -> float:
     return 1.0 if max_norm is None or norm <= max_norm else max_norm / (norm + 1e-6)
 
 
+def flat_size(model: nn.Module) -> int:
+    """Return the size P of a model's flat vector: its trainable parameters, each filled up to whole cache lines."""
+    return sum(_room_of(p) for p in model.parameters() if p.requires_grad)
+
+
+def _room_of(param: Tensor) -> int:
+    return memory.whole_lines(param.numel(), param.itemsize)
+
+
 def flatten(model: nn.Module, vector: Tensor | None = None, grad: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Move a model's parameters into one vector `[P]` and give them gradients in another; return both.
 
-    Each keeps the order that its elements have in memory, which its encoder may have chosen for speed. The vectors
-    are those given, or new ones where the model is.
+    Each parameter begins at a cache line and keeps the order that its elements have in memory, which its encoder may
+    have chosen for speed. The vectors are those given, which hold zeros, or new ones where the model is.
 
     Raises:
         ValueError: a parameter is not float32.
@@ -348,11 +365,15 @@ def flatten(model: nn.Module, vector: Tensor | None = None, grad: Tensor | None 
     odd = next((p.dtype for p in params if p.dtype != torch.float32), None)
     if odd is not None:
         raise ValueError(f"the model has parameters of {odd}, expected torch.float32: convert the encoder's.")
-    sizes = [p.numel() for p in params]
-    vector = torch.empty(sum(sizes), device=params[0].device) if vector is None else vector
-    grad = torch.zeros_like(vector) if grad is None else grad
-    for p, data, slot in zip(params, vector.split(sizes), grad.split(sizes), strict=True):
+    size, device = flat_size(model), params[0].device
+    vector = memory.zeros([size], device=device) if vector is None else vector
+    grad = memory.zeros([size], device=device) if grad is None else grad
+    assert vector.shape == grad.shape == (size,), "the vectors are of another model"
+    assert memory.begins_line(vector) and memory.begins_line(grad), "a flat vector does not begin at a cache line"
+    begin = 0
+    for p in params:
         strides = torch.empty_like(p).stride()  # those of p, or where that has gaps or overlaps, contiguous ones
-        p.data = data.as_strided(p.shape, strides).copy_(p.data)
-        p.grad = slot.as_strided(p.shape, strides)
+        p.data = vector[begin:].as_strided(p.shape, strides).copy_(p.data)
+        p.grad = grad[begin:].as_strided(p.shape, strides)
+        begin += _room_of(p)
     return vector, grad

@@ -418,12 +418,12 @@ def read_branch(state: StateTree, key: str) -> StateTree:
 
 
 def read_tensor(state: StateTree, key: str) -> Tensor:
-    """Read an array of a saved state as a tensor that shares no memory with it."""
+    """Read an array of a saved state as a tensor in memory of torch's own, which begins at a cache line."""
     leaf = state[key]
     if isinstance(leaf, Tensor):
         return leaf.clone()
     assert isinstance(leaf, np.ndarray), f"expected an array at {key!r} in a saved state, found {type(leaf).__name__}"
-    return torch.from_numpy(leaf.copy())
+    return torch.tensor(leaf)
 
 
 def read_number(state: StateTree, key: str) -> int | float:

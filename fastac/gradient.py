@@ -29,7 +29,7 @@ class Coefs:
         scale: multiplies it. 0 and 1 leave it as estimated.
         vf_coef: weight of the value loss.
         ent_coef: weight of the entropy.
-        clip_coef: PPO's clipping range; None is the plain policy gradient (A2C, REINFORCE).
+        clip_coef: PPO's clipping range, for losses that clip.
     """
 
     inverse_count: float
@@ -37,7 +37,7 @@ class Coefs:
     scale: float
     vf_coef: float
     ent_coef: float
-    clip_coef: float | None
+    clip_coef: float
 
     @property
     def weights(self) -> tuple[float, float, float, float, float]:
@@ -125,33 +125,35 @@ class PlainObjective:
             weight.float(),
             coefs.vf_coef,
             coefs.ent_coef,
-            coefs.clip_coef or 0.0,
+            coefs.clip_coef,
         )
         return terms.total, torch.stack([getattr(terms, name).detach().double() for name in TERMS])
 
 
 class CategoricalObjective:
-    """Logits, with the fused kernel."""
+    """Logits, with the fused kernel, which computes the policy gradient or PPO's clipped surrogate."""
+
+    def __init__(self, clips: bool) -> None:
+        """Say which: whether it clips."""
+        self._clips = clips
 
     def __call__(self, params: Tensor, value: Tensor, batch: Batch, coefs: Coefs) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
-        return fused_categorical_loss(
-            params.flatten(0, -2), value.flatten(), *_flat(batch), *coefs.weights, coefs.clip_coef
-        )
+        clip_coef = coefs.clip_coef if self._clips else None
+        return fused_categorical_loss(params.flatten(0, -2), value.flatten(), *_flat(batch), *coefs.weights, clip_coef)
 
 
 class GaussianObjective:
-    """Means and a state-independent deviation, with the fused kernel."""
+    """Means and a state-independent deviation, with the fused kernel: see `CategoricalObjective`."""
 
-    def __init__(self, log_std: Tensor) -> None:
+    def __init__(self, log_std: Tensor, clips: bool) -> None:
         """Take the head's parameter `[A]`."""
-        self._log_std = log_std
+        self._log_std, self._clips = log_std, clips
 
     def __call__(self, params: Tensor, value: Tensor, batch: Batch, coefs: Coefs) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
-        return fused_gaussian_loss(
-            params.flatten(0, -2), self._log_std, value.flatten(), *_flat(batch), *coefs.weights, coefs.clip_coef
-        )
+        rows = (params.flatten(0, -2), self._log_std, value.flatten(), *_flat(batch))
+        return fused_gaussian_loss(*rows, *coefs.weights, coefs.clip_coef if self._clips else None)
 
 
 def _flat(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

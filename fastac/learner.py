@@ -145,14 +145,13 @@ class Learner:
 
     def _coefs(self, advantages: Moments, done_fraction: float) -> Coefs:
         algo, optim = self._algo, self._optim
-        is_ppo = algo.algo == "ppo"
         return Coefs(
             inverse_count=1.0 / max(advantages.count, 1.0),
             shift=advantages.mean if algo.normalize_advantage else 0.0,
             scale=1.0 / (math.sqrt(advantages.var) + _EPS) if algo.normalize_advantage else 1.0,
             vf_coef=algo.vf_coef if algo.baseline else 0.0,
             ent_coef=anneal(optim.ent_coef_schedule, algo.ent_coef, done_fraction),
-            clip_coef=anneal(optim.clip_coef_schedule, algo.clip_coef, done_fraction) if is_ppo else None,
+            clip_coef=anneal(optim.clip_coef_schedule, algo.clip_coef, done_fraction),
         )
 
     def _update(self, batch: Batch, coefs: Coefs, learning_rate: float, is_fresh: bool) -> NDArray[np.float64]:

@@ -19,13 +19,13 @@ import traceback
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from ctypes import c_ubyte
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import DupFd
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
+from fastac.memory import line_bytes, line_view, whole_lines
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -83,16 +84,29 @@ def to_error(who: str, failed: Failed) -> EnvFailure | NonFiniteError | WorkerFa
 
 
 class SharedArray(Generic[Scalar]):
-    """An array in anonymous shared memory; it can be handed to a process that is being started."""
+    """An array in anonymous shared memory; it can be handed to a process that is being started.
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Scalar]) -> None:
-        """Allocate zeros."""
+    It begins at a cache line, and shares its lines with no other array.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Scalar], apart: bool = False) -> None:
+        """Allocate zeros.
+
+        Args:
+            shape: of the array.
+            dtype: of its numbers.
+            apart: each entry of the first axis begins at a cache line of its own, so that workers which each write
+                one of them do not slow each other down; the view then has gaps.
+        """
         self._shape, self._dtype = shape, dtype
-        self._memory = RawArray("B", prod(shape) * dtype.itemsize)
+        row = prod(shape[1:])
+        self._padded = (shape[0], whole_lines(row, dtype.itemsize)) if apart else (shape[0], row)
+        self._memory = RawArray(c_ubyte, line_bytes(self._padded, dtype))
 
     def view(self) -> NDArray[Scalar]:
         """Return the array over the shared memory, in whichever process this is."""
-        return np.frombuffer(self._memory, dtype=self._dtype).reshape(self._shape)
+        rows = line_view(memoryview(self._memory), self._padded, self._dtype)
+        return rows[:, : prod(self._shape[1:])].reshape(self._shape)
 
 
 class ProcessLock:
@@ -132,6 +146,8 @@ class ProcessLock:
 
     def __reduce__(self) -> tuple[Callable[[_Handed], ProcessLock], tuple[_Handed]]:
         """Hand it to a process that is being started."""
+        from multiprocessing.reduction import DupFd  # not on Windows, which has no such lock either
+
         return _rebuild_lock, (DupFd(self._fd),)
 
 

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import get_args
@@ -70,3 +71,20 @@ def test_make_help_lists_every_target():
     makefile = (ROOT / "Makefile").read_text()
     phony = set(re.search(r"^\.PHONY:(.*)$", makefile, re.M)[1].split()) - {"always"}
     assert phony == set(re.findall(r"^([a-z-]+):.* ## \S", makefile, re.M))
+
+
+AS_ON_WINDOWS = """
+import importlib, multiprocessing.reduction, os, pkgutil, sys
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+del multiprocessing.reduction.DupFd, os.sched_getaffinity, os.sched_yield
+import fastac
+for module in pkgutil.walk_packages(fastac.__path__, "fastac."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+assert fastac.records.peak_rss_mb() is None
+"""
+
+
+def test_modules_that_only_unix_has_are_not_needed_to_import_fastac():
+    subprocess.run([sys.executable, "-c", AS_ON_WINDOWS], cwd=ROOT, check=True)

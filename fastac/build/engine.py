@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import singledispatch
-
 import torch
 
 from fastac.config import AlgoName, Config
@@ -21,6 +19,7 @@ from fastac.fused import (
     Sampler,
     StagedActor,
     StagedGradient,
+    is_as_written,
     is_fusable,
 )
 from fastac.gradient import (
@@ -41,6 +40,8 @@ _LOSSES: dict[AlgoName, PolicyLoss] = {
     "reinforce": policy_gradient,
     "ppo": clipped_surrogate,
 }
+# The losses that kernels compute, and whether they clip; of any other a kernel knows nothing.
+_CLIPS: dict[PolicyLoss, bool] = {policy_gradient: False, clipped_surrogate: True}
 
 
 def build_engine(
@@ -82,38 +83,33 @@ def _build_autograd(
     return actor, AutogradGradient(model, objective, device, actor.graphs), 0
 
 
-@singledispatch
 def build_objective(head: Head, loss: PolicyLoss) -> Objective:
-    """Build the objective of an autograd model: fused where there is a kernel for the head."""
+    """Build the objective of an autograd model: by a kernel where there is one for exactly this head and loss."""
+    if _has_kernel(head, loss):
+        if isinstance(head, CategoricalHead):
+            return CategoricalObjective(_CLIPS[loss])
+        if isinstance(head, GaussianHead):
+            return GaussianObjective(head.log_std, _CLIPS[loss])
     return PlainObjective(head, loss)
 
 
-@build_objective.register
-def _(head: CategoricalHead, loss: PolicyLoss) -> Objective:
-    return CategoricalObjective()
-
-
-@build_objective.register
-def _(head: GaussianHead, loss: PolicyLoss) -> Objective:
-    return GaussianObjective(head.log_std)
-
-
-@singledispatch
 def build_fused_objective(head: Head, loss: PolicyLoss) -> FusedObjective:
-    """Build the objective of a fused network."""
+    """Build the objective of a fused network, likewise."""
+    if _has_kernel(head, loss):
+        if isinstance(head, CategoricalHead):
+            return CategoricalFusedObjective(_CLIPS[loss])
+        if isinstance(head, GaussianHead):
+            return GaussianFusedObjective(head, _CLIPS[loss])
     return PlainFusedObjective(PlainObjective(head, loss))
 
 
-@build_fused_objective.register
-def _(head: CategoricalHead, loss: PolicyLoss) -> FusedObjective:
-    return CategoricalFusedObjective()
-
-
-@build_fused_objective.register
-def _(head: GaussianHead, loss: PolicyLoss) -> FusedObjective:
-    return GaussianFusedObjective(head)
+def _has_kernel(head: Head, loss: PolicyLoss) -> bool:
+    """Return whether a kernel computes this loss of this head, which may be no subclass: that may score otherwise."""
+    return loss in _CLIPS and type(head) in (CategoricalHead, GaussianHead) and is_as_written(head)
 
 
 def build_sampler(head: Head, num_envs: int) -> Sampler:
     """Build what samples a fused network's actions."""
-    return CategoricalSampler(head, num_envs) if isinstance(head, CategoricalHead) else PlainSampler(head)
+    if isinstance(head, CategoricalHead) and type(head) is CategoricalHead and is_as_written(head):
+        return CategoricalSampler(head, num_envs)
+    return PlainSampler(head)

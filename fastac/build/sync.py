@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from fastac.apply import Apply, LocalApply, SharedApply
+from fastac.apply import Apply, LocalApply, SharedApply, flat_size
 from fastac.build.environments import EnvFactory, Streams, build_envs, worker_seeds
 from fastac.build.network import EncoderFactory, build_model, load_module
 from fastac.build.shares import worker_share
@@ -129,10 +129,11 @@ def _build_first(
 
 def allocate_memory(share: Config, size: int, model: ActorCritic, envs: VecEnv) -> GroupMemory:
     """Allocate what `size` workers share, of which each has such a share of the run and such a model."""
-    params = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # The largest thing that is exchanged: observations' statistics, or a few numbers.
     statistics = 8 * (2 * int(np.prod(envs.single_observation_space.shape or ())) + 1)
-    return GroupMemory.allocate(size, max(statistics, 64), share.batch_size, params, build_rule(share.optim).slots)
+    return GroupMemory.allocate(
+        size, max(statistics, 64), share.batch_size, flat_size(model), build_rule(share.optim).slots
+    )
 
 
 def build(config: Config, envs: VecEnv, encoder: EncoderFactory | None = None) -> SyncParts:

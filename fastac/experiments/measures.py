@@ -355,16 +355,17 @@ def _train_for(config: Config, env_steps: int) -> StateTree:
 
 
 class _Recorder:
-    """An `Apply` that keeps gradients and takes no step."""
+    """An `Apply` that keeps the actor's gradients, `[P]` each, and takes no step."""
 
     def __init__(self, model: nn.Module) -> None:
         """Give the parameters their gradients."""
-        _, self._grad = flatten(model)
+        flatten(model)
+        self._params = [p for name, p in model.named_parameters() if p.requires_grad and _is_actors(name)]
         self.found: list[Tensor] = []
 
     def step(self, learning_rate: float) -> float:
         """Keep the gradient."""
-        self.found.append(self._grad.clone())
+        self.found.append(torch.cat([p.grad.flatten() for p in self._params if p.grad is not None]))
         return 0.0
 
     def get_state(self) -> StateTree:
@@ -386,10 +387,7 @@ def _estimate_gradients(config: Config, frozen: StateTree, number: int) -> Tenso
         for _ in range(number):
             pair.collect(Phases())
             pair.learn(0.0, Phases())
-        is_actors = torch.cat(
-            [torch.full((p.numel(),), _is_actors(name)) for name, p in model.named_parameters() if p.requires_grad]
-        )
-    return torch.stack(recorder.found)[:, is_actors]
+    return torch.stack(recorder.found)
 
 
 def _is_actors(parameter: str) -> bool:

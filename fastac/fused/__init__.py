@@ -4,6 +4,7 @@ The readable twin is `ActorCritic` under autograd, which tests hold this to.
 """
 
 from fastac.fused.actor import FusedActor, Sampler
+from fastac.fused.fusable import is_as_written, is_fusable
 from fastac.fused.gradient import FusedGradient, FusedObjective
 from fastac.fused.heads import (
     CategoricalFusedObjective,
@@ -12,7 +13,7 @@ from fastac.fused.heads import (
     PlainFusedObjective,
     PlainSampler,
 )
-from fastac.fused.network import FusedNetwork, Tape, is_fusable
+from fastac.fused.network import FusedNetwork, Tape
 from fastac.fused.staged import StagedActor, StagedGradient
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "StagedActor",
     "StagedGradient",
     "Tape",
+    "is_as_written",
     "is_fusable",
 ]

@@ -67,7 +67,7 @@ class FusedGradient:
         self._own = Tape(network, rows if goes_forward or kept is None else 0)
         self._scratch = Scratch(network, rows)
         self._terms = torch.zeros(5, dtype=torch.float64)
-        self._passes: dict[tuple[bool, int, int], BackwardPass] = {}
+        self._passes: dict[tuple[bool, int], tuple[int, BackwardPass]] = {}
         self._batch: Batch | None = None  # whose parts are kept: the whole rollout is the same every time
         self._parts: list[Batch] = []
 
@@ -96,10 +96,14 @@ class FusedGradient:
         return self._terms
 
     def _pass(self, is_kept: bool, begin: int, end: int) -> BackwardPass:
-        """Return what goes through a chunk, made once: in the kept tape, or in as many rows of the own one."""
-        key = (is_kept, begin, end)
-        if key not in self._passes:
+        """Return what goes through a chunk, in the kept tape or in as many rows of the own one.
+
+        It is made once for the rows that begin there, or anew where there are others: the last chunk is as long as
+        episodes leave it.
+        """
+        known_end, step = self._passes.get((is_kept, begin), (-1, None))
+        if step is None or known_end != end:
             tape, at = (self._kept, begin) if is_kept and self._kept is not None else (self._own, 0)
-            rows = (at, at + end - begin)
-            self._passes[key] = BackwardPass(self._network, tape, *rows, self._scratch, adds=begin > 0)
-        return self._passes[key]
+            step = BackwardPass(self._network, tape, at, at + end - begin, self._scratch, adds=begin > 0)
+            self._passes[is_kept, begin] = end, step
+        return step

@@ -64,13 +64,16 @@ class PlainFusedObjective:
         total, these = self._objective(params, value, batch, coefs)
         total.backward()
         for leaf, d in ((params, d_params), (value, d_value)):
-            assert leaf.grad is not None
-            d.copy_(leaf.grad)
+            d.zero_() if leaf.grad is None else d.copy_(leaf.grad)  # a loss need not use both
         terms.add_(these)
 
 
 class CategoricalFusedObjective:
-    """Logits, with the fused kernel."""
+    """Logits, with the fused kernel, which computes the policy gradient or PPO's clipped surrogate."""
+
+    def __init__(self, clips: bool) -> None:
+        """Say which: whether it clips."""
+        self._clips = clips
 
     def __call__(
         self,
@@ -84,14 +87,16 @@ class CategoricalFusedObjective:
     ) -> None:
         """See `FusedObjective`."""
         rows = (batch.action, batch.log_prob, batch.advantage, batch.return_, batch.valid)
-        categorical_loss(params, value, *rows, *coefs.weights, coefs.clip_coef, d_params, d_value, terms)
+        clip_coef = coefs.clip_coef if self._clips else None
+        categorical_loss(params, value, *rows, *coefs.weights, clip_coef, d_params, d_value, terms)
 
 
 class GaussianFusedObjective:
-    """Means and a state-independent deviation, with the fused kernel."""
+    """Means and a state-independent deviation, with the fused kernel: see `CategoricalFusedObjective`."""
 
-    def __init__(self, head: GaussianHead) -> None:
+    def __init__(self, head: GaussianHead, clips: bool) -> None:
         """Take the head, whose `log_std` has a gradient already."""
+        self._clips = clips
         assert head.log_std.grad is not None, "flatten the parameters first"
         self._log_std, self._d_log_std = head.log_std.detach(), head.log_std.grad
 
@@ -113,7 +118,7 @@ class GaussianFusedObjective:
             value,
             *rows,
             *coefs.weights,
-            coefs.clip_coef,
+            coefs.clip_coef if self._clips else None,
             d_params,
             self._d_log_std,
             d_value,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastac import memory
 from fastac.config import ActivationName
 from fastac.kernels import prepare_dense
 from fastac.models import ConvEncoder, MLPEncoder, Shape
@@ -96,6 +97,7 @@ class LinearLayer:
         assert layer.weight.grad is not None and layer.bias.grad is not None, "flatten the parameters first"
         self.weight, self._bias = layer.weight.detach(), layer.bias.detach()  # [H, D], [H]
         self._grad_weight, self._grad_bias = self.grads = layer.weight.grad, layer.bias.grad
+        _check_places(self.weight, self._bias, *self.grads)
         self.num_outputs, self.num_inputs = self.weight.shape
         self._activation = activation
         self._weight_in: Tensor | None = None  # [D, H], a copy for acting where that is of use
@@ -145,6 +147,7 @@ class ConvLayer:
         assert layer.weight.grad is not None and layer.bias.grad is not None, "flatten the parameters first"
         self._weight, self._bias = layer.weight.detach(), layer.bias.detach()  # [O, C, k, k], [O]
         self.grads = layer.weight.grad, layer.bias.grad
+        _check_places(self._weight, self._bias, *self.grads)
         self._stride, self._before, self._after = list(layer.stride), before, after
         self.num_inputs, self.num_outputs = math.prod(before), math.prod(after)
 
@@ -180,6 +183,10 @@ class ConvLayer:
             grad.add_(found) if adds else grad.copy_(found)
         if d_x is not None:  # the copy into place is the ReLU's backward as well
             _aten.threshold_backward.grad_input(z, x, 0.0, grad_input=d_x)
+
+
+def _check_places(*tensors: Tensor) -> None:
+    assert all(map(memory.begins_line, tensors)), "a parameter or its gradient does not begin at a cache line"
 
 
 def _as_images(flat: Tensor, shape: Shape) -> Tensor:

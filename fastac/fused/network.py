@@ -17,22 +17,17 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from fastac import memory
+from fastac.fused.fusable import is_fusable
 from fastac.fused.layers import Layer, LinearLayer, Op, read_layers
 from fastac.kernels import scale_images
-from fastac.models import ActorCritic, ConvEncoder, IdentityCore, MLPEncoder, NoObsNormalizer
+from fastac.models import ActorCritic, ConvEncoder, NoObsNormalizer
 
 # A tape up to this size stays in a core's own cache from acting to learning.
 _CACHE_BYTES = 2**20
 # Up to about this many inputs, computing a unit again (2 flops each at 150 GFLOP/s) is cheaper than its
 # 4 bytes' way to memory and back (at 8 GB/s).
 _FEW_INPUTS = 64
-
-
-def is_fusable(model: ActorCritic) -> bool:
-    """Return whether a model is made of what this room knows: fastac's own encoders, and no memory."""
-    return all(
-        isinstance(t.encoder, MLPEncoder | ConvEncoder) and isinstance(t.core, IdentityCore) for t in model.trunks
-    )
 
 
 class FusedNetwork:
@@ -90,7 +85,7 @@ class FusedNetwork:
 
     def empty(self, *shape: int) -> Tensor:
         """Allocate where the network is."""
-        return torch.empty(shape, device=self.device)
+        return memory.empty(shape, device=self.device)
 
 
 def _prepare_images(encoder: ConvEncoder, obs: Tensor, x: Tensor) -> Op:
@@ -147,11 +142,15 @@ class Tape:
         ]
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All, and what trunks share once for each."""
+        tensors = [self.params, self.value, *(y for trunk in self.hidden for y in trunk)]
+        return tensors if self.inputs is None else [*tensors, self.inputs]
+
+    @property
     def nbytes(self) -> int:
         """Memory of all tensors."""
-        tensors = [self.params, self.value, *(y for trunk in self.hidden for y in trunk)]
-        tensors += [] if self.inputs is None else [self.inputs]
-        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in self.tensors}.values())
 
 
 class Scratch:
@@ -173,13 +172,17 @@ class Scratch:
         self.first = network.empty(other_rows, network.sizes[0] if network.sizes else 0)
         self.images = network.empty(image_rows, network.num_inputs)
         self.params, self.value = network.empty(rows, network.num_params), network.empty(rows, 1)
-        self.ones = torch.ones(rows, device=network.device)
+        self.ones = network.empty(rows).fill_(1.0)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All."""
+        return [*self.hidden, self.first, self.images, self.params, self.value, self.ones]
 
     @property
     def nbytes(self) -> int:
         """Memory of all tensors."""
-        tensors = [*self.hidden, self.first, self.images, self.params, self.value, self.ones]
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 class Pass:
@@ -195,6 +198,7 @@ class Pass:
 
     def __init__(self, network: FusedNetwork, tape: Tape, begin: int, end: int, acts: bool = False) -> None:
         """Make the views of rows `begin` to `end`; one that acts uses weights as they were refreshed."""
+        assert memory.is_aligned(*tape.tensors), "activations do not begin at a cache line"
         self._network, self._acts = network, acts
         self._inputs = tape.inputs
         if tape.inputs is not None:
@@ -233,6 +237,7 @@ class Pass:
 
     def _bind(self, obs: Tensor, x: Tensor) -> None:
         """Make the calls that feed `obs`, as `x` where that is not the same, to the network."""
+        assert memory.is_aligned(obs), "observations do not begin at a cache line"
         network = self._network
         first: list[Op] = [] if x is obs else [network.prepare(obs, x)]
         trunks = [self._bind_trunk(index, x) for index in range(len(self.hidden))]
@@ -276,6 +281,7 @@ class BackwardPass(Pass):
             scratch: at least as many rows.
             adds: to the gradient of the layers' parameters, or else writes it.
         """
+        assert memory.is_aligned(*scratch.tensors), "a buffer of the backward pass does not begin at a cache line"
         super().__init__(network, tape, begin, end)
         self._adds = adds
         num = end - begin

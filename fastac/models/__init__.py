@@ -2,7 +2,7 @@
 
 from fastac.models.actor_critic import ActorCritic, Trunk
 from fastac.models.cores import IdentityCore, LSTMCore
-from fastac.models.encoders import ConvEncoder, MLPEncoder, Shape, pick_net
+from fastac.models.encoders import ConvEncoder, MLPEncoder, Shape, make_activation, pick_net
 from fastac.models.heads import CategoricalHead, DependentGaussianHead, GaussianHead, Head, MultiCategoricalHead
 from fastac.models.normalizers import (
     NoObsNormalizer,
@@ -35,6 +35,7 @@ __all__ = [
     "RunningMoments",
     "Shape",
     "Trunk",
+    "make_activation",
     "merge_moments",
     "pick_net",
 ]

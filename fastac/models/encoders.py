@@ -19,6 +19,11 @@ _Weighted = TypeVar("_Weighted", nn.Linear, nn.Conv2d)
 _ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU}
 
 
+def make_activation(name: ActivationName) -> nn.Module:
+    """Build what stands between layers."""
+    return _ACTIVATIONS[name]()
+
+
 def _init(layer: _Weighted, gain: float) -> _Weighted:
     """Make weights orthogonal (Saxe et al. 2014, arXiv 1312.6120) and biases zero."""
     nn.init.orthogonal_(layer.weight, gain)
@@ -46,7 +51,7 @@ class MLPEncoder(nn.Module):
         sizes = (obs_size, *hidden_sizes)
         layers: list[nn.Module] = []
         for before, after in pairwise(sizes):
-            layers += [make_linear(before, after, math.sqrt(2.0)), _ACTIVATIONS[activation]()]
+            layers += [make_linear(before, after, math.sqrt(2.0)), make_activation(activation)]
         self.layers = nn.Sequential(*layers)
         self.activation = activation
         self.output_size = sizes[-1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 from functools import cache
@@ -48,7 +47,11 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def peak_rss_mb() -> float:
-    """Return the most memory this process has held, in megabytes (10**6 bytes)."""
+def peak_rss_mb() -> float | None:
+    """Return the most memory this process has held, in megabytes (10**6 bytes); None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return (peak if sys.platform == "darwin" else peak * 1024) / 1e6  # bytes on macOS, KiB elsewhere

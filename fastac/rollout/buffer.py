@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastac import memory
 from fastac.contract import EnvFailure, StepRow
 from fastac.rollout.observations import Observations, Rows, Stacks
 
@@ -77,7 +78,8 @@ class Rollout:
         rows, rows_and_next = (num_steps, num_envs), (num_steps + 1, num_envs)
         zeros = partial(torch.zeros, pin_memory=pin)
         start = zeros(rows_and_next, dtype=torch.bool)
-        obs = zeros(frame_stack - 1 + num_steps + 1, num_envs, *obs_shape, dtype=obs_dtype)
+        # Of all these the matrix library reads only observations.
+        obs = memory.zeros((frame_stack - 1 + num_steps + 1, num_envs, *obs_shape), obs_dtype, pin=pin)
         return cls(
             observations=Rows(obs) if frame_stack == 1 else Stacks(obs, start, frame_stack),
             start=start,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastac import memory
 from fastac.contract import Actor, EnvFailure, Extras, ObsArray, Phases, StateTree, VecEnv, read_branch, read_tensor
 from fastac.rollout.buffer import Rollout
 
@@ -118,8 +119,7 @@ class Collector:
         broken = cut & ~np.isfinite(final_obs).reshape(len(cut), -1).all(axis=1)
         if broken.any():
             raise EnvFailure(f"env {np.flatnonzero(broken)[0]} returned a final observation that is not finite")
-        obs = torch.from_numpy(np.ascontiguousarray(final_obs)).to(self.rollout.obs.dtype)
-        value = self._actor.value_of(obs)  # [N]
+        value = self._actor.value_of(memory.copy_of(final_obs, self.rollout.obs.dtype))  # [N]
         mask = torch.from_numpy(cut)
         self.rollout.final_value[t] = torch.where(mask, value, 0.0)
         self.rollout.out_of_band[t] = mask

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastac import memory
 from fastac.contract import StateTree, read_tensor
 from fastac.kernels import stack_frames
 
@@ -74,6 +75,7 @@ class Rows:
 
     def __init__(self, rows: Tensor) -> None:
         """Take the rows `[T+1, N, *obs_shape]`."""
+        assert memory.is_aligned(rows), "observations do not begin at a cache line"
         self.rows = rows  # [T+1, N, ...]
         self._each = rows.unbind(0)
         self._flat = rows[:-1].flatten(0, 1)  # [T*N, ...]
@@ -94,7 +96,7 @@ class Rows:
 
     def empty(self, num: int) -> Tensor:
         """Allocate."""
-        return self.rows.new_empty(num, *self.rows.shape[2:])
+        return memory.empty((num, *self.rows.shape[2:]), self.rows.dtype)
 
     def batch(self) -> Tensor:
         """View the rows."""
@@ -140,6 +142,7 @@ class Stacks:
             start: `[T+1, N]` bool, the rollout's.
             size: S.
         """
+        assert memory.is_aligned(frames), "observations do not begin at a cache line"
         self.size, self.rows = size, frames[size - 1 :]
         self._frames = frames
         self._age = torch.zeros(start.shape, dtype=torch.int64)  # [T+1, N], frames before, at most S - 1
@@ -171,7 +174,7 @@ class Stacks:
 
     def empty(self, num: int) -> Tensor:
         """Allocate."""
-        return self._frames.new_empty(num, self.size, *self._frames.shape[2:])
+        return memory.empty((num, self.size, *self._frames.shape[2:]), self._frames.dtype)
 
     def batch(self) -> Tensor:
         """Allocate, the first time."""

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 
-import torch
-
-from fastac.build import EncoderFactory, EnvFactory, Parts, load_module
+from fastac.build import EncoderFactory, EnvFactory, Parts, load_module, single_thread
 from fastac.config import Config, JsonValue
 from fastac.contract import (
     Asynchrony,
@@ -55,6 +53,7 @@ from fastac.run.schedule import Schedule
 from fastac.run.signals import Stop, stop_signals
 from fastac.run.state import Ending, Progress, env_steps_of, last_report
 from fastac.run.summary import summarize
+from fastac.run.threads import steps_on_one_thread
 from fastac.tools.efficiency import BareTimes, count_rows, efficiency, measure, rows_per_iteration
 from fastac.tools.evaluate import Evaluation
 from fastac.tools.evaluator import Request, open_evaluator, plays_where_it_trains
@@ -131,8 +130,6 @@ class Session:
         self._writers = self._open_writers(state)
         only_at_end = config.run.eval_every == 0 or not config.run.eval
         self._bar: Bar = open_bar(config.run.total_env_steps, only_at_end) if verbose else NullBar()
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # for small networks a second thread costs more than it brings
         self._evaluator = open_evaluator(config, parts, env_factory, encoder, self._tell_evaluating)
 
     def __repr__(self) -> str:
@@ -193,7 +190,8 @@ class Session:
             return rows, NullWriter()
         return rows, TensorBoardWriter(self.directory.tensorboard_path, self.config, mark and mark[1])
 
-    def __iter__(self) -> Iterator[Report]:
+    @steps_on_one_thread  # for small networks a second thread costs more than it brings
+    def __iter__(self) -> Generator[Report, None, None]:
         """Train; yield every report of the trainer, after it was logged, evaluated and saved as due.
 
         Ends when the budget of steps or minutes is spent, the target is reached, or SIGINT or SIGTERM asked to
@@ -216,6 +214,9 @@ class Session:
             with stop_signals() as stop, closing(self.parts.trainer.run()) as reports:
                 self._stop = stop
                 self._evaluate_if_due()  # where a resumed run was stopped in its evaluation
+                if self._is_reached:
+                    self.ended_by = "until_return"
+                    return
                 for report in reports:
                     self._consume(report)
                     yield report
@@ -421,6 +422,7 @@ class Session:
         what = "the state before that update and its rollout are" if rollout else "the state is"
         return f"{what} saved in {path}"
 
+    @single_thread()
     def finish(self, measure_efficiency: bool = False) -> dict[str, JsonValue]:
         """End the run: evaluate and save what was not yet, write `summary.json`, close; return the summary.
 
@@ -568,7 +570,6 @@ class Session:
     def _close(self) -> None:
         self._closed = True
         with ExitStack() as closing:  # closes each of them, whatever another one raises
-            closing.callback(torch.set_num_threads, self._threads)
             closing.callback(self.parts.close)
             closing.callback(self._evaluator.close)
             for writer in self._writers:

@@ -29,6 +29,7 @@ from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from fastac import memory
 from fastac.build import EnvFactory, Parts, allocate_rollout, build_envs, single_thread, worker_share
 from fastac.config import Config, is_atari
 from fastac.contract import ActionArray
@@ -144,7 +145,7 @@ def measure(
             env_s = time_call(step, clock)
         network: _Network = (
             _FusedNetwork(model, num_envs, lead[0], obs_space, keeps, rng)
-            if is_fusable(model)
+            if is_fusable(parts.model)
             else _ModuleNetwork(model, num_envs, lead, obs_space, rng)
         )
         per_row = num_envs / math.prod(lead)
@@ -331,9 +332,9 @@ def _draw_obs(rng: np.random.Generator, rows: tuple[int, ...], space: ArraySpace
     """Draw observations `[*rows, *obs_shape]` in the dtype that they are stored in."""
     shape = (*rows, *(space.shape or ()))
     if observation_dtype(space) == np.uint8:
-        return torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
+        return memory.copy_of(rng.integers(0, 256, shape, dtype=np.uint8))
     return _draw(rng, *shape)
 
 
 def _draw(rng: np.random.Generator, *shape: int) -> Tensor:
-    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    return memory.copy_of(rng.standard_normal(shape, dtype=np.float32))

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator
 
+from fastac import memory
 from fastac.build.environments import to_int
 from fastac.config import ActionChoice
 from fastac.contract import BoolArray, EnvFailure, StepRow, VecEnv
@@ -115,8 +116,8 @@ class _Games:
         self._player, self._envs, self._noise, self._max_steps = player, envs, noise, max_steps
         shape, num = envs.single_observation_space.shape, envs.num_envs
         assert shape is not None
-        dtype = torch.from_numpy(np.empty(0, observation_dtype(envs.single_observation_space))).dtype
-        self._obs, self._start = torch.zeros(num, *shape, dtype=dtype), torch.zeros(num, dtype=torch.bool)
+        obs = memory.lines((num, *shape), observation_dtype(envs.single_observation_space))
+        self._obs, self._start = torch.from_numpy(obs), torch.zeros(num, dtype=torch.bool)
         flags = [np.zeros(num, dtype=np.bool_) for _ in range(4)]
         self._row = StepRow(self._obs.numpy(), self._start.numpy(), np.zeros(num, dtype=np.float32), *flags)
         self._total, self._length = np.zeros(num), np.zeros(num, dtype=np.int64)  # [N], of the episode so far

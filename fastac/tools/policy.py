@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastac import memory
 from fastac.contract import ActionArray, FloatArray, ObsArray
 from fastac.envs import observation_dtype
 from fastac.envs.flatten import FlatBox, RawObs, flatten_obs
@@ -107,7 +108,7 @@ class TrainedPolicy:
             raise ValueError(
                 f"the observation has shape {list(array.shape)}, expected [{expected}], or [N, {expected}] for a batch."
             )
-        batch = torch.from_numpy(array[None] if is_single else array)
+        batch = memory.copy_of(array[None] if is_single else array)
         return batch.to(self.device), is_single
 
     def _to_array(self, obs: RawObs) -> ObsArray:

@@ -37,7 +37,7 @@ LOSSES = (
     "explained_variance",
     "learning_rate",
 )
-_LINE = 8  # numbers in a cache line: rows on lines of their own do not slow each other down
+_LINE = 8  # numbers in a cache line; a worker's rows lie on lines of their own, and do not slow the others' down
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Board:
 
         Args:
             workers: K.
-            param_size: P.
+            param_size: P, the `flat_size` of the model.
             slots: the optimiser's statistics by name, and what they begin with.
             widths: running statistics by name, and their D.
         """
@@ -90,7 +90,9 @@ class Board:
             losses=SharedArray((workers, 2, _LINE), real),
             staleness=SharedArray((workers, MAX_STALENESS + 1), whole),
             found=SharedArray((workers, 2, ROOM), real),
-            statistics={name: SharedArray((workers, 2, 1 + 2 * width), real) for name, width in widths.items()},
+            statistics={
+                name: SharedArray((workers, 2, 1 + 2 * width), real, apart=True) for name, width in widths.items()
+            },
             versions={name: SharedArray((workers, _LINE), whole) for name in widths},
             extras=SharedExtras.allocate(workers),
         )

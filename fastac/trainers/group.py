@@ -31,7 +31,7 @@ _WATCH_S = 0.02  # between looks at whether the others are alive
 
 @dataclass(frozen=True, slots=True)
 class GroupMemory:
-    """Shared by K workers; handed to each when it is started.
+    """Shared by K workers; handed to each when it is started. Each writes into cache lines of its own.
 
     Attributes:
         slots: `[2, K, bytes]`, the exchanged numbers.
@@ -72,7 +72,7 @@ class GroupMemory:
             size: K.
             slot_bytes: of the largest thing that they exchange.
             max_episodes: E, the most that each finds in an iteration.
-            param_size: P.
+            param_size: P, the `flat_size` of the model.
             optimizer_slots: the optimiser's statistics by name, and what they begin with.
         """
         whole, real, single = np.dtype(np.int64), np.dtype(np.float64), np.dtype(np.float32)
@@ -81,11 +81,11 @@ class GroupMemory:
             counts=SharedArray((size, 8), whole),
             command=SharedArray((2,), whole),
             done_fraction=SharedArray((1,), real),
-            found=SharedArray((size, 2, max_episodes), real),
-            num_found=SharedArray((size,), whole),
+            found=SharedArray((size, 2, max_episodes), real, apart=True),
+            num_found=SharedArray((size,), whole, apart=True),
             param=SharedArray((param_size,), single),
             optimizer_slots={name: SharedArray((param_size,), single) for name in optimizer_slots},
-            grads=SharedArray((size, param_size), single),
+            grads=SharedArray((size, param_size), single, apart=True),
             extras=SharedExtras.allocate(size),
         )
         for name, value in optimizer_slots.items():

@@ -16,7 +16,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
-from fastac.apply import HogwildApply, Rule
+from fastac.apply import HogwildApply, Rule, flat_size, flatten
 from fastac.processes import SharedArray
 from fastac.trainers import Board, BoardRow
 from fastac.trainers.group import wait_until
@@ -31,14 +31,18 @@ def make_model() -> nn.Module:
     return nn.Linear(INPUTS, OUTPUTS)
 
 
+def num_params() -> int:
+    return INPUTS * OUTPUTS + OUTPUTS
+
+
 def param_size() -> int:
-    return sum(p.numel() for p in make_model().parameters())
+    return flat_size(make_model())
 
 
 def allocate(workers: int, rule: Rule) -> Board:
     """A board for `make_model`, which holds its parameters."""
     board = Board.allocate(workers, param_size(), rule.slots, {"obs": 2})
-    board.param.view()[:] = torch.cat([p.detach().flatten() for p in make_model().parameters()]).numpy()
+    board.param.view()[:] = flatten(make_model())[0].numpy()
     return board
 
 

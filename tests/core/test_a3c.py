@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from contextlib import closing, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -29,12 +30,13 @@ from a3c_support import (
     make_model,
     make_slow,
     multiply,
+    num_params,
     param_size,
     take_steps,
 )
 from core_support import PROBES, assert_same, make_parts, weights
 
-from fastac.apply import Adam, HogwildApply, LocalApply, RMSprop
+from fastac.apply import Adam, HogwildApply, LocalApply, RMSprop, flatten
 from fastac.build import Streams, assemble, restart_seed
 from fastac.build.environments import again_seeds, worker_seeds
 from fastac.build.hogwild import _make_worker
@@ -239,7 +241,7 @@ def test_a_gradient_of_ones_moves_parameters_by_as_much_each_time():
         model.zero_grad(set_to_none=False)
         sum(p.sum() for p in model.parameters()).backward()
         apply.step(1.0)
-        assert board.param.view().tolist() == [-1.0 - turn] * param_size()
+        assert torch.equal(torch.from_numpy(board.param.view()), flatten(deepcopy(model))[0])
         assert (parameters_of(model) == -1.0 - turn).all(), "a worker copies the parameters after its step"
 
 
@@ -265,12 +267,12 @@ def test_workers_in_turn_are_one_that_takes_all_their_steps(rule, make_lock):
     local = LocalApply(alone, rule, 0.5)
     rng = torch.Generator().manual_seed(0)
     for turn in range(7):
-        grad, worker = torch.randn(param_size(), generator=rng), turn % 2
+        grad, worker = torch.randn(parameters_of(alone).shape, generator=rng), turn % 2
         put_gradient(models[worker], grad)
         put_gradient(alone, grad)
         rate = 0.1 / (1 + turn)
         assert applies[worker].step(rate) == local.step(rate)
-        assert torch.equal(torch.from_numpy(board.param.view()), parameters_of(alone))
+        assert torch.equal(torch.from_numpy(board.param.view()), flatten(deepcopy(alone))[0])
         assert torch.equal(parameters_of(models[worker]), parameters_of(alone))
     assert_same(applies[0].get_state(), local.get_state())
 
@@ -280,7 +282,7 @@ def test_adam_corrects_its_averages_by_everybodys_steps():
     _, models, applies = make_applies(Adam(1e-5))
     counts = []
     for worker in (0, 1, 1, 0):
-        put_gradient(models[worker], torch.ones(param_size()))
+        put_gradient(models[worker], torch.ones(num_params()))
         applies[worker].step(0.01)
         counts.append(applies[worker].get_state()["steps"])
     assert counts == [1, 2, 3, 4]
@@ -292,7 +294,7 @@ def test_adam_corrects_its_averages_by_everybodys_steps():
 def test_numbers_that_are_not_finite_are_not_applied():
     board, models, applies = make_applies(Adam(1e-5))
     before = board.param.view().copy()
-    put_gradient(models[0], torch.full((param_size(),), torch.nan))
+    put_gradient(models[0], torch.full((num_params(),), torch.nan))
     assert np.isnan(applies[0].step(0.01))
     assert (board.param.view() == before).all()
     assert not any(slot.view().any() for slot in board.slots.values())
@@ -302,7 +304,7 @@ def test_numbers_that_are_not_finite_are_not_applied():
 def test_staleness_is_how_many_steps_of_others_lay_between_copy_and_step():
     board, models, applies = make_applies(RMSprop(1e-5, tensorflow=False))
     for model in models:
-        put_gradient(model, torch.ones(param_size()))
+        put_gradient(model, torch.ones(num_params()))
     expected = np.zeros((2, MAX_STALENESS + 1), int)
     # Who steps, and the others' steps since its last one (both have copied at the beginning).
     for worker, staleness in [(0, 0), (1, 1), (0, 1), (0, 0), (0, 0), (1, 3), (1, 0), (0, 2)]:
@@ -333,11 +335,11 @@ def test_mean_and_maximum_of_staleness_are_true_beyond_where_it_is_counted():
 def test_a_worker_copies_anew_when_it_is_told():
     board, models, applies = make_applies(Adam(1e-5))
     board.param.view()[:] = 3.0
-    put_gradient(models[1], torch.zeros(param_size()))
+    put_gradient(models[1], torch.zeros(num_params()))
     applies[1].step(0.0)
     applies[0].copy()
     assert (parameters_of(models[0]) == 3.0).all()
-    put_gradient(models[0], torch.zeros(param_size()))
+    put_gradient(models[0], torch.zeros(num_params()))
     applies[0].step(0.0)
     assert board.staleness.view()[0].tolist() == [1] + [0] * MAX_STALENESS  # it has copied after the other's step
 

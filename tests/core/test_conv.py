@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from fastac.apply import Adam, LocalApply, flatten
+from fastac.apply import Adam, LocalApply, flat_size, flatten
 from fastac.build import Streams, build, build_envs, build_fused_objective, build_objective, build_sampler
 from fastac.build.network import build_model
 from fastac.config import Config, ModelConfig
@@ -44,7 +44,7 @@ CASES = {
     "minatar": ("minatar", (10, 10, 4), torch.float32),
     "minatar, one plane": ("minatar", (1, 6, 7), torch.uint8),
 }
-A2C = Coefs(1.0 / 9.0, 0.0, 1.0, 0.5, 0.01, None)
+A2C = Coefs(1.0 / 9.0, 0.0, 1.0, 0.5, 0.01, 0.1)
 PPO = Coefs(1.0 / 9.0, 0.3, 1.7, 0.4, 0.02, 0.1)
 
 
@@ -156,9 +156,11 @@ def test_flattened_parameters_keep_their_values_and_their_order_in_memory():
         value, stride = before[name]
         assert torch.equal(p, value) and p.stride() == p.grad.stride() == stride
         assert p.untyped_storage().data_ptr() == vector.untyped_storage().data_ptr()
-    assert sum(p.numel() for p in model.parameters()) == vector.numel() == grad.numel()
+        assert p.data_ptr() % 64 == p.grad.data_ptr() % 64 == 0
+    assert flat_size(model) == vector.numel() == grad.numel()
     vector.copy_(torch.arange(len(vector)))  # every parameter has elements of its own
-    assert torch.cat([p.detach().flatten() for p in model.parameters()]).unique().numel() == len(vector)
+    params = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert params.unique().numel() == params.numel()
 
 
 # --- which encoder ------------------------------------------------------------------------------
@@ -268,7 +270,7 @@ def check_gradients(model, network, tape, rollout, coefs):
     """Hold every way to the gradient to autograd's."""
     rollout.log_prob.add_(0.3 * torch.randn(rollout.log_prob.shape, generator=torch.Generator().manual_seed(9)))
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
-    loss = policy_gradient if coefs.clip_coef is None else clipped_surrogate
+    loss = policy_gradient if coefs is A2C else clipped_surrogate
     objective, rows = build_fused_objective(model.head, loss), NUM_STEPS * NUM_ENVS
     plain = AutogradGradient(model, PlainObjective(model.head, loss), CPU)
     terms, expected = gradients(model, plain, batch, coefs, False)

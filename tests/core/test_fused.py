@@ -36,7 +36,7 @@ NETS = [
     ((), "relu", True),
     ((6, 5, 4), "elu", False),
 ]
-A2C = Coefs(1.0 / 23.0, 0.0, 1.0, 0.5, 0.01, None)
+A2C = Coefs(1.0 / 23.0, 0.0, 1.0, 0.5, 0.01, 0.1)
 PPO = Coefs(1.0 / 23.0, 0.3, 1.7, 0.4, 0.02, 0.1)
 
 
@@ -126,7 +126,7 @@ def test_its_gradients_are_autograds(net, space, normalizes, coefs, chunk, cache
     network, actor = act_fused(model, rollout)
     rollout.log_prob.add_(0.3 * torch.randn(rollout.log_prob.shape, generator=torch.Generator().manual_seed(9)))
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
-    loss = policy_gradient if coefs.clip_coef is None else clipped_surrogate
+    loss = policy_gradient if coefs is A2C else clipped_surrogate
     results = []
     objective = build_fused_objective(model.head, loss)
     for gradient, is_fresh in (
@@ -165,7 +165,7 @@ def test_heads_without_a_kernel_of_their_own_learn_as_under_autograd(kind, net, 
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-4, atol=1e-4)
     ours.log_prob.add_(0.3 * torch.randn(ours.log_prob.shape, generator=torch.Generator().manual_seed(9)))
     (batch,) = FlatMinibatches(1, torch.Generator()).split(ours)
-    loss = policy_gradient if coefs.clip_coef is None else clipped_surrogate
+    loss = policy_gradient if coefs is A2C else clipped_surrogate
     objective = build_fused_objective(model.head, loss)
     results = []
     for gradient in (
@@ -222,6 +222,23 @@ def test_after_an_update_nothing_of_the_old_weights_is_left(cache_bytes, monkeyp
             gradient(batch, PPO, False)
             found.append(gradient_of(model))
         torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=2e-5)
+
+
+def test_batches_of_ever_other_lengths_are_forgotten(monkeypatch):
+    monkeypatch.setattr(fused_gradient, "CHUNK", 12)
+    model, rollout = make_model(SPACES["discrete"], (8,), "tanh", True), make_rollout(SPACES["discrete"])
+    network, actor = act_fused(model, rollout)
+    (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
+    objective, rows = build_fused_objective(model.head, policy_gradient), NUM_STEPS * NUM_ENVS
+    gradient = FusedGradient(network, objective, actor.tape, rows)
+    for length in [*range(1, rows + 1), *range(rows, 0, -3)]:
+        for is_fresh in (True, False):
+            found = []
+            for one in (gradient, FusedGradient(network, objective, actor.tape, rows)):
+                terms = one(batch.rows(0, length), A2C, is_fresh).clone()
+                found.append((terms, gradient_of(model)))
+            assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert len(gradient._passes) == 2 * 3  # a pass for each chunk, kept or not
 
 
 def value_loss(model, rollout):

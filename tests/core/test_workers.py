@@ -16,13 +16,13 @@ import torch
 from core_support import assert_same, weights
 from gymnasium.spaces import Box, Discrete
 
-from fastac.apply import Adam, LocalApply, SharedApply
+from fastac.apply import Adam, LocalApply, SharedApply, flat_size
 from fastac.build import Streams, assemble, build_fused_objective, build_head, resolve_workers
 from fastac.config import Config
 from fastac.contract import Alone, EnvFailure, NonFiniteError, Phases, WorkerFailure
 from fastac.fused import FusedGradient, FusedNetwork
 from fastac.learner import Learner, merge_moments
-from fastac.losses import policy_gradient
+from fastac.losses import clipped_surrogate, policy_gradient
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, RewardNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
 from fastac.rollout.observations import Rows
@@ -132,7 +132,7 @@ def learn(rollout, model, settings, group):
     apply = LocalApply(model, Adam(1e-5), 0.5)
     if isinstance(group, SharedGroup):
         apply = SharedApply(model, Adam(1e-5), 0.5, group, group.vectors, group.grads)
-    objective = build_fused_objective(model.head, policy_gradient)
+    objective = build_fused_objective(model.head, clipped_surrogate if settings["algo"] == "ppo" else policy_gradient)
     gradient = FusedGradient(FusedNetwork(model), objective, None, rollout.reward.numel())
     learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), apply, group)
     metrics = [learner.learn(rollout, rollout.reward, 0.1, Phases()) for _ in range(3)]
@@ -148,7 +148,7 @@ def learn(rollout, model, settings, group):
 def test_workers_learn_what_one_learns_from_all_their_envs(settings, shares):
     whole = make_rollout()
     expected, metrics, rows = learn(whole, make_model(), settings, Alone())
-    param_size = sum(p.numel() for p in make_model().parameters())
+    param_size = flat_size(make_model())
     results = in_threads(
         [partial(learn, slice_envs(whole, envs), make_model(), settings) for envs in shares], param_size
     )
@@ -175,7 +175,7 @@ def test_a_step_that_is_taken_in_part_is_not_saved():
             return np.stack([array, array])
 
     model = make_model()
-    params = sum(p.numel() for p in model.parameters())
+    params = flat_size(model)
     memory = GroupMemory.allocate(2, 64, 1, params, {"average": 0.0, "square": 0.0})
     apply = SharedApply(model, Adam(1e-5), 0.5, Deserted(), memory.vectors(), torch.ones(2, params))
     assert apply.get_state()["steps"] == 0

@@ -1,0 +1,134 @@
+"""Whether a model is made of what this room computes, and of nothing else: if not, autograd runs it as it is written.
+
+A subclass may compute anything, and so may a hook or a parametrization; a parameter that is frozen or used twice has
+another gradient than the fused passes write. So everything is looked at by exact type.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from fastac.models import (
+    ActorCritic,
+    CategoricalHead,
+    ConvEncoder,
+    DependentGaussianHead,
+    GaussianHead,
+    IdentityCore,
+    MLPEncoder,
+    MultiCategoricalHead,
+    NoObsNormalizer,
+    ObsNormalizer,
+    RunningMoments,
+    Shape,
+    Trunk,
+    make_activation,
+)
+
+# The names of the modules and parameters that each has, None where modules are numbered.
+_PARTS: dict[type[nn.Module], set[str] | None] = {
+    ActorCritic: {"obs_normalizer", "trunks", "head", "value_head"},
+    Trunk: {"encoder", "core"},
+    IdentityCore: set(),
+    MLPEncoder: {"layers"},
+    ConvEncoder: {"convs", "linear"},
+    CategoricalHead: {"layer"},
+    MultiCategoricalHead: {"layer"},
+    GaussianHead: {"layer", "log_std"},
+    DependentGaussianHead: {"layer"},
+    NoObsNormalizer: set(),
+    ObsNormalizer: {"moments"},
+    RunningMoments: set(),
+    nn.Linear: {"weight", "bias"},
+    nn.Conv2d: {"weight", "bias"},
+    nn.ReLU: set(),
+    nn.Tanh: set(),
+    nn.ELU: set(),
+    nn.Sequential: None,
+    nn.ModuleList: None,
+}
+
+
+def is_fusable(model: ActorCritic) -> bool:
+    """Return whether a model is made of what this room knows: fastac's own encoders, untouched, and no memory."""
+    modules = list(model.modules())
+    params = [p for _, p in model.named_parameters(remove_duplicate=False)]
+    return (
+        not torch_module._has_any_global_hook()
+        and all(is_as_written(module) and _has_its_parts(module) for module in modules)
+        and all(map(_is_trainable, params))
+        and len(params) == len(set(params))
+        and _are_known([trunk.get_submodule("encoder") for trunk in model.trunks])
+    )
+
+
+def is_as_written(module: nn.Module) -> bool:
+    """Return whether calling a module and its methods does what its class says: no hooks, no methods of its own."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return not any(hooks) and not any(callable(getattr(type(module), name, None)) for name in vars(module))
+
+
+def _has_its_parts(module: nn.Module) -> bool:
+    """Return whether a module is of a known type exactly, and has the modules and parameters of that type."""
+    if type(module) not in _PARTS:
+        return False
+    children, expected = dict(module.named_children()), _PARTS[type(module)]
+    found = {*children, *(name for name, _ in module.named_parameters(recurse=False))}
+    return found == (set(map(str, range(len(children)))) if expected is None else expected)
+
+
+def _is_trainable(param: Tensor) -> bool:
+    """Return whether a parameter gets a gradient, which nothing changes on its way."""
+    return param.requires_grad and not param._backward_hooks and not param._post_accumulate_grad_hooks
+
+
+def _are_known(encoders: list[nn.Module]) -> bool:
+    """Return whether encoders are alike, with layers in the order and of the settings that they are built with."""
+    first = encoders[0]
+    if isinstance(first, MLPEncoder):
+        return all(_is_known_mlp(encoder) and repr(encoder) == repr(first) for encoder in encoders)
+    return isinstance(first, ConvEncoder) and all(
+        isinstance(encoder, ConvEncoder) and _is_known_conv(encoder) and _sees(encoder) == _sees(first)
+        for encoder in encoders
+    )
+
+
+def _is_known_mlp(encoder: nn.Module) -> bool:
+    if not isinstance(encoder, MLPEncoder):
+        return False
+    linears, activations = list(encoder.layers)[::2], list(encoder.layers)[1::2]
+    usual = repr(make_activation(encoder.activation))  # which tells its settings too
+    return (
+        len(linears) == len(activations)
+        and all(isinstance(layer, nn.Linear) for layer in linears)
+        and all(repr(activation) == usual for activation in activations)
+    )
+
+
+def _is_known_conv(encoder: ConvEncoder) -> bool:
+    sizes = list(pairwise(encoder.shapes))
+    return len(sizes) == len(encoder.convs) and all(
+        isinstance(conv, nn.Conv2d) and _maps(conv, *before_after)
+        for conv, before_after in zip(encoder.convs, sizes, strict=True)
+    )
+
+
+def _maps(conv: nn.Conv2d, before: Shape, after: Shape) -> bool:
+    """Return whether a convolution, without anything that fused ones lack, makes images `(C, h, w)` of images."""
+    channels, *sides = before
+    made = [(s - kernel) // stride + 1 for s, kernel, stride in zip(sides, conv.kernel_size, conv.stride, strict=True)]
+    settings = (conv.in_channels, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+    return settings == (channels, (0, 0), (1, 1), 1, "zeros") and (conv.out_channels, *made) == after
+
+
+def _sees(encoder: ConvEncoder) -> tuple[str, list[Shape], bool, float]:
+    """Return what encoders that read the same prepared images have in common."""
+    return repr(encoder), encoder.shapes, encoder.is_planar, encoder.scale
