@@ -2,7 +2,9 @@
 
 A checkpoint is a directory `checkpoints/step-000000123456/` with two files. `state.safetensors` holds
 every array of a state tree, its keys joined with "/". `state.json` holds the rest (schema, config,
-env steps, versions, scalar leaves) and two digests: of the arrays' file, and of its own bytes.
+env steps, versions, scalar leaves) and two digests: of the arrays' file, and of its own bytes. A third
+file, `best.json`, marks a checkpoint that was the best so far when it was marked; of several marks the
+one with the highest number holds. So a checkpoint and its mark are saved in one step.
 
 A save builds a hidden sibling directory and renames it, so that a kill at any moment leaves the
 checkpoints that were there. Replacing a checkpoint needs two renames; between them the old one is
@@ -13,9 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
@@ -29,7 +33,7 @@ from torch import Tensor
 
 from fastac.config import Config, JsonValue
 from fastac.contract import StateLeaf, StateTree
-from fastac.records.files import RecordError, describe, read_json, replace_json, sync_directory, write_durably
+from fastac.records.files import RecordError, describe, sync_directory, write_durably
 from fastac.records.provenance import versions
 
 SCHEMA = 1
@@ -37,6 +41,7 @@ _FOLDER = "checkpoints"
 _ARRAYS = "state.safetensors"
 _REST = "state.json"
 _BEST = "best.json"
+_NEW_BEST = ".best.json"  # while it is being written
 _TEMPORARY = ".saving-"
 _NAME = re.compile(r"step-(\d{12,})~?")
 _DTYPES = (
@@ -67,8 +72,18 @@ class _DamageError(ValueError):
     """A checkpoint's files are not what was saved."""
 
 
-def save_checkpoint(run_dir: Path, env_steps: int, state: StateTree, config: Config) -> Path:
+def save_checkpoint(
+    run_dir: Path, env_steps: int, state: StateTree, config: Config, mean_return: float | None = None
+) -> Path:
     """Save a checkpoint, replacing one of the same `env_steps`, and return its directory.
+
+    Args:
+        run_dir: the run's directory.
+        env_steps: environment steps done.
+        state: what to save.
+        config: the run's configuration.
+        mean_return: what `state` has reached in an evaluation that makes it the best: it is marked in the same
+            step. None marks nothing, and keeps the mark of the checkpoint that is replaced.
 
     Raises:
         RecordError: the disk is full or cannot be written; earlier checkpoints are untouched.
@@ -88,8 +103,11 @@ def save_checkpoint(run_dir: Path, env_steps: int, state: StateTree, config: Con
         }
     )
     target = run_dir / _FOLDER / f"step-{env_steps:012d}"
+    marks = _read_marks(run_dir)
+    mark = marks.get(env_steps) if mean_return is None else _next_mark(marks, mean_return)
+    files = {_ARRAYS: packed, _REST: rest} | ({} if mark is None else {_BEST: mark.seal()})
     try:
-        _write_directory(target, {_ARRAYS: packed, _REST: rest})
+        _write_directory(target, files)
     except OSError as error:
         kept = [path.name for path in _saved(target.parent).values()]
         fate = f"the last good checkpoint, {kept[-1]}, is kept" if kept else "there is no earlier checkpoint"
@@ -126,29 +144,35 @@ def find_checkpoint(run_dir: Path, which: Literal["last", "best"]) -> Path:
             f"{run_dir} holds no checkpoint yet, expected one in {run_dir / _FOLDER}: "
             "if its run is over, delete it and train anew."
         )
-    best = _best_steps(run_dir) if which == "best" else None
-    return saved[best] if best in saved else list(saved.values())[-1]
+    best = _best_steps(_read_marks(run_dir)) if which == "best" else None
+    return saved[max(saved) if best is None else best]
 
 
 def mark_best(run_dir: Path, path: Path, mean_return: float) -> None:
-    """Point `checkpoints/best.json` at a checkpoint.
+    """Mark a checkpoint that is there as the best, with what it has reached; earlier marks no longer hold.
 
     Raises:
-        RecordError: the disk is full or cannot be written.
+        RecordError: the disk is full or cannot be written; earlier marks still hold.
     """
-    replace_json(run_dir / _FOLDER / _BEST, {"checkpoint": path.name, "mean_return": mean_return})
+    mark = _next_mark(_read_marks(run_dir), mean_return)
+    temporary = path / _NEW_BEST
+    try:
+        write_durably(temporary, mark.seal())
+        temporary.replace(path / _BEST)
+        sync_directory(path)
+    except OSError as error:
+        raise RecordError(f"cannot mark checkpoint {path} as the best: {describe(error)}.") from error
 
 
 def best_mean_return(run_dir: Path) -> float | None:
-    """Return what the checkpoint marked best has reached, or None where none is there.
+    """Return what the checkpoint marked best has reached, or None where none is marked.
 
     Where evaluations are played beside training, the best may be older than the last checkpoint, which then
     does not know of it.
     """
-    if _best_steps(run_dir) not in _saved(run_dir / _FOLDER):
-        return None
-    reached = read_json(run_dir / _FOLDER / _BEST).get("mean_return")
-    return reached if isinstance(reached, float) else None
+    marks = _read_marks(run_dir)
+    best = _best_steps(marks)
+    return None if best is None else marks[best].mean_return
 
 
 def prune_checkpoints(run_dir: Path, keep: int) -> None:
@@ -158,13 +182,57 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
         RecordError: a checkpoint cannot be deleted.
     """
     saved = _saved(run_dir / _FOLDER)
-    best = _best_steps(run_dir)
+    best = _best_steps(_read_marks(run_dir))
     for steps in list(saved)[:-keep]:
         if steps != best:
             try:
-                shutil.rmtree(saved[steps])
+                _remove(saved[steps])
             except OSError as error:
                 raise RecordError(f"cannot delete old checkpoint {saved[steps]}: {describe(error)}.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """Says that a checkpoint was the best.
+
+    Attributes:
+        mean_return: what it has reached.
+        number: how many marks there had been, this one included.
+    """
+
+    mean_return: float
+    number: int
+
+    def seal(self) -> bytes:
+        """Return the content of its file."""
+        return _seal({"mean_return": self.mean_return, "number": self.number})
+
+
+def _next_mark(marks: Mapping[int, _Mark], mean_return: float) -> _Mark:
+    assert math.isfinite(mean_return), "an evaluation refuses rewards that are not finite"
+    return _Mark(float(mean_return), 1 + max((mark.number for mark in marks.values()), default=0))
+
+
+def _read_marks(run_dir: Path) -> dict[int, _Mark]:
+    """Return the marks by their checkpoints' env steps."""
+    marks = {steps: _read_mark(path / _BEST) for steps, path in _saved(run_dir / _FOLDER).items()}
+    return {steps: mark for steps, mark in marks.items() if mark is not None}
+
+
+def _read_mark(path: Path) -> _Mark | None:
+    """Return a mark, or None where it is not there, or not as it was written: without one, best means last."""
+    try:
+        body = _unseal(path)
+    except ValueError:
+        return None
+    mean_return, number = body.get("mean_return"), body.get("number")
+    if not isinstance(mean_return, float) or not math.isfinite(mean_return) or type(number) is not int:
+        return None
+    return _Mark(mean_return, number)
+
+
+def _best_steps(marks: Mapping[int, _Mark]) -> int | None:
+    return max(marks, key=lambda steps: marks[steps].number, default=None)
 
 
 def _split(tree: StateTree, prefix: str, arrays: dict[str, NDArray[np.generic]]) -> dict[str, JsonValue]:
@@ -244,8 +312,19 @@ def _clean(folder: Path) -> None:
     """Delete what a killed save left behind, and what was replaced."""
     for path in folder.iterdir():
         replaced = path.name.endswith("~") and path.with_name(path.name[:-1]).exists()
-        if replaced or path.name.startswith(_TEMPORARY):
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            if replaced or path.name.startswith(_TEMPORARY):
+                _remove(path)
+            elif path.is_dir():
+                (path / _NEW_BEST).unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    """Delete a directory with all that it holds, or whatever else stands in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _saved(folder: Path) -> dict[int, Path]:
@@ -255,16 +334,6 @@ def _saved(folder: Path) -> dict[int, Path]:
         if match := _NAME.fullmatch(path.name):
             found[int(match[1])] = path
     return dict(sorted(found.items()))
-
-
-def _best_steps(run_dir: Path) -> int | None:
-    """Return the env steps of the checkpoint marked best, None where there is no readable mark."""
-    try:
-        name = read_json(run_dir / _FOLDER / _BEST).get("checkpoint")
-    except ValueError:
-        return None  # the mark is a convenience: without it, best means last
-    match = _NAME.fullmatch(str(name))
-    return int(match[1]) if match else None
 
 
 def _read(path: Path) -> Checkpoint:

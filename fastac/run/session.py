@@ -385,9 +385,7 @@ class Session:
             writer.flush()
         state = self._get_state() if state is None else {**state, "progress": self._get_progress()}
         env_steps = env_steps_of(state)
-        path = save_checkpoint(self.directory.path, env_steps, state, self.config)
-        if best_mean_return is not None:
-            mark_best(self.directory.path, path, best_mean_return)
+        save_checkpoint(self.directory.path, env_steps, state, self.config, best_mean_return)
         prune_checkpoints(self.directory.path, self.config.run.keep_checkpoints)
         self._saved_at = max(self._saved_at, env_steps)
 
@@ -598,10 +596,8 @@ class Session:
         self.tracker.update(self._report)
         # A run that has reached its target is resumed only towards a higher one: it is not solved yet.
         progress = Progress.from_state(read_branch(state, "progress"))
-        best = best_mean_return(self.directory.path)
-        if best is not None:
-            progress.best_mean_return = max(best, progress.best_mean_return or best)
-        self.progress = replace(progress, solved_wall_s=None, solved_env_steps=None)
+        best = best_mean_return(self.directory.path)  # that of the marked one, which may be older or newer than this
+        self.progress = replace(progress, best_mean_return=best, solved_wall_s=None, solved_env_steps=None)
 
 
 @dataclass(frozen=True, slots=True)
