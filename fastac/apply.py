@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastac.contract import Group, StateTree, WorkerFailure, read_number, read_tensor
+from fastac.contract import Group, StateTree, WorkerFailure, read_count, read_tensor
 from fastac.kernels import adam_step, rmsprop_step
 
 
@@ -132,8 +132,8 @@ class Vectors:
     def set_state(self, state: StateTree) -> int:
         """Restore the slots bit for bit; return the steps that they have seen."""
         for name, slot in self.slots.items():
-            slot.copy_(read_tensor(state, name))
-        return int(read_number(state, "steps"))
+            slot.copy_(read_tensor(state, name, slot))
+        return read_count(state, "steps")
 
 
 class LocalApply:

@@ -17,6 +17,7 @@ TABLE = {
     "contract": "",
     "config": "contract",
     "presets": "config",
+    "fork_server": "",
     "processes": "contract",
     "envs": "install contract config processes",
     "models": "contract config",

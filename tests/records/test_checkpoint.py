@@ -30,6 +30,7 @@ from fastac.records import (
     prune_checkpoints,
     save_checkpoint,
 )
+from fastac.records.checkpoint import damaged_marks
 
 CONFIG = Config().replace(env_id="Acrobot-v1", hidden_sizes=(8, 4), max_grad_norm=None)
 STATE: StateTree = {"model": {"w.0": np.arange(6.0).reshape(2, 3)}, "rng": {"state": 2**127 + 1}, "iteration": 7}
@@ -248,6 +249,7 @@ def test_a_mark_that_is_not_as_it_was_written_is_none(tmp_path: Path, mark: byte
     (path / "best.json").write_bytes(mark)
     assert find_checkpoint(tmp_path, "best") == last
     assert best_mean_return(tmp_path) is None
+    assert damaged_marks(tmp_path) == [path / "best.json"]
     prune_checkpoints(tmp_path, 1)
     assert steps_of(tmp_path) == [6]
 

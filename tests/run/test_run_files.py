@@ -27,6 +27,7 @@ def run(tmp_path_factory):
 
 def test_config_comes_back(run):
     config = json.loads((run.directory / "config.json").read_text())
+    assert len(config.pop("run_id")) == 32
     assert Config.from_dict(config) == run.config
     assert run.config.algo.algo == "ppo"
     assert run.config.optim.max_grad_norm is None
