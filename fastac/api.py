@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,13 +29,16 @@ from fastac.build import (
 )
 from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, EncoderName, JsonValue
 from fastac.contract import read_branch
-from fastac.records import Checkpoint, RunDirectory, best_mean_return, default_run_dir, find_checkpoint, load_checkpoint
+from fastac.records import Checkpoint, RunDirectory, best_mean_return, one_sentence
 from fastac.run import Session
+from fastac.run.resuming import continued_config, tell_changes, tell_jumps
 from fastac.run.state import wall_minutes_of
 from fastac.tools.evaluate import MOST_STEPS, Evaluation, Tell, action_noise
 from fastac.tools.evaluate import evaluate as play_episodes
 from fastac.tools.player import make_player
 from fastac.tools.policy import TrainedPolicy
+
+log = logging.getLogger("fastac")
 
 # Which of a run's policies: the one with the best evaluation, or the last one.
 Which: TypeAlias = Literal["best", "last"]
@@ -92,6 +97,8 @@ def train(
         ValueError: the settings do not fit, or the directory holds a run; nothing is written.
         EnvFailure: an environment failed in mid-run; the last checkpoint stays.
         WorkerFailure: a worker was lost, with a3c more often than it is started again; a checkpoint stays.
+        KeyboardInterrupt: Ctrl-C; all is saved, and `resume` goes on.
+        SystemExit: SIGTERM, likewise; its code is 143.
 
     With a3c, or several workers, `env` and `encoder` go to other processes: they must be defined at the top level
     of a module, a script needs `if __name__ == "__main__":`, and environments can have no processes of their own.
@@ -99,7 +106,12 @@ def train(
     session = start(env, algo, preset=preset, run_dir=run_dir, encoder=encoder, verbose=verbose, **settings)
     for _ in session:
         pass
-    return finish(session, checkpoint)
+    run = finish(session, checkpoint)
+    if session.stop_signal == signal.SIGTERM:
+        raise SystemExit(128 + signal.SIGTERM)
+    if session.stop_signal is not None:
+        raise KeyboardInterrupt(f"all is saved: go on with fastac.resume({str(run.directory)!r})")
+    return run
 
 
 def start(
@@ -141,7 +153,7 @@ def start_config(
     config = resolve_workers(config, env_factory)
     parts = assemble(config, Streams.spawn(config.run.seed).env, env_factory, encoder)
     with _closing_on_error(parts):
-        directory = RunDirectory.create(run_dir or default_run_dir(config), config)
+        directory = RunDirectory.create_default(config) if run_dir is None else RunDirectory.create(run_dir, config)
         return Session(config, directory, parts, began, env_factory, encoder, None, verbose, command)
 
 
@@ -153,6 +165,7 @@ def resume(
     total_env_steps: int | None = None,
     budget_minutes: float | None = None,
     until_return: float | None = None,
+    learning_rate: float | None = None,
     verbose: bool = False,
     command: str = "",
 ) -> Session:
@@ -165,25 +178,38 @@ def resume(
         total_env_steps: a new budget; None keeps the run's.
         budget_minutes: a new budget, of which those up to the checkpoint are spent; None keeps the run's.
         until_return: a new return to stop at; None keeps the run's.
+        learning_rate: a new one; None keeps the run's. Its schedule, if it has one, goes by all steps of the run.
         verbose: as in `train`.
         command: for the summary.
 
     Raises:
-        ValueError: no run, no checkpoint, a damaged one, or a run that is complete.
+        ValueError: no run, no checkpoint, a damaged one or another run's, a `config.json` that was edited, or a run
+            that is complete.
     """
     began = perf_counter()
     directory = RunDirectory.open(Path(run_dir))
-    checkpoint = load_checkpoint(
-        find_checkpoint(directory.path, "last"), expected_env_id=directory.read_config().env.env_id
-    )
-    changes = {"total_env_steps": total_env_steps, "budget_minutes": budget_minutes, "until_return": until_return}
-    config = checkpoint.config.replace(**{name: value for name, value in changes.items() if value is not None})
-    _check_incomplete(config, checkpoint, directory)
+    checkpoint = directory.load_checkpoint("last")
+    directory.check_checkpoints()
+    changes: dict[str, ConfigValue] = {
+        "total_env_steps": total_env_steps,
+        "budget_minutes": budget_minutes,
+        "until_return": until_return,
+        "learning_rate": learning_rate,
+    }
+    config = continued_config(checkpoint.config, directory.read_config(), directory.config_path, changes)
+    with one_sentence(f"the last checkpoint in {directory.path} does not fit this run"):
+        minutes = wall_minutes_of(checkpoint.state)
+    _check_incomplete(config, checkpoint, minutes, directory)
     factory = _pick_encoder(encoder, config)
     # These environments' streams are overwritten by the saved ones, or new where none could be saved.
     parts = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), env, factory)
     with _closing_on_error(parts):
-        return Session(config, directory, parts, began, env, factory, checkpoint.state, verbose, command)
+        session = Session(config, directory, parts, began, env, factory, checkpoint.state, verbose, command)
+    told = tell_changes(checkpoint.config, config, checkpoint.env_steps)
+    if told:
+        is_jump = tell_jumps(checkpoint.config, config, checkpoint.env_steps)
+        log.log(logging.WARNING if is_jump else logging.INFO, "from step %d on: %s", checkpoint.env_steps, told)
+    return session
 
 
 def finish(session: Session, checkpoint: Which = "best") -> Run:
@@ -221,14 +247,14 @@ def load(
     """
     _check_which(checkpoint)
     directory = RunDirectory.open(Path(run_dir))
-    env_id = directory.read_config().env.env_id
-    saved = load_checkpoint(find_checkpoint(directory.path, checkpoint), expected_env_id=env_id)
+    saved = directory.load_checkpoint(checkpoint)
     config = saved.config
     factory = _pick_encoder(encoder, config)
     envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env)
     try:
         model = build_model(config.model, envs, encoder=factory)
-        load_module(model, read_branch(read_branch(saved.state, "parts"), "model"))
+        with one_sentence(f"the {checkpoint} checkpoint in {directory.path} cannot be loaded"):
+            load_module(model, read_branch(read_branch(saved.state, "parts"), "model"))
         policy = TrainedPolicy(model, envs.single_observation_space, envs.single_action_space)
     finally:
         envs.close()
@@ -301,7 +327,7 @@ def _pick_encoder(encoder: EncoderName | EncoderFactory | None, config: Config) 
     return encoder
 
 
-def _check_incomplete(config: Config, checkpoint: Checkpoint, directory: RunDirectory) -> None:
+def _check_incomplete(config: Config, checkpoint: Checkpoint, spent: float, directory: RunDirectory) -> None:
     """Refuse to resume a run that has nothing left to do, not even its last evaluation."""
     budget, target = config.run.total_env_steps, config.run.until_return
     if not directory.has_ended or directory.read_summary().get("stopped_by") is not None:
@@ -311,7 +337,7 @@ def _check_incomplete(config: Config, checkpoint: Checkpoint, directory: RunDire
             f"the run is complete: it has taken {checkpoint.env_steps} of {budget} environment steps; "
             "give a larger --total-env-steps to go on."
         )
-    minutes, spent = config.run.budget_minutes, wall_minutes_of(checkpoint.state)
+    minutes = config.run.budget_minutes
     if minutes is not None and spent >= minutes:
         raise ValueError(
             f"the run is complete: it has taken {spent:,.2f} of {minutes:g} minutes; "

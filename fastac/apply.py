@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fastac import memory
-from fastac.contract import Group, StateTree, WorkerFailure, read_number, read_tensor
+from fastac.contract import Group, StateTree, WorkerFailure, read_count, read_tensor
 from fastac.kernels import adam_step, rmsprop_step
 
 
@@ -138,14 +138,8 @@ class Vectors:
             ValueError: they are of another network, or saved in another layout.
         """
         for name, slot in self.slots.items():
-            saved = read_tensor(state, name)
-            if saved.shape != slot.shape:
-                raise ValueError(
-                    f"the checkpoint holds {saved.numel():,} numbers of the optimiser's {name!r}, expected "
-                    f"{slot.numel():,}: it is of another network or of an earlier version, and cannot be resumed."
-                )
-            slot.copy_(saved)
-        return int(read_number(state, "steps"))
+            slot.copy_(read_tensor(state, name, slot))
+        return read_count(state, "steps")
 
 
 class LocalApply:

@@ -12,11 +12,14 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from tyro.conf import Positional
@@ -77,6 +80,8 @@ class ResumeOptions:
     """A new budget in minutes of wall-clock, of which those up to the last checkpoint are spent."""
     until_return: float | None = None
     """A new return to stop at."""
+    learning_rate: float | None = None
+    """A new learning rate. Default: the run's own."""
     json: bool = False
     """Print summary.json as the last line of stdout."""
 
@@ -293,6 +298,7 @@ def _resume(words: Sequence[str]) -> int:
         total_env_steps=options.total_env_steps,
         budget_minutes=options.budget_minutes,
         until_return=options.until_return,
+        learning_rate=options.learning_rate,
         verbose=True,
         command=command,
     )
@@ -312,7 +318,7 @@ def _follow(session: Session, as_json: bool) -> int:
         if not session.is_saved:
             raise
         hint = f"continue from the last checkpoint with: fastac resume {session.directory.path}"
-        raise type(error)(f"{str(error) or 'interrupted'}; {hint}") from error
+        raise type(error)(f"{str(error) or _name_of(error)}; {hint}") from error
     for text in describe_end(session, summary):
         print(fit(text, sys.stderr), file=sys.stderr)
     if as_json:
@@ -455,17 +461,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     _log_to_stderr()
     logging.getLogger("fastac").setLevel(logging.INFO)  # and of other packages only warnings
     try:
-        return _COMMANDS[words[0]][0](words[1:])
+        with _hearing_sigterm():
+            return _COMMANDS[words[0]][0](words[1:])
     except ValueError as error:
         print(fit(f"fastac: {error}", sys.stderr), file=sys.stderr)
         return 2
     except RuntimeError as error:
         return _tell_failure(error)
     except KeyboardInterrupt as error:  # while starting or evaluating; a run that trains ends in order
+        number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
         if argv is None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would only disturb the exit
-        print(f"fastac: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 128 + signal.SIGINT
+            signal.signal(number, signal.SIG_IGN)  # another one would only disturb the exit
+        print(fit(f"fastac: {str(error) or _name_of(error)}", sys.stderr), file=sys.stderr)
+        return 128 + number
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM has come where nobody waits for it, while starting or evaluating."""
+
+
+def _name_of(error: BaseException) -> str:
+    return "terminated" if isinstance(error, _Terminated) else "interrupted"
+
+
+@contextmanager
+def _hearing_sigterm() -> Iterator[None]:
+    """Raise `_Terminated` at SIGTERM, as Python raises KeyboardInterrupt at SIGINT, where it would die otherwise."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    is_ours = threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+    if is_ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _log_to_stderr() -> None:

@@ -59,6 +59,11 @@ _PROTOCOLS["machado"] = _PROTOCOLS["dqn"] | {
 _PROTOCOLS["a3c"] = _PROTOCOLS["dqn"] | {"fire_reset": False, "episodic_life": False}
 
 
+def anneal(schedule: Schedule, start: float, done_fraction: float) -> float:
+    """Return `start`, or for a linear schedule what is left of it after `done_fraction` of the run."""
+    return start if schedule == "constant" else start * max(0.0, 1.0 - done_fraction)
+
+
 def is_atari(env_id: str) -> bool:
     """Return whether an id, `module:id` too, is of an Atari game."""
     return env_id.rpartition(":")[2].startswith("ALE/")
@@ -508,7 +513,7 @@ def _coerce(name: str, value: object) -> ConfigValue:
         expected = bool if isinstance(value, bool) else str
         if expected in kinds or (expected is str and any(get_origin(k) is Literal for k in kinds)):
             return value
-    elif isinstance(value, Real):  # NumPy's numbers too
+    elif isinstance(value, Real) and (not isinstance(value, Integral) or abs(int(value)) < 2**63):  # NumPy's too
         if float in kinds:
             return float(value)
         if int in kinds and float(value).is_integer():

@@ -411,23 +411,89 @@ class Trainer(Protocol):
 
 
 def read_branch(state: StateTree, key: str) -> StateTree:
-    """Read a nested mapping of a saved state."""
-    leaf = state[key]
-    assert isinstance(leaf, Mapping), f"expected a mapping at {key!r} in a saved state, found {type(leaf).__name__}"
+    """Read a nested mapping of a saved state.
+
+    Raises:
+        ValueError: it is not there, or something else.
+    """
+    leaf = state.get(key)
+    if not isinstance(leaf, Mapping):
+        raise ValueError(f"{key!r} in the saved state is {_kind_of(leaf)}, expected a mapping")
     return leaf
 
 
-def read_tensor(state: StateTree, key: str) -> Tensor:
-    """Read an array of a saved state as a tensor in memory of torch's own, which begins at a cache line."""
-    leaf = state[key]
-    if isinstance(leaf, Tensor):
-        return leaf.clone()
-    assert isinstance(leaf, np.ndarray), f"expected an array at {key!r} in a saved state, found {type(leaf).__name__}"
-    return torch.tensor(leaf)
+def read_tensor(state: StateTree, key: str, like: Tensor | None = None) -> Tensor:
+    """Read an array of a saved state as a tensor in memory of torch's own, which begins at a cache line.
+
+    Where `like` is given it has to have its shape and dtype.
+
+    Raises:
+        ValueError: it is not there, or something else.
+    """
+    leaf = state.get(key)
+    found = torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
+    if not isinstance(found, Tensor):
+        raise ValueError(f"{key!r} in the saved state is {_kind_of(leaf)}, expected an array")
+    if like is not None and (found.shape, found.dtype) != (like.shape, like.dtype):
+        raise ValueError(f"{key!r} in the saved state is {_kind_of(leaf)}, expected {_kind_of(like)}")
+    return found.clone()
+
+
+def read_array(state: StateTree, key: str, like: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Read an array of a saved state that has to have the shape and dtype of `like`.
+
+    Raises:
+        ValueError: it is not there, or something else.
+    """
+    leaf = state.get(key)
+    if not isinstance(leaf, np.ndarray) or (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
+        raise ValueError(f"{key!r} in the saved state is {_kind_of(leaf)}, expected {_kind_of(like)}")
+    return leaf
 
 
 def read_number(state: StateTree, key: str) -> int | float:
-    """Read a number of a saved state."""
-    leaf = state[key]
-    assert isinstance(leaf, int | float), f"expected a number at {key!r} in a saved state, found {type(leaf).__name__}"
+    """Read a finite number of a saved state.
+
+    Raises:
+        ValueError: it is not there, or something else.
+    """
+    leaf = state.get(key)
+    if isinstance(leaf, bool) or not isinstance(leaf, int | float) or not -_MOST < leaf < _MOST:
+        raise ValueError(f"{key!r} in the saved state is {_kind_of(leaf)}, expected a finite number")
     return leaf
+
+
+def read_count(state: StateTree, key: str) -> int:
+    """Read a whole number from 0 to 2**63 - 1 of a saved state.
+
+    Raises:
+        ValueError: it is not there, or something else.
+    """
+    leaf = state.get(key)
+    if isinstance(leaf, bool) or not isinstance(leaf, int) or not 0 <= leaf < 2**63:
+        raise ValueError(f"{key!r} in the saved state is {_kind_of(leaf)}, expected a whole number of at least 0")
+    return leaf
+
+
+def read_amount(state: StateTree, key: str) -> float:
+    """Read a finite number of at least 0, such as seconds, of a saved state.
+
+    Raises:
+        ValueError: it is not there, negative, or something else.
+    """
+    amount = read_number(state, key)
+    if amount < 0.0:
+        raise ValueError(f"{key!r} in the saved state is {amount}, expected at least 0")
+    return float(amount)
+
+
+_MOST = 1e300  # of a number that is still finite when it is multiplied or squared a little
+
+
+def _kind_of(leaf: StateTree | StateLeaf) -> str:
+    """Say what a leaf is, in a few words whatever it is."""
+    if isinstance(leaf, np.ndarray | Tensor):
+        return f"an array {list(leaf.shape)} of {leaf.dtype}"
+    if leaf is None or isinstance(leaf, int | float | str):
+        return f"{leaf!r:.60}" if not isinstance(leaf, int) or abs(leaf) < 10**20 else "a number of more than 20 digits"
+    return "a mapping"

@@ -15,18 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastac.apply import Apply
-from fastac.config import Config, Schedule
-from fastac.contract import Alone, Group, NonFiniteError, Phases, StateTree, read_branch, read_number
+from fastac.config import Config, anneal
+from fastac.contract import Alone, Group, NonFiniteError, Phases, StateTree, read_branch, read_count
 from fastac.gradient import TERMS, Coefs, Gradient
 from fastac.kernels import batch_moments, gae
 from fastac.rollout import Batch, Minibatches, Rollout
 
 _EPS = 1e-8  # added to the deviation that advantages are divided by
-
-
-def anneal(schedule: Schedule, start: float, done_fraction: float) -> float:
-    """Return `start`, or for a linear schedule what is left of it after `done_fraction` of the run."""
-    return start if schedule == "constant" else start * max(0.0, 1.0 - done_fraction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +168,7 @@ class Learner:
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`."""
         self._apply.set_state(read_branch(state, "apply"))
-        self.updates = int(read_number(state, "updates"))
+        self.updates = read_count(state, "updates")
 
 
 _METRICS = (*TERMS, "grad_norm")

@@ -17,12 +17,13 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from ctypes import c_ubyte
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -184,7 +185,7 @@ def get_context(preload: str) -> SpawnContext | ForkServerContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
+    context.set_forkserver_preload(["fastac.fork_server", preload])
     return context
 
 
@@ -194,10 +195,28 @@ def start(
     """Start a process that does `work` with its end of a pipe; one that has children is no daemon, which may not."""
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs,), daemon=not has_children)
-    process.start()
+    with _without_signals(context):
+        process.start()
     theirs.close()  # or this process would hold the pipe of a dead worker open, and wait
     atexit.register(ours.close)  # before multiprocessing waits for processes that nobody closed
     return Child(process, ours)
+
+
+@contextmanager
+def _without_signals(context: SpawnContext | ForkServerContext) -> Iterator[None]:
+    """Keep SIGINT and SIGTERM for later, so that a fork server that is being started inherits that they are blocked.
+
+    `fastac.fork_server` unblocks them there. By itself it would import for seconds, deaf to nothing.
+    """
+    if not isinstance(context, ForkServerContext):
+        yield
+        return
+    resource_tracker.ensure_running()  # it unblocks them when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def close(children: list[Child], timeout_s: float = CLOSE_TIMEOUT_S) -> None:

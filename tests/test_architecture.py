@@ -18,6 +18,7 @@ TABLE = {
     "contract": "",
     "config": "contract",
     "presets": "config",
+    "fork_server": "",
     "processes": "memory contract",
     "envs": "install contract config processes",
     "models": "contract config",

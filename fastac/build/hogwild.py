@@ -122,6 +122,10 @@ class HogwildParts:
         self.trainer.set_state(trainer)
         return False
 
+    def rest(self) -> bool:
+        """Return False: workers end with every loop, and begin with every one."""
+        return False
+
     def drop_workers(self) -> None:
         """End the workers."""
         self._pool.close()

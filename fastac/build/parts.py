@@ -53,8 +53,11 @@ class Parts(Protocol):
     def set_state(self, state: StateTree) -> bool:
         """Continue from `get_state`; return whether the environments continue too."""
 
+    def rest(self) -> bool:
+        """End the workers that wait for commands; return whether there were any, so that training cannot go on."""
+
     def drop_workers(self) -> None:
-        """End the workers, who may be in the middle of an iteration."""
+        """Give up the environments, and the workers who may be in the middle of an iteration."""
 
     def close(self) -> None:
         """End the workers and close the environments; safe to call twice."""

@@ -74,8 +74,12 @@ class SyncParts:
         load_module(self.reward_normalizer, read_branch(state, "reward_normalizer"))
         return self.trainer.set_state(trainer)
 
+    def rest(self) -> bool:
+        """End the workers; return whether there were any."""
+        return self.crew.rest()
+
     def drop_workers(self) -> None:
-        """End the workers, who are in the middle of an iteration."""
+        """Give up the environments, and the workers, who are in the middle of an iteration."""
         self.crew.close()
 
     def close(self) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow
+from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow, read_array
 from fastac.envs.failure import check_obs, describe
 from fastac.envs.infos import NOTHING, InfoReader
 from fastac.envs.limits import find_time_limit
 from fastac.envs.seeds import to_seed
 from fastac.envs.spaces import SquashedBox, map_actions, space_dtype
-from fastac.envs.state import BatchedEnv, capture, restore, subtree
+from fastac.envs.state import BatchedEnv, capture, read_seeded, restore, subtree
 
 _WHO = "the vector env"  # its environments have no index here
 
@@ -66,12 +66,10 @@ class VectorAdapter(ABC):
 
     def set_state(self, state: StateTree) -> None:
         """Continue from a `get_state` of the same environment."""
-        done = np.array(state["done"], dtype=np.bool_)
-        if done.shape != self._done.shape:
-            raise ValueError(f"the saved state is of {done.size} environments, expected {self.num_envs}.")
+        done = read_array(state, "done", self._done)
         restore(self._env, subtree(state, "env"))
         self._done[...] = done
-        if state["seeded"]:
+        if read_seeded(state):
             self._seed = None
 
     def close(self) -> None:

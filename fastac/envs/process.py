@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias, cast
 
 import numpy as np
 
-from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow
+from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow, read_array
 from fastac.envs.failure import describe
 from fastac.envs.infos import NOTHING, join
 from fastac.envs.limits import find_time_limit
@@ -203,9 +203,7 @@ class ProcessEnvs:
 
     def set_state(self, state: StateTree) -> None:
         """Continue from a `get_state` of as many environments, here or of `SyncEnvs`."""
-        envs, done = subtree(state, "envs"), np.array(state["done"], dtype=np.bool_)
-        if done.shape != (self.num_envs,):
-            raise ValueError(f"the saved state is of {done.size} environments, expected {self.num_envs}.")
+        envs, done = subtree(state, "envs"), read_array(state, "done", np.zeros(self.num_envs, dtype=np.bool_))
         self._ask("set_state", [{**state, "done": done[w.envs], "envs": envs} for w in self._workers])
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from gymnasium.envs.classic_control import (
 )
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.envs.toy_text import FrozenLakeEnv, TaxiEnv
+from gymnasium.spaces import Discrete
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.wrappers import FlattenObservation, OrderEnforcing, TimeLimit
 from numpy.typing import NDArray
@@ -32,20 +33,35 @@ from fastac.envs.robots import capture_robot, is_robot, restore_robot
 SingleEnv: TypeAlias = gym.Env[ObsArray, ActionArray]
 BatchedEnv: TypeAlias = VectorEnv[ObsArray, ActionArray, NDArray[np.generic]]
 
-# The attributes that change as an episode goes on. Keyed by exact type: a subclass may have more.
-_FIELDS: dict[type, tuple[str, ...]] = {
-    TimeLimit: ("_elapsed_steps",),
-    OrderEnforcing: ("_has_reset",),
-    FlattenObservation: (),
-    FlattenedBatch: (),
-    CartPoleEnv: ("state", "steps_beyond_terminated"),
-    AcrobotEnv: ("state",),
-    MountainCarEnv: ("state",),
-    Continuous_MountainCarEnv: ("state",),
-    PendulumEnv: ("state", "last_u"),
-    FrozenLakeEnv: ("s", "lastaction"),
-    TaxiEnv: ("s", "lastaction", "fickle_step", "taxi_orientation"),
-    CartPoleVectorEnv: ("state", "steps", "prev_done", "low", "high", "steps_beyond_terminated"),
+# The attributes that change as an episode goes on, with their shapes, () for a number and -1 for the number of
+# environments, and the kinds of dtype that they may have. Keyed by exact type: a subclass may have more.
+_Shape: TypeAlias = tuple[int, ...]
+_NUMBER: tuple[_Shape, str] = ((), "biuf")
+_FIELDS: dict[type, dict[str, tuple[_Shape, str]]] = {
+    TimeLimit: {"_elapsed_steps": ((), "iu")},
+    OrderEnforcing: {"_has_reset": ((), "b")},
+    FlattenObservation: {},
+    FlattenedBatch: {},
+    CartPoleEnv: {"state": ((4,), "f"), "steps_beyond_terminated": _NUMBER},
+    AcrobotEnv: {"state": ((4,), "f")},
+    MountainCarEnv: {"state": ((2,), "f")},
+    Continuous_MountainCarEnv: {"state": ((2,), "f")},
+    PendulumEnv: {"state": ((2,), "f"), "last_u": _NUMBER},
+    FrozenLakeEnv: {"s": ((), "iu"), "lastaction": _NUMBER},
+    TaxiEnv: {"s": ((), "iu"), "lastaction": _NUMBER, "fickle_step": _NUMBER, "taxi_orientation": _NUMBER},
+    CartPoleVectorEnv: {
+        "state": ((4, -1), "f"),
+        "steps": ((-1,), "iu"),
+        "prev_done": ((-1,), "b"),
+        "low": ((), "f"),
+        "high": ((), "f"),
+        "steps_beyond_terminated": ((-1,), "iuf"),
+    },
+}
+
+_GENERATORS: dict[object, type[np.random.BitGenerator]] = {
+    kind.__name__: kind
+    for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
 }
 
 
@@ -77,10 +93,12 @@ def restore(env: SingleEnv | BatchedEnv, state: StateTree) -> None:
     """Put a `capture` back into an environment built in the same way."""
     for depth, layer in enumerate(_layers(env)):
         part = subtree(state, str(depth))
-        for name in _FIELDS.get(type(layer), ()):
+        for name, (shape, kinds) in _FIELDS.get(type(layer), {}).items():
             if name not in part:
                 raise ValueError(f"the saved environment state has no {name!r}: it is of another kind of environment.")
-            setattr(layer, name, _unpack(part[name]))
+            value = _unpack(part[name])
+            _check_field(layer, name, value, shape, kinds)
+            setattr(layer, name, value)
         if is_robot(layer):
             restore_robot(layer, subtree(part, "robot"))
         if "own" in part and isinstance(layer, Restorable):
@@ -95,6 +113,14 @@ def subtree(state: StateTree, name: str) -> StateTree:
     if not isinstance(branch, Mapping):
         raise ValueError(f"the saved environment state has no part {name!r}: it is of another kind of environment.")
     return branch
+
+
+def read_seeded(state: StateTree) -> bool:
+    """Return whether environments had their seeds when their state was saved."""
+    seeded = state.get("seeded")
+    if not isinstance(seeded, bool):
+        raise ValueError(f"'seeded' in the saved environment state is {seeded!r:.60}, expected True or False.")
+    return seeded
 
 
 def _layers(env: SingleEnv | BatchedEnv) -> list[SingleEnv | BatchedEnv]:
@@ -128,9 +154,37 @@ def _capture_layer(layer: SingleEnv | BatchedEnv, is_new: bool) -> StateTree | N
 
 
 def _restore_rng(state: StateTree) -> np.random.Generator:
-    bit_generator: np.random.BitGenerator = getattr(np.random, str(state["bit_generator"]))()
+    """Return a generator in a saved state; a name in a file calls nothing that is not in the table.
+
+    Raises:
+        ValueError: there is no such generator, or it has no such state.
+    """
+    name = state.get("bit_generator")
+    if name not in _GENERATORS:
+        known = ", ".join(kind.__name__ for kind in _GENERATORS.values())
+        raise ValueError(f"the saved random generator is {name!r:.60}, expected one of {known}.")
+    bit_generator = _GENERATORS[name]()
     bit_generator.state = state
+    # NumPy does not look at where the next number is, and would read beyond its memory.
+    at = state.get("buffer_pos", 0) if name == "Philox" else subtree(state, "state").get("pos", 0)
+    size = 4 if name == "Philox" else 624
+    if not isinstance(at, int) or not 0 <= at <= size:
+        raise ValueError(f"the saved random generator is at {at!r:.60}, expected a place from 0 to {size}.")
     return np.random.Generator(bit_generator)
+
+
+def _check_field(layer: SingleEnv | BatchedEnv, name: str, value: object, shape: _Shape, kinds: str) -> None:
+    """Refuse what an environment cannot have been in; it would fail in mid-run, or worse."""
+    if value is None:
+        return  # not yet reset, or nothing was done yet
+    array, places = np.asarray(value), layer.observation_space
+    sized = tuple(getattr(layer, "num_envs", 1) if size == -1 else size for size in shape)
+    is_possible = array.shape == sized and array.dtype.kind in kinds and bool(np.isfinite(array).all())
+    if name == "s":
+        is_possible = is_possible and isinstance(places, Discrete) and bool(places.contains(array))
+    if not is_possible:
+        kind = type(layer).__name__
+        raise ValueError(f"{name!r} in the saved environment state is {value!r:.80}, in which no {kind} can be.")
 
 
 def _pack(value: object) -> StateTree | StateLeaf:

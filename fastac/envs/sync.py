@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow
+from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow, read_array
 from fastac.envs.failure import check_obs, describe
 from fastac.envs.infos import NOTHING, InfoReader
 from fastac.envs.limits import find_time_limit
 from fastac.envs.seeds import spawn_seeds
 from fastac.envs.spaces import map_actions
-from fastac.envs.state import SingleEnv, capture, restore, subtree
+from fastac.envs.state import SingleEnv, capture, read_seeded, restore, subtree
 
 
 class SyncEnvs:
@@ -114,13 +114,11 @@ class SyncEnvs:
 
     def set_state(self, state: StateTree) -> None:
         """Continue from a `get_state` of as many environments."""
-        envs, done = subtree(state, "envs"), np.array(state["done"], dtype=np.bool_)
-        if done.shape != self._done.shape:
-            raise ValueError(f"the saved state is of {done.size} environments, expected {self.num_envs}.")
+        envs, done = subtree(state, "envs"), read_array(state, "done", self._done)
         for index, env in enumerate(self._envs, start=self._first_index):
             restore(env, subtree(envs, str(index)))
         self._done[...] = done
-        if state["seeded"]:
+        if read_seeded(state):
             self._seeds = [None] * self.num_envs
 
     def close(self) -> None:

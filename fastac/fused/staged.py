@@ -94,7 +94,7 @@ class StagedActor:
 
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`."""
-        self._generator.set_state(read_tensor(state, "generator"))
+        self._generator.set_state(read_tensor(state, "generator", self._generator.get_state()))
 
 
 class StagedGradient:

@@ -2,6 +2,7 @@
 
 from fastac.records.checkpoint import (
     Checkpoint,
+    best_mark,
     best_mean_return,
     find_checkpoint,
     load_checkpoint,
@@ -9,7 +10,7 @@ from fastac.records.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from fastac.records.files import RecordError, replace_file
+from fastac.records.files import RecordError, one_sentence, replace_file
 from fastac.records.progress import Bar, Evaluated, NullBar, ProgressBar, ProgressLines, open_bar
 from fastac.records.provenance import git_commit, peak_rss_mb, versions
 from fastac.records.run_dir import RunDirectory, default_run_dir
@@ -31,12 +32,14 @@ __all__ = [
     "RunDirectory",
     "TensorBoardWriter",
     "Writer",
+    "best_mark",
     "best_mean_return",
     "default_run_dir",
     "find_checkpoint",
     "git_commit",
     "load_checkpoint",
     "mark_best",
+    "one_sentence",
     "open_bar",
     "peak_rss_mb",
     "progress_row",

@@ -1,16 +1,19 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and reading them whoever wrote them."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
 from fastac.config import JsonValue
+from fastac.contract import WorkerFailure
 
 
 class RecordError(RuntimeError):
@@ -20,6 +23,66 @@ class RecordError(RuntimeError):
 def describe(error: OSError) -> str:
     """Return the system's reason without the path, which the caller's sentence names already."""
     return error.strerror or str(error) or type(error).__name__
+
+
+def explain(error: BaseException) -> str:
+    """Return an exception as part of a sentence, in at most 200 characters."""
+    text = " ".join(str(error).split())[:200].rstrip(".")
+    return text if text and isinstance(error, ValueError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+@contextmanager
+def one_sentence(what: str) -> Iterator[None]:
+    """Turn whatever malformed content makes the block raise into one sentence.
+
+    Args:
+        what: begins the sentence; the reason follows after a colon.
+
+    Raises:
+        ValueError: the block raised an exception.
+        WorkerFailure: it raised that.
+    """
+    try:
+        yield
+    except WorkerFailure:  # a process was lost, whatever the content is
+        raise
+    except Exception as error:  # a file that somebody has changed may make foreign code raise anything
+        raise ValueError(f"{what}: {explain(error)}.") from error
+
+
+def read_regular(path: Path) -> bytes:
+    """Read a file that is one.
+
+    Nothing else is opened: a pipe or device could block for ever, and a link may lead anywhere.
+
+    Raises:
+        OSError: it is missing, unreadable, too large for this machine's memory, or no regular file.
+    """
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    # Looked at once more when it is open, since it may have been exchanged meanwhile.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        try:
+            return file.read()
+        except MemoryError as error:
+            raise OSError(errno.EFBIG, "it is too large for the memory", str(path)) from error
+
+
+def check_appendable(path: Path) -> None:
+    """Refuse to write to what is there and no regular file, such as a pipe, which would block.
+
+    Raises:
+        OSError: it is there and something else.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -47,6 +110,16 @@ def _finite(value: JsonValue) -> JsonValue:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+_TEMPORARY = ".writing-"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of writers that were killed; nobody may be writing in `folder` now."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        with suppress(OSError):  # what cannot be deleted does no harm
+            path.unlink()
+
+
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path with the same suffix; it takes `path`'s place durably if the block succeeds.
@@ -56,7 +129,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     Raises:
         RecordError: the disk is full, or the place cannot be written.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f"{_TEMPORARY}{path.stem}.{os.getpid()}{path.suffix}")
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +161,7 @@ def read_json(path: Path) -> dict[str, JsonValue]:
         ValueError: the file is missing, unreadable, or holds something else.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
     except OSError as error:
         raise ValueError(f"cannot read {path}: {describe(error)}.") from error
     except (ValueError, RecursionError) as error:

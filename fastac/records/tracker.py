@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from typing import TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fastac.contract import EXTRAS_WINDOW, MAX_EXTRAS, Report, StateTree, read_branch, read_number
+from fastac.contract import EXTRAS_WINDOW, MAX_EXTRAS, Report, StateLeaf, StateTree, read_branch, read_count
 
 _RATE_WINDOW_S = 5.0
 _RATE_SAMPLES = 2048  # bounds memory: at more reports than 400 a second the rate's window is shorter
@@ -82,16 +83,31 @@ class ReturnTracker:
         }
 
     def load_state(self, state: StateTree) -> None:
-        """Continue from `get_state`."""
-        self.longest = int(read_number(state, "longest"))
+        """Continue from `get_state`.
+
+        Raises:
+            ValueError: it is none.
+        """
+        returns, lengths = state.get("returns"), state.get("lengths")
+        if not _is_window(returns, np.float64) or not _is_window(lengths, np.int64) or len(returns) != len(lengths):
+            raise ValueError("the saved window of episodes is none: expected their returns and lengths")
+        self.longest = read_count(state, "longest")
         self._returns.clear()
         self._lengths.clear()
-        self._returns.extend(np.asarray(state["returns"], np.float64).tolist())
-        self._lengths.extend(np.asarray(state["lengths"], np.int64).tolist())
+        self._returns.extend(returns.tolist())
+        self._lengths.extend(lengths.tolist())
         self._extras.clear()
-        for extra in read_branch(state, "extras").values():
-            assert isinstance(extra, Mapping)
-            window = deque[float](maxlen=self._returns.maxlen)
-            window.extend(np.asarray(extra["values"], np.float64).tolist())
-            self._extras[str(extra["key"])] = window
+        extras = read_branch(state, "extras")
+        for at in extras:
+            extra = read_branch(extras, at)
+            key, values = extra.get("key"), extra.get("values")
+            if not isinstance(key, str) or not _is_window(values, np.float64):
+                raise ValueError("the saved window of what episodes give is none: expected a key and its numbers")
+            self._extras[key] = deque(values.tolist(), maxlen=self._returns.maxlen)
         self._samples.clear()
+
+
+def _is_window(
+    saved: StateTree | StateLeaf, kind: type[np.float64] | type[np.int64]
+) -> TypeGuard[NDArray[np.float64 | np.int64]]:
+    return isinstance(saved, np.ndarray) and saved.ndim == 1 and saved.dtype == kind and bool(np.isfinite(saved).all())

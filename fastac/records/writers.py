@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from fastac.config import Config, JsonValue
 from fastac.contract import Report
-from fastac.records.files import RecordError, describe
+from fastac.records.files import RecordError, check_appendable, describe
 from fastac.records.hparams import FINAL_TAGS, settings_summary
 from fastac.records.tracker import ReturnTracker
 
@@ -137,14 +137,12 @@ class ProgressWriter:
         self._clock = clock
         self._flushed_at = clock()
         evaluations = path.with_name("evaluations.jsonl")
+        iteration, env_steps = (-1, -1) if resume_at is None else resume_at
         with _reporting(path):
-            if resume_at is None:
-                path.write_bytes(b"")
-                evaluations.write_bytes(b"")
-            else:
-                iteration, env_steps = resume_at
-                _cut(path, "iteration", iteration)
-                _cut(evaluations, "env_steps", env_steps)
+            _cut(path, "iteration", iteration)
+        with _reporting(evaluations):
+            self._last_evaluation = _cut(evaluations, "env_steps", env_steps)
+        with _reporting(path):
             self._rows = path.open("a", encoding="utf-8")
             self._evaluations = evaluations.open("a", encoding="utf-8")
 
@@ -164,7 +162,11 @@ class ProgressWriter:
         wall_s: float,
         success_rate: float | None = None,
     ) -> None:
-        """Append an evaluation; it reaches the file at once."""
+        """Append an evaluation, in place of the last one where that is of the same `env_steps`.
+
+        It reaches the file at once. So a run that was killed after its last evaluation, and evaluates once more when
+        it goes on, has one row of it.
+        """
         row: dict[str, float | int | None] = {
             "env_steps": env_steps,
             "mean_return": mean_return,
@@ -175,6 +177,10 @@ class ProgressWriter:
         if success_rate is not None:
             row["success_rate"] = success_rate
         with _reporting(self._path):
+            last, start = self._last_evaluation
+            if last == env_steps:
+                self._evaluations.truncate(start)
+            self._last_evaluation = env_steps, self._evaluations.seek(0, os.SEEK_END)
             self._evaluations.write(_to_line(row))
             self.flush()
 
@@ -365,18 +371,25 @@ def _to_line(row: Row) -> str:
         return _encode(finite) + "\n"
 
 
-def _cut(path: Path, counter: str, last: int) -> None:
-    """Truncate a file of JSON lines after the last whole line whose `counter` is at most `last`."""
-    end = 0
+def _cut(path: Path, counter: str, last: int) -> tuple[int, int]:
+    """Truncate a file of JSON lines after the last whole line whose `counter` is at most `last`.
+
+    Returns:
+        That line's counter, and where it begins; -1 and 0 where there is none.
+    """
+    check_appendable(path)
+    end, found = 0, (-1, 0)
     path.touch()
     with path.open("rb") as file:
         for line in file:
             try:
                 row = json.loads(line)
                 beyond = row[counter] > last or not line.endswith(b"\n")
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 break  # half written when the run was killed
             if beyond:
                 break
+            found = int(row[counter]), end
             end += len(line)
     os.truncate(path, end)
+    return found

@@ -63,8 +63,8 @@ class ModelActor:
 
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`."""
-        self._state = read_tensor(state, "state").to(self._device)
-        self._generator.set_state(read_tensor(state, "generator"))
+        self._state = read_tensor(state, "state", self._state).to(self._device)
+        self._generator.set_state(read_tensor(state, "generator", self._generator.get_state()))
 
 
 @dataclass(slots=True)

@@ -136,7 +136,7 @@ class Collector:
         """Continue from `get_state`; the environments are restored apart."""
         self._last = 0
         self.rollout.observations.set_state(state)
-        self.rollout.start[0] = read_tensor(state, "start")
+        self.rollout.start[0] = read_tensor(state, "start", self.rollout.start[0])
         self._actor.set_state(read_branch(state, "actor"))
         self._fresh = False
 

@@ -43,5 +43,5 @@ class EpisodeCounter:
 
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`."""
-        self._return.copy_(read_tensor(state, "return"))
-        self._length.copy_(read_tensor(state, "length"))
+        self._return.copy_(read_tensor(state, "return", self._return))
+        self._length.copy_(read_tensor(state, "length", self._length))

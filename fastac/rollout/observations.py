@@ -128,7 +128,7 @@ class Rows:
 
     def set_state(self, state: StateTree) -> None:
         """Take it back."""
-        self.rows[0] = read_tensor(state, "obs")
+        self.rows[0] = read_tensor(state, "obs", self.rows[0])
 
 
 class Stacks:
@@ -216,5 +216,5 @@ class Stacks:
 
     def set_state(self, state: StateTree) -> None:
         """Take them back."""
-        self._frames[: self.size] = read_tensor(state, "frames")
-        self._age[0] = read_tensor(state, "age")
+        self._frames[: self.size] = read_tensor(state, "frames", self._frames[: self.size])
+        self._age[0] = read_tensor(state, "age", self._age[0])

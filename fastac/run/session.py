@@ -3,16 +3,17 @@
 `Session` is the loop that the command line and the Python functions share. It is itself an iterator
 of reports, so whoever wants the loop has it::
 
-    session = fastac.start("CartPole-v1", algo="a2c", seed=0)
-    for report in session:
-        print(report.env_steps, session.tracker.mean_return)
-    run = fastac.finish(session)
+    with fastac.start("CartPole-v1", algo="a2c", seed=0) as session:
+        for report in session:
+            print(report.env_steps, session.tracker.mean_return)
+        run = fastac.finish(session)
 """
 
 from __future__ import annotations
 
 import logging
 import signal
+import weakref
 from collections.abc import Generator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
@@ -40,10 +41,9 @@ from fastac.records import (
     ReturnTracker,
     RunDirectory,
     TensorBoardWriter,
-    best_mean_return,
-    find_checkpoint,
-    load_checkpoint,
+    best_mark,
     mark_best,
+    one_sentence,
     open_bar,
     progress_row,
     prune_checkpoints,
@@ -55,7 +55,7 @@ from fastac.run.state import Ending, Progress, env_steps_of, last_report
 from fastac.run.summary import summarize
 from fastac.run.threads import steps_on_one_thread
 from fastac.tools.efficiency import BareTimes, count_rows, efficiency, measure, rows_per_iteration
-from fastac.tools.evaluate import Evaluation
+from fastac.tools.evaluate import Evaluation, Tell
 from fastac.tools.evaluator import Request, open_evaluator, plays_where_it_trains
 
 log = logging.getLogger("fastac")
@@ -71,6 +71,9 @@ class _EvaluationStopped(Exception):
 
 class Session:
     """A run in progress; iterate over it for reports, then call `finish`.
+
+    A context manager too, which closes it. Where its loop is left by a break or an exception, what was done is saved
+    and workers end; `finish` ends the run all the same.
 
     Attributes:
         config: the resolved configuration.
@@ -112,25 +115,35 @@ class Session:
         self.evaluation: Evaluation | None = None
         self.last_evaluation: Evaluation | None = None
         self.bare_times: BareTimes | None = None
-        self._steps_seen = 0 if state is None else env_steps_of(state)
-        self._evaluated_at, self._saved_at = -1, -1 if state is None else self._steps_seen  # env steps
+        self._steps_seen = 0
+        self._evaluated_at, self._saved_at = -1, -1  # env steps
         self._pending: _Pending | None = None  # the evaluation in progress
         self._stop = Stop()
         self._closed = False
+        self._left: StateTree | None = None  # what was when the loop was left, where workers ended with it
         self._summary: dict[str, JsonValue] = {}
         self.command = command
         self.progress = Progress()
         self._last_model: StateTree | None = None  # where the best policy has taken its place
         self._log_start()
         if state is not None:
-            self._restore(state)
+            self._take_in(state)
             directory.reopen(config)
+            prune_checkpoints(directory.path, config.run.keep_checkpoints)  # a kill may have come before it
             log.info("continuing from step %d", self._steps_seen)
         self._schedule = Schedule(config, env_factory, self.progress)
-        self._writers = self._open_writers(state)
         only_at_end = config.run.eval_every == 0 or not config.run.eval
-        self._bar: Bar = open_bar(config.run.total_env_steps, only_at_end) if verbose else NullBar()
-        self._evaluator = open_evaluator(config, parts, env_factory, encoder, self._tell_evaluating)
+        with ExitStack() as opened:  # closed where this fails, by `close`, and where nobody needs the session any more
+            opened.enter_context(closing(parts))
+            self._writers = self._open_writers(state)
+            for writer in self._writers:
+                opened.enter_context(closing(writer))
+            bar = open_bar(config.run.total_env_steps, only_at_end) if verbose else NullBar()
+            self._bar: Bar = opened.enter_context(closing(bar))
+            evaluator = open_evaluator(config, parts, env_factory, encoder, _weakly(self._tell_evaluating))
+            self._evaluator = opened.enter_context(closing(evaluator))
+            self._opened = opened.pop_all()
+        weakref.finalize(self, _close_quietly, self._opened)
 
     def __repr__(self) -> str:
         """Tell what is trained, how far it is, and where."""
@@ -199,12 +212,14 @@ class Session:
         is late from the start still makes one.
 
         Raises:
-            EnvFailure: an environment failed, in training or evaluation; the last checkpoint stays.
+            ValueError: the session is closed, or its workers have ended with the loop that was left.
+            EnvFailure: an environment failed, in training or evaluation; the last good parameters are saved.
             WorkerFailure: a worker or the evaluator was lost; the last good parameters are saved, unless it was
                 within a step: then the last checkpoint stays.
             NonFiniteError: a loss or gradient is not finite; the state is saved under `failure/`.
             RecordError: the disk is full; the last checkpoint stays.
         """
+        self._check_open()
         if self._report is not None:  # resumed: perhaps only the end is missing
             self.ended_by = self._find_ending(Stop())
             if self.ended_by is not None:
@@ -239,6 +254,32 @@ class Session:
         except (Exception, KeyboardInterrupt):
             self._abandon()
             raise
+        except GeneratorExit:
+            self._leave()
+            raise
+
+    def _check_open(self) -> None:
+        if self._closed or self._left is not None:
+            why = "the session is closed" if self._closed else "its workers ended when its loop was left"
+            raise ValueError(f"{why}: go on with fastac.resume({str(self.directory.path)!r}).")
+
+    def _leave(self) -> None:
+        """Save what was done, and keep nobody waiting: whether the caller comes back nobody knows."""
+        try:
+            self._save_unsaved()
+            state = self._get_state()
+        except (RecordError, EnvFailure, WorkerFailure) as error:
+            log.warning("the loop was left, and not all that was done could be saved: %s", error)
+            state = {}
+        if self.parts.rest():
+            self._left = state
+
+    def _save_unsaved(self) -> None:
+        last = self.parts.trainer.halt()
+        if last is not None:
+            self._record(last)
+        if self._report is not None and self._saved_at != self._report.env_steps:
+            self._save()
 
     @property
     def _is_reached(self) -> bool:
@@ -386,16 +427,12 @@ class Session:
             writer.flush()
         state = self._get_state() if state is None else {**state, "progress": self._get_progress()}
         env_steps = env_steps_of(state)
-        path = save_checkpoint(self.directory.path, env_steps, state, self.config)
-        if best_mean_return is not None:
-            mark_best(self.directory.path, path, best_mean_return)
+        save_checkpoint(self.directory.path, env_steps, state, self.config, best_mean_return)
         prune_checkpoints(self.directory.path, self.config.run.keep_checkpoints)
         self._saved_at = max(self._saved_at, env_steps)
 
     def _save_without_workers(self) -> None:
-        """Save the last good parameters after a worker was lost; its environments, and so all, begin anew."""
-        if self.config.run.workers == 1 and not self._evaluator.is_beside:
-            return  # what was lost was this process's own, and all of it
+        """Save the last good parameters after an environment or worker was lost; all environments begin anew."""
         last = self.parts.trainer.halt()
         self.parts.drop_workers()  # those in step are in the middle of an iteration
         with suppress(RecordError, WorkerFailure):  # what the worker was lost for is the news, also if within a step
@@ -421,6 +458,29 @@ class Session:
             return f"the state before that update could not be saved ({error})"
         what = "the state before that update and its rollout are" if rollout else "the state is"
         return f"{what} saved in {path}"
+
+    def __enter__(self) -> Session:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Save what was not saved yet, end all processes and close all files; safe to call twice.
+
+        The run can be resumed. To end it, with its last evaluation and its summary, call `finish` first.
+
+        Raises:
+            RecordError: the disk is full.
+            WorkerFailure: a worker was lost.
+        """
+        if not self._closed:
+            try:
+                self._save_unsaved()
+            finally:
+                self._abandon()
 
     @single_thread()
     def finish(self, measure_efficiency: bool = False) -> dict[str, JsonValue]:
@@ -527,7 +587,7 @@ class Session:
         mark_best(self.directory.path, self.directory.path / "checkpoints" / f"step-{env_steps:012d}", mean_return)
 
     def _load_best_state(self) -> StateTree:
-        return load_checkpoint(find_checkpoint(self.directory.path, "best"), self.config.env.env_id).state
+        return self.directory.load_checkpoint("best").state
 
     def _load_best(self) -> None:
         """Put the best policy into the model, where it is not the last one, which is kept aside."""
@@ -546,11 +606,12 @@ class Session:
     def _time_bare(self, report: Report) -> BareTimes | None:
         """Time what the run cannot do without; None where that would not say anything about the run.
 
-        That is after a stop signal, where nobody wants to wait, after a run so short that it was mostly
-        warming up, and on accelerators, whose captured graphs have no parts that could be called bare.
+        That is after a run so short that it was mostly warming up, and on accelerators, whose captured graphs have
+        no parts that could be called bare. Nor is it done where no second set of environments is to be opened.
         """
         config = self.config
-        if self.stop_signal is not None or report.train_wall_s < _LEAST_TRAIN_S or config.run.device != "cpu":
+        has_one_set = not config.run.eval or config.run.eval_every == 0
+        if has_one_set or report.train_wall_s < _LEAST_TRAIN_S or config.run.device != "cpu":
             return None
         try:
             rows = rows_per_iteration(config, report.iteration, report.env_steps)
@@ -569,12 +630,7 @@ class Session:
 
     def _close(self) -> None:
         self._closed = True
-        with ExitStack() as closing:  # closes each of them, whatever another one raises
-            closing.callback(self.parts.close)
-            closing.callback(self._evaluator.close)
-            for writer in self._writers:
-                closing.callback(writer.close)
-            closing.callback(self._bar.close)
+        self._opened.close()  # each of them, whatever another one raises
 
     def _abandon(self) -> None:
         """Close after an error; a disk that is full fails once more here, which is no news."""
@@ -582,7 +638,10 @@ class Session:
             self._close()
 
     def _get_state(self) -> StateTree:
+        if self._left:
+            return {**self._left, "progress": self._get_progress()}
         return {
+            "run_id": self.directory.run_id,
             "parts": self.parts.get_state(),
             "tracker": self.tracker.get_state(),
             "progress": self._get_progress(),
@@ -591,18 +650,47 @@ class Session:
     def _get_progress(self) -> StateTree:
         return asdict(replace(self.progress, total_wall_s=self.total_wall_s))
 
+    def _take_in(self, state: StateTree) -> None:
+        """Continue from a checkpoint's state, whatever somebody may have made of it.
+
+        Raises:
+            ValueError: it is malformed, or does not fit this run.
+            WorkerFailure: a worker died or hung.
+        """
+        with one_sentence(f"the last checkpoint in {self.directory.path} does not fit this run"):
+            self._restore(state)
+
     def _restore(self, state: StateTree) -> None:
         if not self.parts.set_state(read_branch(state, "parts")):
             log.warning("the state of the environments is not in the checkpoint: their episodes begin anew")
         self.tracker.load_state(read_branch(state, "tracker"))
+        self._steps_seen = self._saved_at = env_steps_of(state)
         self._report = last_report(read_branch(read_branch(state, "parts"), "trainer"), self.parts.envs.frame_skip)
         self.tracker.update(self._report)
         # A run that has reached its target is resumed only towards a higher one: it is not solved yet.
         progress = Progress.from_state(read_branch(state, "progress"))
-        best = best_mean_return(self.directory.path)
-        if best is not None:
-            progress.best_mean_return = max(best, progress.best_mean_return or best)
-        self.progress = replace(progress, solved_wall_s=None, solved_env_steps=None)
+        progress = replace(progress, solved_wall_s=None, solved_env_steps=None)
+        # What the mark says: it may be of an older checkpoint than this one, or have been moved since.
+        best_at, best = best_mark(self.directory.path) or (None, None)
+        self.progress = replace(progress, best_mean_return=best, best_env_steps=best_at)
+
+
+def _weakly(tell: Tell) -> Tell:
+    """Return what calls a method as long as its object is needed by somebody else."""
+    method = weakref.WeakMethod(tell)
+
+    def call(played: int, episodes: int) -> None:
+        bound = method()
+        if bound is not None:
+            bound(played, episodes)
+
+    return call
+
+
+def _close_quietly(opened: ExitStack) -> None:
+    """Close what a session had open that nobody holds any more, or that is there when Python ends."""
+    with suppress(RecordError):  # there is nobody to tell
+        opened.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from fastac.contract import Episodes, Phases, Report, StateTree, read_branch, read_number
+from fastac.contract import Episodes, Phases, Report, StateTree, read_amount, read_branch, read_count, read_number
 
 # What a run ended by: a budget that was spent, the target's being reached, or a signal.
 Ending: TypeAlias = Literal["env_steps", "minutes", "until_return", "signal"]
@@ -47,41 +47,41 @@ class Progress:
     @classmethod
     def from_state(cls, state: StateTree) -> Progress:
         """Read what was saved."""
-        best, wall_s, steps = state["best_mean_return"], state["solved_wall_s"], state["solved_env_steps"]
-        best_at = state["best_env_steps"]
+        optional = ("best_mean_return", "best_env_steps", "solved_wall_s", "solved_env_steps")
+        best, best_at, wall_s, steps = (state.get(name) for name in optional)
         return cls(
             best_mean_return=None if best is None else read_number(state, "best_mean_return"),
-            best_env_steps=None if best_at is None else int(read_number(state, "best_env_steps")),
-            solved_wall_s=None if wall_s is None else read_number(state, "solved_wall_s"),
-            solved_env_steps=None if steps is None else int(read_number(state, "solved_env_steps")),
-            eval_wall_s=read_number(state, "eval_wall_s"),
-            eval_spent=read_number(state, "eval_spent"),
-            eval_latest=int(read_number(state, "eval_latest")),
-            eval_mean_length=read_number(state, "eval_mean_length"),
-            total_wall_s=read_number(state, "total_wall_s"),
+            best_env_steps=None if best_at is None else read_count(state, "best_env_steps"),
+            solved_wall_s=None if wall_s is None else read_amount(state, "solved_wall_s"),
+            solved_env_steps=None if steps is None else read_count(state, "solved_env_steps"),
+            eval_wall_s=read_amount(state, "eval_wall_s"),
+            eval_spent=read_amount(state, "eval_spent"),
+            eval_latest=read_count(state, "eval_latest"),
+            eval_mean_length=read_amount(state, "eval_mean_length"),
+            total_wall_s=read_amount(state, "total_wall_s"),
         )
 
 
 def wall_minutes_of(state: StateTree) -> float:
     """Return how many minutes of wall-clock a run had taken when it was saved."""
-    return float(read_number(read_branch(state, "progress"), "total_wall_s")) / 60.0
+    return read_amount(read_branch(state, "progress"), "total_wall_s") / 60.0
 
 
 def env_steps_of(state: StateTree) -> int:
     """Return how many environment steps a saved run has taken."""
-    return int(read_number(read_branch(read_branch(state, "parts"), "trainer"), "env_steps"))
+    return read_count(read_branch(read_branch(state, "parts"), "trainer"), "env_steps")
 
 
 def last_report(trainer: StateTree, frame_skip: int) -> Report:
     """Return the report after which a trainer's state was saved, less what is of that iteration alone."""
-    env_steps, train_wall_s = int(read_number(trainer, "env_steps")), read_number(trainer, "train_wall_s")
-    phases = Phases(**{name: read_number(read_branch(trainer, "phases"), name) for name in _CLOCKED})
+    env_steps, train_wall_s = read_count(trainer, "env_steps"), read_amount(trainer, "train_wall_s")
+    phases = Phases(**{name: read_amount(read_branch(trainer, "phases"), name) for name in _CLOCKED})
     return Report(
-        iteration=int(read_number(trainer, "iteration")),
+        iteration=read_count(trainer, "iteration"),
         env_steps=env_steps,
         frames=env_steps * frame_skip,
-        updates=int(read_number(read_branch(trainer, "learner"), "updates")),
-        episodes=int(read_number(trainer, "episodes")),
+        updates=read_count(read_branch(trainer, "learner"), "updates"),
+        episodes=read_count(trainer, "episodes"),
         finished=Episodes(np.empty(0), np.empty(0, dtype=np.int64)),
         train_wall_s=train_wall_s,
         phases=replace(phases, other_s=train_wall_s - sum(asdict(phases).values())),

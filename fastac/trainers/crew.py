@@ -17,6 +17,7 @@ import torch
 
 from fastac.contract import (
     Alone,
+    EnvFailure,
     Episodes,
     Group,
     NonFiniteError,
@@ -76,6 +77,7 @@ class NoCrew:
     """The crew of a run with one worker."""
 
     group: Group = Alone()
+    _is_closed = False
 
     def begin(self, done_fraction: float) -> None:
         """Do nothing."""
@@ -85,14 +87,19 @@ class NoCrew:
         return []
 
     def get_states(self) -> list[StateTree] | None:
-        """Nobody's."""
-        return []
+        """Nobody's, or None after `close`, as `Crew` does."""
+        return None if self._is_closed else []
 
     def set_states(self, states: list[StateTree]) -> None:
         """Do nothing."""
 
+    def rest(self) -> bool:
+        """Return False: nobody waits."""
+        return False
+
     def close(self) -> None:
-        """Do nothing."""
+        """Note that this worker's environments are lost."""
+        self._is_closed = True
 
 
 class Crew:
@@ -171,7 +178,12 @@ class Crew:
         return states
 
     def set_states(self, states: list[StateTree]) -> None:
-        """Hand each worker its state, and wait until it has taken it in."""
+        """Hand each worker its state, and wait until it has taken it in.
+
+        Raises:
+            ValueError: it does not fit.
+            WorkerFailure: a worker died or hung.
+        """
         self._give(_Command.SET_STATE)
         self._guarded(lambda: [self._exchange(rank, state) for rank, state in zip(self._ranks, states, strict=True)])
 
@@ -181,7 +193,17 @@ class Crew:
             child.pipe.send(_to_arrays(state))
         except OSError as error:
             raise WorkerFailure(f"worker {rank} died (exit code {child.exit_code()}).") from error
-        return self._receive(rank, self._timeout_s)
+        try:
+            return self._receive(rank, self._timeout_s)
+        except (EnvFailure, WorkerFailure) as error:
+            if isinstance(error.__cause__, WorkerTraceback):  # it lives, and cannot take in what it was sent
+                raise ValueError(str(error)) from error
+            raise
+
+    def rest(self) -> bool:
+        """End the workers, who would wait for the next command for who knows how long; return True."""
+        self.close()
+        return True
 
     def close(self) -> None:
         """End the workers; safe to call twice."""

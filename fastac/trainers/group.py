@@ -195,7 +195,10 @@ class SharedGroup:
 
 
 def wait_until(is_over: Callable[[], bool], watch: Callable[[float], None]) -> None:
-    """Wait: spinning, then offering the core to others, then sleeping longer and longer, up to a millisecond."""
+    """Wait: spinning, then offering the core to others, then sleeping longer and longer.
+
+    Up to a millisecond while others work. After a second nobody does, and a worker that waits costs next to nothing.
+    """
     for _ in range(_SPINS):
         if is_over():
             return
@@ -208,4 +211,5 @@ def wait_until(is_over: Callable[[], bool], watch: Callable[[float], None]) -> N
         if now - began < 0.002:
             os.sched_yield() if hasattr(os, "sched_yield") else time.sleep(0)
         else:
-            time.sleep(min(0.001, (now - began) / 20.0))
+            waited_s = now - began
+            time.sleep(min(0.001, waited_s / 20.0) if waited_s < 1.0 else min(0.05, waited_s / 100.0))

@@ -22,8 +22,10 @@ from fastac.contract import (
     Report,
     StateTree,
     WorkerFailure,
+    read_amount,
+    read_array,
     read_branch,
-    read_number,
+    read_count,
 )
 from fastac.trainers.board import (
     ENV_STEPS,
@@ -206,9 +208,11 @@ class HogwildTrainer:
             "staleness": self._staleness,
         }
         for name, row in rows.items():
-            row[:] = np.asarray(saved[name])
-        self._restarts = int(read_number(state, "restarts"))
-        self._train_wall_s = read_number(state, "train_wall_s")
+            row[:] = read_array(saved, name, row)
+        if self._counts.min() < 0:
+            raise ValueError("'counts' in the saved state has numbers below 0")
+        self._restarts = read_count(state, "restarts")
+        self._train_wall_s = read_amount(state, "train_wall_s")
         self._episodes_seen = self._counts[:, EPISODES].copy()
         self._losses_seen = board.losses.view().sum(axis=0)
         self._read_counts()

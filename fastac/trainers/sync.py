@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from time import perf_counter
 
 import numpy as np
 
-from fastac.contract import EnvFailure, Episodes, Phases, Report, StateTree, WorkerFailure, read_branch, read_number
+from fastac.contract import (
+    EnvFailure,
+    Episodes,
+    Phases,
+    Report,
+    StateTree,
+    WorkerFailure,
+    read_amount,
+    read_branch,
+    read_count,
+)
 from fastac.trainers.crew import Crew, NoCrew
 from fastac.trainers.pair import Pair
 
@@ -92,11 +102,11 @@ class SyncTrainer:
     def set_state(self, state: StateTree) -> bool:
         """Continue from `get_state`; return whether the environments continue too, or begin episodes anew."""
         phases = read_branch(state, "phases")
-        self._phases = Phases(**{name: read_number(phases, name) for name in phases})
-        self._train_wall_s = read_number(state, "train_wall_s")
-        self.iteration = int(read_number(state, "iteration"))
-        self._episodes = int(read_number(state, "episodes"))
-        self.env_steps = int(read_number(state, "env_steps"))
+        self._phases = Phases(**{field.name: read_amount(phases, field.name) for field in fields(Phases)})
+        self._train_wall_s = read_amount(state, "train_wall_s")
+        self.iteration = read_count(state, "iteration")
+        self._episodes = read_count(state, "episodes")
+        self.env_steps = read_count(state, "env_steps")
         return self._pair.set_state(state)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -26,7 +27,8 @@ from fastac.losses import clipped_surrogate, policy_gradient
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, RewardNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
 from fastac.rollout.observations import Rows
-from fastac.trainers.group import GroupMemory, SharedGroup
+from fastac.trainers import group
+from fastac.trainers.group import GroupMemory, SharedGroup, wait_until
 
 SMALL = {"num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "total_env_steps": 10**6}
 SMALL |= {"vectorization": "native"}
@@ -433,3 +435,24 @@ def test_nothing_is_shared_by_name():
     parts.close()
     after = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
     assert after <= before
+
+
+def test_waiting_costs_less_the_longer_it_lasts(monkeypatch):
+    now, sleeps = [0.0], []
+
+    def sleep(seconds):
+        sleeps.append(seconds)
+        now[0] += seconds
+
+    def look():
+        now[0] += 1e-5
+        return now[0] > 60.0
+
+    monkeypatch.setattr(group, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=sleep))
+    wait_until(look, lambda waited_s: None)
+    ends = np.cumsum(sleeps)
+    assert max(sleep for sleep, end in zip(sleeps, ends, strict=True) if end < 0.9) <= 0.001  # as others work
+    assert all(
+        sleep <= 0.011 * (end + 1.0) for sleep, end in zip(sleeps, ends, strict=True)
+    )  # nobody waits long for it
+    assert min(sleep for sleep, end in zip(sleeps, ends, strict=True) if end > 10.0) == 0.05

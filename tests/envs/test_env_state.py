@@ -194,7 +194,9 @@ def test_the_state_of_another_robot_is_refused() -> None:
 def test_state_of_another_run_is_refused(vectorization: str) -> None:
     state = build("CartPole-v1", "sync" if vectorization == "process" else vectorization).get_state()
     other = build("CartPole-v1", vectorization, num_envs=3)
-    with pytest.raises(ValueError, match="the saved state is of 5 environments, expected 3"):
+    with pytest.raises(
+        ValueError, match=r"'done' in the saved state is an array \[5\] of bool, expected an array \[3\]"
+    ):
         other.set_state(state)
     other.close()
 
@@ -203,3 +205,66 @@ def test_state_of_another_kind_is_refused() -> None:
     state = build("CartPole-v1", "sync").get_state()
     with pytest.raises(ValueError, match="has no part 'env'"):
         build("CartPole-v1", "native").set_state(state)
+
+
+@pytest.mark.parametrize("kind", [np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64])
+def test_every_generator_of_numpy_goes_on(kind: type[np.random.BitGenerator]) -> None:
+    env, fresh = (gym.make("CartPole-v1", disable_env_checker=True) for _ in range(2))
+    env.reset(seed=0)
+    env.unwrapped.np_random = np.random.Generator(kind(5))
+    env.unwrapped.np_random.random(700)
+    restore(fresh, through_disk(capture(env)))
+    assert fresh.unwrapped.np_random.random(3000).tolist() == env.unwrapped.np_random.random(3000).tolist()
+
+
+def forged(env_id: str, name: str, value: object) -> tuple[gym.Env, StateTree]:
+    """Return an environment, and its state with a part of its innermost layer replaced."""
+    env = gym.make(env_id, disable_env_checker=True)
+    env.reset(seed=0)
+    state = {depth: dict(layer) for depth, layer in capture(env).items()}
+    innermost = state[max(state)]
+    branch = innermost["rng"] = dict(innermost["rng"])
+    (branch if name == "bit_generator" else innermost)[name] = value
+    return env, state
+
+
+@pytest.mark.parametrize("name", ["test", "seed", "default_rng", "Generator", "__class__", "", None, 3])
+def test_a_generator_of_another_name_calls_nothing(name: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np.random, "test", lambda: pytest.fail("it was called"))
+    env, state = forged("CartPole-v1", "bit_generator", name)
+    with pytest.raises(ValueError, match=r"the saved random generator is .*, expected one of PCG64, "):
+        restore(env, state)
+
+
+@pytest.mark.parametrize("position", [-1, 625, 10**9, "x"])
+def test_a_generator_never_reads_beyond_its_memory(position: object) -> None:
+    for kind, size in ((np.random.MT19937, 624), (np.random.Philox, 4)):
+        forged_state = kind(1).state
+        if size == 4:
+            forged_state["buffer_pos"] = position
+        else:
+            forged_state["state"]["pos"] = position
+        env, state = forged("CartPole-v1", "rng", forged_state)
+        state[max(state)]["rng"] = forged_state
+        with pytest.raises((ValueError, TypeError)):
+            restore(env, state)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "name", "value"),
+    [
+        ("CartPole-v1", "state", np.zeros(3)),
+        ("CartPole-v1", "state", np.full(4, np.nan)),
+        ("CartPole-v1", "state", np.zeros(4, np.bool_)),
+        ("CartPole-v1", "steps_beyond_terminated", "many"),
+        ("Pendulum-v1", "last_u", np.zeros(2)),
+        ("FrozenLake-v1", "s", 16),
+        ("FrozenLake-v1", "s", -1),
+        ("FrozenLake-v1", "s", 10**400),
+        ("Taxi-v4", "s", 1.5),
+    ],
+)
+def test_a_state_that_an_environment_cannot_be_in_is_refused(env_id: str, name: str, value: object) -> None:
+    env, state = forged(env_id, name, value)
+    with pytest.raises(ValueError, match=rf"'{name}' in the saved environment state is .*, in which no \w+ can be"):
+        restore(env, state)

@@ -22,6 +22,7 @@ from fastac.config import Config
 from fastac.contract import StateTree
 from fastac.records import (
     RecordError,
+    best_mean_return,
     checkpoint,
     find_checkpoint,
     load_checkpoint,
@@ -29,6 +30,7 @@ from fastac.records import (
     prune_checkpoints,
     save_checkpoint,
 )
+from fastac.records.checkpoint import damaged_marks
 
 CONFIG = Config().replace(env_id="Acrobot-v1", hidden_sizes=(8, 4), max_grad_norm=None)
 STATE: StateTree = {"model": {"w.0": np.arange(6.0).reshape(2, 3)}, "rng": {"state": 2**127 + 1}, "iteration": 7}
@@ -207,26 +209,49 @@ def test_last_best_and_retention(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path, "best") == find_checkpoint(tmp_path, "last")
     assert find_checkpoint(tmp_path, "last").name == "step-10000000000000"  # 14 digits, sorted as a number
     best = tmp_path / "checkpoints" / "step-000000000020"
-    mark_best(tmp_path, best, math.nan)
+    assert best_mean_return(tmp_path) is None
     mark_best(tmp_path, best, 99.5)
-    assert json.loads((tmp_path / "checkpoints" / "best.json").read_text()) == {
-        "checkpoint": best.name,
-        "mean_return": 99.5,
-    }
+    assert best_mean_return(tmp_path) == 99.5
     prune_checkpoints(tmp_path, 2)
     assert steps_of(tmp_path) == [20, 40, 10**13]
     assert find_checkpoint(tmp_path, "best") == best
-    mark_best(tmp_path, find_checkpoint(tmp_path, "last"), 100.0)
+    mark_best(tmp_path, find_checkpoint(tmp_path, "last"), 98.0)  # it was evaluated anew, and the other one too
+    assert best_mean_return(tmp_path) == 98.0
     prune_checkpoints(tmp_path, 2)
     assert steps_of(tmp_path) == [40, 10**13]
 
 
-@pytest.mark.parametrize("mark", ["", "[]", '{"checkpoint": 3}', '{"checkpoint": "../x"}', "{}"])
-def test_unreadable_best_mark_means_last(tmp_path: Path, mark: str) -> None:
-    path = save_checkpoint(tmp_path, 5, STATE, CONFIG)
-    (tmp_path / "checkpoints" / "best.json").write_text(mark)
-    assert find_checkpoint(tmp_path, "best") == path
+def test_a_checkpoint_is_saved_with_its_mark(tmp_path: Path) -> None:
+    first = save_checkpoint(tmp_path, 10, {"x": 1}, CONFIG, 7.0)
+    save_checkpoint(tmp_path, 20, {"x": 1}, CONFIG)
+    assert (find_checkpoint(tmp_path, "best"), best_mean_return(tmp_path)) == (first, 7.0)
+    save_checkpoint(tmp_path, 10, {"x": 2}, CONFIG)  # the same policy once more
+    assert (find_checkpoint(tmp_path, "best"), best_mean_return(tmp_path)) == (first, 7.0)
+    second = save_checkpoint(tmp_path, 20, {"x": 1}, CONFIG, 8)
+    assert (find_checkpoint(tmp_path, "best"), best_mean_return(tmp_path)) == (second, 8.0)
+
+
+def seal_mark(**content: object) -> bytes:
+    return checkpoint._seal(content)
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *(b"", b"[]", b"{}", b'{"mean_return": 900.0, "number": 9}', b"[" * 100_000),
+        *(seal_mark(number=9), seal_mark(mean_return=9.0), seal_mark(mean_return=math.inf, number=9)),
+        *(seal_mark(mean_return=9.0, number="9"), seal_mark(mean_return=9.0, number=True)),
+    ],
+)
+def test_a_mark_that_is_not_as_it_was_written_is_none(tmp_path: Path, mark: bytes) -> None:
+    path = save_checkpoint(tmp_path, 5, STATE, CONFIG, 1.0)
+    last = save_checkpoint(tmp_path, 6, STATE, CONFIG)
+    (path / "best.json").write_bytes(mark)
+    assert find_checkpoint(tmp_path, "best") == last
+    assert best_mean_return(tmp_path) is None
+    assert damaged_marks(tmp_path) == [path / "best.json"]
     prune_checkpoints(tmp_path, 1)
+    assert steps_of(tmp_path) == [6]
 
 
 def test_same_steps_again_replaces(tmp_path: Path) -> None:
@@ -253,7 +278,7 @@ def killed_before(operation: int, action: Callable[[], object]) -> bool:
             return call
 
         os.fsync = armed(os.fsync)
-        Path.rename = armed(Path.rename)
+        Path.rename, Path.replace = armed(Path.rename), armed(Path.replace)
         try:
             action()
         finally:
@@ -261,25 +286,49 @@ def killed_before(operation: int, action: Callable[[], object]) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+def has_both_or_none(run_dir: Path, steps: int) -> bool:
+    """Whether the new checkpoint and its mark are there, or the old ones."""
+    best = find_checkpoint(run_dir, "best")
+    expected = (2.0, steps) if load_checkpoint(best).state == {"x": 2} else (1.0, 1)
+    return (best_mean_return(run_dir), int(best.name[5:17])) == expected
+
+
 @pytest.mark.parametrize("steps", [1, 2])
-def test_kill_at_any_moment_leaves_a_good_checkpoint(tmp_path: Path, steps: int) -> None:
+def test_kill_at_any_moment_leaves_a_good_checkpoint_with_its_mark(tmp_path: Path, steps: int) -> None:
     kills = 0
     while True:
         run_dir = tmp_path / str(kills)
         run_dir.mkdir()
-        save_checkpoint(run_dir, 1, {"x": 1}, CONFIG)
-        mark_best(run_dir, find_checkpoint(run_dir, "last"), 0.0)
-        killed = killed_before(kills, partial(save_checkpoint, run_dir, steps, {"x": 2}, CONFIG))
-        for which in ("last", "best"):
-            loaded = load_checkpoint(find_checkpoint(run_dir, which))
-            assert loaded.state in ({"x": 1}, {"x": 2})
+        save_checkpoint(run_dir, 1, {"x": 1}, CONFIG, 1.0)
+        killed = killed_before(kills, partial(save_checkpoint, run_dir, steps, {"x": 2}, CONFIG, 2.0))
+        assert load_checkpoint(find_checkpoint(run_dir, "last")).state in ({"x": 1}, {"x": 2})
+        assert has_both_or_none(run_dir, steps)
         save_checkpoint(run_dir, steps, {"x": 3}, CONFIG)  # the next save works and tidies
         assert load_checkpoint(find_checkpoint(run_dir, "last")).state == {"x": 3}
-        assert names(run_dir) == ["best.json", *(f"step-{n:012d}" for n in range(1, steps + 1))]
+        assert names(run_dir) == [f"step-{n:012d}" for n in range(1, steps + 1)]
         if not killed:
             break
         kills += 1
-    assert kills == (6 if steps == 1 else 5)  # 4 fsyncs and a rename, one more where it replaces
+    assert kills == (7 if steps == 1 else 6)  # 5 fsyncs and a rename, one more where it replaces
+
+
+def test_kill_at_any_moment_leaves_the_mark_or_the_one_before(tmp_path: Path) -> None:
+    kills = 0
+    while True:
+        run_dir = tmp_path / str(kills)
+        run_dir.mkdir()
+        first = save_checkpoint(run_dir, 1, STATE, CONFIG, 1.0)
+        second = save_checkpoint(run_dir, 2, STATE, CONFIG)
+        killed = killed_before(kills, partial(mark_best, run_dir, second, 0.5))
+        found = find_checkpoint(run_dir, "best"), best_mean_return(run_dir)
+        assert found in ((first, 1.0), (second, 0.5))
+        save_checkpoint(run_dir, 3, STATE, CONFIG)
+        assert not list(run_dir.rglob(".*"))
+        if not killed:
+            break
+        kills += 1
+    assert found == (second, 0.5)
+    assert kills == 3
 
 
 def test_leftovers_of_a_killed_save_are_not_checkpoints(tmp_path: Path) -> None:

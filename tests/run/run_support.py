@@ -24,7 +24,7 @@ SMALL_FLAGS = (
     *("--eval-every", "0", "--eval-episodes", "2", "--no-tensorboard"),
 )
 # What differs between two runs that did the same.
-CLOCKS = {"train_wall_s", "eval_wall_s", "total_wall_s", "wall_s", "sps", "sps_window", "phases", "sha256"}
+CLOCKS = {"train_wall_s", "eval_wall_s", "total_wall_s", "wall_s", "sps", "sps_window", "phases", "sha256", "run_id"}
 
 
 def spawn(work: Callable[..., None], *args: object, **kwargs: object) -> BaseProcess:

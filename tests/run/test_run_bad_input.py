@@ -15,6 +15,7 @@ from run_support import SMALL, checkpoints, snapshot
 
 import fastac
 from fastac.cli import main
+from fastac.records import find_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +149,7 @@ def flip_a_byte(path: Path) -> None:
 def test_a_damaged_checkpoint(capsys, finished, command, name, damage):
     shutil.copytree(finished, "run")
     older, last = checkpoints(Path("run"))[-2:]
-    Path("run/checkpoints/best.json").unlink()  # eval and record prefer the best
+    (find_checkpoint(Path("run"), "best") / "best.json").unlink()  # eval and record prefer the best
     damage(last / name)
     assert_refused(
         capsys, [command, "run"], f"{name} is damaged.*{older.name} beside it is older and good: delete {last}"

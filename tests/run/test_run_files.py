@@ -10,7 +10,7 @@ from run_support import SMALL, checkpoints, read_rows
 
 import fastac
 from fastac.config import Config
-from fastac.records import load_checkpoint
+from fastac.records import best_mean_return, find_checkpoint, load_checkpoint
 
 SUMMARY_KEYS = (
     "env_id algo seed env_steps frames updates episodes train_wall_s total_wall_s sps sps_last_window mean_return "
@@ -27,6 +27,7 @@ def run(tmp_path_factory):
 
 def test_config_comes_back(run):
     config = json.loads((run.directory / "config.json").read_text())
+    assert len(config.pop("run_id")) == 32
     assert Config.from_dict(config) == run.config
     assert run.config.algo.algo == "ppo"
     assert run.config.optim.max_grad_norm is None
@@ -83,12 +84,11 @@ def test_tensorboard_reads_it(run):
 
 def test_the_last_checkpoints_and_the_best_are_kept(run):
     kept = [int(path.name.removeprefix("step-")) for path in checkpoints(run.directory)]
-    best = json.loads((run.directory / "checkpoints" / "best.json").read_text())
-    assert best["mean_return"] == run.summary["best_eval_mean_return"]
+    assert best_mean_return(run.directory) == run.summary["best_eval_mean_return"]
     steps = [row["env_steps"] for row in read_rows(run.directory / "evaluations.jsonl")]
     returns = [row["mean_return"] for row in read_rows(run.directory / "evaluations.jsonl")]
     best_steps = steps[returns.index(max(returns))]
-    assert best["checkpoint"] == f"step-{best_steps:012d}"
+    assert find_checkpoint(run.directory, "best").name == f"step-{best_steps:012d}"
     assert set(kept[-2:]) | {best_steps} == set(kept)
     assert kept[-1] == run.summary["env_steps"]
     assert [load_checkpoint(path).config for path in checkpoints(run.directory)] == [run.config] * len(kept)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import shutil
 
 import pytest
@@ -14,16 +16,19 @@ from run_support import (
     read_records,
     read_rows,
     read_state,
+    snapshot,
     spawn_main,
     train_until_killed,
 )
 
 import fastac
 from fastac.cli import main
+from fastac.records import best_mean_return, checkpoint, find_checkpoint
 
 KILLED_AFTER = 10  # iterations, twice as many in all
 PPO = {"algo": "ppo", "num_epochs": 2, "num_minibatches": 2, "normalize_advantage": True}
 LINEAR = {name: "linear" for name in ("learning_rate_schedule", "ent_coef_schedule", "clip_coef_schedule")}
+CONSTANT = SMALL | dict.fromkeys(LINEAR, "constant")
 NATIVE = {"vectorization": "native"}
 NORMALIZED = {"normalize_obs": True, "normalize_reward": True}
 
@@ -173,3 +178,160 @@ def test_a_run_that_was_killed_between_its_solution_and_its_summary_is_ended_by_
         assert ended.summary[name] == run.summary[name]
     with pytest.raises(ValueError, match="the run is complete"):
         fastac.resume(run.directory)
+
+
+class DeathError(BaseException):
+    """Stands for `kill -9` at a certain place."""
+
+
+def die(*_):
+    raise DeathError
+
+
+@pytest.mark.parametrize("place", ["session.prune_checkpoints", "session.RunDirectory.write_summary"])
+def test_a_kill_in_the_end_loses_neither_the_best_nor_writes_a_row_twice(tmp_path, monkeypatch, place):
+    settings = {**SMALL, "total_env_steps": 960, "checkpoint_every": 96, "eval_every": 64, "keep_checkpoints": 1}
+    fastac.train("CartPole-v1", run_dir=tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch, pytest.raises(DeathError):
+        patch.setattr(f"fastac.run.{place}", die)
+        fastac.train("CartPole-v1", run_dir=tmp_path / "run", **settings)
+    resume_to_the_end(tmp_path / "run")
+    assert read_records(tmp_path / "run") == read_records(tmp_path / "whole")
+    for read in (best_mean_return, lambda run: find_checkpoint(run, "best").name, read_state):
+        assert read(tmp_path / "run") == read(tmp_path / "whole")
+
+
+def resume_to_the_end(run_dir, **changes):
+    session = fastac.resume(run_dir, **changes)
+    for _ in session:
+        pass
+    return fastac.finish(session)
+
+
+def test_a_longer_budget_says_how_the_schedules_jump(tmp_path, caplog):
+    settings = {**SMALL, "learning_rate": 0.01, "ent_coef": 0.5}
+    fastac.train("CartPole-v1", run_dir=tmp_path / "run", **settings, **LINEAR, total_env_steps=320)
+    session = fastac.resume(tmp_path / "run", total_env_steps=3200)
+    steps = session.report.env_steps
+    done = 1.0 - steps / 3200
+    assert caplog.records[-1].levelno == logging.WARNING
+    assert caplog.messages[-1] == (
+        f"from step {steps} on: total_env_steps 320 -> 3200, learning_rate 0 -> {0.01 * done:.3g}, "
+        f"ent_coef 0 -> {0.5 * done:.3g}"
+    )
+    assert next(iter(session)).losses["learning_rate"] == pytest.approx(0.01 * done)
+    fastac.finish(session)
+
+
+def test_a_longer_budget_without_schedules_is_no_warning(tmp_path, caplog):
+    fastac.train("CartPole-v1", run_dir=tmp_path / "run", **CONSTANT, total_env_steps=320)
+    fastac.resume(tmp_path / "run", total_env_steps=640).close()
+    assert caplog.records[-1].levelno == logging.INFO
+    assert "total_env_steps 320 -> 640" in caplog.messages[-1]
+
+
+def test_a_new_learning_rate_holds_and_stays(tmp_path, caplog):
+    fastac.train("CartPole-v1", run_dir=tmp_path / "run", **CONSTANT, learning_rate=0.01, total_env_steps=320)
+    with fastac.resume(tmp_path / "run", learning_rate=0.002, total_env_steps=640) as session:
+        assert next(iter(session)).losses["learning_rate"] == 0.002
+    assert "learning_rate 0.01 -> 0.002" in caplog.text
+    assert main(["resume", str(tmp_path / "run"), "--learning-rate", "0.001", "--total-env-steps", "700"]) == 0
+    rows = read_rows(tmp_path / "run" / "progress.jsonl")
+    assert [row["learning_rate"] for row in (rows[0], rows[-1])] == [0.01, 0.001]
+    assert resume_to_the_end(tmp_path / "run", total_env_steps=800).config.optim.learning_rate == 0.001
+
+
+def edit_config(run_dir, section, **changes):
+    path = run_dir / "config.json"
+    content = json.loads(path.read_text())
+    content[section].update(changes)
+    path.write_text(json.dumps(content))
+
+
+def test_an_edited_setting_holds_where_it_may_change_and_is_refused_elsewhere(tmp_path, capsys, caplog):
+    fastac.train("CartPole-v1", run_dir=tmp_path / "run", **CONSTANT, learning_rate=0.01, total_env_steps=320)
+    edit_config(tmp_path / "run", "optim", learning_rate=0.002)
+    run = resume_to_the_end(tmp_path / "run", total_env_steps=640)
+    assert run.config.optim.learning_rate == 0.002
+    assert "learning_rate 0.01 -> 0.002" in caplog.text
+    edit_config(tmp_path / "run", "algo", gamma=0.5)
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    assert main(["resume", str(tmp_path / "run"), "--total-env-steps", "960"]) == 2
+    says = "says gamma 0.5, but the run was trained with 0.99, which cannot change while it goes on"
+    assert says in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_budget_that_a_killed_resume_was_given_still_holds(tmp_path):
+    fastac.train("CartPole-v1", run_dir=tmp_path / "run", **SMALL, total_env_steps=320)
+    with fastac.resume(tmp_path / "run", total_env_steps=640):
+        pass  # nothing is done, nor saved
+    assert resume_to_the_end(tmp_path / "run").summary["env_steps"] >= 640
+
+
+@pytest.mark.parametrize("command", ["resume", "eval", "record"])
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, capsys, command):
+    for seed in (0, 1):
+        fastac.train("CartPole-v1", seed=seed, run_dir=tmp_path / str(seed), **SMALL, total_env_steps=320)
+    shutil.rmtree(tmp_path / "0" / "checkpoints")
+    shutil.copytree(tmp_path / "1" / "checkpoints", tmp_path / "0" / "checkpoints")
+    assert main([command, str(tmp_path / "0")]) == 2
+    assert re.fullmatch(
+        r"fastac: checkpoint .*step-\d+ was written by another run \(.*\): move it back .*\n", capsys.readouterr().err
+    )
+
+
+def forge(run_dir, branches, value):
+    """Replace a part of a checkpoint's state, with digests that are right; DELETE deletes it."""
+    path = checkpoints(run_dir)[-1] / "state.json"
+    body = json.loads(path.read_text())
+    del body["sha256"]
+    tree = body["state"]
+    *above, leaf = branches.split("/")
+    for branch in above:
+        tree = tree[branch]
+    if value is DELETE:
+        del tree[leaf]
+    else:
+        tree[leaf] = value
+    path.write_bytes(checkpoint._seal(body))
+
+
+DELETE = object()
+ENV = "parts/trainer/envs/envs/0"
+FORGED = [
+    *((f"{ENV}/2/rng/bit_generator", name) for name in ("test", "seed", "__class__", 3, None)),
+    (f"{ENV}/2/rng/state", {"state": 10**400, "inc": 1}),
+    (f"{ENV}/0/_elapsed_steps", "many"),
+    ("parts/trainer/env_steps", -1),
+    ("parts/trainer/iteration", 10**30),
+    ("parts/trainer/episodes", 1.5),
+    ("parts/trainer/train_wall_s", float("nan")),
+    ("parts/trainer/phases", {"env_s": 1.0, "sudo_s": 1.0}),
+    ("parts/trainer/learner/updates", True),
+    ("parts/trainer/learner/apply", None),
+    ("parts/model", DELETE),
+    ("parts/workers", 7),
+    ("progress", DELETE),
+    ("progress/best_mean_return", "high"),
+    ("tracker", DELETE),
+    ("run_id", DELETE),
+]
+
+
+@pytest.fixture(scope="module")
+def pendulum(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("pendulum") / "run"
+    fastac.train("Pendulum-v1", "ppo", run_dir=run_dir, **SMALL, vectorization="sync", total_env_steps=64)
+    return run_dir
+
+
+@pytest.mark.parametrize(("branches", "value"), FORGED, ids=[f"{k} {v!r:.20}" for k, v in FORGED])
+def test_a_forged_state_is_one_sentence_and_changes_nothing(tmp_path, capsys, pendulum, branches, value):
+    shutil.copytree(pendulum, tmp_path / "run")
+    forge(tmp_path / "run", branches, value)
+    before = snapshot(tmp_path)
+    capsys.readouterr()
+    assert main(["resume", str(tmp_path / "run"), "--total-env-steps", "128"]) == 2
+    assert re.fullmatch(r"fastac: [^\n]*(does not fit this|written by another run)[^\n]*\n", capsys.readouterr().err)
+    assert snapshot(tmp_path) == before

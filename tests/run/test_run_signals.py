@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 
 import pytest
-from run_support import SMALL, SMALL_FLAGS, checkpoints, read_rows, spawn_main, wait_for
+from run_support import SMALL, SMALL_FLAGS, checkpoints, last_env_steps, read_rows, spawn_main, wait_for
 
 import fastac
 from fastac.cli import main
+from fastac.records import ProgressWriter
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -87,3 +92,69 @@ def test_ctrl_c_in_the_last_evaluation_loses_nothing(tmp_path, monkeypatch, caps
     assert capsys.readouterr().err.endswith(f"fastac: interrupted; {hint}\n")
     assert main(["resume", str(run_dir)]) == 0
     assert "greedy mean return" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["SIGINT", "SIGTERM"]
+)
+def test_train_saves_and_raises(tmp_path, monkeypatch, number, error):
+    def signal_once(self, row):
+        write(self, row)
+        if row["iteration"] == 3:
+            os.kill(os.getpid(), number)
+
+    write = ProgressWriter.write
+    monkeypatch.setattr(ProgressWriter, "write", signal_once)
+    seeds = []
+    with pytest.raises(error) as raised:
+        for seed in range(10):
+            seeds.append(seed)
+            fastac.train("CartPole-v1", seed=seed, run_dir=tmp_path / str(seed), **SMALL, total_env_steps=10**9)
+    assert seeds == [0]
+    assert raised.value.args[0] == 143 if number == signal.SIGTERM else "fastac.resume(" in str(raised.value)
+    loaded = fastac.load(tmp_path / "0")
+    assert loaded.summary["stopped_by"] == number.name
+    assert last_env_steps(tmp_path / "0") == loaded.summary["env_steps"] > 0
+
+
+def test_sigterm_before_training_is_told(tmp_path, monkeypatch, capsys):
+    def terminate(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastac.build.sync.build_envs", terminate)
+    assert main(["train", "CartPole-v1"]) == 143
+    assert capsys.readouterr().err == "fastac: terminated\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_signal_while_workers_start_leaves_no_traceback_and_nothing_behind(tmp_path, number):
+    words = ["-m", "fastac", "train", "CartPole-v1", "--workers", "2", "--num-envs", "4", "--run-dir", "run"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    run = subprocess.Popen(
+        [sys.executable, *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    wait_until(lambda: list(tmp_path.glob("pymp-*")))  # the fork server is being started
+    if number == signal.SIGKILL:
+        run.kill()
+    else:
+        os.killpg(run.pid, number)  # as a terminal does: to the whole group
+    err = run.communicate(timeout=60)[1]
+    assert run.returncode == (130 if number == signal.SIGINT else -9)
+    assert "Traceback" not in err
+    assert number == signal.SIGKILL or err.splitlines()[-1] == "fastac: interrupted"
+    wait_until(lambda: not list(tmp_path.glob("pymp-*")))  # a fork server sees only after its imports that it is alone
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 60.0
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)

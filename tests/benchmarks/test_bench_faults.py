@@ -1,0 +1,68 @@
+"""The two campaigns, in small: runs that are killed, and what is left of runs that somebody has changed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastac
+from benchmarks import faults_forged, faults_kill, forked
+
+
+@pytest.mark.parametrize(
+    ("campaign", "words", "count"),
+    [
+        ("faults_kill", ["--kills", "5", "--kinds", "a2c", "evaluation"], 4),
+        ("faults_forged", ["--number", "40"], 40),
+    ],
+)
+def test_a_small_campaign_finds_nothing(tmp_path, campaign, words, count):
+    # In a process of its own, since this one has threads, with which nobody may fork.
+    command = [
+        sys.executable,
+        "-m",
+        f"benchmarks.{campaign}",
+        *words,
+        "--jobs",
+        "1",
+        "--output",
+        str(tmp_path / "page"),
+    ]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *_, whole = (line for line in (tmp_path / "page").read_text().splitlines() if line.startswith("all "))
+    came = [int(word) for word in whole.split()[1:]]
+    assert sum(came[1:]) == count
+    assert came[-1] == 0
+
+
+def test_what_a_killed_run_left_is_compared(tmp_path):
+    run = fastac.train("CartPole-v1", run_dir=tmp_path / "run", num_envs=2, total_env_steps=64, eval_episodes=1)
+    whole = faults_kill.Whole(faults_kill.left_by(run.directory), 1.0, 1)
+    assert faults_kill._differences(run.directory, whole) == ""
+    (run.directory / ".writing-summary.1.json").touch()
+    assert faults_kill._differences(run.directory, whole).startswith("other names: ")
+    (run.directory / ".writing-summary.1.json").unlink()
+    with (run.directory / "evaluations.jsonl").open("r+") as file:
+        line = file.readline()
+        file.write(line)
+    assert faults_kill._differences(run.directory, whole).startswith("other evaluations.jsonl: ")
+
+
+def test_the_readings_are_judged():
+    ended = forked.Ended
+    judged = {
+        "refused": ended(2, "", "fastac: it is damaged.\n"),
+        "goes on": ended(0, "", "done\n"),
+        "fails in a sentence": ended(1, "", "fastac: env 0 returned nothing.\n"),
+        "hangs": ended(None, "", ""),
+        "executed": ended(99, "", "executed: os.system"),
+        "traceback": ended(1, "", "Traceback (most recent call last):\nfastac: x"),
+        "no sentence": ended(2, "", "fastac: one\nfastac: two\n"),
+    }
+    assert {name: faults_forged._classify(how, is_foreign=False)[0] for name, how in judged.items()} == {
+        name: name for name in judged
+    }
+    assert faults_forged._classify(judged["goes on"], is_foreign=True) == ("foreign accepted", "accepted")
+    assert faults_forged._classify(ended(-11, "", ""), is_foreign=False)[0] == "traceback"
