@@ -100,7 +100,7 @@ class Learner:
         # 1 - Var[return - value] / Var[return]: 1 is a perfect critic, 0 one no better than a constant.
         metrics["explained_variance"] = 1.0 - advantages.m2 / returns.m2 if returns.m2 > 0.0 else math.nan
         metrics["learning_rate"] = learning_rate
-        if coefs.clip_coef is not None:
+        if self._algo.algo == "ppo":  # what other libraries tell of it too
             critic, entropy = coefs.vf_coef * metrics["value_loss"], coefs.ent_coef * metrics["entropy"]
             metrics["loss"], metrics["clip_range"] = metrics["policy_loss"] + critic - entropy, coefs.clip_coef
         self.rows = int(advantages.count)
