@@ -22,7 +22,9 @@ from gymnasium.envs.classic_control import (
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.envs.toy_text import FrozenLakeEnv, TaxiEnv
 from gymnasium.vector import VectorEnv, VectorWrapper
-from gymnasium.wrappers import FlattenObservation, OrderEnforcing, TimeLimit
+from gymnasium.wrappers import FlattenObservation, NormalizeObservation, NormalizeReward, OrderEnforcing, TimeLimit
+from gymnasium.wrappers import vector as vector_wrappers
+from gymnasium.wrappers.utils import RunningMeanStd
 from numpy.typing import NDArray
 
 from fastac.contract import ActionArray, ObsArray, StateLeaf, StateTree
@@ -38,6 +40,10 @@ _FIELDS: dict[type, tuple[str, ...]] = {
     OrderEnforcing: ("_has_reset",),
     FlattenObservation: (),
     FlattenedBatch: (),
+    NormalizeObservation: ("obs_rms",),
+    NormalizeReward: ("return_rms", "discounted_reward"),
+    vector_wrappers.NormalizeObservation: ("obs_rms",),
+    vector_wrappers.NormalizeReward: ("return_rms", "accumulated_reward", "_prev_dones"),
     CartPoleEnv: ("state", "steps_beyond_terminated"),
     AcrobotEnv: ("state",),
     MountainCarEnv: ("state",),
@@ -74,9 +80,19 @@ def capture(env: SingleEnv | BatchedEnv) -> StateTree | None:
 
 
 def restore(env: SingleEnv | BatchedEnv, state: StateTree) -> None:
-    """Put a `capture` back into an environment built in the same way."""
+    """Put a `capture` back into an environment built in the same way.
+
+    Raises:
+        ValueError: it is of another kind of environment.
+    """
     for depth, layer in enumerate(_layers(env)):
         part = subtree(state, str(depth))
+        kind = part.get("kind", _kind(layer))  # versions that saved none saved nothing else that would tell
+        if kind != _kind(layer):
+            raise ValueError(
+                f"the saved environment state is of a {kind}, expected a {_kind(layer)}: go on with the environments "
+                "that the run began with."
+            )
         for name in _FIELDS.get(type(layer), ()):
             if name not in part:
                 raise ValueError(f"the saved environment state has no {name!r}: it is of another kind of environment.")
@@ -104,8 +120,12 @@ def _layers(env: SingleEnv | BatchedEnv) -> list[SingleEnv | BatchedEnv]:
     return layers
 
 
+def _kind(layer: SingleEnv | BatchedEnv) -> str:
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"
+
+
 def _capture_layer(layer: SingleEnv | BatchedEnv, is_new: bool) -> StateTree | None:
-    part: dict[str, StateTree | StateLeaf] = {}
+    part: dict[str, StateTree | StateLeaf] = {"kind": _kind(layer)}
     fields = _FIELDS.get(type(layer))
     if fields is not None:
         if not is_new and not all(hasattr(layer, name) for name in fields):
@@ -139,13 +159,22 @@ def _pack(value: object) -> StateTree | StateLeaf:
         return np.array(value)
     if isinstance(value, tuple):
         return {"tuple": np.array(value)}
+    if isinstance(value, RunningMeanStd):
+        return {"mean": np.array(value.mean), "var": np.array(value.var), "count": float(value.count)}
     assert value is None or isinstance(value, (int, float, str)), value
     return value
 
 
+def _to_moments(state: StateTree) -> RunningMeanStd:
+    moments = RunningMeanStd()  # type: ignore[no-untyped-call]
+    moments.mean, moments.var = (np.array(state[name])[()] for name in ("mean", "var"))
+    moments.count = state["count"]
+    return moments
+
+
 def _unpack(value: StateTree | StateLeaf) -> object:
     if isinstance(value, Mapping):
-        return tuple(np.array(value["tuple"]))
+        return tuple(np.array(value["tuple"])) if "tuple" in value else _to_moments(value)
     if value is None or isinstance(value, (int, float, str)):
         return value
     array = np.array(value)

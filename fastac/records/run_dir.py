@@ -116,7 +116,7 @@ class RunDirectory:
 
 def default_run_dir(config: Config) -> Path:
     """Return a path that does not exist yet, `runs/<env>-<algo>-seed<seed>-<date>-<time>`."""
-    env = re.sub(r"[^\w.-]+", "_", config.env.env_id)  # ids hold "/" and ":"
+    env = re.sub(r"[^\w.-]+", "_", config.env.env_id).strip("_")  # ids hold "/" and ":"
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{env}-{config.algo.algo}-seed{config.run.seed}-{stamp}"
     path, attempt = Path("runs", name), 1

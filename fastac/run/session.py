@@ -20,7 +20,7 @@ from time import perf_counter
 
 import torch
 
-from fastac.build import EncoderFactory, EnvFactory, Parts, load_module
+from fastac.build import EncoderFactory, EnvFactory, Parts, load_module, save_spaces
 from fastac.config import Config, JsonValue
 from fastac.contract import (
     Asynchrony,
@@ -551,6 +551,7 @@ class Session:
         if self.stop_signal is not None or report.train_wall_s < _LEAST_TRAIN_S or config.run.device != "cpu":
             return None
         try:
+            self.parts.close()  # of some simulators no others can be open, and idle workers would disturb
             rows = rows_per_iteration(config, report.iteration, report.env_steps)
             return measure(config, self.parts, rows, self._env_factory, config.run.seed)
         except (Exception, KeyboardInterrupt) as error:  # a trained run is not lost by what comes after it
@@ -583,6 +584,7 @@ class Session:
     def _get_state(self) -> StateTree:
         return {
             "parts": self.parts.get_state(),
+            "spaces": save_spaces(self.parts.envs),
             "tracker": self.tracker.get_state(),
             "progress": self._get_progress(),
         }
