@@ -9,26 +9,37 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, cast, get_args
+
+import gymnasium as gym
+import numpy as np
 
 from fastac.build import (
     EncoderFactory,
     EnvFactory,
     Parts,
+    Spaces,
     Streams,
     assemble,
     build_evaluation_envs,
     build_model,
     default_config,
+    describe_untuned,
     evaluation_seed,
     evaluation_width,
     load_module,
+    load_spaces,
+    name_encoder,
+    name_env,
     resolve_workers,
     restart_seed,
+    shorten_rollout,
     single_thread,
+    take_env,
 )
-from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, EncoderName, JsonValue
+from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue
 from fastac.contract import read_branch
+from fastac.processes import end_where_imported
 from fastac.records import Checkpoint, RunDirectory, best_mean_return, one_sentence
 from fastac.run import Session
 from fastac.run.resuming import continued_config, tell_changes, tell_jumps
@@ -39,6 +50,9 @@ from fastac.tools.player import make_player
 from fastac.tools.policy import TrainedPolicy
 
 log = logging.getLogger("fastac")
+
+# An environment as people have it: an id, a class, a function, a spec, or one that `gymnasium.make` has made.
+EnvLike: TypeAlias = "str | EnvFactory | gym.Env[np.ndarray, np.ndarray]"
 
 # Which of a run's policies: the one with the best evaluation, or the last one.
 Which: TypeAlias = Literal["best", "last"]
@@ -68,12 +82,12 @@ class Run:
 
 
 def train(
-    env: str | EnvFactory,
+    env: EnvLike,
     algo: AlgoName | None = None,
     *,
     preset: str | None = None,
     run_dir: Path | str | None = None,
-    encoder: EncoderName | EncoderFactory | None = None,
+    encoder: str | EncoderFactory | None = None,
     verbose: bool = False,
     checkpoint: Which = "best",
     **settings: ConfigValue | Sequence[int],
@@ -81,14 +95,17 @@ def train(
     """Train to the end and return the run, with its best policy.
 
     Args:
-        env: an environment id, or a function that takes a number and returns a
-            `gymnasium.vector.VectorEnv` of so many environments (called again for evaluations).
+        env: an environment's id, `module:name` of a class or function, or the class or function itself. A class of
+            environments, and a function that can be called without arguments, builds one (called as often as it
+            takes); a function with a parameter `num_envs`, or with a parameter that has no default, builds a
+            `gymnasium.vector.VectorEnv` of so many (and is given a `seed` where it has such a parameter). Also a spec:
+            `gymnasium.spec(...)`, or what `gymnasium.make(...)` has made. `env_kwargs` is what it is built with.
         algo: a2c (if neither this nor a preset is given), a3c, ppo or reinforce.
         preset: a preset's name, where not the algorithm's own.
         run_dir: a new directory; by default a dated one under `runs/`.
-        encoder: the name of one, as the configuration has it (auto, mlp, nature, a3c or minatar); or a function
-            that builds an `nn.Module` for an observation space, in place of the configured layers:
-            it maps `[..., *obs_shape]` to `[..., D]` and is kept in evaluation mode.
+        encoder: the name of one, as the configuration has it (auto, mlp, nature, a3c, minatar or `module:name` of a
+            function); or a function that builds an `nn.Module` for an observation space, in place of the configured
+            layers: it maps `[..., *obs_shape]` to `[..., D]` and is kept in evaluation mode.
         verbose: show on stderr how far the run is: a bar on a terminal, elsewhere a line per evaluation.
         checkpoint: which policy to return, the one with the best evaluation, or the last one.
         settings: any field of the configuration by its flat name, such as `num_envs=64`.
@@ -101,7 +118,8 @@ def train(
         SystemExit: SIGTERM, likewise; its code is 143.
 
     With a3c, or several workers, `env` and `encoder` go to other processes: they must be defined at the top level
-    of a module, a script needs `if __name__ == "__main__":`, and environments can have no processes of their own.
+    of a module. Where that is the script itself, it needs `if __name__ == "__main__":`. What is defined in a module is
+    recorded by name, so that `fastac eval`, `record` and `resume` find it.
     """
     session = start(env, algo, preset=preset, run_dir=run_dir, encoder=encoder, verbose=verbose, **settings)
     for _ in session:
@@ -115,29 +133,30 @@ def train(
 
 
 def start(
-    env: str | EnvFactory,
+    env: EnvLike,
     algo: AlgoName | None = None,
     *,
     preset: str | None = None,
     run_dir: Path | str | None = None,
-    encoder: EncoderName | EncoderFactory | None = None,
+    encoder: str | EncoderFactory | None = None,
     verbose: bool = False,
     **settings: ConfigValue | Sequence[int],
 ) -> Session:
     """Begin a run and return it as an iterator of reports; `finish` ends it. Arguments as in `train`."""
-    if not isinstance(env, str) and not callable(env):
-        raise ValueError(f"env is {env!r}, expected an id, or a function that returns a gymnasium.vector.VectorEnv.")
-    factory = None if isinstance(env, str) else env
-    env_id = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
+    end_where_imported()
+    named = name_env(env)
     if "env_id" in settings:
         raise ValueError(
-            f"env_id is {settings['env_id']!r} beside the environment {env_id!r}, expected only the latter."
+            f"env_id is {settings['env_id']!r} beside the environment {named.env_id!r}, expected only the latter."
         )
-    config = default_config(env_id, algo, preset, factory).replace(**settings)
-    if isinstance(encoder, str):
-        config = config.replace(encoder=encoder)
+    given_kwargs = Config().replace(env_kwargs=settings.pop("env_kwargs", {})).env.env_kwargs
+    kwargs = cast("dict[str, JsonValue]", {**named.kwargs, **given_kwargs})
+    config = default_config(named.env_id, algo, preset, named.given, kwargs).replace(**settings, env_kwargs=kwargs)
+    name, factory = name_encoder(encoder)
+    config = config if name is None else config.replace(encoder=name)
+    config = shorten_rollout(config, is_asked="num_steps" in settings)
     directory = None if run_dir is None else Path(run_dir)
-    return start_config(config, directory, factory, _pick_encoder(encoder, config), verbose)
+    return start_config(config, directory, named.given, factory, verbose)
 
 
 def start_config(
@@ -149,10 +168,15 @@ def start_config(
     command: str = "",
 ) -> Session:
     """Begin a run of a complete configuration; see `start`. `command` goes into the summary."""
+    end_where_imported()
     began = perf_counter()
     config = resolve_workers(config, env_factory)
+    untuned = describe_untuned(config)
+    if untuned is not None:
+        log.info("%s", untuned)
     parts = assemble(config, Streams.spawn(config.run.seed).env, env_factory, encoder)
     with _closing_on_error(parts):
+        _log_cautions(parts)
         directory = RunDirectory.create_default(config) if run_dir is None else RunDirectory.create(run_dir, config)
         return Session(config, directory, parts, began, env_factory, encoder, None, verbose, command)
 
@@ -160,8 +184,8 @@ def start_config(
 def resume(
     run_dir: Path | str,
     *,
-    env: EnvFactory | None = None,
-    encoder: EncoderName | EncoderFactory | None = None,
+    env: EnvLike | None = None,
+    encoder: str | EncoderFactory | None = None,
     total_env_steps: int | None = None,
     budget_minutes: float | None = None,
     until_return: float | None = None,
@@ -173,8 +197,8 @@ def resume(
 
     Args:
         run_dir: the run's directory.
-        env: the environment function, if the run began with one.
-        encoder: the encoder function, if the run began with one; a name must be the run's own.
+        env: the class or function of the environment, if the run began with one that cannot be imported.
+        encoder: the encoder function, likewise; a name must be the run's own.
         total_env_steps: a new budget; None keeps the run's.
         budget_minutes: a new budget, of which those up to the checkpoint are spent; None keeps the run's.
         until_return: a new return to stop at; None keeps the run's.
@@ -186,6 +210,7 @@ def resume(
         ValueError: no run, no checkpoint, a damaged one or another run's, a `config.json` that was edited, or a run
             that is complete.
     """
+    end_where_imported()
     began = perf_counter()
     directory = RunDirectory.open(Path(run_dir))
     checkpoint = directory.load_checkpoint("last")
@@ -201,10 +226,13 @@ def resume(
         minutes = wall_minutes_of(checkpoint.state)
     _check_incomplete(config, checkpoint, minutes, directory)
     factory = _pick_encoder(encoder, config)
+    given = _find_given(env, config)
     # These environments' streams are overwritten by the saved ones, or new where none could be saved.
-    parts = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), env, factory)
+    parts = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), given, factory)
     with _closing_on_error(parts):
-        session = Session(config, directory, parts, began, env, factory, checkpoint.state, verbose, command)
+        _log_cautions(parts)
+        _check_spaces(parts, checkpoint)
+        session = Session(config, directory, parts, began, given, factory, checkpoint.state, verbose, command)
     told = tell_changes(checkpoint.config, config, checkpoint.env_steps)
     if told:
         is_jump = tell_jumps(checkpoint.config, config, checkpoint.env_steps)
@@ -235,12 +263,13 @@ def load(
     run_dir: Path | str,
     *,
     checkpoint: Which = "best",
-    env: EnvFactory | None = None,
-    encoder: EncoderName | EncoderFactory | None = None,
+    env: EnvLike | None = None,
+    encoder: str | EncoderFactory | None = None,
 ) -> Run:
     """Load a run's best policy (the last where none was evaluated) on the CPU, for evaluation or use.
 
-    `env` and `encoder` as in `resume`; with `checkpoint="last"` it is the last policy.
+    That needs no environment: its spaces are saved. `encoder` as in `resume`; `env` is for runs of versions that did
+    not save them; with `checkpoint="last"` it is the last policy.
 
     Raises:
         ValueError: no run, no checkpoint, or a damaged one.
@@ -250,14 +279,11 @@ def load(
     saved = directory.load_checkpoint(checkpoint)
     config = saved.config
     factory = _pick_encoder(encoder, config)
-    envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env)
-    try:
-        model = build_model(config.model, envs, encoder=factory)
-        with one_sentence(f"the {checkpoint} checkpoint in {directory.path} cannot be loaded"):
-            load_module(model, read_branch(read_branch(saved.state, "parts"), "model"))
-        policy = TrainedPolicy(model, envs.single_observation_space, envs.single_action_space)
-    finally:
-        envs.close()
+    with one_sentence(f"the {checkpoint} checkpoint in {directory.path} cannot be loaded"):
+        spaces = _find_spaces(saved, env)
+        model = build_model(config.model, spaces, encoder=factory)
+        load_module(model, read_branch(read_branch(saved.state, "parts"), "model"))
+    policy = TrainedPolicy(model, spaces.single_observation_space, spaces.single_action_space)
     return Run(config, directory.path, policy, directory.read_summary() if directory.has_ended else {})
 
 
@@ -266,7 +292,7 @@ def evaluate(
     episodes: int = 100,
     seed: int = 0,
     *,
-    env: EnvFactory | None = None,
+    env: EnvLike | None = None,
     actions: ActionChoice | None = None,
     max_steps: int | None = None,
     tell: Tell | None = None,
@@ -277,7 +303,7 @@ def evaluate(
         run: from `train`, `finish` or `load`.
         episodes: how many.
         seed: of the environments, and of sampled actions.
-        env: the environment function, if the run began with one.
+        env: the class or function of the environment, if the run began with one that cannot be imported.
         actions: greedy or sampled; None takes the run's own `eval_actions`.
         max_steps: an episode is cut after so many; None: the environment's own limit, or else the run's.
         tell: called after every step with the episodes played so far and how many there will be.
@@ -294,8 +320,9 @@ def evaluate(
         raise ValueError(f"actions is {actions!r}, expected {' or '.join(get_args(ActionChoice))}.")
     stream = evaluation_seed(seed, 0)
     noise = action_noise(actions or run.config.run.eval_actions, stream)
-    width = evaluation_width(run.config.env, episodes, env)
-    envs = build_evaluation_envs(run.config.env, width, stream, env)
+    given = _find_given(env, run.config)
+    width = evaluation_width(run.config.env, episodes, given)
+    envs = build_evaluation_envs(run.config.env, width, stream, given)
     try:
         limit = max_steps or envs.max_episode_steps or _limit_of(run)
         with single_thread():
@@ -316,14 +343,45 @@ def _check_which(checkpoint: str) -> None:
         raise ValueError(f"checkpoint is {checkpoint!r}, expected {' or '.join(get_args(Which))}.")
 
 
-def _pick_encoder(encoder: EncoderName | EncoderFactory | None, config: Config) -> EncoderFactory | None:
+def _find_spaces(checkpoint: Checkpoint, env: EnvLike | None) -> Spaces:
+    """Return the spaces of a saved policy; of a run that has not saved any, those of its environment."""
+    if "spaces" in checkpoint.state:
+        return load_spaces(read_branch(checkpoint.state, "spaces"))
+    config = checkpoint.config
+    given = _find_given(env, config)
+    envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), given)
+    envs.close()
+    return Spaces(envs.single_observation_space, envs.single_action_space)
+
+
+def _find_given(env: EnvLike | None, config: Config) -> EnvFactory | None:
+    """Return what a run's environments are made from, where the recorded name is not what says it."""
+    return name_env(config.env.env_id).given if env is None else take_env(env)
+
+
+def _check_spaces(parts: Parts, checkpoint: Checkpoint) -> None:
+    """Refuse to go on in an environment of other spaces than the policy's."""
+    if "spaces" not in checkpoint.state:
+        return
+    saved = load_spaces(read_branch(checkpoint.state, "spaces"))
+    for what in ("observation", "action"):
+        before, now = (getattr(has, f"single_{what}_space") for has in (saved, parts.envs))
+        if before != now:
+            raise ValueError(f"the environment's {what} space is {now}, expected {before}, as the run began with.")
+
+
+def _log_cautions(parts: Parts) -> None:
+    for caution in parts.envs.cautions:
+        log.warning("%s", caution)
+
+
+def _pick_encoder(encoder: str | EncoderFactory | None, config: Config) -> EncoderFactory | None:
     """Return the encoder function, if it is one and not the configured encoder's name."""
-    if encoder is None or encoder == config.model.encoder:
-        return None
+    name, factory = name_encoder(encoder)
+    if name is None or name == config.model.encoder:
+        return factory
     if isinstance(encoder, str):
         raise ValueError(f"encoder is {encoder!r}, expected {config.model.encoder!r}, as the run has it: leave it out.")
-    if not callable(encoder):
-        raise ValueError(f"encoder is {encoder!r}, expected a name, or a function that returns an nn.Module.")
     return encoder
 
 

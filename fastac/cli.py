@@ -26,7 +26,7 @@ from tyro.conf import Positional
 
 from fastac import __version__
 from fastac.config import ActionChoice, Config
-from fastac.flags import given, parse, peek, take_env_id, without
+from fastac.flags import given, parse, peek, take_env_id, to_arguments, without
 from fastac.presets import PRESETS, find
 from fastac.text import fit, fit_command
 
@@ -155,6 +155,9 @@ def _train(words: Sequence[str]) -> int:
     _check_env_id(options.config, env_id)
     config = _take_tuned(options.config, words) if options.tuned else options.config
     from fastac.api import start_config
+    from fastac.build import shorten_rollout
+
+    config = shorten_rollout(config, is_asked="num_steps" in given(words))
 
     command = shlex.join(["fastac", "train", env_id, *words])
     return _follow(start_config(config, options.run_dir, verbose=True, command=command), options.json)
@@ -168,7 +171,8 @@ def _find_default(env_id: str, words: Sequence[str]) -> Config:
         return _take_protocol(find(env_id, preset or algo or "a2c") or Config().replace(env_id=env_id), words)
     from fastac.build import default_config
 
-    config, flags = _take_protocol(default_config(env_id, algo, preset), words), given(words)
+    arguments = to_arguments(peek(words, "--env-kwargs") or "{}")
+    config, flags = _take_protocol(default_config(env_id, algo, preset, None, arguments), words), given(words)
     if {"num_envs", "envs_per_worker"} <= flags:
         raise ValueError("num_envs and envs_per_worker are both given, expected one of them.")
     # A number of environments in all overrides a preset's number for each worker.

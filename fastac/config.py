@@ -7,6 +7,7 @@ line flags (`--num-envs 64`), `fastac.train(..., num_envs=64)` and `Config.repla
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,8 +15,9 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Literal, TypeAlias, get_args, get_origin, get_type_hints
 
-ConfigValue: TypeAlias = str | int | float | bool | tuple[int, ...] | None
 JsonValue: TypeAlias = str | int | float | bool | list["JsonValue"] | dict[str, "JsonValue"] | None
+ConfigValue: TypeAlias = str | int | float | bool | tuple[int, ...] | Mapping[str, JsonValue] | None
+EnvArguments: TypeAlias = Mapping[str, object]  # of JSON's values; the parser of flags knows them by this type
 
 AlgoName = Literal["a2c", "a3c", "ppo", "reinforce"]
 Vectorization = Literal["auto", "native", "sync", "process"]
@@ -85,13 +87,19 @@ class EnvConfig:
     """Which environments, how many, and how they are batched."""
 
     env_id: str = "CartPole-v1"
-    """Gymnasium id, or module:id for an id that a module registers."""
+    """Gymnasium id; module:id for one that a module registers; or module:name of a class or function."""
     num_envs: int = 16
     """Environments stepped side by side, by all workers together."""
     vectorization: Vectorization = "auto"
     """native: the id's own batched env; sync: one process; process: several envs per process."""
     envs_per_worker: int | None = None
     """Environments of each worker; num_envs is then so many times workers."""
+    env_kwargs: EnvArguments = field(default_factory=dict)
+    """What it is built with, as JSON '{"level": 3}' or as level=3,size=9."""
+    start_timeout_s: float = 120.0
+    """Other processes: seconds in which one must have started and built its environments."""
+    env_timeout_s: float | None = None
+    """Other processes: seconds that one may take to step its environments; None: 120 (a3c: 10, or 20 iterations)."""
     squash_actions: bool = False
     """Box actions: squash by tanh into the bounds, in place of clipping to them."""
     env_threads: int | None = None
@@ -128,7 +136,13 @@ class EnvConfig:
         if self.envs_per_worker is not None:
             _check(self.envs_per_worker >= 1, "envs_per_worker", self.envs_per_worker, "at least 1, or None")
         _check_choice("vectorization", self.vectorization, Vectorization)
+        _check(0.0 < self.start_timeout_s < math.inf, "start_timeout_s", self.start_timeout_s, "a number above 0")
+        if self.env_timeout_s is not None:
+            _check(0.0 < self.env_timeout_s < math.inf, "env_timeout_s", self.env_timeout_s, "above 0, or None")
+        for name in ("num_envs", "render_mode", "vectorization_mode"):
+            _check(name not in self.env_kwargs, "env_kwargs", self.env_kwargs, f"none of {name}, which fastac gives")
         if is_atari(self.env_id):
+            _check(not self.env_kwargs, "env_kwargs", self.env_kwargs, "{}: a game of ALE/ has settings of its own")
             self._resolve_protocol()
             return
         for name in ("env_threads", "atari_protocol", *_PROTOCOLS["dqn"]):
@@ -172,8 +186,8 @@ class EnvConfig:
 class ModelConfig:
     """Encoder -> core -> heads, and the normalisers that travel with them."""
 
-    encoder: EncoderName = "auto"
-    """mlp; or for images nature (Mnih 2015), a3c (Mnih 2016) or minatar (small ones); auto: by the observation."""
+    encoder: str = "auto"
+    """auto: by the observation; mlp; for images nature (Mnih 2015), a3c (Mnih 2016), minatar (small); module:name."""
     hidden_sizes: tuple[int, ...] = (128, 128)
     """Widths of the hidden layers of an mlp; the lecture's are 128 128."""
     activation: ActivationName = "relu"
@@ -195,7 +209,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Validate."""
-        _check_choice("encoder", self.encoder, EncoderName)
+        names = get_args(EncoderName)
+        is_name = self.encoder in names or ":" in self.encoder
+        _check(is_name, "encoder", self.encoder, f"one of {', '.join(names)}, or module:function")
         _check(all(s >= 1 for s in self.hidden_sizes), "hidden_sizes", self.hidden_sizes, "sizes of at least 1")
         _check_choice("activation", self.activation, ActivationName)
         _check_choice("core", self.core, CoreName)
@@ -505,6 +521,8 @@ def _coerce(name: str, value: object) -> ConfigValue:
         ValueError: a value of another kind.
     """
     kind = _KIND_OF[name]
+    if kind == EnvArguments:
+        return _to_arguments(name, value)
     kinds = (kind,) if get_origin(kind) in (None, tuple, Literal) else get_args(kind)
     optional = type(None) in kinds
     if value is None and optional:
@@ -523,6 +541,24 @@ def _coerce(name: str, value: object) -> ConfigValue:
         if len(whole) == len(value):
             return whole
     raise ValueError(f"{name} is {value!r}, expected {_describe(kind)}.")
+
+
+def _to_arguments(name: str, value: object) -> dict[str, JsonValue]:
+    """Return arguments as they will be when they are read again."""
+    if not isinstance(value, Mapping) or not is_json(value):
+        raise ValueError(f"{name} is {value!r}, expected a dict of JSON's values by name, such as {{'level': 3}}.")
+    arguments: dict[str, JsonValue] = json.loads(json.dumps(dict(value)))
+    return arguments
+
+
+def is_json(value: object) -> bool:
+    """Return whether JSON has this value, and gives it back as it was but for tuples."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and is_json(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(is_json, value))
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    return value is None or (type(value) in (str, int, float, bool) and is_finite)
 
 
 def _describe(kind: object) -> str:

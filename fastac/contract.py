@@ -98,6 +98,18 @@ class StepRow:
     life_lost: BoolArray
 
 
+class HasSpaces(Protocol):
+    """What a network is built for: environments, or what is known of them."""
+
+    @property
+    def single_observation_space(self) -> Space[NDArray[np.generic]]:
+        """Of one environment, as it is learned in."""
+
+    @property
+    def single_action_space(self) -> Space[NDArray[np.generic]]:
+        """Of one environment, as it is learned in."""
+
+
 class VecEnv(Protocol):
     """N environments behind the one step contract.
 
@@ -112,6 +124,7 @@ class VecEnv(Protocol):
     single_observation_space: Space[NDArray[np.generic]]
     single_action_space: Space[NDArray[np.generic]]
     description: str  # for the log, e.g. "native (CartPoleVectorEnv)"
+    cautions: tuple[str, ...]  # sentences for the log: what does not do here what it seems to do
 
     @property
     def extras(self) -> Extras:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import fields
@@ -16,7 +17,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from fastac.config import Config, setting_names
+from fastac.config import Config, EnvArguments, JsonValue, setting_names
 
 Options = TypeVar("Options")
 
@@ -60,6 +61,47 @@ def _optional_bool(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool | N
         is_instance=lambda value: value is None or isinstance(value, bool),
         str_from_instance=lambda value: [str(value)],
     )
+
+
+@_registry.primitive_rule
+def _arguments(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[EnvArguments] | None:
+    """Read arguments of an environment, as JSON or as name=value,name=value."""
+    if info.type != EnvArguments:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=lambda words: to_arguments(words[0]),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    )
+
+
+def to_arguments(word: str) -> dict[str, JsonValue]:
+    """Return what `--env-kwargs` says.
+
+    Raises:
+        ValueError: it is neither an object of JSON nor names with values.
+    """
+    if not word.lstrip().startswith("{"):
+        pairs = [pair.partition("=") for pair in word.split(",")]
+        if not all(name.isidentifier() and equals for name, equals, _ in pairs):
+            raise ValueError(f"env_kwargs is {word!r}, expected JSON such as '{{\"level\": 3}}', or level=3,size=9.")
+        return {name: _to_value(value) for name, _, value in pairs}
+    try:
+        arguments: dict[str, JsonValue] = json.loads(word)
+    except ValueError as error:
+        raise ValueError(f"env_kwargs is {word!r}, which is not JSON ({error}).") from error
+    return arguments
+
+
+def _to_value(word: str) -> JsonValue:
+    """Return a value of JSON, or the word itself where it is none."""
+    try:
+        value: JsonValue = json.loads(word)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(word, word)
+    return value
 
 
 def _to_optional_bool(word: str) -> bool | None:

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -29,6 +30,7 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
+from types import ModuleType
 from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -39,8 +41,11 @@ from fastac.memory import line_bytes, line_view, whole_lines
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-START_TIMEOUT_S = 120.0  # a process imports torch and the environment's package, perhaps from a cold disk
 CLOSE_TIMEOUT_S = 2.0
+_ORPHAN_S = 5.0  # that a process has to end in order after its parent has gone
+
+_LOOK_S = 0.5  # who waits looks at the clock at least so often
+_MOST_S = 1.0  # what one look can add to a stopwatch
 
 
 class WorkerTraceback(Exception):
@@ -163,17 +168,67 @@ def _rebuild_lock(handed: _Handed) -> ProcessLock:
     return ProcessLock(handed.detach())
 
 
+class Stopwatch:
+    """Measures how long this process has waited for another one.
+
+    It stands still while this very process is stopped (Ctrl-Z, `docker pause`, a debugger): who was not there has seen
+    nobody being late. To know that, it must be looked at twice a second or more often.
+    """
+
+    def __init__(self) -> None:
+        """Begin at 0."""
+        self.elapsed_s = 0.0
+        self._looked = time.monotonic()
+
+    def look(self) -> float:
+        """Return the seconds waited so far."""
+        now = time.monotonic()
+        self.elapsed_s += min(now - self._looked, _MOST_S)
+        self._looked = now
+        return self.elapsed_s
+
+
+def has_news(pipe: Connection, watch: Stopwatch, timeout_s: float) -> bool:
+    """Wait until there is something to receive, or `watch` says `timeout_s`; return whether there is.
+
+    Raises:
+        OSError: the pipe is broken.
+    """
+    while not pipe.poll(min(_LOOK_S, max(0.0, timeout_s - watch.elapsed_s))):
+        if watch.look() >= timeout_s:
+            return pipe.poll(0.0)
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A started process and this end of its pipe."""
+    """A started process and this end of its pipe.
+
+    Attributes:
+        process: itself.
+        pipe: to talk through.
+        lifeline: whose end it notices: then it ends too, whatever it is doing.
+    """
 
     process: BaseProcess
     pipe: Connection
+    lifeline: Connection
 
     def exit_code(self) -> int | None:
         """Return the exit code of a process whose pipe is closed: the pipe closes a moment before there is one."""
         self.process.join(CLOSE_TIMEOUT_S)
         return self.process.exitcode
+
+    def tell_end(self) -> str:
+        """Return what has become of a process whose pipe is closed, in words.
+
+        Raises:
+            ValueError: it was started by a script that trains whenever it is imported.
+        """
+        code = self.exit_code()
+        if code == _UNGUARDED:
+            raise ValueError(f"another process cannot import this script: {GUARD}.")
+        return f"died (exit code {code})"
 
 
 def get_context(preload: str) -> SpawnContext | ForkServerContext:
@@ -189,17 +244,70 @@ def get_context(preload: str) -> SpawnContext | ForkServerContext:
     return context
 
 
-def start(
-    context: SpawnContext | ForkServerContext, work: Callable[[Connection], None], has_children: bool = False
-) -> Child:
-    """Start a process that does `work` with its end of a pipe; one that has children is no daemon, which may not."""
+def start(context: SpawnContext | ForkServerContext, work: Callable[[Connection], None], sent: bytes = b"") -> Child:
+    """Start a process that does `work` with its end of a pipe.
+
+    It is no daemon, as environments may have processes of their own; a lifeline ends it with this process.
+
+    Args:
+        context: from `get_context`.
+        work: a function of a module, not of the user's script.
+        sent: what of the user's goes with it, `pickled`. The process imports the user's script only if something of
+            this is defined there: a script without a main guard would train once more.
+    """
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs,), daemon=not has_children)
-    with _without_signals(context):
+    held, lifeline = context.Pipe(duplex=False)
+    process = context.Process(target=_live, args=(work, held, theirs), daemon=False)
+    with suppress_script(_SCRIPT not in sent), _without_signals(context):
         process.start()
-    theirs.close()  # or this process would hold the pipe of a dead worker open, and wait
-    atexit.register(ours.close)  # before multiprocessing waits for processes that nobody closed
-    return Child(process, ours)
+    for end in (theirs, held):
+        end.close()  # or this process would hold the pipe of a dead worker open, and wait
+    for end in (ours, lifeline):
+        atexit.register(end.close)  # before multiprocessing waits for processes that nobody closed
+    return Child(process, ours, lifeline)
+
+
+_SCRIPT = b"__main__"  # the module's name, as it stands in what is pickled
+_UNGUARDED = 97  # the exit code of a process that was to import a script and found it training
+_script_lock = threading.Lock()
+
+
+@contextmanager
+def suppress_script(is_suppressed: bool) -> Iterator[None]:
+    """Start processes that do not import the user's script, whose module is another one meanwhile."""
+    if not is_suppressed:
+        yield
+        return
+    with _script_lock:
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = script
+
+
+def end_where_imported() -> None:
+    """End this process if it is only importing the script of the process that started it.
+
+    Called where training begins: a script without a main guard would begin it in every process.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
+        sys.stdout.flush()
+        os._exit(_UNGUARDED)
+
+
+def _live(work: Callable[[Connection], None], lifeline: Connection, pipe: Connection) -> None:
+    """Do `work`, but no longer than the parent lives."""
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    work(pipe)
+
+
+def _end_with_parent(lifeline: Connection) -> None:
+    with suppress(EOFError, OSError):
+        lifeline.recv()  # nothing is ever sent
+    time.sleep(_ORPHAN_S)
+    os._exit(1)
 
 
 @contextmanager
@@ -222,8 +330,9 @@ def _without_signals(context: SpawnContext | ForkServerContext) -> Iterator[None
 def close(children: list[Child], timeout_s: float = CLOSE_TIMEOUT_S) -> None:
     """Close the pipes, at which the processes end by themselves; kill those that do not; empty the list."""
     for child in children:
-        child.pipe.close()
-        atexit.unregister(child.pipe.close)
+        for end in (child.pipe, child.lifeline):
+            end.close()
+            atexit.unregister(end.close)
     while children:
         process = children.pop().process
         process.join(timeout_s)
@@ -238,6 +347,7 @@ def follow(pipe: Connection, take: Callable[[object], None], grace_s: float) -> 
 
     A thread reads the pipe and hands every message to `take`. When the parent closes the pipe, or is gone,
     the event that is returned is set; `grace_s` later the process ends itself, if it has not ended in order.
+    (The lifeline that every process has does the same, but later.)
     """
     has_left = threading.Event()
 
@@ -269,19 +379,29 @@ def unpickled(sent: bytes) -> object:
 UNSENDABLE = (
     "the env and encoder functions are sent to other processes, so they must be defined at the top level of a module"
 )
-GUARD = "a script that trains in several processes must do so below `if __name__ == '__main__':`"
+GUARD = "put what it does below `if __name__ == '__main__':`, or move what other processes need to a module of its own"
 
 
 def pickled(thing: object, what: str) -> bytes:
     """Return `thing` for another process.
 
     Raises:
-        ValueError: it cannot be pickled; `what` begins the sentence and says what to do.
+        ValueError: it cannot be pickled, or is defined where others cannot import it from; `what` begins the
+            sentence and says what to do.
     """
     try:
-        return pickle.dumps(thing)
+        sent = pickle.dumps(thing)
     except Exception as error:  # pickling runs foreign code, which may raise anything
         raise ValueError(f"{what} ({type(error).__name__}: {error}).") from error
+    if _SCRIPT in sent and not _has_script():
+        raise ValueError(f"{what} (it is defined in a notebook or a console, which no other process can import).")
+    return sent
+
+
+def _has_script() -> bool:
+    """Return whether this process runs a script or module, as multiprocessing asks it."""
+    main = sys.modules["__main__"]
+    return hasattr(main, "__file__") or getattr(main, "__spec__", None) is not None
 
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")

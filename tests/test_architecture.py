@@ -36,7 +36,7 @@ TABLE = {
     ),
     "tools": "install memory contract config processes envs models fused apply records build",
     "run": "text contract config records build tools",
-    "api": "contract config records build tools run",
+    "api": "contract config processes records build tools run",
     "experiments": (
         "install contract config presets processes envs models kernels rollout apply records build tools run api"
     ),
@@ -50,7 +50,7 @@ DOORS: dict[str, set[str]] = {"__main__": {"cli"}, "__init__": set(MAY_IMPORT) -
 # Unpickling runs code from the file. What fastac saves is safetensors and JSON, and nothing else.
 PICKLING = {"pickle", "cloudpickle", "dill", "torch.load", "torch.save", "allow_pickle"}
 # These hand factories to a worker process of their own, in memory: no file is involved.
-TO_WORKERS = {Path("fastac/envs/make.py"), Path("fastac/processes.py")}
+TO_WORKERS = {Path("fastac/processes.py")}
 
 
 def imported(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:

@@ -20,19 +20,29 @@ from fastac.build.environments import (
     restart_seed,
 )
 from fastac.build.hogwild import HogwildParts, assemble_hogwild
-from fastac.build.network import EncoderFactory, build_head, build_model, load_module, single_thread
+from fastac.build.network import (
+    EncoderFactory,
+    build_head,
+    build_model,
+    load_module,
+    name_encoder,
+    single_thread,
+)
 from fastac.build.parts import Parts
-from fastac.build.shares import resolve_workers, worker_share
+from fastac.build.shares import resolve_workers, shorten_rollout, worker_share
 from fastac.build.sync import SyncParts, assemble_sync, build
 from fastac.build.worker import allocate_rollout, build_rule, check_device
-from fastac.config import AlgoName, Config, EnvConfig, is_atari
-from fastac.envs import has_native, is_image
+from fastac.config import AlgoName, Config, EnvArguments, EnvConfig, is_atari
+from fastac.envs import has_native, is_image, name_env, take_env
+from fastac.envs.saved_spaces import Spaces, load_spaces, save_spaces
+from fastac.presets import describe_untuned
 
 __all__ = [
     "EncoderFactory",
     "EnvFactory",
     "HogwildParts",
     "Parts",
+    "Spaces",
     "Streams",
     "SyncParts",
     "allocate_rollout",
@@ -49,13 +59,20 @@ __all__ = [
     "build_sampler",
     "check_device",
     "default_config",
+    "describe_untuned",
     "evaluation_seed",
     "evaluation_width",
     "is_batched",
     "load_module",
+    "load_spaces",
+    "name_encoder",
+    "name_env",
     "resolve_workers",
     "restart_seed",
+    "save_spaces",
+    "shorten_rollout",
     "single_thread",
+    "take_env",
     "worker_share",
 ]
 
@@ -83,8 +100,21 @@ def assemble(
     return make(config, seed, env_factory, encoder)
 
 
-def default_config(env_id: str, algo: str | None, preset: str | None, factory: EnvFactory | None = None) -> Config:
+def default_config(
+    env_id: str,
+    algo: str | None,
+    preset: str | None,
+    factory: EnvFactory | None = None,
+    env_kwargs: EnvArguments | None = None,
+) -> Config:
     """Return the preset for an environment and algorithm, or else defaults by its kind of action space.
+
+    Args:
+        env_id: names the environment.
+        algo: an algorithm's name; None: a2c, or the preset's.
+        preset: a preset's name; None: the algorithm's own.
+        factory: the environment itself, where its name is not enough.
+        env_kwargs: what it is built with.
 
     Raises:
         ValueError: an unknown algorithm, preset or environment, or a preset of another algorithm.
@@ -99,9 +129,10 @@ def default_config(env_id: str, algo: str | None, preset: str | None, factory: E
     if preset is not None:
         raise ValueError(f"preset is {preset!r}, expected one of {', '.join(presets.names(env_id))} for {env_id}.")
     if is_atari(env_id):
-        has_native(env_id)  # raises for an unknown game
+        has_native(EnvConfig(env_id))  # raises for an unknown game
         return presets.default(env_id, algo or "a2c", "image")
-    envs = build_envs(EnvConfig(env_id, 1, "sync"), np.random.SeedSequence(0), factory)
+    one = EnvConfig(env_id, 1, "sync", env_kwargs=env_kwargs or {})
+    envs = build_envs(one, np.random.SeedSequence(0), factory)
     try:
         kind: presets.Kind = "continuous" if isinstance(envs.single_action_space, Box) else "discrete"
         if is_image(envs.single_observation_space):

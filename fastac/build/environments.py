@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import TypeAlias
 
 import numpy as np
-from gymnasium.vector import VectorEnv
 
 from fastac.config import Config, EnvConfig, is_atari
 from fastac.contract import VecEnv
-from fastac.envs import adapt, has_native, make_vec
+from fastac.envs import Given, comes_batched, has_native, make_vec
 
-# Builds the run's own vector environments: called with how many it should hold.
-EnvFactory: TypeAlias = Callable[[int], "VectorEnv[np.ndarray, np.ndarray, np.ndarray]"]
+# The class, function or spec that the run's environments are made from, where a name is not enough.
+EnvFactory: TypeAlias = Given
 
 # The most envs of an evaluation, which play their shares of the episodes side by side. Of the ids' own batches a step
 # costs hardly more for many; else an env more costs its construction, and memory beside training.
@@ -77,19 +75,12 @@ def again_seeds(seed: np.random.SeedSequence, restarts: int) -> tuple[np.random.
 
 
 def build_envs(config: EnvConfig, seed: np.random.SeedSequence, factory: EnvFactory | None = None) -> VecEnv:
-    """Build the environments by id, or around what the user's factory returns.
+    """Build the environments by name, or of what the user gave.
 
     Raises:
-        ValueError: unknown id, unsupported space, or a factory that returned another number of envs.
+        ValueError: unknown id, unsupported space, or a function that returned something else than it should.
     """
-    if factory is None:
-        return make_vec(config, seed)
-    env = factory(config.num_envs)
-    if not isinstance(env, VectorEnv):
-        raise ValueError(f"the env function returned {env!r}, expected a gymnasium.vector.VectorEnv.")
-    if env.num_envs != config.num_envs:
-        raise ValueError(f"the env factory returned {env.num_envs} envs, expected num_envs = {config.num_envs}.")
-    return adapt(env, seed, config.squash_actions)
+    return make_vec(config, seed, given=factory)
 
 
 def _spread(episodes: int, most: int) -> int:
@@ -102,17 +93,17 @@ def _spread(episodes: int, most: int) -> int:
 
 def is_batched(config: EnvConfig, factory: EnvFactory | None = None) -> bool:
     """Return whether a step of a batch of these costs much the same for few of them and for many."""
-    own = factory is None and not is_atari(config.env_id) and config.vectorization in ("auto", "native")
-    return own and has_native(config.env_id)
+    own = not is_atari(config.env_id) and config.vectorization in ("auto", "native")
+    return own and has_native(config, factory)
 
 
 def evaluation_width(config: EnvConfig, episodes: int, factory: EnvFactory | None = None) -> int:
     """Return how many envs play so many episodes: by the configuration alone, as the episodes depend on it."""
-    if factory is not None:
+    if comes_batched(config, factory):
         return _spread(episodes, config.num_envs)
     if is_atari(config.env_id):
         return _spread(episodes, _EVAL_GAMES)
-    return _spread(episodes, _EVAL_ENVS_BATCHED if is_batched(config) else _EVAL_ENVS)
+    return _spread(episodes, _EVAL_ENVS_BATCHED if is_batched(config, factory) else _EVAL_ENVS)
 
 
 def build_evaluation_envs(
@@ -138,10 +129,10 @@ def build_evaluation_envs(
         ValueError: as `build_envs`.
     """
     few = replace(config, num_envs=num_envs, envs_per_worker=None)
-    if factory is not None:
+    if comes_batched(config, factory):
         return build_envs(few, seed, factory)
     if is_atari(config.env_id):
         return make_vec(replace(few, episodic_life=False), seed, whole_stacks=True)
-    if is_batched(config):
-        return make_vec(replace(few, vectorization="native"), seed)
-    return make_vec(few, seed, least_processes=workers)
+    if is_batched(config, factory):
+        return make_vec(replace(few, vectorization="native"), seed, given=factory)
+    return make_vec(few, seed, least_processes=workers, given=factory)

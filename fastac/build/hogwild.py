@@ -131,9 +131,8 @@ class HogwildParts:
         self._pool.close()
 
     def close(self) -> None:
-        """End the workers and close the environments."""
+        """End the workers."""
         self._pool.close()
-        self.envs.close()
 
 
 @dataclass(slots=True)
@@ -173,13 +172,10 @@ def assemble_hogwild(
         streams = again_seeds(seed, replaced) if replaced else seeds[worker]
         return partial(_make_worker, share, *streams, env_factory, encoder)
 
-    # An environment of this process's own, since a policy is of spaces.
+    # Only looked at, since a policy is of spaces; of some simulators no other can be open beside a worker's.
     envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env_factory)
-    try:
-        return _assemble_around(config, share, envs, make, encoder)
-    except BaseException:
-        envs.close()
-        raise
+    envs.close()
+    return _assemble_around(config, share, envs, make, encoder)
 
 
 def _assemble_around(
@@ -199,7 +195,15 @@ def _assemble_around(
     shared = board.vectors()
     shared.param.copy_(param)
     lock = ProcessLock() if config.run.lock else nullcontext()
-    pool = WorkerPool(board, make, lock, config.run.total_env_steps, config.run.max_restarts)
+    pool = WorkerPool(
+        board,
+        make,
+        lock,
+        config.run.total_env_steps,
+        config.run.max_restarts,
+        config.env.start_timeout_s,
+        config.env.env_timeout_s,
+    )
     return HogwildParts(
         envs=envs,
         model=model,

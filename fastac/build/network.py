@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import singledispatch
-from typing import TypeAlias
+from typing import TypeAlias, cast, get_args
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from torch import nn
 
-from fastac.config import ModelConfig
-from fastac.contract import StateTree, VecEnv, read_tensor
+from fastac.config import EncoderName, ModelConfig
+from fastac.contract import HasSpaces, StateTree, read_tensor
 from fastac.envs import is_image, observation_dtype
+from fastac.envs.importing import find_thing, is_unnamed, name_of
 from fastac.models import (
     ActorCritic,
     CategoricalHead,
@@ -31,9 +32,24 @@ from fastac.models import (
     Trunk,
     pick_net,
 )
+from fastac.models.encoders import ConvName
 
 # Builds an encoder for observations of a space; the module maps `[..., *obs_shape]` to `[..., D]`.
 EncoderFactory: TypeAlias = Callable[["Space[np.ndarray]"], nn.Module]
+
+
+def name_encoder(encoder: str | EncoderFactory | None) -> tuple[str | None, EncoderFactory | None]:
+    """Return how a configuration records an encoder, and itself where the name is not enough.
+
+    Raises:
+        ValueError: it is neither a name nor a function.
+    """
+    if encoder is None or isinstance(encoder, str):
+        return encoder, None
+    if not callable(encoder):
+        raise ValueError(f"encoder is {encoder!r}, expected a name, or a function that returns an nn.Module.")
+    name = name_of(encoder)
+    return name, encoder if is_unnamed(name) else None
 
 
 @contextmanager
@@ -47,7 +63,9 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def build_model(config: ModelConfig, envs: VecEnv, seed: int = 0, encoder: EncoderFactory | None = None) -> ActorCritic:
+def build_model(
+    config: ModelConfig, envs: HasSpaces, seed: int = 0, encoder: EncoderFactory | None = None
+) -> ActorCritic:
     """Build the network for the environments' spaces, initialised from `seed` without touching torch's CPU stream.
 
     Raises:
@@ -76,12 +94,14 @@ def build_model(config: ModelConfig, envs: VecEnv, seed: int = 0, encoder: Encod
         return ActorCritic(trunks, head, normalizer).eval()
 
 
-def build_encoder(config: ModelConfig, space: Box) -> MLPEncoder | ConvEncoder:
+def build_encoder(config: ModelConfig, space: Box) -> nn.Module:
     """Build the encoder for an observation space.
 
     Raises:
-        ValueError: the encoder is for other observations, or for larger images.
+        ValueError: the encoder is for other observations, or for larger images, or cannot be imported.
     """
+    if config.encoder not in get_args(EncoderName):
+        return cast(EncoderFactory, find_thing("encoder", config.encoder))(space)
     if not is_image(space):
         if config.encoder not in ("auto", "mlp"):
             raise ValueError(
@@ -91,11 +111,11 @@ def build_encoder(config: ModelConfig, space: Box) -> MLPEncoder | ConvEncoder:
         return MLPEncoder(space.shape[0], config.hidden_sizes, config.activation)
     rows, columns, last = space.shape
     obs_shape = rows, columns, last
-    net = pick_net(obs_shape) if config.encoder == "auto" else config.encoder
-    if net == "mlp":
+    if config.encoder == "mlp":
         raise ValueError(
             f"encoder is 'mlp', expected nature, a3c, minatar or auto: observations are images {list(obs_shape)}."
         )
+    net = pick_net(obs_shape) if config.encoder == "auto" else cast(ConvName, config.encoder)
     is_byte = space.dtype == np.uint8 and bool((space.high == 255).all())
     return ConvEncoder(obs_shape, net, 1.0 / 255.0 if is_byte else 1.0)
 

@@ -14,7 +14,7 @@ class Parts(Protocol):
 
     @property
     def envs(self) -> VecEnv:
-        """Environments of this process; their spaces are the run's."""
+        """Environments of this process, closed ones where only others step any; their spaces are the run's."""
 
     @property
     def description(self) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 
 from fastac.build.environments import EnvFactory
 from fastac.config import Config, ConfigValue, is_atari
-from fastac.envs import has_native, picks_native
+from fastac.envs import comes_batched, has_native, picks_native
 from fastac.processes import count_cores, count_physical_cores
+
+log = logging.getLogger("fastac")
 
 # The fewest environments per worker for which `--workers auto` takes another worker. A batch steps 32
 # environments in as much time as 64: two workers gain 16 % at 64 in all and 46 % at 256, on cores that nobody
@@ -27,9 +30,31 @@ def worker_share(config: Config, env_factory: EnvFactory | None) -> Config:
     changes: dict[str, ConfigValue] = {"num_envs": share, "workers": 1}
     if workers > 1 and is_atari(config.env.env_id) and config.env.env_threads is None:
         changes["env_threads"] = max(1, count_cores() // workers)
-    if config.env.vectorization == "auto" and env_factory is None and not picks_native(config.env, share):
+    is_batched = comes_batched(config.env, env_factory) or picks_native(config.env, share, env_factory)
+    if config.env.vectorization == "auto" and not is_batched:
         changes["vectorization"] = "sync"  # a worker has a core to itself: more processes would only share it
     return config.replace(**changes)
+
+
+def shorten_rollout(config: Config, is_asked: bool = False) -> Config:
+    """Return the configuration with a rollout that is a fourth of the budget, where one is more than all of it.
+
+    A fourth, because rows that only reset an environment do not count: one of the budget's size would rarely do.
+    `is_asked`: the length was asked for, and stays.
+    """
+    budget, steps, num_envs = config.run.total_env_steps, config.algo.num_steps, config.env.num_envs
+    if config.algo.collect == "episodes" or budget >= config.batch_size:
+        return config
+    what = f"total_env_steps is {budget:,}, less than one rollout of {num_envs} envs x {steps} steps"
+    if is_asked:
+        log.info("%s: the run ends after the first that reaches it", what)
+        return config
+    for shorter in range(max(1, budget // (4 * num_envs)), steps):
+        with suppress(ValueError):  # what does not divide into minibatches
+            config = config.replace(num_steps=shorter)
+            log.info("%s: num_steps is %d in this run", what, shorter)
+            return config
+    return config
 
 
 def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Config:
@@ -39,7 +64,7 @@ def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Co
     most = count_physical_cores() if config.run.device == "cpu" else 1
     if config.env.envs_per_worker is not None:
         return config.replace(workers=most)
-    is_batched = env_factory is not None or has_native(config.env.env_id)
+    is_batched = comes_batched(config.env, env_factory) or has_native(config.env, env_factory)
     least = _LEAST_BATCHED_SHARE if is_batched else _LEAST_SHARE
     if is_atari(config.env.env_id):
         least = _LEAST_GAMES

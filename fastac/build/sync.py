@@ -17,7 +17,7 @@ from fastac.config import Config
 from fastac.contract import Alone, Group, StateTree, VecEnv, read_branch
 from fastac.models import ActorCritic, RewardScaler
 from fastac.rollout import Rollout
-from fastac.trainers import Crew, GroupMemory, MakeMember, NoCrew, SharedGroup, SyncTrainer
+from fastac.trainers import WORKER_TIMEOUT_S, Crew, GroupMemory, MakeMember, NoCrew, SharedGroup, SyncTrainer
 
 
 @dataclass(slots=True)
@@ -121,7 +121,8 @@ def _build_first(
     """Start the other workers, and build the first one's part while they build theirs."""
     streams = Streams.spawn(config.run.seed)
     model = build_model(share.model, envs, streams.model, encoder)
-    crew = Crew(makes, allocate_memory(share, len(makes) + 1, model, envs))
+    memory = allocate_memory(share, len(makes) + 1, model, envs)
+    crew = Crew(makes, memory, share.env.start_timeout_s, share.env.env_timeout_s or WORKER_TIMEOUT_S)
     try:
         own = _build_own(share, envs, streams.actions, encoder, crew.group)
         crew.wait_ready()

@@ -4,16 +4,24 @@ Owns autoreset modes, flattening observations, clipping and squashing actions, e
 environments.
 """
 
-from fastac.envs.make import adapt, film_game, has_native, make_vec, picks_native
+from fastac.envs.make import adapt, comes_batched, film_game, has_native, make_single, make_vec, picks_native
+from fastac.envs.source import EnvMaker, Given, Named, name_env, take_env
 from fastac.envs.spaces import check_spaces, is_image, observation_dtype
 
 __all__ = [
+    "EnvMaker",
+    "Given",
+    "Named",
     "adapt",
     "check_spaces",
+    "comes_batched",
     "film_game",
     "has_native",
     "is_image",
+    "make_single",
     "make_vec",
+    "name_env",
     "observation_dtype",
     "picks_native",
+    "take_env",
 ]

@@ -10,9 +10,10 @@ from gymnasium.vector import AutoresetMode
 
 from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow, read_array
 from fastac.envs.failure import check_obs, describe
+from fastac.envs.flatten import FlattenedBatch
 from fastac.envs.infos import NOTHING, InfoReader
 from fastac.envs.limits import find_time_limit
-from fastac.envs.seeds import to_seed
+from fastac.envs.seeds import draw_batch_seed
 from fastac.envs.spaces import SquashedBox, map_actions, space_dtype
 from fastac.envs.state import BatchedEnv, capture, read_seeded, restore, subtree
 
@@ -25,13 +26,15 @@ class VectorAdapter(ABC):
     frame_skip: int = 1
     frame_stack: int = 1
 
-    def __init__(self, env: BatchedEnv, seed: int, description: str, squashes: bool = False) -> None:
+    def __init__(
+        self, env: BatchedEnv, seed: int, description: str, squashes: bool = False, cautions: tuple[str, ...] = ()
+    ) -> None:
         """Wrap `env`, which is the adapter's to close from now on; `squashes`: its actions, instead of clipping."""
         self.num_envs = env.num_envs
         self.max_episode_steps = find_time_limit(env)
         self.single_observation_space = env.single_observation_space
         self.single_action_space = SquashedBox(env.single_action_space) if squashes else env.single_action_space
-        self.description = description
+        self.description, self.cautions = description, cautions
         self._env = env
         self._seed: int | None = seed
         self._name = type(env.unwrapped).__name__
@@ -42,6 +45,11 @@ class VectorAdapter(ABC):
         self.extras: Extras = NOTHING
         self._infos = InfoReader(env.num_envs)
 
+    @property
+    def batch(self) -> BatchedEnv:
+        """The environment as it was given, whose observations are not flattened yet."""
+        return self._env.env if isinstance(self._env, FlattenedBatch) else self._env
+
     def reset(self, obs: ObsArray, start: BoolArray) -> None:
         """Begin an episode in every environment."""
         obs[...] = self._reset_env(None)
@@ -50,7 +58,7 @@ class VectorAdapter(ABC):
 
     def reseed(self, seed: np.random.SeedSequence) -> None:
         """Seed the next reset."""
-        self._seed = to_seed(seed.spawn(1)[0])
+        self._seed = draw_batch_seed(seed, self.num_envs)
 
     def rest(self, mask: BoolArray) -> None:  # noqa: B027, what a batch does is nothing
         """Change nothing: a batch is stepped as one."""
@@ -118,9 +126,11 @@ class NextStepAdapter(VectorAdapter):
 class OutOfBandAdapter(VectorAdapter):
     """The modes where every step is a transition, and final observations come besides the reset ones."""
 
-    def __init__(self, env: BatchedEnv, seed: int, description: str, squashes: bool = False) -> None:
+    def __init__(
+        self, env: BatchedEnv, seed: int, description: str, squashes: bool = False, cautions: tuple[str, ...] = ()
+    ) -> None:
         """Wrap `env` and allocate the final observations, which the next `step` overwrites."""
-        super().__init__(env, seed, description, squashes)
+        super().__init__(env, seed, description, squashes, cautions)
         dtype = space_dtype(env.single_observation_space)
         self._final: ObsArray = np.zeros(self._obs_shape, dtype)  # [N, *obs_shape]
 
@@ -180,7 +190,9 @@ _ADAPTERS: dict[AutoresetMode, type[NextStepAdapter | SameStepAdapter | Disabled
 }
 
 
-def wrap(env: BatchedEnv, seed: int, description: str, squashes: bool = False) -> VectorAdapter:
+def wrap(
+    env: BatchedEnv, seed: int, description: str, squashes: bool = False, cautions: tuple[str, ...] = ()
+) -> VectorAdapter:
     """Return the adapter of the environment's autoreset mode.
 
     Args:
@@ -188,6 +200,7 @@ def wrap(env: BatchedEnv, seed: int, description: str, squashes: bool = False) -
         seed: of the first reset.
         description: for the log.
         squashes: squash actions into the action space, instead of clipping them.
+        cautions: what the user should know of it.
 
     Raises:
         ValueError: the environment does not say its mode, or `squashes` and its actions cannot be squashed.
@@ -198,4 +211,4 @@ def wrap(env: BatchedEnv, seed: int, description: str, squashes: bool = False) -
             f"{type(env.unwrapped).__name__}.metadata['autoreset_mode'] is {mode!r}, expected a "
             "gymnasium.vector.AutoresetMode: without it nobody can tell which observations are final."
         )
-    return _ADAPTERS[mode](env, seed, description, squashes)
+    return _ADAPTERS[mode](env, seed, description, squashes, cautions)

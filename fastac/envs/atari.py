@@ -16,6 +16,7 @@ from fastac.config import EnvConfig
 from fastac.contract import ActionArray, BoolArray, EnvFailure, ObsArray, StateTree, StepRow
 from fastac.envs.failure import describe
 from fastac.envs.infos import NOTHING
+from fastac.envs.seeds import draw_seeds
 
 if TYPE_CHECKING:
     from ale_py.vector_env import AtariVectorEnv
@@ -24,11 +25,6 @@ Picture: TypeAlias = NDArray[np.uint8]
 Action: TypeAlias = ActionArray | np.generic
 
 _FRAMES_PER_SECOND = 60  # of the console, NTSC
-
-
-def draw_seeds(seed: np.random.SeedSequence, num_envs: int) -> list[int]:
-    """Return a seed per emulator, of the 31 bits that ALE takes."""
-    return [int(child.generate_state(1, np.uint32)[0] >> 1) for child in seed.spawn(num_envs)]
 
 
 class AtariEnvs:
@@ -54,6 +50,7 @@ class AtariEnvs:
         assert config.screen_size is not None and config.max_frames is not None
         self.num_envs = len(seeds)
         self.extras = NOTHING  # ALE says nothing about a game that its rewards do not
+        self.cautions: tuple[str, ...] = ()
         self.frame_skip = config.frame_skip
         self.frame_stack = 1 if whole_stacks else config.frame_stack
         self.max_episode_steps: int | None = ceil(config.max_frames / config.frame_skip)

@@ -49,10 +49,10 @@ def _find_limits(layer: SingleEnv | BatchedEnv) -> list[int]:
     return [limit for limit in found if isinstance(limit, int) and limit >= 1]
 
 
-def _read_spec(spec: EnvSpec | None) -> list[int | None]:
-    """Return the limit that was registered, and that of a game of ALE, which counts frames."""
-    if spec is None:
-        return []
+def _read_spec(spec: object) -> list[object]:
+    """Return the limit that was registered, and that of a game of ALE, which counts frames; or EnvPool's."""
+    if not isinstance(spec, EnvSpec):
+        return [getattr(getattr(spec, "config", None), name, None) for name in _ATTRIBUTES]
     frames, skip = spec.kwargs.get("max_num_frames_per_episode"), spec.kwargs.get("frameskip")
     steps = ceil(frames / skip) if isinstance(frames, int) and isinstance(skip, int) else None
     return [spec.max_episode_steps, steps]

@@ -1,35 +1,38 @@
-"""Building the environments of a run: by id, with the cheapest way to batch them, or around a given batch."""
+"""Building the environments of a run: of an id, a class or a function, with the cheapest way to batch them."""
 
 from __future__ import annotations
 
-import importlib
+import logging
 import os
-import pickle
 import time
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from statistics import median
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, VectorEnv
+from gymnasium.wrappers import PassiveEnvChecker
 
 from fastac.config import EnvConfig, is_atari
 from fastac.contract import EnvFailure, VecEnv
 from fastac.envs.adapter import wrap
-from fastac.envs.atari import AtariEnvs, FilmedGame, draw_seeds
+from fastac.envs.atari import AtariEnvs, FilmedGame
+from fastac.envs.cautions import SEEDLESS, find_cautions, ignores_seeds
 from fastac.envs.failure import describe
 from fastac.envs.flatten import FlatBox, FlattenedBatch, flatten_env
-from fastac.envs.process import ProcessEnvs
+from fastac.envs.process import ENV_TIMEOUT_S, Build, ProcessEnvs
 from fastac.envs.robots import spare_warnings
-from fastac.envs.seeds import spawn_seeds, to_seed
+from fastac.envs.seeds import draw_batch_seed, draw_seeds
+from fastac.envs.source import EnvFunction, Given, Source, find_source, has_batch, takes
 from fastac.envs.spaces import ArraySpace, SquashedBox, check_spaces, needs_flattening
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.envs.sync import SyncEnvs
 from fastac.install import INSTALL, Extra
 from fastac.processes import count_cores
+
+log = logging.getLogger("fastac")
 
 # A step in another process costs a wake-up and two copies, about 100 us on a busy machine; below this
 # cost of one environment's step, doing them one after the other here is as fast.
@@ -52,8 +55,9 @@ def make_vec(
     render_mode: str | None = None,
     whole_stacks: bool = False,
     least_processes: int = 1,
+    given: Given | None = None,
 ) -> VecEnv:
-    """Build the environments that `config` names, batched as it asks.
+    """Build the environments that `config` names, batched as it asks; no others are open when this returns.
 
     Args:
         config: which environments, and how they are batched.
@@ -64,53 +68,80 @@ def make_vec(
         whole_stacks: where an observation is a stack of frames, write all of them and not only the newest:
             `frame_stack` is 1 then, which is what does not keep rows wants.
         least_processes: for environments in processes, also where there are fewer cores.
+        given: what `config` names, where it is at hand: a class, a function or a spec.
 
     Raises:
-        ValueError: an unknown id, a missing package, a space or a vectorization that does not go.
+        ValueError: an unknown id, a missing package, a space or a vectorization that does not go, or a function that
+            returned something else than it should.
         EnvFailure: an environment could not be built, or raised when tried.
     """
     num_envs = config.num_envs if num_envs is None else num_envs
-    spec = _find_spec(config.env_id)
-    if is_atari(config.env_id):
+    source = find_source(config, given)
+    if isinstance(source, EnvSpec) and is_atari(config.env_id):
         if render_mode is not None:
             raise ValueError(f"render_mode is {render_mode!r}, expected None: {config.env_id} is filmed by film_game.")
-        return _make_atari(config, _find_game(spec), draw_seeds(seed, num_envs), whole_stacks)
-    if render_mode is None and picks_native(config, num_envs):
-        return _make_native(config, seed, num_envs)
-    seeds = spawn_seeds(seed, num_envs)
-    build = partial(_make_single, spec, config.squash_actions)
-    spare_warnings(spec)
-    trial = _make_trial(config.env_id)
+        return _make_atari(config, _find_game(source), draw_seeds(seed, num_envs), whole_stacks)
+    if isinstance(source, EnvFunction) and source.is_batch:
+        _check_unrendered(config, render_mode)
+        return _make_batch(config, source, seed, num_envs)
+    if render_mode is None and _picks_native(config, source, num_envs):
+        return _make_native(config, source, seed, num_envs)
+    processes = min(max(count_cores(), least_processes), num_envs)
+    return _make_singles(config, source, draw_seeds(seed, num_envs), render_mode, processes)
+
+
+def make_single(config: EnvConfig, render_mode: str | None = None, given: Given | None = None) -> SingleEnv:
+    """Build one environment as its maker gives it, such as to film it.
+
+    Raises:
+        ValueError: an unknown id, a missing package, or what comes in batches only.
+        EnvFailure: it could not be built.
+    """
+    source = find_source(config, given)
+    if isinstance(source, EnvFunction) and source.is_batch:
+        _check_unrendered(config, render_mode)
     try:
-        check_spaces(trial.observation_space, trial.action_space)
-        trial = _fit(trial, config.squash_actions)
-        if render_mode is not None:
-            return SyncEnvs(partial(build, render_mode=render_mode), seeds, f"sync (renders {render_mode})")
-        choice = _choose(config, spec, trial, min(max(count_cores(), least_processes), num_envs))
-        description = choice.description + _describe_flat(trial.observation_space)
-        if choice.processes:
-            return ProcessEnvs(build, trial, seeds, choice.processes, description)
-        return SyncEnvs(build, seeds, description)
-    finally:
-        trial.close()
+        return _build_raw(config, source, render_mode)
+    except Exception as error:
+        raise _explain(config.env_id, source, error) from error
 
 
-def has_native(env_id: str) -> bool:
-    """Return whether an id has a batched environment of its own.
+def _check_unrendered(config: EnvConfig, render_mode: str | None) -> None:
+    if render_mode is not None:
+        raise ValueError(f"{config.env_id} builds batches of environments, and only a single one can be rendered.")
+
+
+def has_native(config: EnvConfig, given: Given | None = None) -> bool:
+    """Return whether an environment has a batched version of its own.
 
     Raises:
         ValueError: an unknown id.
     """
-    return _find_spec(env_id).vector_entry_point is not None
+    source = find_source(config, given)
+    return isinstance(source, EnvSpec) and has_batch(source, config.env_kwargs)
 
 
-def picks_native(config: EnvConfig, num_envs: int) -> bool:
+def comes_batched(config: EnvConfig, given: Given | None = None) -> bool:
+    """Return whether environments are batched by who wrote them, and never one by one.
+
+    Raises:
+        ValueError: an unknown id.
+    """
+    source = find_source(config, given)
+    return isinstance(source, EnvFunction) and source.is_batch
+
+
+def picks_native(config: EnvConfig, num_envs: int, given: Given | None = None) -> bool:
     """Return whether so many environments are batched by the id's own batched environment.
 
     Raises:
         ValueError: an unknown id, or one without such a batch where that is asked for.
     """
-    offered = has_native(config.env_id)
+    return _picks_native(config, find_source(config, given), num_envs)
+
+
+def _picks_native(config: EnvConfig, source: Source, num_envs: int) -> bool:
+    offered = isinstance(source, EnvSpec) and has_batch(source, config.env_kwargs)
     if config.vectorization == "native" and not offered:
         raise ValueError(f"vectorization is 'native' but {config.env_id} has no batched version: use auto or sync.")
     least = 1 if is_atari(config.env_id) else _LEAST_NATIVE
@@ -124,11 +155,13 @@ def film_game(config: EnvConfig) -> FilmedGame:
         ValueError: an unknown id, or a missing package.
         EnvFailure: it could not be built.
     """
-    game = _find_game(_find_spec(config.env_id))
+    spec = find_source(config)
+    assert isinstance(spec, EnvSpec)
+    game = _find_game(spec)
     try:
         return FilmedGame(config, game)
     except Exception as error:
-        raise _explain(config.env_id, error) from error
+        raise _explain(config.env_id, spec, error) from error
 
 
 def adapt(env: BatchedEnv, seed: np.random.SeedSequence, squashes: bool = False) -> VecEnv:
@@ -142,35 +175,143 @@ def adapt(env: BatchedEnv, seed: np.random.SeedSequence, squashes: bool = False)
     Raises:
         ValueError: a space that is not supported, or no autoreset mode in the metadata.
     """
+    return _put_behind(env, seed, "given", squashes)
+
+
+def _put_behind(
+    env: BatchedEnv, seed: np.random.SeedSequence, kind: str, squashes: bool, has_seed: bool = False
+) -> VecEnv:
     if isinstance(env.unwrapped, AsyncVectorEnv) and not env.unwrapped.shared_memory:
         raise ValueError(
             "the env is an AsyncVectorEnv(shared_memory=False), which resets twice: use shared_memory=True."
         )
-    return _put_behind(env, seed, "given", squashes)
-
-
-def _put_behind(env: BatchedEnv, seed: np.random.SeedSequence, kind: str, squashes: bool) -> VecEnv:
     check_spaces(env.single_observation_space, env.single_action_space)
+    cautions = find_cautions(env) + ((SEEDLESS,) if ignores_seeds(env) and not has_seed else ())
     if needs_flattening(env.single_observation_space):
         env = FlattenedBatch(env)
     description = f"{kind} ({type(env.unwrapped).__name__}){_describe_flat(env.single_observation_space)}"
-    return wrap(env, to_seed(seed.spawn(1)[0]), description, squashes)
+    return wrap(env, draw_batch_seed(seed, env.num_envs), description, squashes, cautions)
 
 
 def _describe_flat(space: ArraySpace) -> str:
     return f", observations flattened to {space.shape[0]} numbers" if isinstance(space, FlatBox) else ""
 
 
-def _make_single(spec: EnvSpec, squashes: bool, render_mode: str | None = None) -> SingleEnv:
+def _make_batch(config: EnvConfig, source: EnvFunction, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
+    """Call the user's function of a number, and put what it returns behind the contract."""
+    kwargs = dict(config.env_kwargs)
+    if source.takes_seed:
+        kwargs["seed"] = draw_batch_seed(seed, num_envs)
+    try:
+        env = source.make(num_envs=num_envs, **kwargs) if source.takes_number else source.make(num_envs, **kwargs)
+    except Exception as error:
+        raise _explain(config.env_id, source, error) from error
+    try:
+        if not isinstance(env, VectorEnv):
+            raise ValueError(
+                f"{config.env_id} was called with num_envs = {num_envs} and returned {env!r}, expected a "
+                "gymnasium.vector.VectorEnv: a function of a single environment takes no argument that has no default."
+            )
+        if env.num_envs != num_envs:
+            raise ValueError(f"{config.env_id} returned {env.num_envs} envs, expected num_envs = {num_envs}.")
+        return _put_behind(env, seed, "given", config.squash_actions, source.takes_seed)
+    except BaseException:
+        if isinstance(env, VectorEnv | gym.Env):
+            env.close()
+        raise
+
+
+def _make_native(config: EnvConfig, source: Source, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
+    assert isinstance(source, EnvSpec)
+    try:
+        env = gym.make_vec(
+            source,
+            num_envs=num_envs,
+            vectorization_mode="vector_entry_point",
+            **config.env_kwargs,  # type: ignore
+        )
+    except Exception as error:
+        raise _explain(config.env_id, source, error) from error
+    try:
+        return _put_behind(env, seed, "native", config.squash_actions)
+    except BaseException:
+        env.close()
+        raise
+
+
+def _make_singles(
+    config: EnvConfig, source: Source, seeds: list[int], render_mode: str | None, processes: int
+) -> VecEnv:
+    """Build single environments and batch them here or in at most so many processes."""
+    build = partial(_make_single, config, source)
+    if isinstance(source, EnvSpec):
+        spare_warnings(source)
+    trial = _make_trial(config, source)
+    try:
+        check_spaces(trial.observation_space, trial.action_space)
+        fitted = _fit(trial, config.squash_actions)
+        if render_mode is not None:
+            trial.close()
+            return SyncEnvs(partial(build, render_mode=render_mode), seeds, f"sync (renders {render_mode})")
+        choice = _choose(config, trial, len(seeds), processes)
+    except BaseException:
+        trial.close()
+        raise
+    description = choice.description + _describe_flat(fitted.observation_space)
+    if not choice.is_tried:
+        return SyncEnvs(build, seeds, description, first=_without_checker(fitted))
+    trial.close()  # there are simulators of which one can be open
+    if choice.processes:
+        try:
+            return _start_processes(config, build, fitted, seeds, choice.processes, description)
+        except (ValueError, EnvFailure) as error:
+            if config.vectorization != "auto":
+                raise
+            log.warning("the environments are stepped in this process, as others cannot have them: %s", error)
+            description = "sync (other processes cannot have them)" + _describe_flat(fitted.observation_space)
+    return SyncEnvs(build, seeds, description)
+
+
+def _start_processes(
+    config: EnvConfig, build: Build, sample: SingleEnv, seeds: list[int], processes: int, description: str
+) -> ProcessEnvs:
+    timeout_s = config.env_timeout_s or ENV_TIMEOUT_S
+    return ProcessEnvs(build, sample, seeds, processes, description, config.start_timeout_s, timeout_s)
+
+
+def _make_single(config: EnvConfig, source: Source, render_mode: str | None = None) -> SingleEnv:
     """Build one environment and `_fit` it; it is what workers are sent to do."""
-    spare_warnings(spec)  # again, as this may be another process
-    # There are environments that take no render_mode, not even None.
-    env: SingleEnv = (
-        gym.make(spec, disable_env_checker=True)
-        if render_mode is None
-        else gym.make(spec, disable_env_checker=True, render_mode=render_mode)
+    if isinstance(source, EnvSpec):
+        spare_warnings(source)  # again, as this may be another process
+    return _fit(_build_raw(config, source, render_mode), config.squash_actions)
+
+
+def _build_raw(config: EnvConfig, source: Source, render_mode: str | None, is_checked: bool = False) -> SingleEnv:
+    """Build one environment as its maker gives it.
+
+    Raises:
+        ValueError: a function returned something else.
+        Exception: what the maker raised.
+    """
+    kwargs = dict(config.env_kwargs)
+    if isinstance(source, EnvSpec):
+        if not is_checked:
+            kwargs["disable_env_checker"] = True
+        if render_mode is not None:  # there are environments that take no render_mode, not even None
+            kwargs["render_mode"] = render_mode
+        # By its id, where that is not only looked up, Gymnasium says if it is out of date.
+        is_registered = is_checked and gym.registry.get(source.id) is source
+        made: SingleEnv = gym.make(source.id if is_registered else source, **kwargs)  # type: ignore[arg-type]
+        return made
+    if render_mode is not None and takes(source.make, "render_mode"):
+        kwargs["render_mode"] = render_mode
+    env = source.make(**kwargs)
+    if isinstance(env, gym.Env) and not isinstance(env, VectorEnv):  # EnvPool's are both
+        return env
+    hint = ": give the function a parameter num_envs" if isinstance(env, VectorEnv) else ""
+    raise ValueError(
+        f"{config.env_id} was called for one environment and returned {env!r}, expected a gymnasium.Env{hint}."
     )
-    return _fit(env, squashes)
 
 
 def _fit(env: SingleEnv, squashes: bool) -> SingleEnv:
@@ -186,16 +327,25 @@ def _fit(env: SingleEnv, squashes: bool) -> SingleEnv:
     return env
 
 
-def _make_native(config: EnvConfig, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
+def _make_trial(config: EnvConfig, source: Source) -> SingleEnv:
+    """Build one environment to look at, with Gymnasium's checks and warnings, so that they come once."""
     try:
-        env = gym.make_vec(config.env_id, num_envs=num_envs, vectorization_mode="vector_entry_point")
+        env = _build_raw(config, source, None, is_checked=True)
+        return env if isinstance(source, EnvSpec) else PassiveEnvChecker(env)
     except Exception as error:
-        raise _explain(config.env_id, error) from error
-    try:
-        return _put_behind(env, seed, "native", config.squash_actions)
-    except ValueError:
-        env.close()
-        raise
+        raise _explain(config.env_id, source, error) from error
+
+
+def _without_checker(env: SingleEnv) -> SingleEnv:
+    """Take Gymnasium's checks out of a stack of wrappers: they have seen the spaces, and cost time in every step."""
+    if isinstance(env, PassiveEnvChecker):
+        return env.env
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer.env, PassiveEnvChecker):
+            layer.env = layer.env.env
+        layer = layer.env
+    return env
 
 
 def _make_atari(config: EnvConfig, game: str, seeds: list[int], whole_stacks: bool) -> AtariEnvs:
@@ -203,35 +353,36 @@ def _make_atari(config: EnvConfig, game: str, seeds: list[int], whole_stacks: bo
     try:
         return AtariEnvs(config, game, seeds, threads, whole_stacks)
     except Exception as error:
-        raise _explain(config.env_id, error) from error
+        raise _explain(config.env_id, find_source(config), error) from error
 
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """How single environments are batched: in how many processes (0: in this one), and why."""
+    """How single environments are batched.
+
+    Attributes:
+        processes: in how many processes; 0: in this one.
+        description: that, and why.
+        is_tried: whether the trial environment cannot be one of them: it was stepped, or they are elsewhere.
+    """
 
     processes: int
     description: str
+    is_tried: bool
 
 
-def _choose(config: EnvConfig, spec: EnvSpec, trial: SingleEnv, processes: int) -> _Choice:
+def _choose(config: EnvConfig, trial: SingleEnv, num_envs: int, processes: int) -> _Choice:
     if config.vectorization == "process":
-        return _Choice(processes, f"process (as asked, {processes} workers)")
+        return _Choice(processes, f"process (as asked, {processes} workers)", True)
     if config.vectorization == "sync":
-        return _Choice(0, "sync (as asked)")
+        return _Choice(0, "sync (as asked)", False)
+    if processes == 1:
+        return _Choice(0, f"sync (one {'env' if num_envs == 1 else 'core'})", False)
     cost_us = _measure_step_us(config.env_id, trial)
     why = f"one step of {config.env_id} takes {cost_us:.0f} us"
-    if cost_us > _PROCESS_WORTH_US and processes > 1 and _is_picklable(spec):
-        return _Choice(processes, f"process ({why}, {processes} workers)")
-    return _Choice(0, f"sync ({why})")
-
-
-def _is_picklable(spec: EnvSpec) -> bool:
-    try:
-        pickle.dumps(spec)
-    except Exception:  # pickling runs foreign code, which may raise anything
-        return False
-    return True
+    if cost_us > _PROCESS_WORTH_US:
+        return _Choice(processes, f"process ({why}, {processes} workers)", True)
+    return _Choice(0, f"sync ({why})", True)
 
 
 def _measure_step_us(env_id: str, trial: SingleEnv) -> float:
@@ -253,38 +404,6 @@ def _measure_step_us(env_id: str, trial: SingleEnv) -> float:
     return median(costs_s) * 1e6
 
 
-def _find_spec(env_id: str) -> EnvSpec:
-    """Return the registered spec; `module:id` imports the module first.
-
-    Raises:
-        ValueError: no such module or id; the sentence names the nearest ids.
-    """
-    module, _, name = env_id.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # foreign code, which may raise anything
-            raise ValueError(f"env_id is {env_id!r}, but {module!r} cannot be imported ({describe(error)}).") from error
-    if is_atari(name):
-        _register_atari(env_id)
-    spec = gym.registry.get(name)
-    if spec is not None:
-        return spec
-    near = get_close_matches(name, gym.registry, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "expected a registered id, or module:id."
-    raise ValueError(f"env_id is {env_id!r}, which Gymnasium does not know: {hint}")
-
-
-def _register_atari(env_id: str) -> None:
-    """Import ale-py, which registers its games with Gymnasium."""
-    try:
-        importlib.import_module("ale_py.vector_env")
-    except ImportError as error:
-        raise ValueError(
-            f"env_id is {env_id!r}, which needs a package ({describe(error)}): {INSTALL['atari']}."
-        ) from error
-
-
 def _find_game(spec: EnvSpec) -> str:
     """Return ALE's name of a registered game."""
     game = spec.kwargs.get("game")
@@ -293,19 +412,12 @@ def _find_game(spec: EnvSpec) -> str:
     return game
 
 
-def _make_trial(env_id: str) -> SingleEnv:
-    """Build one environment to look at, with Gymnasium's checks and warnings, so that they come once."""
-    try:
-        env: SingleEnv = gym.make(env_id)
-    except Exception as error:
-        raise _explain(env_id, error) from error
-    return env
-
-
-def _explain(env_id: str, error: Exception) -> Exception:
+def _explain(env_id: str, source: Source, error: Exception) -> Exception:
     """Return the error to raise where an environment could not be built."""
+    if isinstance(error, ValueError) and str(error).startswith(env_id):
+        return error  # a sentence of this module
     if isinstance(error, (gym.error.DependencyNotInstalled, ImportError)):
-        entry_point = str(_find_spec(env_id).entry_point)
+        entry_point = str(source.entry_point) if isinstance(source, EnvSpec) else ""
         hints = [INSTALL[extra] for extra in _EXTRAS if f".{extra}" in entry_point]
         hint = hints[0] if hints else "install what it names"
         return ValueError(f"{env_id} needs a package that is not installed ({describe(error)}): {hint}.")

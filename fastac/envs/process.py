@@ -6,7 +6,6 @@ reads them; only commands and replies go through pipes. So the trajectories are 
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -19,21 +18,23 @@ from typing import Literal, TypeAlias, cast
 import numpy as np
 
 from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow, read_array
+from fastac.envs.cautions import find_cautions
 from fastac.envs.failure import describe
 from fastac.envs.infos import NOTHING, join
 from fastac.envs.limits import find_time_limit
-from fastac.envs.seeds import spawn_seeds
+from fastac.envs.seeds import draw_seeds
 from fastac.envs.spaces import action_dtype, space_dtype
 from fastac.envs.state import SingleEnv, subtree
 from fastac.envs.sync import SyncEnvs
 from fastac.processes import (
-    START_TIMEOUT_S,
     Child,
     Failed,
     SharedArray,
+    Stopwatch,
     WorkerTraceback,
     close,
     get_context,
+    has_news,
     ignore_signals,
     pickled,
     start,
@@ -43,6 +44,8 @@ from fastac.processes import (
 Build: TypeAlias = Callable[[], SingleEnv]
 Command: TypeAlias = Literal["reset", "reseed", "rest", "step", "get_state", "set_state"]
 Payload: TypeAlias = StateTree | None
+
+ENV_TIMEOUT_S = 120.0  # for a reset or step of all environments of a worker
 
 _UNSENDABLE = (
     "vectorization 'process' cannot send the environment to its workers: register it with an entry point "
@@ -87,14 +90,14 @@ class _Worker:
         except OSError as error:
             raise self._died() from error
 
-    def receive(self, deadline_s: float, timeout_s: float) -> Payload:
-        """Wait for the reply until `deadline_s` on the monotonic clock.
+    def receive(self, watch: Stopwatch, timeout_s: float) -> Payload:
+        """Wait for the reply until `watch` says `timeout_s`.
 
         Raises:
             EnvFailure: an environment failed, or the worker died or hung.
         """
         try:
-            if not self.child.pipe.poll(max(0.0, deadline_s - time.monotonic())):
+            if not has_news(self.child.pipe, watch, timeout_s):
                 raise EnvFailure(f"{self.name} gave no answer for {timeout_s:g} s.")
             reply: Payload | Failed = self.child.pipe.recv()
         except (EOFError, OSError) as error:
@@ -104,7 +107,7 @@ class _Worker:
         return reply
 
     def _died(self) -> EnvFailure:
-        return EnvFailure(f"{self.name} died (exit code {self.child.exit_code()}).")
+        return EnvFailure(f"{self.name} {self.child.tell_end()}.")
 
 
 class ProcessEnvs:
@@ -120,25 +123,27 @@ class ProcessEnvs:
         seeds: Sequence[int],
         num_workers: int,
         description: str,
-        timeout_s: float = 60.0,
+        start_timeout_s: float = 120.0,
+        timeout_s: float = ENV_TIMEOUT_S,
     ) -> None:
         """Start the workers and wait until all have built their environments.
 
         Args:
             build: makes one environment; it is pickled, so it must be importable.
-            sample: an environment like those it makes, for its spaces.
+            sample: an environment like those it makes, for its spaces; it may be closed.
             seeds: one per environment.
             num_workers: processes, at most one per environment.
             description: for the log.
-            timeout_s: the longest that a worker may take for one reset or step.
+            start_timeout_s: the longest that a worker may take to start and build its environments.
+            timeout_s: the longest that a worker may take to reset or step its environments, all of them.
 
         Raises:
-            ValueError: `build` cannot be pickled.
+            ValueError: `build` cannot be pickled, or lives in a script that a worker cannot import.
             EnvFailure: a worker died, hung, or could not build an environment.
         """
         self.num_envs = len(seeds)
         self.description = description
-        self.max_episode_steps = find_time_limit(sample)
+        self.max_episode_steps, self.cautions = find_time_limit(sample), find_cautions(sample)
         self.single_observation_space = sample.observation_space
         self.single_action_space = sample.action_space
         self._timeout_s = timeout_s
@@ -152,9 +157,9 @@ class ProcessEnvs:
         try:
             for begin, end in pairwise(edges):
                 envs = slice(begin, end)
-                child = start(context, partial(_work, sent, shared, envs, list(seeds[begin:end])))
+                child = start(context, partial(_work, sent, shared, envs, list(seeds[begin:end])), sent)
                 self._workers.append(_Worker(child, envs))
-            self._collect(START_TIMEOUT_S)
+            self._collect(start_timeout_s)
         except BaseException:
             self.close()
             raise
@@ -167,7 +172,7 @@ class ProcessEnvs:
 
     def reseed(self, seed: np.random.SeedSequence) -> None:
         """Seed the next reset."""
-        seeds = np.array(spawn_seeds(seed, self.num_envs), dtype=np.uint64)
+        seeds = np.array(draw_seeds(seed, self.num_envs), dtype=np.uint64)
         self._ask("reseed", [{"seeds": seeds[worker.envs]} for worker in self._workers])
 
     def rest(self, mask: BoolArray) -> None:
@@ -227,8 +232,8 @@ class ProcessEnvs:
             raise
 
     def _collect(self, timeout_s: float) -> list[Payload]:
-        deadline_s = time.monotonic() + timeout_s
-        return [worker.receive(deadline_s, timeout_s) for worker in self._workers]
+        watch = Stopwatch()
+        return [worker.receive(watch, timeout_s) for worker in self._workers]
 
 
 def _work(build: bytes, shared: _SharedRow, envs: slice, seeds: Sequence[int], pipe: Connection) -> None:

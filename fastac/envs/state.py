@@ -23,10 +23,12 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.envs.toy_text import FrozenLakeEnv, TaxiEnv
 from gymnasium.spaces import Discrete
 from gymnasium.vector import VectorEnv, VectorWrapper
-from gymnasium.wrappers import FlattenObservation, OrderEnforcing, TimeLimit
+from gymnasium.wrappers import FlattenObservation, NormalizeObservation, NormalizeReward, OrderEnforcing, TimeLimit
+from gymnasium.wrappers import vector as vector_wrappers
+from gymnasium.wrappers.utils import RunningMeanStd
 from numpy.typing import NDArray
 
-from fastac.contract import ActionArray, ObsArray, StateLeaf, StateTree
+from fastac.contract import ActionArray, ObsArray, StateLeaf, StateTree, read_number, read_tensor
 from fastac.envs.flatten import FlattenedBatch
 from fastac.envs.robots import capture_robot, is_robot, restore_robot
 
@@ -37,11 +39,20 @@ BatchedEnv: TypeAlias = VectorEnv[ObsArray, ActionArray, NDArray[np.generic]]
 # environments, and the kinds of dtype that they may have. Keyed by exact type: a subclass may have more.
 _Shape: TypeAlias = tuple[int, ...]
 _NUMBER: tuple[_Shape, str] = ((), "biuf")
+_MOMENTS: tuple[_Shape, str] = ((), "")  # running statistics, of the shape that they have in the layer
 _FIELDS: dict[type, dict[str, tuple[_Shape, str]]] = {
     TimeLimit: {"_elapsed_steps": ((), "iu")},
     OrderEnforcing: {"_has_reset": ((), "b")},
     FlattenObservation: {},
     FlattenedBatch: {},
+    NormalizeObservation: {"obs_rms": _MOMENTS},
+    NormalizeReward: {"return_rms": _MOMENTS, "discounted_reward": ((1,), "f")},
+    vector_wrappers.NormalizeObservation: {"obs_rms": _MOMENTS},
+    vector_wrappers.NormalizeReward: {
+        "return_rms": _MOMENTS,
+        "accumulated_reward": ((-1,), "f"),
+        "_prev_dones": ((-1,), "b"),
+    },
     CartPoleEnv: {"state": ((4,), "f"), "steps_beyond_terminated": _NUMBER},
     AcrobotEnv: {"state": ((4,), "f")},
     MountainCarEnv: {"state": ((2,), "f")},
@@ -90,9 +101,19 @@ def capture(env: SingleEnv | BatchedEnv) -> StateTree | None:
 
 
 def restore(env: SingleEnv | BatchedEnv, state: StateTree) -> None:
-    """Put a `capture` back into an environment built in the same way."""
+    """Put a `capture` back into an environment built in the same way.
+
+    Raises:
+        ValueError: it is of another kind of environment.
+    """
     for depth, layer in enumerate(_layers(env)):
         part = subtree(state, str(depth))
+        kind = part.get("kind")
+        if kind != _kind(layer):
+            raise ValueError(
+                f"the saved environment state is of {kind!r:.80}, expected {_kind(layer)}: go on with the "
+                "environments that the run began with."
+            )
         for name, (shape, kinds) in _FIELDS.get(type(layer), {}).items():
             if name not in part:
                 raise ValueError(f"the saved environment state has no {name!r}: it is of another kind of environment.")
@@ -130,8 +151,12 @@ def _layers(env: SingleEnv | BatchedEnv) -> list[SingleEnv | BatchedEnv]:
     return layers
 
 
+def _kind(layer: SingleEnv | BatchedEnv) -> str:
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"
+
+
 def _capture_layer(layer: SingleEnv | BatchedEnv, is_new: bool) -> StateTree | None:
-    part: dict[str, StateTree | StateLeaf] = {}
+    part: dict[str, StateTree | StateLeaf] = {"kind": _kind(layer)}
     fields = _FIELDS.get(type(layer))
     if fields is not None:
         if not is_new and not all(hasattr(layer, name) for name in fields):
@@ -177,6 +202,9 @@ def _check_field(layer: SingleEnv | BatchedEnv, name: str, value: object, shape:
     """Refuse what an environment cannot have been in; it would fail in mid-run, or worse."""
     if value is None:
         return  # not yet reset, or nothing was done yet
+    if not kinds:
+        _check_moments(layer, name, value)
+        return
     array, places = np.asarray(value), layer.observation_space
     sized = tuple(getattr(layer, "num_envs", 1) if size == -1 else size for size in shape)
     is_possible = array.shape == sized and array.dtype.kind in kinds and bool(np.isfinite(array).all())
@@ -187,19 +215,38 @@ def _check_field(layer: SingleEnv | BatchedEnv, name: str, value: object, shape:
         raise ValueError(f"{name!r} in the saved environment state is {value!r:.80}, in which no {kind} can be.")
 
 
+def _check_moments(layer: SingleEnv | BatchedEnv, name: str, value: object) -> None:
+    now = getattr(layer, name)
+    are_possible = isinstance(value, RunningMeanStd) and all(
+        np.shape(saved) == np.shape(known) and bool(np.isfinite(saved).all())
+        for saved, known in ((value.mean, now.mean), (value.var, now.var), (value.count, 0.0))
+    )
+    if not are_possible:
+        raise ValueError(f"{name!r} in the saved environment state are no statistics of {_kind(layer)}.")
+
+
 def _pack(value: object) -> StateTree | StateLeaf:
     """Tell arrays, NumPy scalars (as arrays without dimensions) and tuples of numbers apart."""
     if isinstance(value, (np.ndarray, np.generic)):
         return np.array(value)
     if isinstance(value, tuple):
         return {"tuple": np.array(value)}
+    if isinstance(value, RunningMeanStd):
+        return {"mean": np.array(value.mean), "var": np.array(value.var), "count": float(value.count)}
     assert value is None or isinstance(value, (int, float, str)), value
     return value
 
 
+def _to_moments(state: StateTree) -> RunningMeanStd:
+    moments = RunningMeanStd()  # type: ignore[no-untyped-call]
+    moments.mean, moments.var = (read_tensor(state, name).numpy()[()] for name in ("mean", "var"))
+    moments.count = read_number(state, "count")
+    return moments
+
+
 def _unpack(value: StateTree | StateLeaf) -> object:
     if isinstance(value, Mapping):
-        return tuple(np.array(value["tuple"]))
+        return tuple(np.array(value["tuple"])) if "tuple" in value else _to_moments(value)
     if value is None or isinstance(value, (int, float, str)):
         return value
     array = np.array(value)

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow, read_array
+from fastac.envs.cautions import find_cautions
 from fastac.envs.failure import check_obs, describe
 from fastac.envs.infos import NOTHING, InfoReader
 from fastac.envs.limits import find_time_limit
-from fastac.envs.seeds import spawn_seeds
+from fastac.envs.seeds import draw_seeds
 from fastac.envs.spaces import map_actions
 from fastac.envs.state import SingleEnv, capture, read_seeded, restore, subtree
 
@@ -28,9 +29,22 @@ class SyncEnvs:
     frame_stack: int = 1
 
     def __init__(
-        self, build: Callable[[], SingleEnv], seeds: Sequence[int], description: str, first_index: int = 0
+        self,
+        build: Callable[[], SingleEnv],
+        seeds: Sequence[int],
+        description: str,
+        first_index: int = 0,
+        first: SingleEnv | None = None,
     ) -> None:
-        """Build one environment per seed; `first_index` is the index of the first in messages and states."""
+        """Build one environment per seed.
+
+        Args:
+            build: makes one.
+            seeds: of each one's first reset.
+            description: for the log.
+            first_index: the index of the first in messages and states.
+            first: an environment like those that `build` makes, never reset, to be the first of them.
+        """
         self.num_envs = len(seeds)
         self.description = description
         self._seeds: Sequence[int | None] = seeds
@@ -43,11 +57,11 @@ class SyncEnvs:
         self._envs: list[SingleEnv] = []
         for index in range(self.num_envs):
             try:
-                self._envs.append(build())
+                self._envs.append(first if first is not None and not self._envs else build())
             except Exception as error:
                 self.close()
                 raise EnvFailure(f"{self._name(index)} could not be built ({describe(error)}).") from error
-        self.max_episode_steps = find_time_limit(self._envs[0])
+        self.max_episode_steps, self.cautions = find_time_limit(self._envs[0]), find_cautions(self._envs[0])
         self.single_observation_space = self._envs[0].observation_space
         self.single_action_space = self._envs[0].action_space
         self._obs_shape = self.single_observation_space.shape or ()
@@ -64,7 +78,7 @@ class SyncEnvs:
 
     def reseed(self, seed: np.random.SeedSequence) -> None:
         """Seed the next reset."""
-        self.take_seeds(spawn_seeds(seed, self.num_envs))
+        self.take_seeds(draw_seeds(seed, self.num_envs))
 
     def take_seeds(self, seeds: Sequence[int]) -> None:
         """Seed the next reset, each environment by its own."""

@@ -117,7 +117,7 @@ def _tasks() -> Iterator[dict[Connection, _Task]]:
 def _start(job: Job, scratch: str) -> _Task:
     context = get_context("fastac.experiments.measures")  # so that trials do not import it each by itself
     try:
-        return _Task(job, start(context, partial(_work, job, scratch), has_children=True))
+        return _Task(job, start(context, partial(_work, job, scratch)))
     except OSError as error:  # no memory, or too many open files
         raise WorkerFailure(f"{job} could not be started ({error})") from error
 

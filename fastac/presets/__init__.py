@@ -10,7 +10,7 @@ from fastac.presets.classic import CLASSIC
 from fastac.presets.mujoco import MUJOCO
 from fastac.presets.preset import Preset
 
-__all__ = ["PRESETS", "Kind", "Preset", "default", "find", "names"]
+__all__ = ["PRESETS", "Kind", "Preset", "default", "describe_untuned", "find", "names"]
 
 # What the policy sees and does, as far as a starting point depends on it.
 Kind = Literal["discrete", "continuous", "image"]
@@ -66,3 +66,25 @@ def default(env_id: str, algo: str, kind: Kind) -> Config:
         learning_rate=7e-4,
         ent_coef=0.0 if kind == "continuous" else 0.01,
     )
+
+
+# What the defaults do that one would not expect of an environment's name, and how the log says it.
+_UNEXPECTED = {
+    "normalize_obs": "observations standardised by running statistics",
+    "normalize_reward": "rewards scaled by the running deviation of the return",
+    "clip_rewards": "rewards clipped to [-1, 1]",
+    "learning_rate_schedule": "learning rate falling to 0 at total_env_steps",
+    "ent_coef_schedule": "entropy bonus falling to 0 at total_env_steps",
+    "clip_coef_schedule": "clipping range falling to 0 at total_env_steps",
+}
+
+
+def describe_untuned(config: Config) -> str | None:
+    """Return a sentence for a configuration of an environment without a preset of its algorithm, else None."""
+    tuned = [preset.make() for preset in PRESETS if preset.env_id == config.env.env_id]
+    if any(preset.algo.algo == config.algo.algo for preset in tuned):
+        return None
+    values = {**vars(config.env), **vars(config.model), **vars(config.optim)}
+    surprises = [text for name, text in _UNEXPECTED.items() if values[name] in (True, "linear")]
+    what = f" ({', '.join(surprises)})" if surprises else ""
+    return f"no preset for {config.env.env_id} with {config.algo.algo}: untuned defaults{what}"

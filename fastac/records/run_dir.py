@@ -207,7 +207,7 @@ class RunDirectory:
 
 def default_run_dir(config: Config) -> Path:
     """Return the name of a run that begins now, `runs/<env>-<algo>-seed<seed>-<date>-<time>`."""
-    env = re.sub(r"[^\w.-]+", "_", config.env.env_id)  # ids hold "/" and ":"
+    env = re.sub(r"[^\w.-]+", "_", config.env.env_id).strip("_")  # ids hold "/" and ":"
     return Path("runs", f"{env}-{config.algo.algo}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 

@@ -19,7 +19,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 
-from fastac.build import EncoderFactory, EnvFactory, Parts, load_module, single_thread
+from fastac.build import EncoderFactory, EnvFactory, Parts, load_module, save_spaces, single_thread
 from fastac.config import Config, JsonValue
 from fastac.contract import (
     Asynchrony,
@@ -614,6 +614,7 @@ class Session:
         if has_one_set or report.train_wall_s < _LEAST_TRAIN_S or config.run.device != "cpu":
             return None
         try:
+            self.parts.close()  # of some simulators no others can be open, and idle workers would disturb
             rows = rows_per_iteration(config, report.iteration, report.env_steps)
             return measure(config, self.parts, rows, self._env_factory, config.run.seed)
         except (Exception, KeyboardInterrupt) as error:  # a trained run is not lost by what comes after it
@@ -643,6 +644,7 @@ class Session:
         return {
             "run_id": self.directory.run_id,
             "parts": self.parts.get_state(),
+            "spaces": save_spaces(self.parts.envs),
             "tracker": self.tracker.get_state(),
             "progress": self._get_progress(),
         }

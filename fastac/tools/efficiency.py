@@ -22,20 +22,18 @@ from statistics import median
 from time import perf_counter
 from typing import Protocol, TypeAlias
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
-from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from fastac import memory
 from fastac.build import EnvFactory, Parts, allocate_rollout, build_envs, single_thread, worker_share
-from fastac.config import Config, is_atari
+from fastac.config import Config
 from fastac.contract import ActionArray
-from fastac.envs import observation_dtype, picks_native
+from fastac.envs import observation_dtype
+from fastac.envs.adapter import NextStepAdapter, SameStepAdapter
 from fastac.envs.spaces import ArraySpace, map_actions
-from fastac.envs.state import BatchedEnv
 from fastac.fused import FusedNetwork, Tape, is_fusable
 from fastac.fused.gradient import chunk_rows
 from fastac.fused.network import BackwardPass, Pass, Scratch
@@ -189,32 +187,15 @@ def _stepping(config: Config, env_factory: EnvFactory | None, rng: np.random.Gen
     A Gymnasium batch that resets by itself is stepped without fastac around it; environments that
     fastac batches, and Atari games, whose protocol it sets, are stepped by what does so.
     """
-    batch = _make_batch(config, env_factory)
-    if batch is not None and batch.metadata.get("autoreset_mode") == AutoresetMode.DISABLED:
-        batch.close()
-        batch = None
-    num_envs = config.env.num_envs
-    if batch is not None:
-        with closing(batch):
-            batch.reset(seed=_draw_seed(rng))
-            to_env = map_actions(batch.single_action_space)
-            yield _in_turn(batch.step, map(to_env, _draw_actions(batch.single_action_space, num_envs, rng)))
-        return
     with closing(build_envs(config.env, np.random.SeedSequence(_draw_seed(rng)), env_factory)) as envs:
         rollout = allocate_rollout(config.replace(num_steps=1, num_minibatches=1), envs, 0)
         (row,) = rollout.step_rows()
         envs.reset(rollout.obs[0].numpy(), rollout.start[0].numpy())
-        actions = _draw_actions(envs.single_action_space, num_envs, rng)
-        yield _in_turn(lambda action: envs.step(action, row), actions)
-
-
-def _make_batch(config: Config, env_factory: EnvFactory | None) -> BatchedEnv | None:
-    """Return the run's kind of Gymnasium batch, or None where that is not what the run steps."""
-    if env_factory is not None:
-        return env_factory(config.env.num_envs)
-    if is_atari(config.env.env_id) or not picks_native(config.env, config.env.num_envs):
-        return None
-    return gym.make_vec(config.env.env_id, num_envs=config.env.num_envs, vectorization_mode="vector_entry_point")
+        actions = _draw_actions(envs.single_action_space, config.env.num_envs, rng)
+        if isinstance(envs, NextStepAdapter | SameStepAdapter):
+            yield _in_turn(envs.batch.step, map(map_actions(envs.single_action_space), actions))
+        else:
+            yield _in_turn(lambda action: envs.step(action, row), actions)
 
 
 def _draw_actions(space: ArraySpace, num_envs: int, rng: np.random.Generator) -> list[ActionArray]:

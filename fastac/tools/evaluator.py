@@ -32,10 +32,10 @@ from fastac.build import (
 from fastac.config import Config, is_atari
 from fastac.contract import EnvFailure, Policy, StateTree, VecEnv, WorkerFailure, read_tensor
 from fastac.processes import (
-    START_TIMEOUT_S,
     UNSENDABLE,
     Child,
     Failed,
+    Stopwatch,
     close,
     follow,
     get_context,
@@ -127,8 +127,9 @@ class Stage:
         if width not in self._sets:
             if not is_batched(config.env, factory):
                 self._close_built()  # others hold processes, windows or emulators
-            unused = np.random.SeedSequence(0)  # every evaluation seeds them anew
-            envs = self._own or build_evaluation_envs(config.env, width, unused, factory, _count_workers(config))
+            # Every evaluation seeds them anew, but for a pool that takes its seed when it is built.
+            first = evaluation_seed(config.run.seed, 0)
+            envs = self._own or build_evaluation_envs(config.env, width, first, factory, _count_workers(config))
             self._sets[width] = envs, make_player(self._policy, width, torch.device(config.run.device))
         return self._sets[width]
 
@@ -215,16 +216,17 @@ class ProcessEvaluator:
         self._tell = tell
         self._request: tuple[_Weights, Request] | None = None
         self._longest_s = 0.0
+        self._start_timeout_s = config.env.start_timeout_s
         self._restarts, self._max_restarts = 0, config.run.max_restarts
         self._children: list[Child] = []
         self._start()
 
     def _start(self) -> None:
         try:
-            self._children.append(start(get_context(__name__), partial(_evaluate, self._work)))
+            self._children.append(start(get_context(__name__), partial(_evaluate, self._work), self._work))
         except OSError as error:  # no memory, or too many open files
             raise WorkerFailure(f"the evaluator could not be started ({error})") from error
-        self._is_ready, self._since = False, monotonic()
+        self._is_ready, self._silence = False, Stopwatch()
 
     def begin(self, model: StateTree, request: Request) -> None:
         """See `Evaluator`."""
@@ -234,14 +236,14 @@ class ProcessEvaluator:
         self._ask()
 
     def _ask(self) -> None:
-        self._since = monotonic()
+        self._silence = Stopwatch()
         # Another thread, since a process that does not read would block this one once the pipe is full.
         threading.Thread(target=_send, args=(self._children[0].pipe, self._request), daemon=True).start()
 
     def take(self, wait: bool) -> Evaluation | None:
         """See `Evaluator`."""
         while True:
-            left_s = self._since + self._patience_s - monotonic()
+            left_s = self._patience_s - self._silence.look()
             reply = self._receive(min(_LOOK_S, max(0.0, left_s)) if wait else 0.0)
             if reply is None and left_s > 0.0:
                 if not wait:
@@ -265,10 +267,9 @@ class ProcessEvaluator:
             self._tell(played, episodes)
 
     def _note_life(self) -> None:
-        now = monotonic()
         if self._is_ready:  # else it was importing
-            self._longest_s = max(self._longest_s, now - self._since)
-        self._is_ready, self._since = True, now
+            self._longest_s = max(self._longest_s, self._silence.look())
+        self._is_ready, self._silence = True, Stopwatch()
 
     def _receive(self, timeout_s: float) -> Evaluation | Failed | _Alive | str | None:
         """Return what it sends, None where it does not in time, or what has become of it in words."""
@@ -279,12 +280,12 @@ class ProcessEvaluator:
             reply: Evaluation | Failed | _Alive = child.pipe.recv()
             return reply
         except (EOFError, OSError):
-            return f"died (exit code {child.exit_code()})"
+            return child.tell_end()
 
     @property
     def _patience_s(self) -> float:
         if not self._is_ready:
-            return START_TIMEOUT_S
+            return self._start_timeout_s
         # Doubled with every restart: perhaps it is only slow.
         return float(max(_SILENCE_S, _SILENCE_TIMES * self._longest_s) * 2**self._restarts)
 

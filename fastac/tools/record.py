@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastac.config import EnvConfig, is_atari
 from fastac.contract import EnvFailure, Episode, ObsArray
-from fastac.envs import film_game
+from fastac.envs import film_game, make_single
 from fastac.envs.failure import describe
 from fastac.install import INSTALL
 from fastac.records import replace_file
@@ -190,10 +190,9 @@ def _make_env(env: EnvConfig | RenderedEnvFactory) -> RenderedEnv:
     if is_atari(env.env_id):
         return film_game(env)
     try:
-        made: RenderedEnv = gym.make(env.env_id, render_mode="rgb_array", disable_env_checker=True)
-    except Exception as error:  # an unknown id, a missing package, or an environment that takes no render_mode
-        raise ValueError(f"{env.env_id} cannot be built to be filmed ({describe(error)}).") from error
-    return made
+        return cast(RenderedEnv, make_single(env, "rgb_array"))
+    except EnvFailure as error:  # perhaps an environment that takes no render_mode
+        raise ValueError(f"{env.env_id} cannot be built to be filmed ({error})") from error
 
 
 def _check_env(env: RenderedEnv, policy: TrainedPolicy) -> None:

@@ -129,7 +129,7 @@ class Search:
             )
         self._config, self._measure, self.seconds = config, measure, seconds
         self._cores = 1 if config.run.device != "cpu" else cores or count_physical_cores()
-        self._is_native = has_native(config.env.env_id)
+        self._is_native = has_native(config.env)
         self.own: list[Trial] = []
         self.larger: list[Trial] = []
 

@@ -27,14 +27,14 @@ from fastac.contract import (
     WorkerFailure,
 )
 from fastac.processes import (
-    GUARD,
-    START_TIMEOUT_S,
     UNSENDABLE,
     Child,
     Failed,
+    Stopwatch,
     WorkerTraceback,
     close,
     get_context,
+    has_news,
     ignore_signals,
     pickled,
     start,
@@ -109,18 +109,25 @@ class Crew:
         group: this process's membership, as worker 0.
     """
 
-    def __init__(self, makes: list[MakeMember], memory: GroupMemory, timeout_s: float = WORKER_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        makes: list[MakeMember],
+        memory: GroupMemory,
+        start_timeout_s: float = 120.0,
+        timeout_s: float = WORKER_TIMEOUT_S,
+    ) -> None:
         """Start the workers; `wait_ready` waits until they stand.
 
         Args:
             makes: one per worker beside this one.
             memory: for one worker more than that.
+            start_timeout_s: the longest that a worker may take to start and build its part.
             timeout_s: the longest that a worker may keep this one waiting.
 
         Raises:
             ValueError: what makes a worker's part cannot be sent to it.
         """
-        self._timeout_s = timeout_s
+        self._start_timeout_s, self._timeout_s = start_timeout_s, timeout_s
         self._command, self._done_fraction = memory.command.view(), memory.done_fraction.view()
         self._shared = SharedGroup(memory, 0, self._watch)
         self.group: Group = self._shared
@@ -135,7 +142,7 @@ class Crew:
         context = get_context(__name__)
         try:
             for rank, make in enumerate(sent, start=1):
-                self._children.append(start(context, partial(_work, make, memory, rank)))
+                self._children.append(start(context, partial(_work, make, memory, rank), make))
         except BaseException:
             self.close()
             raise
@@ -144,14 +151,12 @@ class Crew:
         """Wait until every worker has built its part.
 
         Raises:
+            ValueError: the script that started this one has no main guard, and workers need something of it.
             EnvFailure: an environment failed.
             WorkerFailure: a worker failed otherwise, or gave no answer.
         """
-        try:
-            self._guarded(lambda: [self._receive(rank, START_TIMEOUT_S) for rank in self._ranks])
-        except WorkerFailure as error:
-            hint = "" if error.__cause__ is None or isinstance(error.__cause__, WorkerTraceback) else f" ({GUARD})"
-            raise WorkerFailure(f"{error}{hint}") from error.__cause__
+        watch = Stopwatch()
+        self._guarded(lambda: [self._receive(rank, self._start_timeout_s, watch) for rank in self._ranks])
 
     @property
     def _ranks(self) -> range:
@@ -192,7 +197,7 @@ class Crew:
         try:
             child.pipe.send(_to_arrays(state))
         except OSError as error:
-            raise WorkerFailure(f"worker {rank} died (exit code {child.exit_code()}).") from error
+            raise WorkerFailure(f"worker {rank} {child.tell_end()}.") from error
         try:
             return self._receive(rank, self._timeout_s)
         except (EnvFailure, WorkerFailure) as error:
@@ -222,8 +227,8 @@ class Crew:
             self.close()
             raise
 
-    def _receive(self, rank: int, timeout_s: float) -> StateTree:
-        """Return what worker `rank` sends.
+    def _receive(self, rank: int, timeout_s: float, watch: Stopwatch | None = None) -> StateTree:
+        """Return what worker `rank` sends, at the latest when `watch`, a new one by default, says `timeout_s`.
 
         Raises:
             EnvFailure: it sent that an environment failed.
@@ -231,11 +236,11 @@ class Crew:
         """
         child = self._children[rank - 1]
         try:
-            if not child.pipe.poll(timeout_s):
+            if not has_news(child.pipe, watch or Stopwatch(), timeout_s):
                 raise WorkerFailure(f"worker {rank} gave no answer for {timeout_s:g} s.")
             reply: StateTree | Failed = child.pipe.recv()
         except (EOFError, OSError) as error:
-            raise WorkerFailure(f"worker {rank} died (exit code {child.exit_code()}).") from error
+            raise WorkerFailure(f"worker {rank} {child.tell_end()}.") from error
         if isinstance(reply, Failed):
             raise to_error(f"worker {rank}", reply)
         return reply

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fastac.apply import Vectors
 from fastac.contract import Episodes, Merge
-from fastac.processes import SharedArray
+from fastac.processes import SharedArray, Stopwatch
 from fastac.trainers.extras import ExtrasReader, ExtrasWriter, SharedExtras
 
 # Looks at the counters before the core is offered to somebody else: about 50 us.
@@ -202,11 +202,12 @@ def wait_until(is_over: Callable[[], bool], watch: Callable[[float], None]) -> N
     for _ in range(_SPINS):
         if is_over():
             return
-    began = watched = time.perf_counter()
+    waited, began = Stopwatch(), time.perf_counter()
+    watched = began
     while not is_over():
         now = time.perf_counter()
         if now - watched > _WATCH_S:
-            watch(now - began)
+            watch(waited.look())
             watched = now
         if now - began < 0.002:
             os.sched_yield() if hasattr(os, "sched_yield") else time.sleep(0)

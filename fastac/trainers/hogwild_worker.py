@@ -104,7 +104,7 @@ class BeatingEnvs:
         self._beat, self._step, self._envs = row.beat, envs.step, envs
         self.num_envs, self.description = envs.num_envs, envs.description
         self.frame_skip, self.frame_stack = envs.frame_skip, envs.frame_stack
-        self.max_episode_steps = envs.max_episode_steps
+        self.max_episode_steps, self.cautions = envs.max_episode_steps, envs.cautions
         self.single_observation_space = envs.single_observation_space
         self.single_action_space = envs.single_action_space
         self._reset = envs.reset

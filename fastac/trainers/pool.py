@@ -12,15 +12,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
-from time import monotonic
 
 from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
 from fastac.processes import (
-    GUARD,
-    START_TIMEOUT_S,
     UNSENDABLE,
     Child,
     Failed,
+    Stopwatch,
     close,
     get_context,
     pickled,
@@ -34,7 +32,8 @@ from fastac.trainers.hogwild_worker import Done, Facts, MakeHogwildWorker, work
 log = logging.getLogger("fastac")
 
 # A worker hangs that has finished no environment step and no iteration for so long, and for so many times what its
-# iterations take on average; before there has been any, for as long as a start may take.
+# iterations take on average, where nobody has said how long a step may take; before there has been any, for as long
+# as a start may take.
 SILENCE_S = 10.0
 SILENCE_ITERATIONS = 20.0
 
@@ -66,6 +65,8 @@ class WorkerPool:
         lock: AbstractContextManager[object],
         budget: int,
         max_restarts: int,
+        start_timeout_s: float,
+        env_timeout_s: float | None,
     ) -> None:
         """Start the workers; `wait_ready` waits until they stand.
 
@@ -76,17 +77,20 @@ class WorkerPool:
             lock: for updates; a null context for none.
             budget: environment steps of all workers at which they end.
             max_restarts: a worker lost after so many is one too many.
+            start_timeout_s: the longest that a worker may take to start, and again for its first iteration.
+            env_timeout_s: the longest that it may take for a step of all its environments; None goes by its iterations.
 
         Raises:
             ValueError: what makes a worker's part cannot be sent to it.
         """
         self._board, self._make, self._lock, self._budget = board, make, lock, budget
         self._max_restarts = max_restarts
+        self._start_timeout_s, self._env_timeout_s = start_timeout_s, env_timeout_s
         self._counts, self._seconds, self._control = board.counts.view(), board.seconds.view(), board.control.view()
         self._context = get_context(__name__)
         self._places: list[_Place] = []
         self.restarts = self._started = 0
-        self._looked = monotonic()
+        self._watch = Stopwatch()
         self._start_all()
 
     def _start_all(self) -> None:
@@ -106,7 +110,7 @@ class WorkerPool:
             f"{UNSENDABLE}; move them there, or train with a2c",
         )
         try:
-            return start(self._context, partial(work, make, self._board, worker, self._lock, self._budget))
+            return start(self._context, partial(work, make, self._board, worker, self._lock, self._budget), make)
         except OSError as error:  # no memory, or too many open files
             raise WorkerFailure(f"worker {worker} could not be started ({error})") from error
 
@@ -114,6 +118,7 @@ class WorkerPool:
         """Wait until every worker has built its part; return what one of them says of it.
 
         Raises:
+            ValueError: the script that started this one has no main guard, and workers need something of it.
             EnvFailure: an environment failed.
             WorkerFailure: a worker failed otherwise, or gave no answer in time.
         """
@@ -181,9 +186,8 @@ class WorkerPool:
         pipes = {place.child.pipe: worker for worker, place in enumerate(self._places) if not place.is_done}
         ready = wait(list(pipes), period_s)
         news = {worker for pipe, worker in pipes.items() if pipe in ready}
-        now = monotonic()
-        # A process that was stopped itself (Ctrl-Z, a debugger) has not seen anybody being silent.
-        elapsed_s, self._looked = min(now - self._looked, period_s + 0.5), now
+        before_s = self._watch.elapsed_s
+        elapsed_s = self._watch.look() - before_s
         lost = []
         for worker in pipes.values():
             error = self._hear(worker) if worker in news else self._miss(worker, elapsed_s)
@@ -199,9 +203,7 @@ class WorkerPool:
         try:
             message: Facts | Done | Failed = place.child.pipe.recv()
         except (EOFError, OSError):
-            code = place.child.exit_code()
-            hint = f" ({GUARD})" if code == 1 and place.facts is None else ""
-            return WorkerFailure(f"worker {worker} died (exit code {code}){hint}")
+            return WorkerFailure(f"worker {worker} {place.child.tell_end()}")
         if isinstance(message, Failed):
             return to_error(f"worker {worker}", message)
         if isinstance(message, Facts):
@@ -227,7 +229,10 @@ class WorkerPool:
     def _patience_s(self, worker: int) -> float:
         place, iterations = self._places[worker], int(self._counts[worker, ITERATIONS])
         if place.facts is None or iterations == place.began_at:
-            return START_TIMEOUT_S  # its first iteration resets everything, and may compile kernels
+            # Its first iteration resets everything, and may compile kernels.
+            return max(self._start_timeout_s, self._env_timeout_s or 0.0)
+        if self._env_timeout_s is not None:
+            return self._env_timeout_s
         mean_s = float(self._seconds[worker, : len(PHASES)].sum()) / iterations
         return max(SILENCE_S, SILENCE_ITERATIONS * mean_s)
 

@@ -955,7 +955,7 @@ def test_a_worker_that_hangs_is_started_again(monkeypatch, caplog):
 
 def test_a_slow_first_iteration_is_no_hang(monkeypatch, caplog):
     with assembled(partial(make_slow, 0.1), workers=1, num_envs=1, num_steps=30, total_env_steps=1) as parts:
-        monkeypatch.setattr(pool, "START_TIMEOUT_S", 1.5)  # it has started; an iteration takes longer
+        parts._pool._start_timeout_s = 1.5  # it has started; an iteration takes longer
         monkeypatch.setattr(pool, "SILENCE_S", 1.5)
         (report,) = train(parts)[-1:]
         assert parts.asynchrony.restarts == 0
@@ -969,10 +969,9 @@ def test_a_slow_first_iteration_is_no_hang(monkeypatch, caplog):
     ids=["first", "slow", "fast"],
 )
 def test_who_shows_no_step_for_too_long_is_lost(monkeypatch, iterations, seconds, patience_s):
-    monkeypatch.setattr(pool, "START_TIMEOUT_S", 50.0)
     monkeypatch.setattr(pool, "SILENCE_S", 10.0)
     monkeypatch.setattr(pool, "SILENCE_ITERATIONS", 4.0)
-    with assembled(total_env_steps=10**9) as parts:
+    with assembled(total_env_steps=10**9, start_timeout_s=50.0) as parts:
         for pid in pids_of(parts):
             os.kill(pid, signal.SIGSTOP)  # so that nobody but this test writes to the board
         miss, counts = parts._pool._miss, parts._board.counts.view()

@@ -446,14 +446,14 @@ def test_threads_are_the_cores_unless_said(monkeypatch: pytest.MonkeyPatch) -> N
 def test_games_are_always_batched_by_ale() -> None:
     for vectorization in ("auto", "native"):
         assert picks_native(EnvConfig(PONG, 1, vectorization), 1)
-    assert has_native(f"ale_py:{PONG}")
+    assert has_native(EnvConfig(f"ale_py:{PONG}"))
     assert isinstance(build(f"ale_py:{PONG}"), AtariEnvs)
     with pytest.raises(ValueError, match="is filmed by film_game"):
         make_vec(EnvConfig(PONG), np.random.SeedSequence(0), render_mode="rgb_array")
 
 
 def test_every_game_of_ale_has_its_rom() -> None:
-    has_native(PONG)  # imports ale-py
+    has_native(EnvConfig(PONG))  # imports ale-py
     games = {env_id: make_module._find_game(gym.spec(env_id)) for env_id in gym.registry if env_id.startswith("ALE/")}
     assert len(games) > 100 and games["ALE/SpaceInvaders-v5"] == "space_invaders"
     assert all(Path(roms.get_rom_path(game)).is_file() for game in games.values())
@@ -461,7 +461,7 @@ def test_every_game_of_ale_has_its_rom() -> None:
 
 def test_an_unknown_game_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'ALE/Pung-v5', which Gymnasium does not know: did you mean ALE/Pong-v5"):
-        has_native("ALE/Pung-v5")
+        has_native(EnvConfig("ALE/Pung-v5"))
 
 
 def test_an_id_without_a_game_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,7 +472,7 @@ def test_an_id_without_a_game_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_without_ale_py_a_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ale_py.vector_env", None)
-    for call in (build, lambda: film_game(EnvConfig(PONG)), lambda: has_native(PONG)):
+    for call in (build, lambda: film_game(EnvConfig(PONG)), lambda: has_native(EnvConfig(PONG))):
         with pytest.raises(ValueError, match=r"^env_id is 'ALE/Pong-v5', which needs a package .*ale-py>=0\.12'\.$"):
             call()
 

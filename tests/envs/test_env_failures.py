@@ -50,7 +50,7 @@ class Broken(Probe):
 
 
 def in_processes(how: str, where: int, timeout_s: float = 60.0) -> ProcessEnvs:
-    return ProcessEnvs(partial(Broken, how, where), Broken("", 0), SEEDS, 2, "", timeout_s)
+    return ProcessEnvs(partial(Broken, how, where), Broken("", 0), SEEDS, 2, "", timeout_s=timeout_s)
 
 
 def step_twice(env: VecEnv) -> None:

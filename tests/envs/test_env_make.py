@@ -10,7 +10,7 @@ import pytest
 from env_rows import begin, draw_actions, follow
 
 from fastac.config import EnvConfig
-from fastac.contract import VecEnv
+from fastac.contract import EnvFailure, VecEnv
 from fastac.envs import adapt, make, make_vec
 from fastac.envs.process import ProcessEnvs
 from fastac.envs.sync import SyncEnvs
@@ -49,13 +49,22 @@ def test_cheap_env_is_sync_and_says_why() -> None:
     env.close()
 
 
-@pytest.mark.parametrize(("cores", "num_envs", "kind"), [(2, 4, ProcessEnvs), (1, 4, SyncEnvs), (2, 1, SyncEnvs)])
-def test_dear_env_goes_to_processes(monkeypatch: pytest.MonkeyPatch, cores: int, num_envs: int, kind: type) -> None:
+@pytest.mark.parametrize(
+    ("cores", "num_envs", "kind", "why"),
+    [
+        (2, 4, ProcessEnvs, "process (one step of MountainCar-v0 takes 812 us, 2 workers)"),
+        (1, 4, SyncEnvs, "sync (one core)"),
+        (2, 1, SyncEnvs, "sync (one env)"),
+    ],
+)
+def test_dear_env_goes_to_processes(
+    monkeypatch: pytest.MonkeyPatch, cores: int, num_envs: int, kind: type, why: str
+) -> None:
     monkeypatch.setattr(make, "_measure_step_us", lambda env_id, trial: 812.3)
     monkeypatch.setattr(make, "count_cores", lambda: cores)
     env = build("MountainCar-v0", num_envs=num_envs)
     assert isinstance(env, kind)
-    assert "one step of MountainCar-v0 takes 812 us" in env.description
+    assert env.description == why
     env.close()
 
 
@@ -88,7 +97,7 @@ def test_render_mode_gives_frames() -> None:
     [
         ("CartPol-v1", "did you mean CartPole-v1"),
         ("CartPole", "did you mean CartPole-v"),
-        ("zzzzzz", "expected a registered id, or module:id"),
+        ("zzzzzz", "expected a registered id, module:id or module:function"),
         ("no_such_module:X-v0", "'no_such_module' cannot be imported"),
     ],
 )
@@ -169,3 +178,17 @@ def test_sync_is_gymnasiums_sync() -> None:
     trace = follow(ours, actions)
     trace.assert_equal(follow(theirs, actions))
     assert trace.terminated.sum() > 8
+
+
+def test_time_outs_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(make, "ProcessEnvs", lambda *args: asked.append(args[-2:]))
+    for settings in ({}, {"start_timeout_s": 300.0, "env_timeout_s": 90.0}):
+        make_vec(EnvConfig("MountainCar-v0", 2, "process", **settings), np.random.SeedSequence(0))
+    assert asked == [(120.0, 120.0), (300.0, 90.0)]
+
+
+def test_an_environment_that_takes_longer_to_start_is_given_up() -> None:
+    config = EnvConfig("MountainCar-v0", 2, "process", start_timeout_s=1e-3)
+    with pytest.raises(EnvFailure, match=r"the worker of envs \d to \d gave no answer for 0.001 s"):
+        make_vec(config, np.random.SeedSequence(0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -56,6 +58,12 @@ def test_the_least_of_several_counts() -> None:
     assert find_time_limit(TimeLimit(TimeLimit(Own(), 20), 50)) == 20
     wrapped = gym.wrappers.vector.RecordEpisodeStatistics(gym.vector.SyncVectorEnv([Own] * 2))
     assert find_time_limit(wrapped) == 33
+
+
+def test_envpool_s_spec_has_it_elsewhere() -> None:
+    env = Own()
+    env.spec = SimpleNamespace(config=SimpleNamespace(max_episode_steps=21))
+    assert find_time_limit(env) == 21
 
 
 def test_ale_s_own_batch_counts_frames() -> None:

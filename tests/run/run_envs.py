@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -95,3 +96,36 @@ def make_same_step(num_envs: int) -> gym.vector.VectorEnv:
     """The same, resetting in the step that ends an episode."""
     envs = [lambda: gym.make("CartPole-v1")] * num_envs
     return gym.vector.SyncVectorEnv(envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+class Leveled(Opaque):
+    """Pays its level, which it has to be told; knows how many of it are open in this process."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+    now = most = 0
+
+    def __init__(self, level: int, render_mode: str | None = None) -> None:
+        self.level, self.render_mode, self._is_open = level, render_mode, True
+        Leveled.now += 1
+        Leveled.most = max(Leveled.most, Leveled.now)
+
+    def step(self, action):
+        obs, _, terminated, truncated, info = super().step(action)
+        return obs, float(self.level), terminated, truncated, info
+
+    def render(self):
+        return np.zeros((16, 16, 3), np.uint8)
+
+    def close(self):
+        Leveled.now -= self._is_open
+        self._is_open = False
+
+
+def make_leveled(level: int) -> gym.Env:
+    """One of them, as a function."""
+    return Leveled(level)
+
+
+def make_level_two() -> gym.Env:
+    """One of them that needs no arguments."""
+    return Leveled(2)

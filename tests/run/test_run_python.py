@@ -68,7 +68,7 @@ def test_an_id_may_name_its_module(tmp_path):
 @pytest.mark.parametrize("make", [make_next_step, make_same_step])
 def test_envs_of_the_users_own(tmp_path, make):
     run = fastac.train(make, run_dir=tmp_path / "run", **SMALL, total_env_steps=640)
-    assert run.summary["env_id"] == make.__name__
+    assert run.summary["env_id"] == f"run_envs:{make.__name__}"
     assert run.summary["vectorization"] == "given (SyncVectorEnv)"
     assert run.summary["episodes"] > 0
     assert fastac.evaluate(run, episodes=3, env=make).returns.shape == (3,)
@@ -128,7 +128,8 @@ def test_an_encoders_name_is_the_setting(tmp_path):
 def test_an_encoders_name_that_does_not_fit(tmp_path):
     for begin in (fastac.train, fastac.start):
         with pytest.raises(
-            ValueError, match=r"^encoder is 'natur', expected one of auto, mlp, nature, a3c, minatar\.$"
+            ValueError,
+            match=r"^encoder is 'natur', expected one of auto, mlp, nature, a3c, minatar, or module:function\.$",
         ):
             begin("ALE/Pong-v5", encoder="natur", run_dir=tmp_path / "run")
         with pytest.raises(ValueError, match=r"^encoder is 'a3c', expected 'mlp' or 'auto': observations are vectors"):
@@ -139,7 +140,7 @@ def test_an_encoders_name_that_does_not_fit(tmp_path):
             begin("CartPole-v1", encoder=5, run_dir=tmp_path / "run", **SMALL)
     assert list(tmp_path.iterdir()) == []
     run = fastac.train("CartPole-v1", run_dir=tmp_path / "run", encoder=linear, **SMALL, total_env_steps=64)
-    says = r"^encoder is 'mlp', expected 'auto', as the run has it: leave it out\.$"
+    says = r"^encoder is 'mlp', expected 'test_run_python:linear', as the run has it: leave it out\.$"
     with pytest.raises(ValueError, match=says):
         fastac.load(run.directory, encoder="mlp")
     with pytest.raises(ValueError, match=says):

@@ -161,7 +161,7 @@ def test_a_resume_that_fails_changes_nothing(tmp_path):
 
     run = fastac.train("CartPole-v1", run_dir=tmp_path / "run", encoder=encoder, total_env_steps=600, eval_episodes=1)
     before = {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="same encoder"):
+    with pytest.raises(ValueError, match=r"encoder is .* which was given in Python and cannot be imported"):
         fastac.resume(run.directory, total_env_steps=2000)
     assert {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()} == before
 

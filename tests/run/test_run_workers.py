@@ -16,6 +16,7 @@ from run_support import SMALL, SMALL_FLAGS, checkpoints
 import fastac
 from fastac.cli import main
 from fastac.records import load_checkpoint
+from fastac.trainers.board import ITERATIONS
 
 TWO = [*SMALL_FLAGS, "--workers", "2", "--total-env-steps", "1e6"]
 
@@ -64,6 +65,20 @@ def test_a_lost_worker_leaves_a_checkpoint_of_that_moment(tmp_path, monkeypatch,
     again = fastac.resume(tmp_path / "run", total_env_steps=steps + 100)
     assert [report.env_steps for report in again][-1] >= steps + 100
     again.finish()
+
+
+def test_how_long_workers_may_take_is_a_setting(tmp_path):
+    settings = {**SMALL, "workers": 2, "start_timeout_s": 77.0, "env_timeout_s": 55.0}
+    session = fastac.start("CartPole-v1", run_dir=tmp_path / "a2c", **settings)
+    crew = session.parts.crew
+    assert (crew._start_timeout_s, crew._timeout_s) == (77.0, 55.0)
+    session._close()
+    session = fastac.start("CartPole-v1", "a3c", run_dir=tmp_path / "a3c", **{**settings, "workers": 1})
+    pool = session.parts._pool
+    assert pool._patience_s(0) == 77.0, "before its first iteration"
+    pool._counts[0, ITERATIONS] = 1
+    assert pool._patience_s(0) == 55.0
+    session._close()
 
 
 def test_a_checkpoint_of_that_moment_is_not_replaced_by_a_lesser_one(tmp_path):

@@ -208,6 +208,8 @@ OTHER_ENV = {
     "env_id": "ALE/Breakout-v5",
     "num_envs": 16,
     "envs_per_worker": 8,
+    "start_timeout_s": 60.0,
+    "env_timeout_s": 60.0,
     "env_threads": 2,
     "atari_protocol": "a3c",
     "sticky_actions": 0.25,
@@ -228,7 +230,8 @@ def test_every_setting_of_the_environments_counts():
     save_tuned(ATARI, replace(BEST, setting=Setting(8, 2, "native", False)))
     assert load_tuned(ATARI.replace(vectorization="native", seed=3)) == Setting(8, 2, "native", False)
     # All but what is tuned, and what no game of Atari can have.
-    assert OTHER_ENV.keys() == asdict(ATARI.env).keys() - {"vectorization", "squash_actions"}
+    others = {"vectorization", "squash_actions", "env_kwargs"}
+    assert OTHER_ENV.keys() == asdict(ATARI.env).keys() - others
     for name, value in OTHER_ENV.items():
         other = replace(ATARI, env=replace(ATARI.env, **{name: value}))  # alone, the protocol's name too
         assert other != ATARI
@@ -237,6 +240,7 @@ def test_every_setting_of_the_environments_counts():
     save_tuned(pendulum, BEST)
     assert load_tuned(pendulum) == BEST.setting
     assert load_tuned(pendulum.replace(squash_actions=True)) is None
+    assert load_tuned(pendulum.replace(env_kwargs={"g": 9.81})) is None
 
 
 @pytest.mark.parametrize("what", ["count_cores", "cpu_model", "versions"])

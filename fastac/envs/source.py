@@ -1,0 +1,256 @@
+"""What environments are made from: a registered id, or a class or function of the user's."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from typing import TypeAlias, cast
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.vector import VectorEnv
+
+from fastac.config import EnvArguments, EnvConfig, is_atari, is_json
+from fastac.envs.failure import describe
+from fastac.envs.importing import check_named, find_thing, import_home, is_unnamed, name_of
+from fastac.envs.state import BatchedEnv, SingleEnv
+from fastac.install import INSTALL
+from fastac.processes import pickled
+
+# Builds one environment, or a batch of as many as its first argument says.
+EnvMaker: TypeAlias = Callable[..., "SingleEnv | BatchedEnv"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptEnv:
+    """An id that nothing but the user's script registers; a process that gets this imports the script first."""
+
+    env_id: str
+    script: str = "__main__"
+
+
+# What a user may give in place of an id; a spec is what `gym.spec(...)` and `gym.make(...).spec` are.
+Given: TypeAlias = EnvMaker | EnvSpec | ScriptEnv
+
+_NUMBER = "num_envs"
+_SEED = "seed"
+
+
+@dataclass(frozen=True, slots=True)
+class EnvFunction:
+    """A class or function that builds environments.
+
+    Attributes:
+        make: it.
+        is_batch: whether it is called with a number and returns a batch of so many, or without and returns one.
+        takes_number: whether the number goes by the name `num_envs`, or as the first argument.
+        takes_seed: whether a batch is given its seed when it is built.
+    """
+
+    make: EnvMaker
+    is_batch: bool
+    takes_number: bool
+    takes_seed: bool
+
+
+Source: TypeAlias = EnvSpec | EnvFunction
+
+
+def find_source(config: EnvConfig, given: Given | None = None) -> Source:
+    """Return what the environments of a configuration are made from.
+
+    Args:
+        config: names it.
+        given: it itself, where it is at hand.
+
+    Raises:
+        ValueError: no such id, class or function.
+    """
+    if isinstance(given, ScriptEnv):
+        given = gym.registry.get(given.env_id)
+    found = _find_named(config.env_id) if given is None else given
+    return found if isinstance(found, EnvSpec) else _inspect(found, config.env_kwargs)
+
+
+def _inspect(make: EnvMaker, kwargs: EnvArguments) -> EnvFunction:
+    """Tell a function of a number from one of a single environment, by what it takes besides `kwargs`.
+
+    A class of environments builds one, a class of vector environments a batch. A function that has a parameter
+    `num_envs`, or a parameter without a default (but for one named `seed`), builds a batch; any other builds one.
+    """
+    params = [param for param in _find_params(make) if param.name not in kwargs]
+    names = {param.name for param in params}
+    required = [p for p in params if p.default is p.empty and p.kind in _POSITIONAL and p.name != _SEED]
+    is_batch = _NUMBER in names or bool(required)
+    if isinstance(make, type):
+        is_batch = issubclass(make, VectorEnv) or (is_batch and not issubclass(make, gym.Env))
+    return EnvFunction(make, is_batch, _NUMBER in names, is_batch and _SEED in names)
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _find_params(make: Callable[..., object]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(make).parameters.values())
+    except (TypeError, ValueError):  # written in C
+        return []
+
+
+def takes(make: Callable[..., object], name: str) -> bool:
+    """Return whether a function can be given an argument of that name."""
+    return any(param.name == name or param.kind is param.VAR_KEYWORD for param in _find_params(make))
+
+
+def has_batch(spec: EnvSpec, kwargs: EnvArguments) -> bool:
+    """Return whether a registered environment has a batched version of its own, that takes `kwargs`."""
+    if spec.vector_entry_point is None or spec.additional_wrappers:
+        return False
+    if not kwargs:
+        return True
+    entry = spec.vector_entry_point
+    create = load_env_creator(entry) if isinstance(entry, str) else entry
+    return all(takes(create, name) for name in kwargs)
+
+
+def _find_named(env_id: str) -> EnvSpec | EnvMaker:
+    """Return the registered spec, or what `module:name` names.
+
+    Raises:
+        ValueError: no such module, id, class or function; the sentence names the nearest.
+    """
+    check_named("env_id", env_id)
+    module, _, name = env_id.rpartition(":")
+    if module:
+        import_home("env_id", env_id)  # which may register the id
+    if is_atari(name):
+        _register_atari(env_id)
+    spec = gym.registry.get(name)
+    if spec is not None:
+        return spec
+    if module:
+        return cast(EnvMaker, find_thing("env_id", env_id, others=gym.registry))
+    near = get_close_matches(name, gym.registry, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "expected a registered id, module:id or module:function."
+    raise ValueError(f"env_id is {env_id!r}, which Gymnasium does not know: {hint}")
+
+
+def _register_atari(env_id: str) -> None:
+    """Import ale-py, which registers its games with Gymnasium."""
+    try:
+        importlib.import_module("ale_py.vector_env")
+    except ImportError as error:
+        raise ValueError(
+            f"env_id is {env_id!r}, which needs a package ({describe(error)}): {INSTALL['atari']}."
+        ) from error
+
+
+# --- what is written down of it ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An environment as a configuration records it.
+
+    Attributes:
+        env_id: a registered id, or `module:name`; `<module:name>` where another process cannot import it.
+        kwargs: what it is built with.
+        given: it itself, where the name is not enough for this process and those that it starts.
+    """
+
+    env_id: str
+    kwargs: EnvArguments
+    given: Given | None
+
+
+def name_env(env: str | Given | SingleEnv) -> Named:
+    """Return how an environment is recorded.
+
+    Raises:
+        ValueError: as `take_env`.
+    """
+    if isinstance(env, str):
+        return _name_id(env)
+    given = take_env(env)
+    if isinstance(given, ScriptEnv):
+        return Named(given.env_id, {}, given)
+    return _name_spec(given) if isinstance(given, EnvSpec) else _name_function(given)
+
+
+def take_env(env: str | Given | SingleEnv) -> Given:
+    """Return what environments can be made from: of an id, a class, a function, a spec, or one that was made.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if isinstance(env, VectorEnv):
+        raise ValueError(
+            f"env is {env!r}, a batch that was built already: give a function that builds it, such as "
+            "lambda num_envs: gymnasium.make_vec(..., num_envs=num_envs)."
+        )
+    if isinstance(env, gym.Env):
+        return _read_spec(env)
+    if isinstance(env, str):
+        return _find_named(env)
+    if isinstance(env, EnvSpec | ScriptEnv) or callable(env):
+        return env
+    raise ValueError(f"env is {env!r}, expected an environment's id, class or function.")
+
+
+def _read_spec(env: SingleEnv) -> EnvSpec:
+    if env.spec is None:
+        raise ValueError(
+            f"env is an environment that was built already, {env}: give its class, or a function that builds one, as "
+            "fastac builds as many as it needs."
+        )
+    return env.spec
+
+
+def _name_id(env_id: str) -> Named:
+    """Return an id as others find it too: behind the module whose import registers it."""
+    spec = gym.registry.get(env_id)
+    if spec is None or is_atari(env_id):
+        return Named(env_id, {}, None)  # `module:id`; or unknown, which who builds it says better
+    entry = spec.entry_point
+    home = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", _SCRIPT)
+    if home.partition(".")[0] == "gymnasium":
+        return Named(env_id, {}, None)
+    given: Given = spec
+    try:
+        pickled(spec, "")
+    except ValueError:  # its entry point is a function within a function, or the like
+        given = ScriptEnv(env_id)
+    is_importable = home not in (_SCRIPT, "functools")  # the latter is the home of every partial
+    return Named(f"{home}:{env_id}" if is_importable else env_id, {}, given)
+
+
+_SCRIPT = "__main__"
+
+
+def _name_spec(spec: EnvSpec) -> Named:
+    """Return the id of a registered spec and what differs from it; another one cannot be told by name."""
+    known = gym.registry.get(spec.id)
+    if known is None or spec.additional_wrappers != known.additional_wrappers:
+        return Named(f"<{spec.id}>", {}, spec)
+    kwargs = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
+    if spec.max_episode_steps != known.max_episode_steps:
+        kwargs["max_episode_steps"] = -1 if spec.max_episode_steps is None else spec.max_episode_steps
+    changed = {name: value for name, value in kwargs.items() if name not in known.kwargs or known.kwargs[name] != value}
+    if not is_json(changed):
+        return Named(f"<{spec.id}>", {}, spec)
+    named = _name_id(spec.id)
+    return Named(named.env_id, changed, named.given)
+
+
+def _name_function(make: EnvMaker) -> Named:
+    """Return `module:name` of what can be imported, or of what a `partial` gives nothing but keywords to."""
+    if isinstance(make, partial) and not make.args and is_json(make.keywords):
+        inner = _name_function(make.func)
+        if inner.given is None:
+            return Named(inner.env_id, {**inner.kwargs, **make.keywords}, None)
+    name = name_of(make)
+    return Named(name, {}, make if is_unnamed(name) else None)
