@@ -279,9 +279,9 @@ def load(
     saved = directory.load_checkpoint(checkpoint)
     config = saved.config
     factory = _pick_encoder(encoder, config)
+    spaces = _find_spaces(saved, env)
+    model = build_model(config.model, spaces, encoder=factory)
     with one_sentence(f"the {checkpoint} checkpoint in {directory.path} cannot be loaded"):
-        spaces = _find_spaces(saved, env)
-        model = build_model(config.model, spaces, encoder=factory)
         load_module(model, read_branch(read_branch(saved.state, "parts"), "model"))
     policy = TrainedPolicy(model, spaces.single_observation_space, spaces.single_action_space)
     return Run(config, directory.path, policy, directory.read_summary() if directory.has_ended else {})

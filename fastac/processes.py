@@ -258,7 +258,7 @@ def start(context: SpawnContext | ForkServerContext, work: Callable[[Connection]
     ours, theirs = context.Pipe()
     held, lifeline = context.Pipe(duplex=False)
     process = context.Process(target=_live, args=(work, held, theirs), daemon=False)
-    with suppress_script(_SCRIPT not in sent), _without_signals(context):
+    with _without_signals(context), suppress_script(_SCRIPT not in sent):
         process.start()
     for end in (theirs, held):
         end.close()  # or this process would hold the pipe of a dead worker open, and wait

@@ -28,7 +28,7 @@ from gymnasium.wrappers import vector as vector_wrappers
 from gymnasium.wrappers.utils import RunningMeanStd
 from numpy.typing import NDArray
 
-from fastac.contract import ActionArray, ObsArray, StateLeaf, StateTree, read_number, read_tensor
+from fastac.contract import ActionArray, ObsArray, StateLeaf, StateTree
 from fastac.envs.flatten import FlattenedBatch
 from fastac.envs.robots import capture_robot, is_robot, restore_robot
 
@@ -39,20 +39,15 @@ BatchedEnv: TypeAlias = VectorEnv[ObsArray, ActionArray, NDArray[np.generic]]
 # environments, and the kinds of dtype that they may have. Keyed by exact type: a subclass may have more.
 _Shape: TypeAlias = tuple[int, ...]
 _NUMBER: tuple[_Shape, str] = ((), "biuf")
-_MOMENTS: tuple[_Shape, str] = ((), "")  # running statistics, of the shape that they have in the layer
 _FIELDS: dict[type, dict[str, tuple[_Shape, str]]] = {
     TimeLimit: {"_elapsed_steps": ((), "iu")},
     OrderEnforcing: {"_has_reset": ((), "b")},
     FlattenObservation: {},
     FlattenedBatch: {},
-    NormalizeObservation: {"obs_rms": _MOMENTS},
-    NormalizeReward: {"return_rms": _MOMENTS, "discounted_reward": ((1,), "f")},
-    vector_wrappers.NormalizeObservation: {"obs_rms": _MOMENTS},
-    vector_wrappers.NormalizeReward: {
-        "return_rms": _MOMENTS,
-        "accumulated_reward": ((-1,), "f"),
-        "_prev_dones": ((-1,), "b"),
-    },
+    NormalizeObservation: {},
+    NormalizeReward: {"discounted_reward": ((1,), "f")},
+    vector_wrappers.NormalizeObservation: {},
+    vector_wrappers.NormalizeReward: {"accumulated_reward": ((-1,), "f"), "_prev_dones": ((-1,), "f")},
     CartPoleEnv: {"state": ((4,), "f"), "steps_beyond_terminated": _NUMBER},
     AcrobotEnv: {"state": ((4,), "f")},
     MountainCarEnv: {"state": ((2,), "f")},
@@ -68,6 +63,14 @@ _FIELDS: dict[type, dict[str, tuple[_Shape, str]]] = {
         "high": ((), "f"),
         "steps_beyond_terminated": ((-1,), "iuf"),
     },
+}
+
+# Running statistics, by the attribute that holds them.
+_MOMENTS: dict[type, str] = {
+    NormalizeObservation: "obs_rms",
+    NormalizeReward: "return_rms",
+    vector_wrappers.NormalizeObservation: "obs_rms",
+    vector_wrappers.NormalizeReward: "return_rms",
 }
 
 _GENERATORS: dict[object, type[np.random.BitGenerator]] = {
@@ -108,11 +111,11 @@ def restore(env: SingleEnv | BatchedEnv, state: StateTree) -> None:
     """
     for depth, layer in enumerate(_layers(env)):
         part = subtree(state, str(depth))
-        kind = part.get("kind")
+        kind = part.get("kind", _kind(layer))  # versions that saved none saved nothing else that would tell
         if kind != _kind(layer):
             raise ValueError(
-                f"the saved environment state is of {kind!r:.80}, expected {_kind(layer)}: go on with the "
-                "environments that the run began with."
+                f"the saved environment state is of a {kind}, expected a {_kind(layer)}: go on with the environments "
+                "that the run began with."
             )
         for name, (shape, kinds) in _FIELDS.get(type(layer), {}).items():
             if name not in part:
@@ -120,6 +123,8 @@ def restore(env: SingleEnv | BatchedEnv, state: StateTree) -> None:
             value = _unpack(part[name])
             _check_field(layer, name, value, shape, kinds)
             setattr(layer, name, value)
+        if type(layer) in _MOMENTS:
+            _restore_moments(getattr(layer, _MOMENTS[type(layer)]), subtree(part, "moments"))
         if is_robot(layer):
             restore_robot(layer, subtree(part, "robot"))
         if "own" in part and isinstance(layer, Restorable):
@@ -163,6 +168,8 @@ def _capture_layer(layer: SingleEnv | BatchedEnv, is_new: bool) -> StateTree | N
             return None  # another Gymnasium, whose attributes have other names
         # Before its first reset an environment may not have them yet.
         part.update({name: _pack(getattr(layer, name, None)) for name in fields})
+        if type(layer) in _MOMENTS:
+            part["moments"] = _capture_moments(getattr(layer, _MOMENTS[type(layer)]))
     elif is_robot(layer):
         part["robot"] = capture_robot(layer)
     elif isinstance(layer, Restorable):
@@ -176,6 +183,28 @@ def _capture_layer(layer: SingleEnv | BatchedEnv, is_new: bool) -> StateTree | N
     if isinstance(rng, np.random.Generator):
         part["rng"] = rng.bit_generator.state
     return part
+
+
+def _capture_moments(moments: RunningMeanStd) -> StateTree:
+    return {"mean": np.array(moments.mean), "var": np.array(moments.var), "count": float(moments.count)}
+
+
+def _restore_moments(moments: RunningMeanStd, state: StateTree) -> None:
+    """Put running statistics back.
+
+    Raises:
+        ValueError: they are of other numbers, or none.
+    """
+    mean, var, count = np.array(state.get("mean")), np.array(state.get("var")), state.get("count")
+    is_possible = mean.shape == var.shape == np.shape(moments.mean) and mean.dtype.kind == var.dtype.kind == "f"
+    if (
+        not is_possible
+        or not isinstance(count, float)
+        or not np.isfinite([mean, var]).all()
+        or not 0.0 < count < np.inf
+    ):
+        raise ValueError("the statistics in the saved environment state are not those of such observations or rewards.")
+    moments.mean, moments.var, moments.count = mean[()], var[()], count
 
 
 def _restore_rng(state: StateTree) -> np.random.Generator:
@@ -202,9 +231,6 @@ def _check_field(layer: SingleEnv | BatchedEnv, name: str, value: object, shape:
     """Refuse what an environment cannot have been in; it would fail in mid-run, or worse."""
     if value is None:
         return  # not yet reset, or nothing was done yet
-    if not kinds:
-        _check_moments(layer, name, value)
-        return
     array, places = np.asarray(value), layer.observation_space
     sized = tuple(getattr(layer, "num_envs", 1) if size == -1 else size for size in shape)
     is_possible = array.shape == sized and array.dtype.kind in kinds and bool(np.isfinite(array).all())
@@ -215,38 +241,19 @@ def _check_field(layer: SingleEnv | BatchedEnv, name: str, value: object, shape:
         raise ValueError(f"{name!r} in the saved environment state is {value!r:.80}, in which no {kind} can be.")
 
 
-def _check_moments(layer: SingleEnv | BatchedEnv, name: str, value: object) -> None:
-    now = getattr(layer, name)
-    are_possible = isinstance(value, RunningMeanStd) and all(
-        np.shape(saved) == np.shape(known) and bool(np.isfinite(saved).all())
-        for saved, known in ((value.mean, now.mean), (value.var, now.var), (value.count, 0.0))
-    )
-    if not are_possible:
-        raise ValueError(f"{name!r} in the saved environment state are no statistics of {_kind(layer)}.")
-
-
 def _pack(value: object) -> StateTree | StateLeaf:
     """Tell arrays, NumPy scalars (as arrays without dimensions) and tuples of numbers apart."""
     if isinstance(value, (np.ndarray, np.generic)):
         return np.array(value)
     if isinstance(value, tuple):
         return {"tuple": np.array(value)}
-    if isinstance(value, RunningMeanStd):
-        return {"mean": np.array(value.mean), "var": np.array(value.var), "count": float(value.count)}
     assert value is None or isinstance(value, (int, float, str)), value
     return value
 
 
-def _to_moments(state: StateTree) -> RunningMeanStd:
-    moments = RunningMeanStd()  # type: ignore[no-untyped-call]
-    moments.mean, moments.var = (read_tensor(state, name).numpy()[()] for name in ("mean", "var"))
-    moments.count = read_number(state, "count")
-    return moments
-
-
 def _unpack(value: StateTree | StateLeaf) -> object:
     if isinstance(value, Mapping):
-        return tuple(np.array(value["tuple"])) if "tuple" in value else _to_moments(value)
+        return tuple(np.array(value["tuple"]))
     if value is None or isinstance(value, (int, float, str)):
         return value
     array = np.array(value)

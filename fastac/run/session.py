@@ -614,7 +614,6 @@ class Session:
         if has_one_set or report.train_wall_s < _LEAST_TRAIN_S or config.run.device != "cpu":
             return None
         try:
-            self.parts.close()  # of some simulators no others can be open, and idle workers would disturb
             rows = rows_per_iteration(config, report.iteration, report.env_steps)
             return measure(config, self.parts, rows, self._env_factory, config.run.seed)
         except (Exception, KeyboardInterrupt) as error:  # a trained run is not lost by what comes after it

@@ -14,7 +14,7 @@ import pytest
 from env_rows import Trace, begin, draw_actions, follow, make_row
 from gymnasium.vector import AutoresetMode
 
-from fastac.build import build_evaluation_envs, environments, resolve_workers, shares, worker_share
+from fastac.build import build_evaluation_envs, environments, evaluation_width, resolve_workers, shares, worker_share
 from fastac.config import Config, EnvConfig
 from fastac.contract import EnvFailure
 from fastac.envs import film_game, has_native, make_vec, picks_native
@@ -415,7 +415,7 @@ def test_evaluation_keeps_the_protocol_and_takes_at_most_25_games(monkeypatch: p
     monkeypatch.setattr(environments, "make_vec", lambda config, seed, **kwargs: asked.append((config, kwargs)))
     config = EnvConfig(BREAKOUT, 16, env_threads=3, envs_per_worker=8, sticky_actions=0.125, noop_max=9)
     for episodes in (100, 7):
-        build_evaluation_envs(config, episodes, np.random.SeedSequence(0))
+        build_evaluation_envs(config, evaluation_width(config, episodes), np.random.SeedSequence(0))
     expected = replace(config, envs_per_worker=None, episodic_life=False)
     assert asked == [(replace(expected, num_envs=n), {"whole_stacks": True}) for n in (25, 7)]
 

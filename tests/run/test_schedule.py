@@ -59,7 +59,8 @@ def test_a_target_is_looked_for_more_often():
 def test_what_is_asked_for_is_what_comes():
     config = configure(PROBE, total_env_steps=10_240, eval_every=1000, eval_episodes=7)
     at, _, last = play_run(config, 1000.0)
-    assert at == list(range(1024, 10_241, 1024))  # after the first rollout that passes a multiple of 1000
+    # After the first rollout that passes a multiple of 1000; after the last rollout comes the last evaluation.
+    assert at == list(range(1024, 10_240, 1024))
     assert last == 7
     schedule = Schedule(config, None, Progress())
     assert (schedule.request(1, 5).episodes, schedule.request(1, 5).most) == (7, 7)
