@@ -21,7 +21,7 @@ from fastac import memory
 from fastac.fused.fusable import is_fusable
 from fastac.fused.layers import Layer, LinearLayer, Op, read_layers
 from fastac.kernels import scale_images
-from fastac.models import ActorCritic, ConvEncoder, NoObsNormalizer
+from fastac.models import ActorCritic, ConvEncoder, NoObsNormalizer, ObsNormalizer
 
 # A tape up to this size stays in a core's own cache from acting to learning.
 _CACHE_BYTES = 2**20
@@ -62,21 +62,33 @@ class FusedNetwork:
         self.num_params = self.policy.num_outputs
         self.sees_images = isinstance(self._encoder, ConvEncoder)
         self.reads_obs = not self.sees_images and isinstance(self._normalizer, NoObsNormalizer)
+        self._constants = self._read_constants()
         self.device = self.policy.weight.device
 
     def refresh(self) -> None:
-        """Take the weights as they are now for acting, until the next call; costs microseconds a layer."""
+        """Take weights and statistics as they are now for acting, until the next call; costs microseconds a layer."""
         for layer in self._all_layers:
             layer.refresh()
+        self._constants = self._read_constants()
 
-    def prepare(self, obs: Tensor, x: Tensor) -> Op:
-        """Return what makes the inputs `x` `[M, D]` of the first layers out of raw observations `[M, *obs_shape]`."""
+    def _read_constants(self) -> tuple[Tensor, Tensor] | None:
+        return self._normalizer.constants() if isinstance(self._normalizer, ObsNormalizer) else None
+
+    def prepare(self, obs: Tensor, x: Tensor, acts: bool) -> Op:
+        """Return what makes the inputs `x` `[M, D]` of the first layers out of raw observations `[M, *obs_shape]`.
+
+        With `acts` it uses the statistics as they were refreshed.
+        """
         if isinstance(self._encoder, ConvEncoder):
             return _prepare_images(self._encoder, obs, x)
-        return partial(self._normalize, obs, x)
+        return partial(self._normalize_acting if acts else self._normalize, obs, x)
 
     def _normalize(self, obs: Tensor, x: Tensor) -> None:
         x.copy_(self._normalizer(obs))
+
+    def _normalize_acting(self, obs: Tensor, x: Tensor) -> None:
+        assert self._constants is not None, "observations are read as they are"
+        ObsNormalizer.write(obs, self._constants, x)
 
     def leaves_first_out(self, rows: int) -> bool:
         """Return whether a tape of so many rows is better off without the first layer."""
@@ -239,7 +251,7 @@ class Pass:
         """Make the calls that feed `obs`, as `x` where that is not the same, to the network."""
         assert memory.is_aligned(obs), "observations do not begin at a cache line"
         network = self._network
-        first: list[Op] = [] if x is obs else [network.prepare(obs, x)]
+        first: list[Op] = [] if x is obs else [network.prepare(obs, x, self._acts)]
         trunks = [self._bind_trunk(index, x) for index in range(len(self.hidden))]
         features = [outputs[-1] if outputs else x for outputs in self.hidden]
         policy = self._bind_layer(network.policy, features[0], self.params)
@@ -309,7 +321,7 @@ class BackwardPass(Pass):
     def _bind(self, obs: Tensor, x: Tensor) -> None:
         super()._bind(obs, x)
         network, last = self._network, len(self.hidden) - 1
-        self._backward = [network.prepare(obs, x)] if self._leaves_images_out else []
+        self._backward = [network.prepare(obs, x, self._acts)] if self._leaves_images_out else []
         for index, (layers, outputs) in enumerate(zip(network.trunks, self.hidden, strict=True)):
             heads: list[tuple[LinearLayer, Tensor]] = [(network.policy, self.d_params)] if index == 0 else []
             heads += [(network.critic, self._d_value)] if index == last else []
