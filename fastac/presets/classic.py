@@ -25,6 +25,24 @@ def cartpole_a2c() -> Config:
     )
 
 
+def cartpole_a2c_fast() -> Config:
+    """A2C, first at 475 in the fewest seconds, though it does not stay there: 64 envs, a high rate, nothing normalised."""
+    return Config().replace(
+        env_id="CartPole-v1",
+        algo="a2c",
+        num_envs=64,
+        num_steps=8,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        shared_trunk=False,
+        learning_rate=7e-3,
+        learning_rate_schedule="linear",
+        ent_coef=0.0,
+        total_env_steps=500_000,
+        eval_every=5_000,
+    )
+
+
 def cartpole_ppo() -> Config:
     """PPO: ten full-batch epochs on 256 steps, a very high rate, a short horizon."""
     return Config().replace(
@@ -47,8 +65,8 @@ def cartpole_ppo() -> Config:
 
 
 def cartpole_a3c() -> Config:
-    """Batched A3C: 2 workers of 8 envs; the A2C preset at half its rate, as every update is from fewer rows."""
-    return cartpole_a2c().replace(algo="a3c", workers=2, envs_per_worker=8, learning_rate=3e-3)
+    """Batched A3C: 2 workers of 8 envs; a2c-fast at half its rate, as every update is from fewer rows."""
+    return cartpole_a2c_fast().replace(algo="a3c", workers=2, envs_per_worker=8, learning_rate=3e-3)
 
 
 def cartpole_a3c_paper() -> Config:
@@ -280,6 +298,7 @@ def mountain_car_continuous_ppo() -> Config:
 
 CLASSIC: tuple[Preset, ...] = (
     Preset("CartPole-v1", "a2c", 475.0, cartpole_a2c),
+    Preset("CartPole-v1", "a2c-fast", 475.0, cartpole_a2c_fast),
     Preset("CartPole-v1", "ppo", 475.0, cartpole_ppo),
     Preset("CartPole-v1", "a3c", 475.0, cartpole_a3c),
     Preset("CartPole-v1", "a3c-paper", 475.0, cartpole_a3c_paper),

@@ -109,6 +109,21 @@ def test_it_acts_and_values_as_the_model_does(hidden, activation, shared, space,
     torch.testing.assert_close(actor.value_of(final), model.value(final, none, start), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_rollout_is_acted_with_the_statistics_of_its_beginning(keeps):
+    space = SPACES["discrete"]
+    model, ours = make_model(space, (8, 8), "tanh", False, normalizes=True), make_rollout(space)
+    _, actor = act_fused(model, ours, keeps)
+    before = ours.value.clone()
+    model.obs_normalizer.moments.mean.add_(1.0)
+    model.obs_normalizer.moments.var.mul_(2.0)
+    act(actor)
+    theirs = make_rollout(space)
+    act(ModelActor(model, theirs, torch.Generator().manual_seed(0), CPU))
+    torch.testing.assert_close(ours.value, theirs.value, rtol=1e-4, atol=1e-5)
+    assert (ours.value - before).abs().max() > 0.1
+
+
 def gradient_of(model):
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
