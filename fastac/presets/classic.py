@@ -9,24 +9,27 @@ MASKED_CARTPOLE = "fastac.envs.masked:fastac/MaskedCartPole-v1"
 
 
 def cartpole_a2c() -> Config:
-    """A2C: very short rollouts of 64 envs, a high rate, small separate tanh networks."""
+    """A2C that stays solved: 64 envs, four updates per rollout, all normalised, entropy bonus, separate networks."""
     return Config().replace(
         env_id="CartPole-v1",
         algo="a2c",
         num_envs=64,
         num_steps=8,
+        num_minibatches=4,  # more and smaller updates hold what was learned better than few large ones
+        normalize_obs=True,
+        normalize_reward=True,
         hidden_sizes=(64, 64),
         activation="tanh",
         shared_trunk=False,
-        learning_rate=7e-3,
+        learning_rate=1.5e-3,
         learning_rate_schedule="linear",
-        ent_coef=0.0,
+        ent_coef=0.01,
         total_env_steps=500_000,
     )
 
 
 def cartpole_a2c_fast() -> Config:
-    """A2C, first at 475 in the fewest seconds, though it does not stay there: 64 envs, a high rate, nothing normalised."""
+    """A2C with the most steps per second, which does not stay solved: one update per rollout, a high rate."""
     return Config().replace(
         env_id="CartPole-v1",
         algo="a2c",
@@ -39,7 +42,6 @@ def cartpole_a2c_fast() -> Config:
         learning_rate_schedule="linear",
         ent_coef=0.0,
         total_env_steps=500_000,
-        eval_every=5_000,
     )
 
 

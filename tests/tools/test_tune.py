@@ -14,11 +14,11 @@ import pytest
 from fastac.cli import main
 from fastac.config import Config
 from fastac.contract import EnvFailure
-from fastac.presets.classic import cartpole_a2c
+from fastac.presets.classic import cartpole_a2c_fast
 from fastac.records import RecordError
 from fastac.tools.tune import Search, Setting, Trial, cache_path, load_tuned, measure_sps, save_tuned
 
-NATIVE = cartpole_a2c()
+NATIVE = cartpole_a2c_fast()
 ATARI = Config().replace(env_id="ALE/Pong-v5", num_envs=8, num_steps=16)
 SYNC = Config().replace(env_id="Acrobot-v1", algo="ppo", num_envs=8, num_steps=16, num_minibatches=4)
 FLAGS = ("--num-steps", "8", "--eval-every", "0", "--eval-episodes", "2", "--no-tensorboard")
@@ -308,7 +308,7 @@ def pair_up(setting: Setting) -> float:
 
 def test_tune_prints_a_table_and_lines_to_paste(capsys, monkeypatch):
     use_rates(monkeypatch, pair_up)
-    assert main(["tune", "CartPole-v1", "--gamma", "0.9", "--seconds", "0.5"]) == 0
+    assert main(["tune", "CartPole-v1", "--preset", "a2c-fast", "--gamma", "0.9", "--seconds", "0.5"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     title, _, *rows = out[: out.index("\n\nFastest with")].splitlines()
@@ -326,9 +326,9 @@ def test_tune_prints_a_table_and_lines_to_paste(capsys, monkeypatch):
     assert len({len(row) for row in rows}) == 1 and len(rows[0]) <= 80
     flags = "--workers 2 --vectorization native --no-reuse-forward"
     assert re.findall(r"^  (fastac .*)$", out, re.M) == [
-        f"fastac train CartPole-v1 --gamma 0.9 {flags}",
-        "fastac train CartPole-v1 --gamma 0.9 --tuned",
-        f"fastac train CartPole-v1 --gamma 0.9 --num-envs 256 {flags}",
+        f"fastac train CartPole-v1 --preset a2c-fast --gamma 0.9 {flags}",
+        "fastac train CartPole-v1 --preset a2c-fast --gamma 0.9 --tuned",
+        f"fastac train CartPole-v1 --preset a2c-fast --gamma 0.9 --num-envs 256 {flags}",
     ]
     assert "every update then learns from 4 times the rows" in out
     assert f"Kept in {cache_path(NATIVE)}" in out
@@ -342,7 +342,7 @@ def test_what_does_not_work_stands_below_its_line(capsys, monkeypatch):
         return 1000.0
 
     use_rates(monkeypatch, rate)
-    assert main(["tune", "CartPole-v1"]) == 0
+    assert main(["tune", "CartPole-v1", "--preset", "a2c-fast"]) == 0
     row, below = capsys.readouterr().out.splitlines()[4:6]
     assert row.split()[2:5] == ["sync", "yes", "-"]
     assert below.strip() == "which does not work here: env 3 could not be built."
@@ -350,8 +350,8 @@ def test_what_does_not_work_stands_below_its_line(capsys, monkeypatch):
 
 def train(tmp_path, *flags: str) -> Config:
     run_dir = tmp_path / "run"
-    words = ["train", "CartPole-v1", *FLAGS, "--total-env-steps", "100", "--run-dir", str(run_dir), *flags]
-    assert main(words) == 0
+    words = ["train", "CartPole-v1", "--preset", "a2c-fast", *FLAGS, "--total-env-steps", "100", *flags]
+    assert main([*words, "--run-dir", str(run_dir)]) == 0
     return Config.from_dict(json.loads((run_dir / "config.json").read_text()))
 
 
