@@ -3,8 +3,8 @@
     python -m benchmarks.stays
     python -m benchmarks.stays --preset a2c-fast --first-seed 100 --seeds 10
 
-Every seed is a fresh process with a preset, trained to the end of its budget and evaluated on the way (greedy, 100
-episodes). A seed stays if its last evaluation is at the target, and at least 95 % of the evaluations of the second half
+Every seed is a fresh process with a preset, trained to the end of its budget and evaluated on the way (greedy, 20
+episodes each). A seed stays if its last evaluation is at the target, and at least 95 % of the evaluations of the second half
 of its steps are. Training seconds are the run's own clock, without evaluations and start-up. Other flags go to
 `fastac train` as they are. It exits with 1 if more than one seed in twenty does not stay.
 """
@@ -110,11 +110,12 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--preset", default="a2c")
-    parser.add_argument("--until", type=float, default=DEFAULT_UNTIL, help="greedy mean return over 100 episodes")
+    parser.add_argument("--until", type=float, default=DEFAULT_UNTIL, help="greedy mean return")
     parser.add_argument("--seeds", type=int, default=20, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--total-env-steps", type=int, default=500_000)
     parser.add_argument("--eval-every", type=int, default=10_000)
+    parser.add_argument("--eval-episodes", type=int, default=20)
     parser.add_argument("--output", type=Path, help="a file for the table, beside printing it")
     options, more = parser.parse_known_args(argv)
     if options.seeds < 1:
@@ -125,8 +126,9 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train all seeds and print the table; exit 1 if more than one seed in twenty does not stay."""
     options, more = _parse(argv)
-    budget = ["--total-env-steps", str(options.total_env_steps), "--eval-every", str(options.eval_every)]
-    words = ["fastac", "train", options.env, "--preset", options.preset, *budget, *more]
+    budget = ["--total-env-steps", str(options.total_env_steps)]
+    looks = ["--eval-every", str(options.eval_every), "--eval-episodes", str(options.eval_episodes)]
+    words = ["fastac", "train", options.env, "--preset", options.preset, *budget, *looks, *more]
     machine = describe_machine(torch_threads=1)  # before the runs are a load themselves
     stays = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
