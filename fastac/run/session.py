@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import weakref
 from collections.abc import Generator
 from contextlib import ExitStack, closing, suppress
@@ -265,6 +266,8 @@ class Session:
 
     def _leave(self) -> None:
         """Save what was done, and keep nobody waiting: whether the caller comes back nobody knows."""
+        if self._closed or sys.is_finalizing():  # when Python ends, everything has been closed by now
+            return
         try:
             self._save_unsaved()
             state = self._get_state()

@@ -15,7 +15,7 @@ from fastac.cli import main
 from fastac.config import Config
 from fastac.contract import EnvFailure
 from fastac.presets.classic import cartpole_a2c_fast
-from fastac.records import RecordError
+from fastac.records import RecordError, RunDirectory
 from fastac.tools.tune import Search, Setting, Trial, cache_path, load_tuned, measure_sps, save_tuned
 
 NATIVE = cartpole_a2c_fast()
@@ -356,7 +356,7 @@ def train(tmp_path, *flags: str) -> Config:
     run_dir = tmp_path / "run"
     words = ["train", "CartPole-v1", "--preset", "a2c-fast", *FLAGS, "--total-env-steps", "100", *flags]
     assert main([*words, "--run-dir", str(run_dir)]) == 0
-    return Config.from_dict(json.loads((run_dir / "config.json").read_text()))
+    return RunDirectory.open(run_dir).read_config()
 
 
 def test_train_takes_what_was_tuned(tmp_path, capsys, monkeypatch):
