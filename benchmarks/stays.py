@@ -4,8 +4,8 @@
     python -m benchmarks.stays --preset a2c-fast --first-seed 100 --seeds 10
 
 Every seed is a fresh process with a preset, trained to the end of its budget and evaluated on the way (greedy, 20
-episodes each). A seed stays if its last evaluation is at the target, and at least 95 % of the evaluations of the second half
-of its steps are. Training seconds are the run's own clock, without evaluations and start-up. Other flags go to
+episodes each). A seed stays if its last evaluation is at the target, and at least 95 % of the evaluations of the
+second half of its steps are. Training seconds are the run's own clock, without evaluations and start-up. Other flags go to
 `fastac train` as they are. It exits with 1 if more than one seed in twenty does not stay.
 """
 
