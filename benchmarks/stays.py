@@ -5,8 +5,8 @@
 
 Every seed is a fresh process with a preset, trained to the end of its budget and evaluated on the way (greedy, 20
 episodes each). A seed stays if its last evaluation is at the target, and at least 95 % of the evaluations of the
-second half of its steps are. Training seconds are the run's own clock, without evaluations and start-up. Other flags go to
-`fastac train` as they are. It exits with 1 if more than one seed in twenty does not stay.
+second half of its steps are. Training seconds are the run's own clock, without evaluations and start-up. Other flags
+go to `fastac train` as they are. It exits with 1 if more than one seed in twenty does not stay.
 """
 
 from __future__ import annotations
