@@ -67,16 +67,19 @@ class Run:
         directory: where everything is.
         policy: the trained policy, the best one unless the last was asked for; `policy.act(obs)`.
         summary: the content of `summary.json`; empty for a run that has not ended.
+        checkpoint: which policy that is.
     """
 
     config: Config
     directory: Path
     policy: TrainedPolicy
     summary: Mapping[str, JsonValue]
+    checkpoint: Which = "best"
 
     def __repr__(self) -> str:
         """Tell what was trained, what it has reached, and where it is."""
-        config, mean_return = self.config, self.summary.get("eval_mean_return")
+        told = "eval_mean_return" if self.checkpoint == "best" else "last_eval_mean_return"
+        config, mean_return = self.config, self.summary.get(told)
         reached = f", mean return {mean_return:.1f}" if isinstance(mean_return, float) else ""
         return f"Run({config.algo.algo} on {config.env.env_id}, seed {config.run.seed}{reached}, {self.directory})"
 
@@ -121,6 +124,7 @@ def train(
     of a module. Where that is the script itself, it needs `if __name__ == "__main__":`. What is defined in a module is
     recorded by name, so that `fastac eval`, `record` and `resume` find it.
     """
+    _check_which(checkpoint)
     session = start(env, algo, preset=preset, run_dir=run_dir, encoder=encoder, verbose=verbose, **settings)
     for _ in session:
         pass
@@ -190,6 +194,7 @@ def resume(
     budget_minutes: float | None = None,
     until_return: float | None = None,
     learning_rate: float | None = None,
+    eval: bool | None = None,
     verbose: bool = False,
     command: str = "",
 ) -> Session:
@@ -203,6 +208,7 @@ def resume(
         budget_minutes: a new budget, of which those up to the checkpoint are spent; None keeps the run's.
         until_return: a new return to stop at; None keeps the run's.
         learning_rate: a new one; None keeps the run's. Its schedule, if it has one, goes by all steps of the run.
+        eval: False evaluates no more; None keeps the run's.
         verbose: as in `train`.
         command: for the summary.
 
@@ -220,6 +226,7 @@ def resume(
         "budget_minutes": budget_minutes,
         "until_return": until_return,
         "learning_rate": learning_rate,
+        "eval": eval,
     }
     config = continued_config(checkpoint.config, directory.read_config(), directory.config_path, changes)
     with one_sentence(f"the last checkpoint in {directory.path} does not fit this run"):
@@ -248,15 +255,13 @@ def finish(session: Session, checkpoint: Which = "best") -> Run:
         checkpoint: which policy to return, the one with the best evaluation, or the last one.
 
     Raises:
-        ValueError: `checkpoint` is neither best nor last.
+        ValueError: `checkpoint` is neither best nor last, nothing was trained yet, or the session was closed before.
     """
     _check_which(checkpoint)
     summary = session.finish()
-    if checkpoint == "last":
-        session.load_last()
-    envs = session.parts.envs
-    policy = TrainedPolicy(session.parts.model, envs.single_observation_space, envs.single_action_space)
-    return Run(session.config, session.directory.path, policy, summary)
+    envs, model = session.parts.envs, session.copy_policy(checkpoint)
+    policy = TrainedPolicy(model, envs.single_observation_space, envs.single_action_space)
+    return Run(session.config, session.directory.path, policy, summary, checkpoint)
 
 
 def load(
@@ -284,7 +289,7 @@ def load(
     with one_sentence(f"the {checkpoint} checkpoint in {directory.path} cannot be loaded"):
         load_module(model, read_branch(read_branch(saved.state, "parts"), "model"))
     policy = TrainedPolicy(model, spaces.single_observation_space, spaces.single_action_space)
-    return Run(config, directory.path, policy, directory.read_summary() if directory.has_ended else {})
+    return Run(config, directory.path, policy, directory.read_summary() if directory.has_ended else {}, checkpoint)
 
 
 def evaluate(
@@ -305,7 +310,7 @@ def evaluate(
         seed: of the environments, and of sampled actions.
         env: the class or function of the environment, if the run began with one that cannot be imported.
         actions: greedy or sampled; None takes the run's own `eval_actions`.
-        max_steps: an episode is cut after so many; None: the environment's own limit, or else the run's.
+        max_steps: an episode is cut after so many; None: as in the run's own evaluations.
         tell: called after every step with the episodes played so far and how many there will be.
 
     Raises:
@@ -324,7 +329,7 @@ def evaluate(
     width = evaluation_width(run.config.env, episodes, given)
     envs = build_evaluation_envs(run.config.env, width, stream, given)
     try:
-        limit = max_steps or envs.max_episode_steps or _limit_of(run)
+        limit = max_steps or run.config.run.eval_max_steps or envs.max_episode_steps or _limit_of(run)
         with single_thread():
             player = make_player(run.policy.model, width, run.policy.device)
             return play_episodes(player, envs, episodes, noise, limit, tell=tell)
@@ -333,9 +338,9 @@ def evaluate(
 
 
 def _limit_of(run: Run) -> int:
-    """Return where the run's own evaluations cut an episode."""
+    """Return where the run's own evaluations came to cut an episode."""
     limit = run.summary.get("eval_max_steps")
-    return run.config.run.eval_max_steps or (limit if isinstance(limit, int) else MOST_STEPS)
+    return limit if isinstance(limit, int) else MOST_STEPS
 
 
 def _check_which(checkpoint: str) -> None:

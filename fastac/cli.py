@@ -82,6 +82,8 @@ class ResumeOptions:
     """A new return to stop at."""
     learning_rate: float | None = None
     """A new learning rate. Default: the run's own."""
+    eval: bool = True
+    """Go on with evaluations, if the run has any."""
     json: bool = False
     """Print summary.json as the last line of stdout."""
 
@@ -101,7 +103,7 @@ class EvalOptions:
     checkpoint: Literal["best", "last"] = "best"
     """Which policy plays, the one with the best evaluation, or the last one."""
     max_steps: int | None = None
-    """Cut an episode after so many steps. Default: the environment's own limit, or else the run's."""
+    """Cut an episode after so many steps. Default: as in the run's own evaluations."""
     json: bool = False
     """Print the result as one JSON line."""
 
@@ -303,6 +305,7 @@ def _resume(words: Sequence[str]) -> int:
         budget_minutes=options.budget_minutes,
         until_return=options.until_return,
         learning_rate=options.learning_rate,
+        eval=None if options.eval else False,
         verbose=True,
         command=command,
     )

@@ -17,6 +17,7 @@ from fastac.build.environments import (
     evaluation_seed,
     evaluation_width,
     is_batched,
+    is_seeded_when_built,
     restart_seed,
 )
 from fastac.build.hogwild import HogwildParts, assemble_hogwild
@@ -63,6 +64,7 @@ __all__ = [
     "evaluation_seed",
     "evaluation_width",
     "is_batched",
+    "is_seeded_when_built",
     "load_module",
     "load_spaces",
     "name_encoder",

@@ -11,6 +11,7 @@ import numpy as np
 from fastac.config import Config, EnvConfig, is_atari
 from fastac.contract import VecEnv
 from fastac.envs import Given, comes_batched, has_native, make_vec
+from fastac.envs.source import EnvFunction, find_source
 
 # The class, function or spec that the run's environments are made from, where a name is not enough.
 EnvFactory: TypeAlias = Given
@@ -95,6 +96,12 @@ def is_batched(config: EnvConfig, factory: EnvFactory | None = None) -> bool:
     """Return whether a step of a batch of these costs much the same for few of them and for many."""
     own = not is_atari(config.env_id) and config.vectorization in ("auto", "native")
     return own and has_native(config, factory)
+
+
+def is_seeded_when_built(config: EnvConfig, factory: EnvFactory | None = None) -> bool:
+    """Return whether these take their seed when they are built, and none later."""
+    source = find_source(config, factory)
+    return isinstance(source, EnvFunction) and source.takes_seed
 
 
 def evaluation_width(config: EnvConfig, episodes: int, factory: EnvFactory | None = None) -> int:

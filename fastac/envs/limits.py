@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import ceil
 
 import gymnasium as gym
@@ -45,7 +45,11 @@ def _find_limits(layer: SingleEnv | BatchedEnv) -> list[int]:
         return [] if inner is None else [inner]
     if isinstance(layer, AsyncVectorEnv):
         return _ask_processes(layer)
-    found = [*_read_spec(layer.spec), *(getattr(layer, name, None) for name in _ATTRIBUTES)]
+    own = _valid(getattr(layer, name, None) for name in _ATTRIBUTES)
+    return own or _valid(_read_spec(layer.spec))  # an instance may have another limit than was registered
+
+
+def _valid(found: Iterable[object]) -> list[int]:
     return [limit for limit in found if isinstance(limit, int) and limit >= 1]
 
 
@@ -62,4 +66,4 @@ def _ask_processes(env: AsyncVectorEnv) -> list[int]:
     """Return the limits that environments in processes of Gymnasium's have, as far as a wrapper shows them."""
     name = _ATTRIBUTES[1]  # which TimeLimit has
     limits = env.get_attr(name) if all(env.call("has_wrapper_attr", name)) else ()
-    return [limit for limit in limits if isinstance(limit, int) and limit >= 1]
+    return _valid(limits)

@@ -112,6 +112,9 @@ def has_batch(spec: EnvSpec, kwargs: EnvArguments) -> bool:
         return False
     if not kwargs:
         return True
+    limit = kwargs.get("max_episode_steps", 1)
+    if not isinstance(limit, int) or limit < 1:  # no limit, of which a batch would make one of no steps
+        return False
     entry = spec.vector_entry_point
     create = load_env_creator(entry) if isinstance(entry, str) else entry
     return all(takes(create, name) for name in kwargs)

@@ -36,7 +36,7 @@ from fastac.contract import StateLeaf, StateTree
 from fastac.records.files import RecordError, describe, one_sentence, read_regular, sync_directory, write_durably
 from fastac.records.provenance import versions
 
-SCHEMA = 1
+SCHEMA = 2
 _FOLDER = "checkpoints"
 _ARRAYS = "state.safetensors"
 _REST = "state.json"
@@ -77,8 +77,8 @@ class _DamageError(ValueError):
     """A checkpoint's files are not what was saved."""
 
 
-class _NewerError(ValueError):
-    """A checkpoint is of a fastac that is newer than this one."""
+class _OtherVersionError(ValueError):
+    """A checkpoint is of a fastac that is newer or older than this one."""
 
 
 def save_checkpoint(
@@ -431,7 +431,7 @@ def _unseal(path: Path) -> dict[str, JsonValue]:
             _check_schema(body.get("schema"), path)
             if isinstance(body.pop("sha256", None), str) and _seal(body) == sealed:
                 return cast("dict[str, JsonValue]", body)
-    except _NewerError:
+    except _OtherVersionError:
         raise
     except (ValueError, RecursionError) as error:
         raise _DamageError(f"checkpoint file {path} is damaged: it is not JSON ({error})") from error
@@ -440,9 +440,14 @@ def _unseal(path: Path) -> dict[str, JsonValue]:
 
 def _check_schema(schema: object, path: Path) -> None:
     if isinstance(schema, int) and schema > SCHEMA:
-        raise _NewerError(
+        raise _OtherVersionError(
             f"checkpoint {path.parent} was written by a newer fastac (schema {schema}, this one reads up to "
             f"{SCHEMA}): upgrade fastac."
+        )
+    if isinstance(schema, int) and schema < SCHEMA:
+        raise _OtherVersionError(
+            f"checkpoint {path.parent} was written by an older fastac (schema {schema}, this one reads {SCHEMA}): read "
+            "it with that one, or train anew."
         )
 
 

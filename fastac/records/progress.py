@@ -12,7 +12,7 @@ from fastac.contract import Report
 from fastac.records.tracker import ReturnTracker
 
 _PERIOD_S = 0.1
-_LINES = 20  # of a run without evaluations in between
+_LINES = 20  # at most, of a run without evaluations
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +20,14 @@ class Evaluated:
     """An evaluation, for who watches.
 
     Attributes:
+        env_steps: of training, before it.
         mean_return: of its episodes.
         std_return: likewise.
         best: the best mean return so far.
         eval_wall_s: seconds of all evaluations so far.
     """
 
+    env_steps: int
     mean_return: float
     std_return: float
     best: float
@@ -153,46 +155,46 @@ class ProgressBar:
 
 
 class ProgressLines:
-    """A line per evaluation, for a log file or a pipe; of a run without any in between, one now and then."""
+    """A line per evaluation, for a log file or a pipe; and one now and then where no evaluation comes."""
 
-    def __init__(self, total_env_steps: int, only_at_end: bool, out: TextIO) -> None:
-        """Take where to write, and whether evaluations come only at the end, if at all."""
-        self._every = max(1, total_env_steps // _LINES) if only_at_end else None
-        self._total, self._out = total_env_steps, out
+    def __init__(self, total_env_steps: int, out: TextIO) -> None:
+        """Take where to write."""
+        self._every, self._total, self._out = max(1, total_env_steps // _LINES), total_env_steps, out
         self._latest: tuple[Report, ReturnTracker] | None = None
-        self._told = 0
+        self._told_at = 0  # env steps
 
     def update(self, report: Report, tracker: ReturnTracker) -> None:
         """Write a line if one is due."""
         self._latest = report, tracker
-        if self._every is not None and report.env_steps // self._every > self._told:
-            self._told = report.env_steps // self._every
-            self._write("")
+        if report.env_steps - self._told_at > self._every:
+            self._write(report.env_steps, "")
 
     def evaluating(self, played: int, episodes: int) -> None:
         """Write nothing: a line comes when it is over."""
 
     def evaluated(self, result: Evaluated) -> None:
         """Write a line."""
-        if self._latest is not None:
-            self._write(f"   evaluation {result.mean_return:7.1f} +- {result.std_return:<6.1f} best {result.best:7.1f}")
+        told = f"   evaluation {result.mean_return:7.1f} +- {result.std_return:<6.1f} best {result.best:7.1f}"
+        self._write(result.env_steps, told)
 
     def close(self) -> None:
         """Nothing is left."""
 
-    def _write(self, more: str) -> None:
-        assert self._latest is not None
+    def _write(self, env_steps: int, more: str) -> None:
+        if self._latest is None:
+            return
         report, tracker = self._latest
-        steps = f"{shorten(report.env_steps):>5} of {shorten(self._total)} steps"
+        self._told_at = report.env_steps
+        steps = f"{shorten(env_steps):>5} of {shorten(self._total)} steps"
         line = f"{steps} {shorten(tracker.sps_window):>6} steps/s   return {_tell_return(tracker):>7}{more}"
         print(line, file=self._out, flush=True)
 
 
-def open_bar(total_env_steps: int, only_at_end: bool) -> Bar:
+def open_bar(total_env_steps: int) -> Bar:
     """Return a bar where stderr is a terminal, else lines on it; see `ProgressLines`."""
     if sys.stderr.isatty():
         return ProgressBar(total_env_steps)
-    return ProgressLines(total_env_steps, only_at_end, sys.stderr)
+    return ProgressLines(total_env_steps, sys.stderr)
 
 
 def shorten(number: float) -> str:

@@ -83,7 +83,9 @@ class RunDirectory:
         try:
             (path / _CHECKPOINTS).mkdir()  # of two runs that begin here in the same instant, one makes it
         except FileExistsError as error:
-            raise ValueError(taken) from error
+            raise ValueError(
+                f"{path / _CHECKPOINTS} is there already, and {path} holds no run: choose another --run-dir, or remove it."
+            ) from error
         except OSError as error:
             raise _cannot_create(path, error) from error
         run = cls(path, uuid.uuid4().hex)

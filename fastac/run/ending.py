@@ -79,9 +79,9 @@ def _tell_result(run: Session, summary: Mapping[str, JsonValue]) -> str:
         return f"Trained on {env_id}: {_tell_training_return(run)} after {spent}. Everything is in {where}"
     result = f"{settings.eval_actions} {_tell_evaluation(evaluation)}{_tell_policy(run)}"
     if summary["solved"]:
-        return f"Solved {env_id}: {result} after {spent}. Everything is in {where}"
-    missed = "" if settings.until_return is None else f", short of {settings.until_return:g},"
-    return f"Trained on {env_id}: {result}{missed} after {spent}. Everything is in {where}"
+        return f"Solved {env_id}: {result}, after {spent}. Everything is in {where}"
+    missed = "" if settings.until_return is None else f", short of {settings.until_return:g}"
+    return f"Trained on {env_id}: {result}{missed}, after {spent}. Everything is in {where}"
 
 
 def _tell_training_return(run: Session) -> str:
@@ -103,4 +103,4 @@ def _tell_policy(run: Session) -> str:
     if best_at is None or best_at == run.report.env_steps:
         return ", by the last policy, which is the best"
     others = "" if last is None else f" (the last one: {last.mean_return:.1f})"
-    return f", by the best policy, of env step {best_at:,}{others},"
+    return f", by the best policy, of env step {best_at:,}{others}"

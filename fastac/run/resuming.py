@@ -8,7 +8,7 @@ from pathlib import Path
 from fastac.config import Config, ConfigValue, JsonValue, anneal
 
 # What may change while a run goes on; all else is as it began.
-CHANGEABLE = ("total_env_steps", "budget_minutes", "until_return", "learning_rate")
+CHANGEABLE = ("total_env_steps", "budget_minutes", "until_return", "learning_rate", "eval")
 
 
 def continued_config(saved: Config, written: Config, where: Path, changes: Mapping[str, ConfigValue]) -> Config:

@@ -17,8 +17,10 @@ import sys
 import weakref
 from collections.abc import Generator
 from contextlib import ExitStack, closing, suppress
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
+from typing import Literal
 
 from fastac.build import EncoderFactory, EnvFactory, Parts, load_module, save_spaces, single_thread
 from fastac.config import Config, JsonValue
@@ -32,6 +34,7 @@ from fastac.contract import (
     read_branch,
     read_number,
 )
+from fastac.models import ActorCritic
 from fastac.records import (
     Bar,
     Evaluated,
@@ -83,7 +86,7 @@ class Session:
         progress: what is remembered besides the trainer's state.
         stop_signal: the signal that ended the run early, or None.
         ended_by: why there are no more reports; None before that, and if the caller broke out of the loop.
-        evaluation: the latest evaluation, or None; after `finish` that of the best policy.
+        evaluation: the latest evaluation, or None; after `finish` that of the best policy, if it is known.
         last_evaluation: after `finish` that of the last policy, or None.
         command: the command line that began the run, or "".
         bare_times: what `finish` measured, or None.
@@ -125,24 +128,24 @@ class Session:
         self._summary: dict[str, JsonValue] = {}
         self.command = command
         self.progress = Progress()
-        self._last_model: StateTree | None = None  # where the best policy has taken its place
+        self._best: Evaluation | None = None  # of the best policy, unless that is known from a checkpoint alone
         self._log_start()
         if state is not None:
             self._take_in(state)
-            directory.reopen(config)
-            prune_checkpoints(directory.path, config.run.keep_checkpoints)  # a kill may have come before it
-            log.info("continuing from step %d", self._steps_seen)
         self._schedule = Schedule(config, env_factory, self.progress)
-        only_at_end = config.run.eval_every == 0 or not config.run.eval
         with ExitStack() as opened:  # closed where this fails, by `close`, and where nobody needs the session any more
             opened.enter_context(closing(parts))
             self._writers = self._open_writers(state)
             for writer in self._writers:
                 opened.enter_context(closing(writer))
-            bar = open_bar(config.run.total_env_steps, only_at_end) if verbose else NullBar()
+            bar = open_bar(config.run.total_env_steps) if verbose else NullBar()
             self._bar: Bar = opened.enter_context(closing(bar))
             evaluator = open_evaluator(config, parts, env_factory, encoder, _weakly(self._tell_evaluating))
             self._evaluator = opened.enter_context(closing(evaluator))
+            if state is not None:
+                directory.reopen(config)
+                prune_checkpoints(directory.path, config.run.keep_checkpoints)  # a kill may have come before it
+                log.info("continuing from step %d", self._steps_seen)
             self._opened = opened.pop_all()
         weakref.finalize(self, _close_quietly, self._opened)
 
@@ -354,13 +357,10 @@ class Session:
             raise _EvaluationStopped
         self._bar.evaluating(played, episodes)
 
-    def _begin_evaluation(self, report: Report, state: StateTree | None = None, is_last: bool = False) -> None:
-        """Begin to play, in environments of their own, with the present policy or an earlier state's."""
-        request = (
-            self._schedule.request_last(report.env_steps, self.tracker.mean_length, self.max_eval_steps)
-            if is_last
-            else self._schedule.request(report.env_steps, self.max_eval_steps)
-        )
+    def _begin_evaluation(self, report: Report, state: StateTree | None = None, request: Request | None = None) -> None:
+        """Begin to play, with the present policy or an earlier state's, as in between unless something is requested."""
+        if request is None:
+            request = self._schedule.request(report.env_steps, self.max_eval_steps)
         self._pending = _Pending(request, report.train_wall_s, None, perf_counter())
         model: StateTree = {}
         if self._evaluator.is_beside:
@@ -378,9 +378,11 @@ class Session:
             return
         pending, result = received
         if self.progress.best_mean_return is None or result.mean_return > self.progress.best_mean_return:
-            self._note_best(result.mean_return, pending.request.env_steps)
+            self._note_best(result, pending.request.env_steps)
             self._save(pending.state, result.mean_return)
-        self._show_evaluation(result)
+        elif pending.request.env_steps == self.progress.best_env_steps:
+            self._best = result  # played once more after a resume
+        self._show_evaluation(pending.request.env_steps, result)
 
     def _receive_evaluation(self, wait: bool) -> tuple[_Pending, Evaluation] | None:
         """Return the evaluation in progress and what it gave, written down, or None where it is not there."""
@@ -411,18 +413,22 @@ class Session:
                 env_steps, result.mean_return, result.std_return, result.mean_length, wall_s, result.success_rate
             )
         self._schedule.note(pending.request, result.calls, result.mean_length)
-        progress, target = self.progress, self.config.run.until_return
-        progress.eval_wall_s += perf_counter() - pending.began
-        if target is not None and result.mean_return >= target and not progress.solved:
+        self.progress.eval_wall_s += perf_counter() - pending.began
+        self._note_solution(result.mean_return, env_steps, wall_s)
+
+    def _note_solution(self, mean_return: float, env_steps: int, wall_s: float) -> None:
+        target, progress = self.config.run.until_return, self.progress
+        if target is not None and mean_return >= target and not progress.solved:
             progress.solved_wall_s, progress.solved_env_steps = wall_s, env_steps
 
-    def _note_best(self, mean_return: float, env_steps: int) -> None:
-        self.progress.best_mean_return, self.progress.best_env_steps = mean_return, env_steps
+    def _note_best(self, result: Evaluation, env_steps: int) -> None:
+        self._best = result
+        self.progress.best_mean_return, self.progress.best_env_steps = result.mean_return, env_steps
 
-    def _show_evaluation(self, result: Evaluation) -> None:
+    def _show_evaluation(self, env_steps: int, result: Evaluation) -> None:
         best, eval_wall_s = self.progress.best_mean_return, self.progress.eval_wall_s
         assert best is not None
-        self._bar.evaluated(Evaluated(result.mean_return, result.std_return, best, eval_wall_s))
+        self._bar.evaluated(Evaluated(env_steps, result.mean_return, result.std_return, best, eval_wall_s))
 
     def _save(self, state: StateTree | None = None, best_mean_return: float | None = None) -> None:
         """Save the present state, or an earlier one; `best_mean_return` is what it has reached if it is the best."""
@@ -491,6 +497,9 @@ class Session:
 
         After a stop signal it only saves. Calling it twice changes nothing.
 
+        Raises:
+            ValueError: nothing was trained yet, or the session was closed before it was finished.
+
         Args:
             measure_efficiency: see `fastac.tools.efficiency`; takes a quarter of a second, or as long as
                 it takes to build the environments again and step them twice.
@@ -506,12 +515,17 @@ class Session:
                     self._abandon()
                 raise
             self._close()
+        if not self._summary:
+            where = str(self.directory.path)
+            raise ValueError(f"the session is closed, and its run has not ended: go on with fastac.resume({where!r}).")
         return self._summary
 
     def _end(self, measure_efficiency: bool) -> None:
         last = self.parts.trainer.halt()
         if last is not None:
             self._record(last)
+        if self._report is None:
+            raise ValueError("nothing was trained yet, so there is nothing to finish: iterate over the session first.")
         report = self.report
         # Before the evaluation, which may take long or fail. What was saved before the minutes were over does not
         # say that they are.
@@ -521,7 +535,7 @@ class Session:
             with stop_signals() as self._stop:
                 self._evaluate_last(report)
             self.stop_signal = self._stop.signal
-        self._load_best()
+        self.evaluation = self._best
         if measure_efficiency and self.stop_signal is None:
             self.bare_times = self._time_bare(report)
         self._summary = summarize(self)
@@ -533,48 +547,44 @@ class Session:
         """Play the policies that the run may end with, the last one and the best, and mark the better one."""
         self._take_evaluation(wait=True)
         if self._is_reached:
-            if self.evaluation is None and self._evaluator.is_beside:
-                # Resumed after its target was reached, but not from there: workers had gone on meanwhile.
-                self._begin_evaluation(report, self._load_best_state())
+            if self._best is None:  # resumed after its target was reached: what reached it plays as it did then
+                self._begin_evaluation(report, self._load_best_state() if self._evaluator.is_beside else None)
                 self._take_evaluation(wait=True)
-            if self._evaluated_at == report.env_steps:
-                self.last_evaluation = self.evaluation
-            if self.evaluation is not None:
-                return
+            self.last_evaluation = self._best if self._evaluated_at == report.env_steps else None
+            return
         if self.config.run.eval_every == 0 and not plays_where_it_trains(self.config):
             self.parts.close()  # everything is saved, and no second set of environments is to be open beside these
+        request = self._schedule.request_last(report.env_steps, self.tracker.mean_length, self.max_eval_steps)
         if self._evaluated_at != report.env_steps or self.config.run.eval_episodes is None:
-            self._begin_evaluation(report, is_last=True)
+            self._begin_evaluation(report, request=request)
             if self._receive_evaluation(wait=True) is None:
                 return
         self.last_evaluation = self.evaluation
         assert self.last_evaluation is not None
-        self._compare_with_best(report, self.last_evaluation)
-        self._show_evaluation(self.last_evaluation)
+        self._compare_with_best(report, self.last_evaluation, request)
+        self._show_evaluation(report.env_steps, self.last_evaluation)
 
-    def _compare_with_best(self, report: Report, last: Evaluation) -> None:
-        """Mark the better one of the last policy and the best so far, which plays as many episodes once more.
+    def _compare_with_best(self, report: Report, last: Evaluation, request: Request) -> None:
+        """Mark the better one of the last policy and the best so far, which plays what the last one has played.
 
         Of many evaluations the best is so by luck too: only over the same episodes the two can be compared.
         """
         best, best_at = self.progress.best_mean_return, self.progress.best_env_steps
-        if best is not None and best_at not in (None, report.env_steps) and best > last.mean_return:
-            again = self._play_best(report)
+        if best is not None and best_at is not None and best_at != report.env_steps and best > last.mean_return:
+            again = self._play_best(request)
             if again is None:
                 return
             if again.mean_return > last.mean_return:
-                self.evaluation = again
-                self._mark(again.mean_return, best_at)
+                self._mark(again, best_at)
+                self._note_solution(again.mean_return, best_at, report.train_wall_s)
                 return
-        self._mark(last.mean_return, report.env_steps)
+        self._mark(last, report.env_steps)
 
-    def _play_best(self, report: Report) -> Evaluation | None:
-        """Play the best policy so far as the last one was played; None if the run is to stop."""
+    def _play_best(self, request: Request) -> Evaluation | None:
+        """Play the best policy so far; None if the run is to stop."""
         began = perf_counter()
-        state, last = self._load_best_state(), self._copy_model()
-        model = read_branch(read_branch(state, "parts"), "model")
+        last, model = self._copy_model(), read_branch(read_branch(self._load_best_state(), "parts"), "model")
         load_module(self.parts.model, model)
-        request = self._schedule.request_last(report.env_steps, self.tracker.mean_length, self.max_eval_steps)
         try:
             self._evaluator.begin(model, request)
             return self._evaluator.take(wait=True)
@@ -584,24 +594,22 @@ class Session:
             load_module(self.parts.model, last)
             self.progress.eval_wall_s += perf_counter() - began
 
-    def _mark(self, mean_return: float, env_steps: int) -> None:
+    def _mark(self, result: Evaluation, env_steps: int) -> None:
         """Mark a saved policy as the best, by its latest evaluation."""
-        self._note_best(mean_return, env_steps)
-        mark_best(self.directory.path, self.directory.path / "checkpoints" / f"step-{env_steps:012d}", mean_return)
+        self._note_best(result, env_steps)
+        path = self.directory.path
+        mark_best(path, path / "checkpoints" / f"step-{env_steps:012d}", result.mean_return)
+        prune_checkpoints(path, self.config.run.keep_checkpoints)
 
     def _load_best_state(self) -> StateTree:
         return self.directory.load_checkpoint("best").state
 
-    def _load_best(self) -> None:
-        """Put the best policy into the model, where it is not the last one, which is kept aside."""
-        if self.progress.best_env_steps not in (None, self.report.env_steps):
-            self._last_model = self._copy_model()
-            load_module(self.parts.model, read_branch(read_branch(self._load_best_state(), "parts"), "model"))
-
-    def load_last(self) -> None:
-        """Put the last policy into the model; after `finish`, which leaves the best one there."""
-        if self._last_model is not None:
-            load_module(self.parts.model, self._last_model)
+    def copy_policy(self, which: Literal["best", "last"]) -> ActorCritic:
+        """Return a copy of a policy: the one with the best evaluation, or the last one."""
+        model = deepcopy(self.parts.model)
+        if which == "best" and self.progress.best_env_steps not in (None, self.report.env_steps):
+            load_module(model, read_branch(read_branch(self._load_best_state(), "parts"), "model"))
+        return model
 
     def _copy_model(self) -> StateTree:
         return {name: value.clone() for name, value in self.parts.model.state_dict().items()}

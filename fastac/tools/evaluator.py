@@ -27,6 +27,7 @@ from fastac.build import (
     evaluation_seed,
     evaluation_width,
     is_batched,
+    is_seeded_when_built,
     load_module,
 )
 from fastac.config import Config, is_atari
@@ -114,22 +115,22 @@ class Stage:
         seed = evaluation_seed(self._config.run.seed, request.env_steps)
         noise = action_noise(self._config.run.eval_actions, seed)
         try:
-            envs, player = self._set(request.episodes)
+            envs, player = self._set(request.episodes, evaluation_seed(self._config.run.seed, request.env_steps))
             envs.reseed(seed)
             return evaluate(player, envs, request.episodes, noise, request.max_steps, request.goal, request.most, tell)
         except EnvFailure as error:
             where = f"in the evaluation after {request.env_steps} environment steps"
             raise EnvFailure(f"{str(error).removesuffix('.')}, {where}") from error
 
-    def _set(self, episodes: int) -> tuple[VecEnv, Player]:
+    def _set(self, episodes: int, seed: np.random.SeedSequence) -> tuple[VecEnv, Player]:
         config, factory = self._config, self._env_factory
         width = self._own.num_envs if self._own is not None else evaluation_width(config.env, episodes, factory)
+        if self._own is None and is_seeded_when_built(config.env, factory):
+            self._close_built()  # it cannot be given another seed
         if width not in self._sets:
             if not is_batched(config.env, factory):
                 self._close_built()  # others hold processes, windows or emulators
-            # Every evaluation seeds them anew, but for a pool that takes its seed when it is built.
-            first = evaluation_seed(config.run.seed, 0)
-            envs = self._own or build_evaluation_envs(config.env, width, first, factory, _count_workers(config))
+            envs = self._own or build_evaluation_envs(config.env, width, seed, factory, _count_workers(config))
             self._sets[width] = envs, make_player(self._policy, width, torch.device(config.run.device))
         return self._sets[width]
 
@@ -214,6 +215,7 @@ class ProcessEvaluator:
             f"{UNSENDABLE}; move them there, or train with a2c",
         )
         self._tell = tell
+        self._is_asked = False
         self._request: tuple[_Weights, Request] | None = None
         self._longest_s = 0.0
         self._start_timeout_s = config.env.start_timeout_s
@@ -232,7 +234,10 @@ class ProcessEvaluator:
         """See `Evaluator`."""
         # Copies as arrays: a tensor would be sent as memory that both processes share from then on.
         weights = {name: read_tensor(model, name).numpy() for name in model}
-        self._request = (weights, request)
+        if self._is_asked:  # what it still plays was given up
+            close(self._children, timeout_s=0.0)
+            self._start()
+        self._request, self._is_asked = (weights, request), True
         self._ask()
 
     def _ask(self) -> None:
@@ -255,6 +260,7 @@ class ProcessEvaluator:
             if isinstance(reply, _Alive | Evaluation):
                 self._note_life()
                 if isinstance(reply, Evaluation):
+                    self._is_asked = False
                     return reply
                 self._say(reply.played, reply.episodes)
             elif reply is None:

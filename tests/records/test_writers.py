@@ -525,17 +525,17 @@ def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 def test_without_a_terminal_there_is_a_line_per_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr, tracker = io.StringIO(), ReturnTracker()
     monkeypatch.setattr(sys, "stderr", stderr)
-    bar: Bar = open_bar(1000, only_at_end=False)
+    bar: Bar = open_bar(20_000)
     assert isinstance(bar, ProgressLines)
     for k in range(1, 10):
         tracker.update(make_report(k, (Episode(9.5, 5),)))
         bar.update(make_report(k), tracker)
     assert stderr.getvalue() == ""
     bar.evaluating(3, 10)
-    bar.evaluated(Evaluated(12.25, 1.5, 20.0, 0.5))
+    bar.evaluated(Evaluated(900, 12.25, 1.5, 20.0, 0.5))
     bar.close()
     (line,) = stderr.getvalue().splitlines()
-    for fact in ("900 of 1k steps", "200 steps/s", "return     9.5", "evaluation    12.2 +- 1.5", "best    20.0"):
+    for fact in ("900 of 20k steps", "200 steps/s", "return     9.5", "evaluation    12.2 +- 1.5", "best    20.0"):
         assert fact in line
     assert len(line) <= 100
 
@@ -543,11 +543,11 @@ def test_without_a_terminal_there_is_a_line_per_evaluation(monkeypatch: pytest.M
 def test_without_evaluations_in_between_there_are_lines_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr, tracker = io.StringIO(), ReturnTracker()
     monkeypatch.setattr(sys, "stderr", stderr)
-    bar = open_bar(4000, only_at_end=True)
+    bar = open_bar(4000)
     for k in range(1, 41):
         tracker.update(make_report(k))
         bar.update(make_report(k), tracker)
-    assert len(stderr.getvalue().splitlines()) == 20
+    assert len(stderr.getvalue().splitlines()) == 13  # a report comes after 100 steps, a line beyond 200
 
 
 def test_the_bar_shows_an_evaluation_the_best_so_far_and_a_time_left_that_includes_them(monkeypatch) -> None:
@@ -559,7 +559,7 @@ def test_the_bar_shows_an_evaluation_the_best_so_far_and_a_time_left_that_includ
     clock.now += 1.0
     bar.evaluating(43, 100)
     assert "400k/1.2M steps  evaluating 43/100  0:08 left" in terminal.getvalue()
-    bar.evaluated(Evaluated(450.0, 1.0, 480.0, 2.0))
+    bar.evaluated(Evaluated(400_000, 450.0, 1.0, 480.0, 2.0))
     clock.now += 1.0
     bar.update(report, tracker)
     bar.close()
@@ -590,7 +590,7 @@ def test_bar_shows_progress_at_most_ten_times_a_second(monkeypatch: pytest.Monke
 
 def test_bar_before_any_episode_and_past_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = open_terminal(monkeypatch)
-    bar = open_bar(50, only_at_end=False)
+    bar = open_bar(50)
     assert isinstance(bar, ProgressBar)
     tracker = ReturnTracker()
     bar.update(Report(0, 0, 0, 0, 0, collected(()), 0.0, Phases()), tracker)
