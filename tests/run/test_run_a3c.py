@@ -718,7 +718,7 @@ def test_an_evaluator_that_cannot_begin_says_why():
     try:
         process = evaluator._children[0].process
         process.join(60.0)  # however late it is asked
-        with pytest.raises(fastac.EnvFailure, match="the evaluator: .*RuntimeError: there is no stage here"):
+        with pytest.raises(fastac.EnvFailure, match=r"the evaluator: .*RuntimeError: there is no stage here"):
             evaluator.begin({}, Request(0, 1, 1, None, MOST_STEPS))
             evaluator.take(wait=True)
     finally:
