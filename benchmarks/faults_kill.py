@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -195,10 +195,21 @@ def _compare(ended: Ended, run_dir: Path, folder: Path, whole: Whole) -> tuple[s
 
 
 def _differences(run_dir: Path, whole: Whole) -> str:
-    left = json.loads(json.dumps(left_by(run_dir)))
-    expected = json.loads(json.dumps(whole.left))
-    other = [name for name in expected if left.get(name) != expected[name]]
-    return f"other {', '.join(f'{name}: {left.get(name)!r:.300}' for name in other)}" if other else ""
+    left, expected = (json.loads(json.dumps(found)) for found in (left_by(run_dir), whole.left))
+    other = _other(left, expected)
+    return "; ".join(f"{where} is {found!r:.200}, expected {value!r:.200}" for where, found, value in other)
+
+
+def _other(found: object, expected: object, where: str = "") -> Iterator[tuple[str, object, object]]:
+    """Yield where two trees of JSON data differ, and how."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in sorted(found.keys() | expected.keys()):
+            yield from _other(found.get(key), expected.get(key), f"{where}/{key}")
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        for at, (one, other) in enumerate(zip(found, expected, strict=True)):
+            yield from _other(one, other, f"{where}/{at}")
+    elif found != expected:
+        yield where, found, expected
 
 
 def _verdict(kind: str, moments: list[str], wrong: str, came: str) -> dict[str, object]:
@@ -210,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.faults_kill", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--kills", type=int, default=200, metavar="N", help="at least so many")
+    parser.add_argument("--kills", type=int, default=200, metavar="N", help="runs to kill, some twice")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--jobs", type=int, default=2, help="processes that kill")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="of runs")
@@ -222,7 +233,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         wholes = {kind: make_whole(kind, Path(folder, kind)) for kind in options.kinds}
     kinds = [kind for kind in options.kinds for _ in range(KINDS[kind][2])]
     random.Random(options.seed).shuffle(kinds)
-    number = -(-options.kills * 4 // 5)  # every fourth run is killed twice
 
     def do(job: int) -> dict[str, object]:
         kind = kinds[job % len(kinds)]
@@ -230,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{job}: {kind} killed at {row['killed']}: {row['wrong'] or row['came']}", flush=True)
         return row
 
-    rows = in_shards(number, options.jobs, do)
+    rows = in_shards(options.kills, options.jobs, do)
     page = _page(rows, time.perf_counter() - began)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(page)

@@ -599,7 +599,7 @@ class Session:
         self._note_best(result, env_steps)
         path = self.directory.path
         mark_best(path, path / "checkpoints" / f"step-{env_steps:012d}", result.mean_return)
-        prune_checkpoints(path, self.config.run.keep_checkpoints)
+        prune_checkpoints(path, self.config.run.keep_checkpoints)  # what was the best before
 
     def _load_best_state(self) -> StateTree:
         return self.directory.load_checkpoint("best").state

@@ -13,7 +13,7 @@ from benchmarks import faults_forged, faults_kill, forked
 @pytest.mark.parametrize(
     ("campaign", "words", "count"),
     [
-        ("faults_kill", ["--kills", "5", "--kinds", "a2c", "evaluation"], 4),
+        ("faults_kill", ["--kills", "4", "--kinds", "a2c", "evaluation"], 4),
         ("faults_forged", ["--number", "40"], 40),
     ],
 )
@@ -42,12 +42,12 @@ def test_what_a_killed_run_left_is_compared(tmp_path):
     whole = faults_kill.Whole(faults_kill.left_by(run.directory), 1.0, 1)
     assert faults_kill._differences(run.directory, whole) == ""
     (run.directory / ".writing-summary.1.json").touch()
-    assert faults_kill._differences(run.directory, whole).startswith("other names: ")
+    assert faults_kill._differences(run.directory, whole).startswith("/names is [")
     (run.directory / ".writing-summary.1.json").unlink()
     with (run.directory / "evaluations.jsonl").open("r+") as file:
         line = file.readline()
         file.write(line)
-    assert faults_kill._differences(run.directory, whole).startswith("other evaluations.jsonl: ")
+    assert faults_kill._differences(run.directory, whole).startswith("/evaluations.jsonl is [")
 
 
 def test_the_readings_are_judged():

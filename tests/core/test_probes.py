@@ -8,6 +8,7 @@ from core_support import CPU, PROBES, make_parts
 from fastac.config import EnvConfig
 from fastac.envs import make_vec
 from fastac.tools.evaluate import evaluate
+from fastac.tools.player import make_player
 
 GAMMA = 0.9
 ALGOS = {
@@ -51,7 +52,7 @@ def greedy(parts, *seen):
 def mean_return(parts, probe, episodes=100):
     """Play greedily in new environments."""
     envs = make_vec(EnvConfig(f"{PROBES}{probe}-v0", 10, "sync"), np.random.SeedSequence(123))
-    return evaluate(parts.model, envs, episodes, CPU).mean_return
+    return evaluate(make_player(parts.model, envs.num_envs, CPU), envs, episodes).mean_return
 
 
 @pytest.fixture(params=ALGOS)
