@@ -45,8 +45,10 @@ def _find_limits(layer: SingleEnv | BatchedEnv) -> list[int]:
         return [] if inner is None else [inner]
     if isinstance(layer, AsyncVectorEnv):
         return _ask_processes(layer)
-    own = _valid(getattr(layer, name, None) for name in _ATTRIBUTES)
-    return own or _valid(_read_spec(layer.spec))  # an instance may have another limit than was registered
+    own, said = _valid(getattr(layer, name, None) for name in _ATTRIBUTES), _valid(_read_spec(layer.spec))
+    if isinstance(layer.spec, EnvSpec):
+        return own or said  # an instance may have another limit than was registered
+    return [*own, *said]
 
 
 def _valid(found: Iterable[object]) -> list[int]:

@@ -84,8 +84,8 @@ class RunDirectory:
             (path / _CHECKPOINTS).mkdir()  # of two runs that begin here in the same instant, one makes it
         except FileExistsError as error:
             raise ValueError(
-                f"{path / _CHECKPOINTS} is there already, and {path} holds no run: choose another --run-dir, or "
-                "remove it."
+                f"{path} already holds a run or what is left of one ({_CHECKPOINTS} is there): choose another "
+                "--run-dir, or remove it."
             ) from error
         except OSError as error:
             raise _cannot_create(path, error) from error

@@ -67,5 +67,6 @@ def test_envpool_s_spec_has_it_elsewhere() -> None:
 
 
 def test_ale_s_own_batch_counts_frames() -> None:
+    pytest.importorskip("ale_py.vector_env")  # which registers its games
     env = gym.make_vec("ALE/Pong-v5", num_envs=1)
     assert find_time_limit(env) == 27_000

@@ -174,7 +174,7 @@ def test_newer_schema_asks_for_an_upgrade(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 5, STATE, CONFIG)
     body = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**body, "schema": 3}))
-    with pytest.raises(ValueError, match=r"newer fastac \(schema 3, this one reads up to 1\): upgrade fastac"):
+    with pytest.raises(ValueError, match=r"newer fastac \(schema 3, this one reads up to 2\): upgrade fastac"):
         load_checkpoint(path)
 
 

@@ -161,6 +161,91 @@ def test_the_command_line_tells_both_returns(tmp_path, monkeypatch, capsys):
     assert fastac.load(tmp_path / "run").summary["eval_mean_return"] == 2.5
 
 
+def test_best_and_last_play_the_same_number_of_episodes(tmp_path, monkeypatch):
+    played, real = [], evaluate
+
+    def watch(*arguments):
+        result = real(*arguments)
+        result.returns[:] = {0: 5.0}.get(len(played), 1.0)  # the first is the best, by luck
+        played.append((arguments[1].num_envs, result.episodes))
+        return result
+
+    monkeypatch.setattr("fastac.tools.evaluator.evaluate", watch)
+    settings = {"num_envs": 4, "num_steps": 64, "hidden_sizes": (8,), "tensorboard": False, "eval_every": 4_000}
+    fastac.train("Pendulum-v1", run_dir=tmp_path / "run", total_env_steps=11_000, **settings)
+    assert played[-1] == played[-2]  # what an episode takes is counted in between
+
+
+def test_the_target_may_be_reached_by_the_best_when_it_plays_once_more(tmp_path, monkeypatch, capsys):
+    evaluate_as_told(monkeypatch, [3.0, 1.0, 2.0, 6.0])
+    words = ["--num-envs", "4", "--num-steps", "8", "--hidden-sizes", "8", "--eval-every", "1", "--eval-episodes", "2"]
+    words += ["--total-env-steps", "90", "--no-tensorboard", "--until-return", "5", "--run-dir", str(tmp_path / "run")]
+    assert main(["train", "CartPole-v1", *words]) == 0
+    summary = fastac.load(tmp_path / "run").summary
+    assert summary["solved"] is True and summary["solved_env_steps"] == summary["best_env_steps"]
+    told = capsys.readouterr().err
+    assert "Solved CartPole-v1" in told and ",," not in told
+
+
+def test_each_policy_that_is_asked_for_is_a_copy_of_its_own(tmp_path, monkeypatch):
+    evaluate_as_told(monkeypatch, [3.0, 1.0, 2.5])
+    session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **{**SMALL, "eval_every": 1})
+    weights = []
+    for _ in session:
+        weights.append([weight.detach().clone() for weight in session.parts.model.parameters()])
+        if len(weights) == 2:
+            break
+    best, last = fastac.finish(session), fastac.finish(session, "last")
+    assert is_of(best.policy, weights[0]) and is_of(last.policy, weights[1])
+    assert is_of(fastac.finish(session).policy, weights[0])
+    assert "mean return 2.5" in repr(best) and "mean return 1.0" in repr(last)
+
+
+def test_a_stopped_run_tells_the_return_of_the_policy_that_it_gives(tmp_path, monkeypatch):
+    evaluate_as_told(monkeypatch, [3.0, 1.0])
+    session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **{**SMALL, "eval_every": 1})
+    for at, _ in enumerate(session):
+        if at == 1:
+            signal.raise_signal(signal.SIGINT)
+    assert fastac.finish(session).summary["eval_mean_return"] == 3.0
+
+
+def test_a_session_that_was_closed_or_never_began_is_not_finished(tmp_path):
+    with fastac.start("CartPole-v1", run_dir=tmp_path / "run", **SMALL) as session:
+        for _ in session:
+            break
+    with pytest.raises(ValueError, match="the session is closed, and its run has not ended"):
+        fastac.finish(session)
+    with pytest.raises(ValueError, match="nothing was trained yet"):
+        fastac.finish(fastac.start("CartPole-v1", run_dir=tmp_path / "new", **SMALL))
+    with pytest.raises(ValueError, match="checkpoint is 'bset'"):
+        fastac.train("CartPole-v1", run_dir=tmp_path / "typo", checkpoint="bset", **SMALL)
+    assert not (tmp_path / "typo").exists()
+
+
+def test_runs_in_turn_leave_the_signals_as_they_were(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    sessions = [fastac.start("CartPole-v1", run_dir=tmp_path / name, **SMALL) for name in "ab"]
+    loops = [iter(session) for session in sessions]
+    for loop in loops:
+        next(loop)
+    signal.raise_signal(signal.SIGINT)  # is meant for both
+    for loop in loops:
+        assert list(loop) == []
+    assert [session.stop_signal for session in sessions] == [signal.SIGINT] * 2
+    assert signal.getsignal(signal.SIGINT) is before
+    for session in sessions:
+        session.close()
+
+
+@pytest.mark.parametrize("limit", [1000, -1])
+def test_another_limit_than_was_registered_holds_in_training_and_evaluation(tmp_path, limit):
+    settings = {**SMALL, "num_envs": 8, "total_env_steps": 640, "env_kwargs": {"max_episode_steps": limit}}
+    run = fastac.train("CartPole-v1", run_dir=tmp_path / "run", **settings)
+    assert run.summary["mean_return"] > 5.0  # with a limit of -1 a batch would end every episode at once
+    assert run.summary["eval_max_steps"] == 1000 if limit == 1000 else run.summary["eval_mean_return"] > 5.0
+
+
 # --- no second environment ------------------------------------------------------------------------
 
 
