@@ -295,6 +295,32 @@ def forge_header(packed: bytes, name: str, chance: random.Random) -> bytes:
     return length.to_bytes(8, "little") + made + packed[8 + size :]
 
 
+NAMES = (
+    "os:abort",
+    "os:_exit",
+    "antigravity:x",
+    "subprocess:run",
+    "this:s",
+    "builtins:exec",
+    "shutil:rmtree",
+    "os.path:x",
+)
+
+
+def forge_names(run_dir: Path, other: Path, chance: random.Random) -> str:
+    """Let config.json and all checkpoints say that environments or encoder come from somewhere else."""
+    section, key = chance.choice((("env", "env_id"), ("model", "encoder")))
+    name = chance.choice(NAMES)
+    config = json.loads((run_dir / "config.json").read_text())
+    config[section][key] = name
+    (run_dir / "config.json").write_text(json.dumps(config))
+    for checkpoint in (run_dir / "checkpoints").glob("step-*"):
+        body = json.loads((checkpoint / "state.json").read_text())
+        body["config"][section][key] = name
+        seal(checkpoint, body)
+    return f"{key} {name}"
+
+
 def seal(checkpoint: Path, body: Tree) -> None:
     """Write a checkpoint's JSON with digests that are right."""
     from hashlib import sha256
@@ -307,7 +333,7 @@ def seal(checkpoint: Path, body: Tree) -> None:
     (checkpoint / "state.json").write_bytes(json.dumps({**body, "sha256": digest}).encode() + b"\n")
 
 
-# How often in 20, and what must be refused.
+# How often in 21.
 CHANGES: tuple[tuple[Callable[[Path, Path, random.Random], str], int], ...] = (
     (flip, 2),
     (cut, 2),
@@ -316,6 +342,7 @@ CHANGES: tuple[tuple[Callable[[Path, Path, random.Random], str], int], ...] = (
     (edit, 2),
     (forge_scalars, 5),
     (forge_arrays, 4),
+    (forge_names, 1),
 )
 
 

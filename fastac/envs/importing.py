@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import partial, reduce
@@ -63,6 +64,9 @@ def import_home(setting: str, name: str) -> ModuleType:
         ValueError: it cannot be imported; the sentence begins with the setting.
     """
     module = name.rpartition(":")[0]
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        # The name may stand in a run's file that somebody else wrote, and Python itself has os.abort and the like.
+        raise ValueError(f"{setting} is {name!r}, but {module!r} is a part of Python itself: name a module of yours.")
     try:
         return importlib.import_module(module)
     except Exception as error:  # foreign code, which may raise anything

@@ -113,6 +113,7 @@ def test_what_is_no_environment(env: object, words: str) -> None:
         ("given_envs:Plian", r"env_id is 'given_envs:Plian', but 'given_envs' has no 'Plian': did you mean Plain"),
         ("given_envs:zzzz", r"has no 'zzzz': expected a class or function of it"),
         ("given_envs:NOT_A_FUNCTION", r"which is 3, expected a class or function"),
+        *((name, "is a part of Python itself: name a module of yours") for name in ("os:abort", "os.path:x", "this:s")),
         ("no_such_module:make", r"'no_such_module' cannot be imported .*: start where it lies, or set PYTHONPATH"),
         ("<__main__:make>", r"was given in Python and cannot be imported: give it again there, as env=\.\.\."),
         (lambda n: Plain(), r"called with num_envs = 3 and returned .*, expected a gymnasium.vector.VectorEnv"),
