@@ -341,13 +341,14 @@ def _eval(words: Sequence[str]) -> int:
     actions = options.actions or run.config.run.eval_actions
     result = evaluate(run, options.episodes, options.seed, actions=actions, max_steps=options.max_steps)
     if options.json:
-        names = ("mean_return", "std_return", "mean_length", "episodes", "cut")
+        names = ("mean_return", "std_return", "mean_length", "episodes", "cut", "success_rate")
         print(json.dumps({name: getattr(result, name) for name in names}))
         return 0
-    cut = f", {result.cut} of them cut before they ended" if result.cut else ""
+    more = "" if result.success_rate is None else f", {result.success_rate:.0%} of them successes"
+    more += f", {result.cut} of them cut before they ended" if result.cut else ""
     text = (
         f"mean return {result.mean_return:.2f} +- {result.std_return:.2f}, mean length {result.mean_length:.1f}, "
-        f"{result.episodes} {actions} episodes{cut}"
+        f"{result.episodes} {actions} episodes{more}"
     )
     print(fit(text, sys.stdout))
     return 0

@@ -12,7 +12,7 @@ from fastac.contract import Report
 from fastac.records.tracker import ReturnTracker
 
 _PERIOD_S = 0.1
-_LINES = 20  # at most, of a run without evaluations
+_LINES = 10  # at most, of a run without evaluations
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from fastac.tools.evaluator import Request
 # Evaluations in between may cost such a part of the training steps so far, and the last one such a part of all; more
 # where a return ends the run, which is then seen sooner.
 _SHARE, _SHARE_UNTIL, _LAST_SHARE = 0.05, 0.25, 0.02
+_FEW_SHARE = 0.05  # of a short run's last evaluation, so that it is not of one or two episodes
 _TIMES, _TIMES_UNTIL = 20, 100  # there are at most so many in a run
 _FEW, _FEW_BATCHED = 5, 10  # episodes in between
 _MOST = 100  # at the end, and to confirm that the target is reached
@@ -53,7 +54,8 @@ class Schedule:
         run, most = self._config.run, _MOST
         if not self._is_batched:
             length = max(mean_length or 0.0, self._progress.eval_mean_length) or max_steps
-            most = max(1, min(_MOST, int(_LAST_SHARE * env_steps / length)))
+            most = max(1, min(_FEW, int(_FEW_SHARE * env_steps / length)), int(_LAST_SHARE * env_steps / length))
+            most = min(_MOST, most)
         episodes = run.eval_episodes or most
         return Request(env_steps, episodes, self._confirming(episodes), run.until_return, max_steps)
 

@@ -193,7 +193,7 @@ class Session:
         )
         if config.run.eval and config.run.eval_max_steps is None and self.parts.envs.max_episode_steps is None:
             log.info(
-                "%s has no time limit: an evaluation's episode is cut after %d times the longest training episode "
+                "%s names no time limit: an evaluation's episode is cut after %d times the longest training episode "
                 "(--eval-max-steps sets another limit)",
                 config.env.env_id,
                 _LONGEST_TIMES,
@@ -323,10 +323,17 @@ class Session:
             report is not None
             and self._pending is None
             and self._is_promising
+            and self._knows_limit
             and self._schedule.is_due(report.env_steps)
         ):
             self._begin_evaluation(report)
         self._take_evaluation(wait=False)
+
+    @property
+    def _knows_limit(self) -> bool:
+        """Whether evaluation's episodes can be cut fairly: before one has ended in training nobody knows how long."""
+        limit = self.config.run.eval_max_steps or self.parts.envs.max_episode_steps
+        return limit is not None or self.tracker.longest > 0
 
     @property
     def _is_promising(self) -> bool:

@@ -197,7 +197,10 @@ def _make_env(env: EnvConfig | RenderedEnvFactory) -> RenderedEnv:
 
 def _check_env(env: RenderedEnv, policy: TrainedPolicy) -> None:
     if env.render_mode != "rgb_array":
-        raise ValueError(f"the environment's render_mode is {env.render_mode!r}, expected 'rgb_array'.")
+        raise ValueError(
+            f"the environment's render_mode is {env.render_mode!r}, expected 'rgb_array': its class has to take a "
+            "render_mode, keep it as self.render_mode, and return pictures from render()."
+        )
     if env.action_space != policy.action_space:
         raise ValueError(f"the environment's action space is {env.action_space}, expected {policy.action_space}.")
 

@@ -547,7 +547,7 @@ def test_without_evaluations_in_between_there_are_lines_all_the_same(monkeypatch
     for k in range(1, 41):
         tracker.update(make_report(k))
         bar.update(make_report(k), tracker)
-    assert len(stderr.getvalue().splitlines()) == 13  # a report comes after 100 steps, a line beyond 200
+    assert len(stderr.getvalue().splitlines()) == 8  # a report comes after 100 steps, a line beyond 400
 
 
 def test_the_bar_shows_an_evaluation_the_best_so_far_and_a_time_left_that_includes_them(monkeypatch) -> None:
