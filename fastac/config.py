@@ -94,7 +94,7 @@ class EnvConfig:
     """native: the id's own batched env; sync: one process; process: several envs per process."""
     envs_per_worker: int | None = None
     """Environments of each worker; num_envs is then so many times workers."""
-    env_kwargs: EnvArguments = field(default_factory=dict)
+    env_kwargs: EnvArguments = field(default_factory=dict, hash=False)
     """What it is built with, as JSON '{"level": 3}' or as level=3,size=9."""
     start_timeout_s: float = 120.0
     """Other processes: seconds in which one must have started and built its environments."""

@@ -35,7 +35,7 @@ TABLE = {
         "contract config presets processes envs models kernels rollout losses gradient fused apply learner trainers"
     ),
     "tools": "install memory contract config processes envs models fused apply records build",
-    "run": "text contract config records build tools",
+    "run": "text contract config models records build tools",
     "api": "contract config processes records build tools run",
     "experiments": (
         "install contract config presets processes envs models kernels rollout apply records build tools run api"

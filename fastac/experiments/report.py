@@ -145,7 +145,8 @@ def _values(content: Json) -> dict[str, Summaries]:
 def _format_settings(content: Json) -> str:
     """Return the settings that one wants to know first, of the first arm."""
     settings = cast("Json", content["settings"])
-    told = [f"{name} {value if isinstance(value := settings[name], str) else f'{value:,}'}" for name in _TOLD]
+    given = [(name, settings[name]) for name in _TOLD if settings[name] is not None]
+    told = [f"{name} {value if isinstance(value, str) else f'{value:,}'}" for name, value in given]
     return f"Settings of *{next(iter(_values(content)))}*: {', '.join(told)}."
 
 

@@ -153,7 +153,7 @@ def test_a_gradient_estimate_is_that_of_one_episode():
     worker = build_worker(config, envs, model, measures._Recorder(model), Streams.spawn(5).actions, Alone())
     for row in found:
         worker.pair.collect(Phases())
-        length = int(worker.rollout.valid.sum())
+        length = worker.pair._rollout.num_steps  # of the one episode; rows after it are of an earlier one
         obs, action = worker.rollout.obs[:length, 0], worker.rollout.action[:length, 0]
         returns = [(1 - 0.99 ** (length - t)) / 0.01 for t in range(length)]
         params, _, _ = model(obs, torch.zeros(length, 0), torch.zeros(length, dtype=torch.bool))

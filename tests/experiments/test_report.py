@@ -62,7 +62,7 @@ def test_the_page(tmp_path, undrawn):
     low, high = bootstrap_interval(np.arange(0.0, 60.0, 10.0), mean)
     first = f"| 25.0 / 25.0 [{low:.1f}, {high:.1f}] | 100 / 100, 2 of 6 | 0 of 6 |"
     second = f"| 30.0 / 30.0 [{low + 5:.1f}, {high + 5:.1f}] | 100 / 100, 2 of 6 | 0 of 6 |"
-    told = "algo a2c, num_envs {}, num_steps 16, learning_rate 0.0007, total_env_steps 500,000, eval_episodes 100."
+    told = "algo a2c, num_envs {}, num_steps 16, learning_rate 0.0007, total_env_steps 500,000."
     assert (tmp_path / "report.md").read_text() == "\n".join(
         [
             "# toy",

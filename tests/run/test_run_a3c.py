@@ -350,10 +350,14 @@ def run_script(tmp_path, lines):
 
 def test_a_script_without_a_guard_is_told_what_it_lacks(tmp_path):
     code, output = run_script(
-        tmp_path, "fastac.train('CartPole-v1', 'a3c', workers=1, num_envs=2, run_dir='run', total_env_steps=100)\n"
+        tmp_path,
+        "def make(num_envs):\n"
+        "    import gymnasium\n"
+        "    return gymnasium.make_vec('CartPole-v1', num_envs=num_envs)\n"
+        "fastac.train(make, 'a3c', workers=1, num_envs=2, run_dir='run', total_env_steps=100)\n",
     )
     assert code == 1
-    assert "must do so below `if __name__ == '__main__':`" in output.splitlines()[-1]
+    assert "below `if __name__ == '__main__':`" in output.splitlines()[-1]
 
 
 def test_a_session_that_nobody_finishes_lets_python_exit(tmp_path):

@@ -306,7 +306,7 @@ def test_who_does_not_evaluate_has_the_last_policy_and_no_return_of_it(tmp_path,
     words = ["train", "CartPole-v1", "--no-eval", "--num-envs", "4", "--num-steps", "8", "--total-env-steps", "640"]
     assert main([*words, "--no-tensorboard", "--run-dir", str(tmp_path / "run")]) == 0
     told = capsys.readouterr().err
-    assert "nothing was evaluated" in told and len(told.splitlines()) > 10  # lines all the same
+    assert "nothing was evaluated" in told and len(told.splitlines()) > 6  # lines all the same
     assert read_rows(tmp_path / "run" / "evaluations.jsonl") == []
     assert fastac.load(tmp_path / "run").summary["eval_mean_return"] is None
 

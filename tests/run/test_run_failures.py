@@ -159,7 +159,10 @@ class Sick(nn.Module):
 
 
 def test_a_loss_that_is_not_finite_names_update_and_term(tmp_path):
-    session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", encoder=lambda space: Sick(space.shape[0]), **SMALL)
+    settings = {**SMALL, "num_minibatches": 1}
+    session = fastac.start(
+        "CartPole-v1", run_dir=tmp_path / "run", encoder=lambda space: Sick(space.shape[0]), **settings
+    )
     seen = []
     with pytest.raises(fastac.NonFiniteError, match=r"^update (\d+): policy_loss is not finite; .*failure") as failed:
         seen.extend(session)

@@ -288,7 +288,7 @@ def read_summary(tmp_path) -> dict:
 def test_train_ends_with_the_efficiency(tmp_path, capsys, monkeypatch, collect):
     monkeypatch.setattr("fastac.run.session._LEAST_TRAIN_S", 0.0)
     monkeypatch.setattr("fastac.run.session.measure", lambda *_: replace(BARE, env_s=1e-9))
-    assert train(tmp_path, "--collect", collect) == 0
+    assert train(tmp_path, "--collect", collect, "--num-minibatches", "1") == 0
     summary = read_summary(tmp_path)
     *_, names, spent, says, ended = capsys.readouterr().err.splitlines()
     bound = summary["sps"] / summary["efficiency"]
