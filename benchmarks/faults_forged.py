@@ -212,7 +212,9 @@ def forge_tree(tree: Tree, chance: random.Random) -> str:
     path = chance.choice(nodes_of(tree))
     branch: Tree = tree
     for key in path[:-1]:
-        branch = branch[key]  # type: ignore[assignment]
+        inner = branch[key]
+        assert isinstance(inner, dict)
+        branch = inner
     leaf, name = path[-1], "/".join(path)
     how = chance.choice(("value", "value", "value", "scaled", "gone", "renamed", "added", "swapped"))
     value = branch[leaf]

@@ -19,7 +19,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def _remove_socket(server: int) -> None:
     """Remove the socket and its folder, which stay where the first process was killed; else it has done so."""
-    address = getattr(multiprocessing.forkserver, "_forkserver")._forkserver_address  # noqa: B009
+    address = getattr(multiprocessing.forkserver._forkserver, "_forkserver_address", None)  # no public name
     if os.getpid() == server and isinstance(address, str):  # a process that was forked has not made them
         with suppress(OSError, ValueError):  # gone, or no path
             Path(address).unlink(missing_ok=True)

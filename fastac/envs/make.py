@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -223,13 +224,9 @@ def _make_batch(config: EnvConfig, source: EnvFunction, seed: np.random.SeedSequ
 
 def _make_native(config: EnvConfig, source: Source, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
     assert isinstance(source, EnvSpec)
+    kwargs: dict[str, Any] = {**config.env_kwargs}  # of Gymnasium's own arguments, or of the environment's
     try:
-        env = gym.make_vec(
-            source,
-            num_envs=num_envs,
-            vectorization_mode="vector_entry_point",
-            **config.env_kwargs,  # type: ignore
-        )
+        env = gym.make_vec(source, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
     except Exception as error:
         raise _explain(config.env_id, source, error) from error
     try:
@@ -293,7 +290,7 @@ def _build_raw(config: EnvConfig, source: Source, render_mode: str | None, is_ch
         ValueError: a function returned something else.
         Exception: what the maker raised.
     """
-    kwargs = dict(config.env_kwargs)
+    kwargs: dict[str, Any] = {**config.env_kwargs}  # of Gymnasium's own arguments, or of the environment's
     if isinstance(source, EnvSpec):
         if not is_checked:
             kwargs["disable_env_checker"] = True
@@ -301,7 +298,7 @@ def _build_raw(config: EnvConfig, source: Source, render_mode: str | None, is_ch
             kwargs["render_mode"] = render_mode
         # By its id, where that is not only looked up, Gymnasium says if it is out of date.
         is_registered = is_checked and gym.registry.get(source.id) is source
-        made: SingleEnv = gym.make(source.id if is_registered else source, **kwargs)  # type: ignore[arg-type]
+        made: SingleEnv = gym.make(source.id if is_registered else source, **kwargs)
         return made
     if render_mode is not None and takes(source.make, "render_mode"):
         kwargs["render_mode"] = render_mode

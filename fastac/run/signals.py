@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 log = logging.getLogger("fastac")
@@ -19,7 +20,8 @@ class Stop:
 
 
 _active: list[Stop] = []  # of runs in progress, which may take turns
-_before: dict[signal.Signals, object] = {}  # the handlers that the first of them found
+_put_back: dict[signal.Signals, Callable[[], object]] = {}  # restores the handlers that the first of them found
+_let_die: dict[signal.Signals, Callable[[], object]] = {}  # what a second signal is to find
 
 
 @contextmanager
@@ -34,21 +36,23 @@ def stop_signals() -> Iterator[Stop]:
         return
     if not _active:
         for number in (signal.SIGINT, signal.SIGTERM):
-            _before[number] = signal.signal(number, _note)
+            before = signal.signal(number, _note)
+            # Shells start background jobs with SIGINT ignored; a second one is meant all the same.
+            second = signal.default_int_handler if before is signal.SIG_IGN else before
+            _put_back[number] = partial(signal.signal, number, before)
+            _let_die[number] = partial(signal.signal, number, second)
     _active.append(stop)
     try:
         yield stop
     finally:
         _active.remove(stop)
         if not _active:
-            for number, handler in _before.items():
-                signal.signal(number, handler)  # type: ignore[arg-type] # it is what `signal` returned
+            for put_back in _put_back.values():
+                put_back()
 
 
 def _note(number: int, frame: FrameType | None) -> None:
     for stop in _active:
         stop.signal = signal.Signals(number)
     log.info("stopping after the update in progress; once more stops at once")
-    second = _before[signal.Signals(number)]
-    # Shells start background jobs with SIGINT ignored; a second one is meant all the same.
-    signal.signal(number, signal.default_int_handler if second is signal.SIG_IGN else second)  # type: ignore[arg-type]
+    _let_die[signal.Signals(number)]()

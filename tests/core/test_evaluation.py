@@ -18,6 +18,7 @@ from fastac.cli import main
 from fastac.config import Config, EnvConfig, ModelConfig
 from fastac.contract import EnvFailure, WorkerFailure
 from fastac.envs import adapt, make_vec
+from fastac.envs.infos import NOTHING
 from fastac.tools.evaluate import MOST_STEPS, Evaluation, _Games, action_noise
 from fastac.tools.evaluate import evaluate as play_games
 from fastac.tools.evaluator import _SILENCE_S, ProcessEvaluator, Request, Stage, _Alive
@@ -48,7 +49,7 @@ class Idle(KnownPolicy):
 class Lengths:
     """Stands in for environments whose every episode's length is known beforehand; reward 1 a step."""
 
-    extras = {}  # noqa: RUF012
+    extras = NOTHING
     frame_skip, max_episode_steps = 1, None
 
     def __init__(self, lengths):

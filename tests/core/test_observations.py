@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastac.contract import Alone, Phases
+from fastac.envs.infos import NOTHING
 from fastac.kernels import reference, stack_frames
 from fastac.models import RewardClipper
 from fastac.rollout import Collector, EpisodeCounter, FlatMinibatches, Rollout, SequenceMinibatches
@@ -23,7 +24,7 @@ def allocate(num_steps, num_envs, frame_stack):
 class FrameEnvs:
     """Random frames whose episodes end at random, in NEXT_STEP order; keeps every env's true stacks."""
 
-    extras = {}  # noqa: RUF012
+    extras = NOTHING
     frame_skip, description, max_episode_steps = 4, "frames", None
 
     def __init__(self, num_envs, frame_stack, seed, ends=0.3):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -89,7 +91,7 @@ class Heard(gym.Env):
 
     observation_space = gym.spaces.Box(-1, 1, (1,))
     action_space = gym.spaces.Discrete(2)
-    seeds: list = []  # noqa: RUF012
+    seeds: ClassVar[list] = []
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
         Heard.seeds.append(seed)
