@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load, save
 
-from benchmarks.forked import Ended, in_shards, prepare, run_forked
+from benchmarks.forked import Ended, in_shards, prepare, publish, run_forked
 from benchmarks.machine import describe_machine, format_machine
 
 _OUTPUT = Path("runs/forged.txt")  # committed results are replaced only with --output
@@ -411,10 +411,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         rows = in_shards(options.number, options.jobs, do)
     page = _page(rows, time.perf_counter() - began)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(page)
-    print(f"\n{page}", end="")
-    return 1 if any(row["wrong"] for row in rows) else 0
+    return publish(page, rows, options.output)
 
 
 def _page(rows: list[dict[str, object]], took_s: float) -> str:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.forked import Ended, in_shards, prepare, run_forked
+from benchmarks.forked import Ended, in_shards, prepare, publish, run_forked
 from benchmarks.machine import describe_machine, format_machine
 from fastac.records import best_mean_return, find_checkpoint
 
@@ -242,10 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     rows = in_shards(options.kills, options.jobs, do)
     page = _page(rows, time.perf_counter() - began)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(page)
-    print(f"\n{page}", end="")
-    return 1 if any(row["wrong"] for row in rows) else 0
+    return publish(page, rows, options.output)
 
 
 def _page(rows: list[dict[str, object]], took_s: float) -> str:

@@ -140,3 +140,11 @@ def _do_shard(numbers: Sequence[int], path: Path, do: Callable[[int], dict[str, 
     finally:
         sys.stdout.flush()
         os._exit(code)
+
+
+def publish(page: str, rows: list[dict[str, object]], output: Path) -> int:
+    """Write a campaign's page and print it; return the exit code, 1 if anything was wrong."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page)
+    print(f"\n{page}", end="")
+    return 1 if any(row["wrong"] for row in rows) else 0

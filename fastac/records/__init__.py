@@ -15,12 +15,21 @@ from fastac.records.progress import Bar, Evaluated, NullBar, ProgressBar, Progre
 from fastac.records.provenance import git_commit, peak_rss_mb, versions
 from fastac.records.run_dir import RunDirectory, default_run_dir
 from fastac.records.tracker import ReturnTracker
-from fastac.records.writers import NullWriter, ProgressWriter, Row, TensorBoardWriter, Writer, progress_row
+from fastac.records.writers import (
+    EvaluationRow,
+    NullWriter,
+    ProgressWriter,
+    Row,
+    TensorBoardWriter,
+    Writer,
+    progress_row,
+)
 
 __all__ = [
     "Bar",
     "Checkpoint",
     "Evaluated",
+    "EvaluationRow",
     "NullBar",
     "NullWriter",
     "ProgressBar",

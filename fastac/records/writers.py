@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -29,22 +30,37 @@ _PERIOD_S = 1.0
 _encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps with an option builds an encoder per call
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """One evaluation, as it is written down.
+
+    Attributes:
+        env_steps: of training before it.
+        mean_return: of its episodes, raw.
+        std: their standard deviation.
+        mean_length: in env steps.
+        wall_s: of training before it.
+        episodes: how many.
+        success_rate: None where its episodes did not give `info["is_success"]`.
+    """
+
+    env_steps: int
+    mean_return: float
+    std: float
+    mean_length: float
+    wall_s: float
+    episodes: int
+    success_rate: float | None = None
+
+
 class Writer(Protocol):
     """Takes rows of progress and evaluations; every method may raise RecordError."""
 
     def write(self, row: Row) -> None:
         """Record one iteration, as `progress_row` gives it."""
 
-    def write_evaluation(
-        self,
-        env_steps: int,
-        mean_return: float,
-        std: float,
-        mean_length: float,
-        wall_s: float,
-        success_rate: float | None = None,
-    ) -> None:
-        """Record one evaluation; `success_rate` is None where its episodes did not give `info["is_success"]`."""
+    def write_evaluation(self, row: EvaluationRow) -> None:
+        """Record one evaluation."""
 
     def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
         """Record what a run came to, as `summary.json` has it."""
@@ -62,15 +78,7 @@ class NullWriter:
     def write(self, row: Row) -> None:
         """Do nothing."""
 
-    def write_evaluation(
-        self,
-        env_steps: int,
-        mean_return: float,
-        std: float,
-        mean_length: float,
-        wall_s: float,
-        success_rate: float | None = None,
-    ) -> None:
+    def write_evaluation(self, row: EvaluationRow) -> None:
         """Do nothing."""
 
     def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
@@ -153,35 +161,19 @@ class ProgressWriter:
             if self._clock() - self._flushed_at >= _PERIOD_S:
                 self.flush()
 
-    def write_evaluation(
-        self,
-        env_steps: int,
-        mean_return: float,
-        std: float,
-        mean_length: float,
-        wall_s: float,
-        success_rate: float | None = None,
-    ) -> None:
+    def write_evaluation(self, row: EvaluationRow) -> None:
         """Append an evaluation, in place of the last one where that is of the same `env_steps`.
 
         It reaches the file at once. So a run that was killed after its last evaluation, and evaluates once more when
         it goes on, has one row of it.
         """
-        row: dict[str, float | int | None] = {
-            "env_steps": env_steps,
-            "mean_return": mean_return,
-            "std": std,
-            "mean_length": mean_length,
-            "wall_s": wall_s,
-        }
-        if success_rate is not None:
-            row["success_rate"] = success_rate
+        told = {name: value for name, value in asdict(row).items() if name != "success_rate" or value is not None}
         with _reporting(self._path):
             last, start = self._last_evaluation
-            if last == env_steps:
+            if last == row.env_steps:
                 self._evaluations.truncate(start)
-            self._last_evaluation = env_steps, self._evaluations.seek(0, os.SEEK_END)
-            self._evaluations.write(_to_line(row))
+            self._last_evaluation = row.env_steps, self._evaluations.seek(0, os.SEEK_END)
+            self._evaluations.write(_to_line(told))
             self.flush()
 
     def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
@@ -288,19 +280,15 @@ class TensorBoardWriter:
             self._next_at = now + _PERIOD_S
             self.flush()
 
-    def write_evaluation(
-        self,
-        env_steps: int,
-        mean_return: float,
-        std: float,
-        mean_length: float,
-        wall_s: float,
-        success_rate: float | None = None,
-    ) -> None:
+    def write_evaluation(self, row: EvaluationRow) -> None:
         """Write an evaluation, and the latest row before it."""
         self.flush()
-        scalars = {"mean_reward": mean_return, "mean_ep_length": mean_length, "success_rate": success_rate}
-        self._write_scalars(env_steps, {f"eval/{name}": value for name, value in scalars.items()})
+        scalars = {
+            "mean_reward": row.mean_return,
+            "mean_ep_length": row.mean_length,
+            "success_rate": row.success_rate,
+        }
+        self._write_scalars(row.env_steps, {f"eval/{name}": value for name, value in scalars.items()})
 
     def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
         """Write what the HPARAMS tab compares runs by."""

@@ -38,6 +38,7 @@ from fastac.models import ActorCritic
 from fastac.records import (
     Bar,
     Evaluated,
+    EvaluationRow,
     NullBar,
     NullWriter,
     ProgressWriter,
@@ -415,10 +416,17 @@ class Session:
 
     def _note_evaluation(self, pending: _Pending, result: Evaluation) -> None:
         env_steps, wall_s = pending.request.env_steps, pending.train_wall_s
+        row = EvaluationRow(
+            env_steps=env_steps,
+            mean_return=result.mean_return,
+            std=result.std_return,
+            mean_length=result.mean_length,
+            wall_s=wall_s,
+            episodes=result.episodes,
+            success_rate=result.success_rate,
+        )
         for writer in self._writers:
-            writer.write_evaluation(
-                env_steps, result.mean_return, result.std_return, result.mean_length, wall_s, result.success_rate
-            )
+            writer.write_evaluation(row)
         self._schedule.note(pending.request, result.calls, result.mean_length)
         self.progress.eval_wall_s += perf_counter() - pending.began
         self._note_solution(result.mean_return, env_steps, wall_s)

@@ -25,6 +25,7 @@ from fastac.contract import MAX_EXTRAS, Episode, Episodes, Phases, Report
 from fastac.records import (
     Bar,
     Evaluated,
+    EvaluationRow,
     NullWriter,
     ProgressBar,
     ProgressLines,
@@ -214,9 +215,9 @@ def test_lines_reach_the_file_every_second_and_at_flush_and_evaluations_at_once(
     assert len(read_lines(path)) == 2
     writer.flush()
     assert len(read_lines(path)) == 3
-    writer.write_evaluation(300, 9.5, math.inf, 20.0, 0.1)
+    writer.write_evaluation(EvaluationRow(300, 9.5, math.inf, 20.0, 0.1, 10))
     assert read_lines(tmp_path / "evaluations.jsonl") == [
-        {"env_steps": 300, "mean_return": 9.5, "std": None, "mean_length": 20.0, "wall_s": 0.1}
+        {"env_steps": 300, "mean_return": 9.5, "std": None, "mean_length": 20.0, "wall_s": 0.1, "episodes": 10}
     ]
     writer.close()
 
@@ -228,7 +229,7 @@ def test_resume_has_each_iteration_once(tmp_path: Path, tail: bytes) -> None:
     for k in range(1, 4 if tail.startswith(b'{"iteration": 4') else 9):
         writer.write(row(k))
     for steps in (200, 300, 700):
-        writer.write_evaluation(steps, 1.0, 0.0, 1.0, 0.0)
+        writer.write_evaluation(EvaluationRow(steps, 1.0, 0.0, 1.0, 0.0, 10))
     writer.close()
     with path.open("ab") as file:
         file.write(tail)
@@ -254,7 +255,7 @@ def test_resume_from_between_two_rows_keeps_what_was_evaluated_there(tmp_path: P
     for k in (2, 4):
         writer.write(row(k))
     for steps in (200, 317, 318):
-        writer.write_evaluation(steps, 1.0, 0.0, 1.0, 0.0)
+        writer.write_evaluation(EvaluationRow(steps, 1.0, 0.0, 1.0, 0.0, 10))
     writer.close()
     ProgressWriter(path, resume_at=(3, 317)).close()
     assert [line["iteration"] for line in read_lines(path)] == [2]
@@ -329,7 +330,7 @@ def test_tensorboard_tags_are_those_of_stable_baselines3(tmp_path: Path, name: A
     report = make_report(2, (Episode(7.0, 9),))
     tracker.update(report)
     writer.write(progress_row(report, tracker, 0.5))
-    writer.write_evaluation(200, 8.0, 1.0, 10.0, 0.1)
+    writer.write_evaluation(EvaluationRow(200, 8.0, 1.0, 10.0, 0.1, 10))
     writer.close()
     assert set(read_events(tmp_path)) == tags | OWN
 
@@ -339,7 +340,7 @@ def test_tensorboard_values(tmp_path: Path) -> None:
     report = make_report(2, (Episode(7.0, 9),))
     tracker.update(report)
     writer.write(progress_row(report, tracker))
-    writer.write_evaluation(200, 8.0, 1.0, 10.0, 0.1)
+    writer.write_evaluation(EvaluationRow(200, 8.0, 1.0, 10.0, 0.1, 10))
     writer.close()
     writer.close()
     found = read_events(tmp_path)
@@ -432,8 +433,8 @@ def test_tensorboard_shows_what_episodes_gave_in_info(tmp_path: Path) -> None:
 
 def test_evaluations_have_a_success_rate_where_there_is_one(tmp_path: Path) -> None:
     for writer in (ProgressWriter(tmp_path / "progress.jsonl"), TensorBoardWriter(tmp_path / "tb", Config())):
-        writer.write_evaluation(100, 1.0, 0.0, 5.0, 0.1)
-        writer.write_evaluation(200, 1.0, 0.0, 5.0, 0.1, 0.75)
+        writer.write_evaluation(EvaluationRow(100, 1.0, 0.0, 5.0, 0.1, 10))
+        writer.write_evaluation(EvaluationRow(200, 1.0, 0.0, 5.0, 0.1, 10, 0.75))
         writer.close()
     rows = read_lines(tmp_path / "evaluations.jsonl")
     assert [row.get("success_rate") for row in rows] == [None, 0.75]
@@ -447,7 +448,7 @@ def test_tensorboard_throttles_but_keeps_first_latest_and_evaluated(tmp_path: Pa
         clock.now += 0.0625
         writer.write(row(k))
         if k == 40:
-            writer.write_evaluation(100 * k, 1.0, 0.0, 1.0, 0.0)
+            writer.write_evaluation(EvaluationRow(100 * k, 1.0, 0.0, 1.0, 0.0, 10))
     writer.close()
     steps = [step for step, _ in read_events(tmp_path)["time/total_timesteps"]]
     assert steps == [100, 1700, 3300, 4000, 4900, 6500, 8100, 9700, 9900]
@@ -500,7 +501,7 @@ def test_weights_and_biases_syncs_tensorboard(tmp_path: Path) -> None:
 def test_null_writer_takes_everything() -> None:
     writer: Writer = NullWriter()
     writer.write({})
-    writer.write_evaluation(1, 1.0, 1.0, 1.0, 1.0)
+    writer.write_evaluation(EvaluationRow(1, 1.0, 1.0, 1.0, 1.0, 10))
     writer.write_summary({})
     writer.flush()
     writer.close()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fastac.config import Config
-from fastac.records import ProgressWriter, RecordError, RunDirectory
+from fastac.records import EvaluationRow, ProgressWriter, RecordError, RunDirectory
 from fastac.tools.plot import plot
 
 
@@ -22,7 +22,7 @@ def make_run(path, xs=(100, 200, 300), returns=(1.0, 2.0, 3.0), evaluations=(), 
         seconds = seconds_per_step * x
         writer.write({"iteration": iteration, "env_steps": x, "train_wall_s": seconds, "mean_return": return_})
     for x, return_ in evaluations:
-        writer.write_evaluation(x, return_, 0.0, 1.0, 0.0)
+        writer.write_evaluation(EvaluationRow(x, return_, 0.0, 1.0, 0.0, 10))
     writer.close()
     return path
 
