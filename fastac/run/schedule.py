@@ -21,6 +21,8 @@ _FEW, _FEW_BATCHED = 5, 10  # episodes in between
 _MOST = 100  # at the end, and to confirm that the target is reached
 # A step of a batch and a forward cost about half of a training step of as many environments, which also learns.
 _BATCHED_COST = 0.5
+# A3C's are played beside workers that want all cores: there they take longer, and workers too.
+_BESIDE_COST = 2.5
 
 
 class Schedule:
@@ -66,7 +68,8 @@ class Schedule:
         """Take in an evaluation that took so many steps of its environments."""
         width = evaluation_width(self._config.env, request.episodes, self._factory)
         progress = self._progress
-        progress.eval_spent += calls * self._cost_of_call(width)
+        beside = _BESIDE_COST if self._config.algo.algo == "a3c" else 1.0
+        progress.eval_spent += beside * calls * self._cost_of_call(width)
         progress.eval_latest, progress.eval_mean_length = request.env_steps, mean_length
 
     def _cost_of_call(self, width: int) -> float:

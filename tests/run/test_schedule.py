@@ -56,6 +56,13 @@ def test_a_target_is_looked_for_more_often():
     assert until[0] <= 5_000 + 256
 
 
+def test_a3c_evaluates_less_often_as_its_workers_go_on_meanwhile():
+    config = configure("CartPole-v1", total_env_steps=500_000)
+    alone, spent, _ = play_run(config, 500.0)
+    beside, more, _ = play_run(config.replace(algo="a3c"), 500.0)
+    assert len(beside) < len(alone) and more / len(beside) > spent / len(alone)
+
+
 def test_what_is_asked_for_is_what_comes():
     config = configure(PROBE, total_env_steps=10_240, eval_every=1000, eval_episodes=7)
     at, _, last = play_run(config, 1000.0)
