@@ -171,3 +171,32 @@ def test_what_a_notebook_defines_is_not_sent(monkeypatch: pytest.MonkeyPatch) ->
         processes.pickled(InNotebook, "it cannot be sent")
     main.__file__ = "script.py"
     assert processes.pickled(InNotebook, "it cannot be sent")
+
+
+# --- the fork server -----------------------------------------------------------------------------
+
+
+def run_python(lines: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told"), [("EOFError", False), ("ConnectionResetError", False), ("KeyError", True)]
+)
+def test_a_first_process_that_has_gone_is_no_news_while_another_is_forked(error: str, is_told: bool) -> None:
+    done = run_python(f"import fastac.fork_server\nraise {error}('half a message')")
+    assert done.returncode == 1
+    assert ("Traceback" in done.stderr) == is_told
+
+
+def test_a_fork_server_that_ends_leaves_the_first_process_its_folder() -> None:
+    done = run_python(
+        "import os\n"
+        "from multiprocessing import forkserver, util\n"
+        "from fastac.processes import close, get_context, start\n"
+        "children = [start(get_context('fastac.contract'), print)]\n"
+        "close(children)\n"
+        "forkserver._forkserver._stop()\n"
+        "print(os.path.isdir(util.get_temp_dir()))\n"
+    )
+    assert done.stdout.splitlines()[-1] == "True" and "Traceback" not in done.stderr
