@@ -62,7 +62,7 @@ check: lint type test ## everything that must hold before a commit lands
 EXTRAS-dev := [dev]
 EXTRAS-bench := [bench]
 .venv/.installed-%: .venv/.made pyproject.toml .constraints.txt
-	@echo "Installing fastac ($*) and what it needs into .venv; the first time this takes a minute or two."
+	@echo "Installing fastac ($*) and what it needs into .venv; the first time this takes some minutes."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c .constraints.txt \
 	  --config-settings editable_mode=compat -e '.$(EXTRAS-$*)' # in a way that type checkers find, too
 	@$(BIN)/python -m fastac.kernels || true # without compiled kernels the slower reference ones run

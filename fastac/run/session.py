@@ -131,6 +131,8 @@ class Session:
         self.progress = Progress()
         self._best: Evaluation | None = None  # of the best policy, unless that is known from a checkpoint alone
         self._log_start()
+        if verbose and not log.isEnabledFor(logging.INFO):  # from Python, where nobody has asked for the log
+            print(f"{config.algo.algo} on {config.env.env_id}: run directory {directory.path}", file=sys.stderr)
         if state is not None:
             self._take_in(state)
         self._schedule = Schedule(config, env_factory, self.progress)
@@ -562,10 +564,7 @@ class Session:
         """Play the policies that the run may end with, the last one and the best, and mark the better one."""
         self._take_evaluation(wait=True)
         if self._is_reached:
-            if self._best is None:  # resumed after its target was reached: what reached it plays as it did then
-                self._begin_evaluation(report, self._load_best_state() if self._evaluator.is_beside else None)
-                self._take_evaluation(wait=True)
-            self.last_evaluation = self._best if self._evaluated_at == report.env_steps else None
+            self._evaluate_after_target(report)
             return
         if self.config.run.eval_every == 0 and not plays_where_it_trains(self.config):
             self.parts.close()  # everything is saved, and no second set of environments is to be open beside these
@@ -578,6 +577,17 @@ class Session:
         assert self.last_evaluation is not None
         self._compare_with_best(report, self.last_evaluation, request)
         self._show_evaluation(report.env_steps, self.last_evaluation)
+
+    def _evaluate_after_target(self, report: Report) -> None:
+        """Play what was not yet: the policy that reached the target stays the best, whatever the last one reaches."""
+        if self._best is None:  # resumed after its target was reached: what reached it plays as it did then
+            self._begin_evaluation(report, self._load_best_state() if self._evaluator.is_beside else None)
+            self._take_evaluation(wait=True)
+        if self._evaluated_at != report.env_steps:  # workers had gone on meanwhile
+            request = self._schedule.request_last(report.env_steps, self.tracker.mean_length, self.max_eval_steps)
+            self._begin_evaluation(report, request=request)
+            self._receive_evaluation(wait=True)
+        self.last_evaluation = self.evaluation if self._evaluated_at == report.env_steps else None
 
     def _compare_with_best(self, report: Report, last: Evaluation, request: Request) -> None:
         """Mark the better one of the last policy and the best so far, which plays what the last one has played.

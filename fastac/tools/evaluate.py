@@ -105,7 +105,9 @@ def evaluate(
     games = _Games(player, envs, noise, max_steps)
     games.play(episodes, tell)
     while goal is not None and games.num < most and games.mean_return >= goal:
-        games.play(min(most, _MORE * games.num) - games.num, tell)
+        # Side by side, all of them take no longer than a few.
+        aim = most if envs.num_envs >= most else min(most, _MORE * games.num)
+        games.play(aim - games.num, tell)
     return games.result()
 
 

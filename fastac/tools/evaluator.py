@@ -115,12 +115,19 @@ class Stage:
         seed = evaluation_seed(self._config.run.seed, request.env_steps)
         noise = action_noise(self._config.run.eval_actions, seed)
         try:
-            envs, player = self._set(request.episodes, evaluation_seed(self._config.run.seed, request.env_steps))
+            envs, player = self._set(
+                self._side_by_side(request), evaluation_seed(self._config.run.seed, request.env_steps)
+            )
             envs.reseed(seed)
             return evaluate(player, envs, request.episodes, noise, request.max_steps, request.goal, request.most, tell)
         except EnvFailure as error:
             where = f"in the evaluation after {request.env_steps} environment steps"
             raise EnvFailure(f"{str(error).removesuffix('.')}, {where}") from error
+
+    def _side_by_side(self, request: Request) -> int:
+        """Return how many episodes environments are needed for: in a batch a few more cost next to nothing."""
+        may_go_on = request.goal is not None and is_batched(self._config.env, self._env_factory)
+        return request.most if may_go_on else request.episodes
 
     def _set(self, episodes: int, seed: np.random.SeedSequence) -> tuple[VecEnv, Player]:
         config, factory = self._config, self._env_factory

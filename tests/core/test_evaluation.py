@@ -404,6 +404,20 @@ def test_a_mean_that_reaches_the_goal_is_confirmed_over_more_episodes(goal, epis
     assert result.episodes == (20 if goal is None and episodes == 20 else episodes)
 
 
+def test_a_batch_of_all_confirms_at_once():
+    lengths = np.full((100, 3), 50)
+    result = evaluate(Idle(), Lengths(lengths), 10, goal=40.0, most=100)
+    assert (result.episodes, result.calls) == (100, 50 + 50)
+
+
+def test_a_run_plays_what_may_confirm_its_target_side_by_side():
+    with closing(Stage(Config(env=EnvConfig("CartPole-v1", 4)), Idle(), None)) as stage:
+        result = stage.play(Request(1, 10, 100, 1.0, 500))
+        few = stage.play(Request(1, 10, 100, 500.0, 500))
+    assert result.episodes == 100 and result.calls <= 2 * result.lengths.max()
+    assert few.episodes == 10 and sorted(few.returns) == sorted(result.returns[:10])
+
+
 def test_a_lucky_mean_is_not_confirmed():
     lengths = np.concatenate([np.full((10, 1), 50), np.full((10, 99), 1)], axis=1)  # the first of each is long
 

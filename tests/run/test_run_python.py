@@ -25,6 +25,17 @@ def test_train_returns_a_run_that_acts(tmp_path):
     assert (loaded.policy.act(observations) == run.policy.act(observations)).all()
 
 
+def test_a_verbose_run_says_where_it_is_and_what_its_evaluations_give(tmp_path, capsys, caplog):
+    run_dir = tmp_path / "run"
+    with caplog.at_level("WARNING", logger="fastac"):
+        fastac.train("CartPole-v1", run_dir=run_dir, verbose=True, **SMALL, total_env_steps=320)
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"a2c on CartPole-v1: run directory {run_dir}\n")
+    assert len(err.splitlines()) > 1
+    fastac.train("CartPole-v1", run_dir=tmp_path / "quiet", **SMALL, total_env_steps=320)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_the_loop_is_the_callers(tmp_path):
     session = fastac.start("CartPole-v1", algo="ppo", run_dir=tmp_path / "run", **SMALL, total_env_steps=10**9)
     for report in session:
