@@ -55,11 +55,11 @@ from fastac.config import Config
 from fastac.contract import Alone, Group, VecEnv
 from fastac.envs.adapter import NextStepAdapter
 from fastac.envs.sync import SyncEnvs
-from fastac.fused.network import BackwardPass, Pass
-from fastac.learner import Learner
+from fastac.learning.fused.network import BackwardPass, Pass
+from fastac.learning.learner import Learner
 from fastac.models import ActorCritic
 from fastac.rollout import Collector
-from fastac.trainers import GroupMemory, SharedGroup
+from fastac.workers import GroupMemory, SharedGroup
 
 COUNTS_PATH = Path(__file__).with_name("counts.json")
 ACCEPT = (

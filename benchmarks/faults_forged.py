@@ -83,7 +83,7 @@ def read_from_command_line(command: str, run_dir: Path) -> int:
 def read_from_python(command: str, run_dir: Path) -> int:
     """Do the same in less time, with the same exit codes."""
     import fastac
-    from fastac.records import RecordError
+    from fastac.runs.files import RecordError
 
     try:
         if command == "resume":

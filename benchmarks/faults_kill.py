@@ -29,7 +29,7 @@ from pathlib import Path
 
 from benchmarks.forked import Ended, in_shards, prepare, publish, run_forked
 from benchmarks.machine import describe_machine, format_machine
-from fastac.records import best_mean_return, find_checkpoint
+from fastac.runs.checkpoint import best_mean_return, find_checkpoint
 
 _OUTPUT = Path("runs/kills.txt")  # committed results are replaced only with --output
 _TIMEOUT_S = 120.0

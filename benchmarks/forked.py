@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from fastac.records import git_commit
+from fastac.runs.provenance import git_commit
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers import APART
-from fastac.records import git_commit, versions
+from fastac.runs.provenance import git_commit, versions
 
 _CPUINFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from fastac.api import Run, evaluate, finish, load, resume, start, train
     from fastac.config import Config
     from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
-    from fastac.records import RecordError
-    from fastac.run import Session
+    from fastac.runs.files import RecordError
+    from fastac.runs import Session
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ __all__ = [
 # Imported when first used: `fastac --help` and worker processes need not wait seconds for torch.
 _HOMES = dict.fromkeys(("Run", "evaluate", "finish", "load", "resume", "start", "train"), "fastac.api")
 _HOMES |= dict.fromkeys(("EnvFailure", "NonFiniteError", "WorkerFailure"), "fastac.contract")
-_HOMES |= {"Config": "fastac.config", "RecordError": "fastac.records", "Session": "fastac.run"}
+_HOMES |= {"Config": "fastac.config", "RecordError": "fastac.runs.files", "Session": "fastac.runs"}
 
 
 def __getattr__(name: str) -> object:

@@ -40,13 +40,15 @@ from fastac.build import (
 from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue
 from fastac.contract import read_branch
 from fastac.processes import end_where_imported
-from fastac.records import Checkpoint, RunDirectory, best_mean_return, one_sentence
-from fastac.run import Session
-from fastac.run.resuming import continued_config, tell_changes, tell_jumps
-from fastac.run.state import wall_minutes_of
-from fastac.tools.evaluate import MOST_STEPS, Evaluation, Tell, action_noise
-from fastac.tools.evaluate import evaluate as play_episodes
-from fastac.tools.player import make_player
+from fastac.runs.checkpoint import Checkpoint, best_mean_return
+from fastac.runs.files import one_sentence
+from fastac.runs.run_dir import RunDirectory
+from fastac.runs import Session
+from fastac.runs.resuming import continued_config, tell_changes, tell_jumps
+from fastac.runs.state import wall_minutes_of
+from fastac.runs.evaluate import MOST_STEPS, Evaluation, Tell, action_noise
+from fastac.runs.evaluate import evaluate as play_episodes
+from fastac.runs.player import make_player
 from fastac.tools.policy import TrainedPolicy
 
 log = logging.getLogger("fastac")

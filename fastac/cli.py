@@ -32,7 +32,7 @@ from fastac.text import fit, fit_command
 
 if TYPE_CHECKING:
     from fastac.presets.preset import Preset
-    from fastac.run import Session
+    from fastac.runs import Session
     from fastac.tools.tune import Search, Trial
 
 
@@ -234,7 +234,7 @@ def _take_tuned(config: Config, words: Sequence[str]) -> Config:
 
 def _keep_tuned(search: Search, config: Config) -> str:
     """Keep what was found; say in a sentence where, or why not."""
-    from fastac.records import RecordError
+    from fastac.runs.files import RecordError
     from fastac.tools.tune import save_tuned
 
     try:
@@ -315,7 +315,7 @@ def _resume(words: Sequence[str]) -> int:
 def _follow(session: Session, as_json: bool) -> int:
     """Consume a session's stream to its end and tell how it ended."""
     from fastac.contract import EnvFailure, WorkerFailure
-    from fastac.run.ending import describe_end
+    from fastac.runs.ending import describe_end
 
     try:
         for _ in session:
@@ -382,7 +382,7 @@ def _experiment(words: Sequence[str]) -> int:
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         raise ValueError("experiment needs a name first, and fastac experiment list has all.")
     options = parse(ExperimentOptions, words, "fastac experiment")
-    from fastac.experiments import find_experiment, list_experiments, run_trials, write_report
+    from benchmarks.experiments import find_experiment, list_experiments, run_trials, write_report
 
     if options.name == "list":
         if len(words) > 1:
@@ -529,7 +529,7 @@ class _Fitting(logging.Formatter):
 def _tell_failure(error: RuntimeError) -> int:
     """Tell of an environment, disk or numbers that failed; anything else is a bug and keeps its traceback."""
     from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
-    from fastac.records import RecordError
+    from fastac.runs.files import RecordError
 
     if not isinstance(error, EnvFailure | NonFiniteError | RecordError | WorkerFailure):
         raise error

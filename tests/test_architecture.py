@@ -135,7 +135,7 @@ def test_module_does_not_pickle(path):
         ("losses.py", "if TYPE_CHECKING:\n    from fastac.envs import VecEnv"),
         ("run.py", "from fastac.cli import main"),
         ("__init__.py", "from fastac.cli import main"),
-        ("__main__.py", "from fastac.run import run"),
+        ("__main__.py", "from fastac.runs import run"),
         ("losses.py", "from fastac import Config"),
         ("losses.py", "import fastac"),
         ("utils.py", ""),
@@ -151,7 +151,7 @@ def test_a_forbidden_import_is_seen(path, source):
         ("learner.py", "import torch\nfrom fastac.kernels.dispatch import gae\nfrom .contract import Act"),
         ("kernels/gae.py", "from . import reference\nfrom .reference import gae\nfrom fastac.kernels import reference"),
         ("__main__.py", "from fastac.cli import main"),
-        ("__init__.py", "def __getattr__(name):\n    from fastac.run import train"),
+        ("__init__.py", "def __getattr__(name):\n    from fastac.runs import train"),
     ],
 )
 def test_an_allowed_import_passes(path, source):
@@ -170,7 +170,7 @@ def test_an_allowed_import_passes(path, source):
     ],
 )
 def test_pickling_is_seen(source):
-    assert pickling_errors(source, Path("fastac/records/checkpoint.py"))
+    assert pickling_errors(source, Path("fastac/runs/checkpoint.py"))
 
 
 def readme_table() -> dict[str, set[str]]:

@@ -82,7 +82,7 @@ import fastac
 for module in pkgutil.walk_packages(fastac.__path__, "fastac."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
-assert fastac.records.peak_rss_mb() is None
+assert fastac.runs.provenance.peak_rss_mb() is None
 """
 
 

@@ -95,7 +95,7 @@ def main(tree: str, workloads: str) -> None:
     home = Path(fastac.__file__).resolve().parents[1]
     if home != Path(tree).resolve():
         sys.exit(f"measuring {home}, expected {tree}")
-    from fastac.learner import Learner
+    from fastac.learning.learner import Learner
     from fastac.rollout import Collector
 
     torch.set_num_threads(1)

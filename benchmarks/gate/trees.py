@@ -107,7 +107,7 @@ _slow_down(_owner, "{method}")
 """
 _METHODS = {
     "collector": ("fastac.rollout", "Collector", "collect"),
-    "update": ("fastac.learner", "Learner", "learn"),
+    "update": ("fastac.learning.learner", "Learner", "learn"),
 }
 
 

@@ -16,7 +16,7 @@ from benchmarks.peers.fastac import make_config
 from benchmarks.peers.nets import conv_layers
 from benchmarks.peers.settings import Task
 from fastac.build import assemble
-from fastac.tools.efficiency import measure
+from fastac.runs.efficiency import measure
 
 # What GAE moves per element: reward, value, three flags in, advantage and return out.
 _GAE_BYTES = 4 + 4 + 3 + 4 + 4

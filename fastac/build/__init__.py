@@ -29,7 +29,7 @@ from fastac.build.network import (
     name_encoder,
     single_thread,
 )
-from fastac.build.parts import Parts
+from fastac.build.training import Parts
 from fastac.build.shares import resolve_workers, shorten_rollout, worker_share
 from fastac.build.sync import SyncParts, assemble_sync, build
 from fastac.build.worker import allocate_rollout, build_rule, check_device

@@ -6,7 +6,7 @@ import torch
 
 from fastac.config import AlgoName, Config
 from fastac.contract import Actor
-from fastac.fused import (
+from fastac.learning.fused import (
     CategoricalFusedObjective,
     CategoricalSampler,
     FusedActor,
@@ -22,7 +22,7 @@ from fastac.fused import (
     is_as_written,
     is_fusable,
 )
-from fastac.gradient import (
+from fastac.learning.autograd import (
     AutogradGradient,
     CategoricalObjective,
     GaussianObjective,
@@ -30,7 +30,7 @@ from fastac.gradient import (
     Objective,
     PlainObjective,
 )
-from fastac.losses import PolicyLoss, clipped_surrogate, policy_gradient
+from fastac.learning.losses import PolicyLoss, clipped_surrogate, policy_gradient
 from fastac.models import ActorCritic, CategoricalHead, GaussianHead, Head
 from fastac.rollout import FlatMinibatches, GraphActor, ModelActor, Rollout
 

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from fastac.apply import HogwildApply, Vectors, flatten
+from fastac.learning.optimizer import HogwildApply, Vectors, flatten
 from fastac.build.environments import (
     EnvFactory,
     Streams,
@@ -34,7 +34,7 @@ from fastac.models import (
     merge_moments,
 )
 from fastac.processes import ProcessLock
-from fastac.trainers import (
+from fastac.workers import (
     BeatingEnvs,
     Board,
     BoardRow,

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from fastac.apply import Apply, LocalApply, SharedApply, flat_size
+from fastac.learning.optimizer import Apply, LocalApply, SharedApply, flat_size
 from fastac.build.environments import EnvFactory, Streams, build_envs, worker_seeds
 from fastac.build.network import EncoderFactory, build_model, load_module
 from fastac.build.shares import worker_share
@@ -17,7 +17,7 @@ from fastac.config import Config
 from fastac.contract import Alone, Group, StateTree, VecEnv, read_branch
 from fastac.models import ActorCritic, RewardScaler
 from fastac.rollout import Rollout
-from fastac.trainers import WORKER_TIMEOUT_S, Crew, GroupMemory, MakeMember, NoCrew, SharedGroup, SyncTrainer
+from fastac.workers import WORKER_TIMEOUT_S, Crew, GroupMemory, MakeMember, NoCrew, SharedGroup, SyncTrainer
 
 
 @dataclass(slots=True)

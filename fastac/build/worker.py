@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 
-from fastac.apply import Adam, Apply, RMSprop, Rule
+from fastac.learning.optimizer import Adam, Apply, RMSprop, Rule
 from fastac.build.engine import build_engine
 from fastac.build.network import load_module
 from fastac.config import Config, OptimConfig
 from fastac.contract import Group, StateTree, VecEnv, read_branch
 from fastac.envs import observation_dtype
-from fastac.learner import Learner
+from fastac.learning.learner import Learner
 from fastac.models import ActorCritic, NoRewardNormalizer, RewardClipper, RewardNormalizer, RewardScaler
 from fastac.rollout import Collector, FlatMinibatches, Rollout, SequenceMinibatches
-from fastac.trainers import Facts, Pair
+from fastac.workers import Facts, Pair
 
 
 @dataclass(slots=True)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from fastac.config import Config
 from fastac.install import INSTALL
-from fastac.records import RunDirectory, replace_file
+from fastac.runs.files import replace_file
+from fastac.runs.run_dir import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,7 +19,7 @@ from fastac.contract import EnvFailure, Episode, ObsArray
 from fastac.envs import film_game, make_single
 from fastac.envs.failure import describe
 from fastac.install import INSTALL
-from fastac.records import replace_file
+from fastac.runs.files import replace_file
 from fastac.tools.policy import Action, TrainedPolicy
 
 if TYPE_CHECKING:

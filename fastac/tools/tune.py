@@ -29,8 +29,9 @@ from fastac.config import Config, ConfigValue, JsonValue, Vectorization
 from fastac.contract import EnvFailure, WorkerFailure
 from fastac.envs import has_native
 from fastac.processes import count_cores, count_physical_cores
-from fastac.records import RecordError, versions
-from fastac.records.files import read_json, replace_json
+from fastac.runs.files import RecordError
+from fastac.runs.provenance import versions
+from fastac.runs.files import read_json, replace_json
 
 Measure: TypeAlias = Callable[[Config], float]  # steps/s of a configuration
 

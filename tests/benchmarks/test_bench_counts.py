@@ -23,24 +23,24 @@ from benchmarks.counts import (
     main,
 )
 from fastac import kernels, learner
-from fastac.apply import Adam, LocalApply, RMSprop, SharedApply
+from fastac.learning.optimizer import Adam, LocalApply, RMSprop, SharedApply
 from fastac.build import worker as composition
 from fastac.config import Config
 from fastac.envs.adapter import NextStepAdapter
 from fastac.envs.sync import SyncEnvs
-from fastac.fused import (
+from fastac.learning.fused import (
     CategoricalFusedObjective,
     CategoricalSampler,
     FusedActor,
     FusedGradient,
     GaussianFusedObjective,
 )
-from fastac.fused import actor as fused_actor
-from fastac.fused import gradient as fused_gradient
-from fastac.fused.gradient import CHUNK
-from fastac.fused.network import BackwardPass, Pass
+from fastac.learning.fused import actor as fused_actor
+from fastac.learning.fused import gradient as fused_gradient
+from fastac.learning.fused.gradient import CHUNK
+from fastac.learning.fused.network import BackwardPass, Pass
 from fastac.kernels import dispatch, reference
-from fastac.learner import Learner
+from fastac.learning.learner import Learner
 from fastac.models import ActorCritic
 from fastac.rollout import Collector, EpisodeCounter
 

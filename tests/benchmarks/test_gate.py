@@ -259,7 +259,7 @@ class Config:
 _BUILD = """
 import os, sys
 from types import SimpleNamespace
-from fastac.learner import Learner
+from fastac.learning.learner import Learner
 from fastac.rollout import Collector
 def build_envs(config, seed):
     pass

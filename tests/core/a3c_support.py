@@ -16,10 +16,10 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
-from fastac.apply import HogwildApply, Rule, flat_size, flatten
+from fastac.learning.optimizer import HogwildApply, Rule, flat_size, flatten
 from fastac.processes import SharedArray
-from fastac.trainers import Board, BoardRow
-from fastac.trainers.group import wait_until
+from fastac.workers import Board, BoardRow
+from fastac.workers.shared_group import wait_until
 
 INPUTS, OUTPUTS, ROWS = 40, 25, 16
 SINGLE, WHOLE = np.dtype(np.float32), np.dtype(np.int64)

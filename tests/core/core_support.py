@@ -17,13 +17,13 @@ from fastac.build import Parts, Streams, SyncParts, build, build_envs
 from fastac.config import Config, ConfigValue
 from fastac.contract import Act, Phases, StepRow, VecEnv
 from fastac.envs import adapt
-from fastac.envs.probes import ToyChain
+from probes import ToyChain
 from fastac.envs.sync import SyncEnvs
-from fastac.learner import Learner
+from fastac.learning.learner import Learner
 from fastac.rollout import Collector, FlatMinibatches, ModelActor, Rollout
 
 CPU = torch.device("cpu")
-PROBES = "fastac.envs.probes:fastac/"
+PROBES = "probes:fastac/"
 
 
 def make_parts(**settings: ConfigValue) -> SyncParts:

@@ -36,7 +36,7 @@ from a3c_support import (
 )
 from core_support import PROBES, assert_same, make_parts, weights
 
-from fastac.apply import Adam, HogwildApply, LocalApply, RMSprop, flatten
+from fastac.learning.optimizer import Adam, HogwildApply, LocalApply, RMSprop, flatten
 from fastac.build import Streams, assemble, restart_seed
 from fastac.build.environments import again_seeds, worker_seeds
 from fastac.build.hogwild import _make_worker
@@ -44,9 +44,9 @@ from fastac.config import Config
 from fastac.contract import Alone, EnvFailure, Episodes, NonFiniteError, Phases, VecEnv, WorkerFailure
 from fastac.models import RunningMoments, merge_moments
 from fastac.processes import ProcessLock, close, get_context, start
-from fastac.trainers import BeatingEnvs, Board, BoardRow, HogwildTrainer, pool, pool_all
-from fastac.trainers.board import BEATS, ENV_STEPS, EPISODES, ITERATIONS, LOSSES, MAX_STALENESS, ROOM, UPDATES
-from fastac.trainers.hogwild_worker import _train
+from fastac.workers import BeatingEnvs, Board, BoardRow, HogwildTrainer, pool, pool_all
+from fastac.workers.shared_counters import BEATS, ENV_STEPS, EPISODES, ITERATIONS, LOSSES, MAX_STALENESS, ROOM, UPDATES
+from fastac.workers.hogwild_worker import _train
 
 SMALL = {"algo": "a3c", "num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "total_env_steps": 1500}
 PATIENCE_S = 60.0
@@ -136,7 +136,7 @@ def test_one_worker_is_synchronous_a2c_bit_for_bit(settings):
 def run_workers(board, rule, lock, workers, steps):
     """Let processes take steps on one board at the same time."""
     children = [
-        start(get_context("fastac.trainers"), partial(take_steps, board, worker, rule, lock, steps))
+        start(get_context("fastac.workers"), partial(take_steps, board, worker, rule, lock, steps))
         for worker in range(workers)
     ]
     try:
@@ -348,7 +348,7 @@ def test_a_worker_copies_anew_when_it_is_told():
 
 
 def start_holder(lock):
-    return start(get_context("fastac.trainers"), partial(hold_lock, lock))
+    return start(get_context("fastac.workers"), partial(hold_lock, lock))
 
 
 def test_one_process_holds_the_lock_at_a_time():
@@ -1092,7 +1092,7 @@ def test_a_process_started_after_torch_has_used_threads_does_not_hang():
     torch.set_num_threads(4)
     try:
         float((torch.ones(600, 600) @ torch.ones(600, 600)).sum())
-        children = [start(get_context("fastac.trainers"), multiply)]
+        children = [start(get_context("fastac.workers"), multiply)]
         try:
             assert receive(children[0]) == 600.0**3
         finally:

@@ -18,13 +18,13 @@ from core_support import assert_same, make_parts, weights
 
 import fastac
 from fastac import memory
-from fastac.apply import Adam, LocalApply, RMSprop, SharedApply, Vectors, flat_size, flatten
+from fastac.learning.optimizer import Adam, LocalApply, RMSprop, SharedApply, Vectors, flat_size, flatten
 from fastac.build import Streams, assemble
 from fastac.config import Config
 from fastac.contract import Alone, read_tensor
 from fastac.processes import SharedArray, close, get_context, start
-from fastac.trainers import Board
-from fastac.trainers.group import GroupMemory
+from fastac.workers import Board
+from fastac.workers.shared_group import GroupMemory
 
 ODD = {"num_envs": 3, "num_steps": 7, "hidden_sizes": (9, 7)}  # nothing fills a cache line by chance
 RUNS = {

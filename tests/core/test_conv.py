@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from fastac.apply import Adam, LocalApply, flat_size, flatten
+from fastac.learning.optimizer import Adam, LocalApply, flat_size, flatten
 from fastac.build import Streams, build, build_envs, build_fused_objective, build_objective, build_sampler
 from fastac.build.network import build_model
 from fastac.config import Config, ModelConfig
-from fastac.fused import FusedActor, FusedGradient, FusedNetwork, StagedActor, StagedGradient, is_fusable
-from fastac.fused import gradient as fused_gradient
-from fastac.gradient import AutogradGradient, Coefs, PlainObjective
-from fastac.losses import clipped_surrogate, policy_gradient
+from fastac.learning.fused import FusedActor, FusedGradient, FusedNetwork, StagedActor, StagedGradient, is_fusable
+from fastac.learning.fused import gradient as fused_gradient
+from fastac.learning.autograd import AutogradGradient, Coefs, PlainObjective
+from fastac.learning.losses import clipped_surrogate, policy_gradient
 from fastac.models import (
     ActorCritic,
     CategoricalHead,

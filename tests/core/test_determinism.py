@@ -9,7 +9,7 @@ from core_support import PROBES, assert_same, make_parts, run_iterations, weight
 
 from fastac.build import Streams, build, build_envs, evaluation_seed, restart_seed
 from fastac.config import Config
-from fastac.records.checkpoint import load_checkpoint, save_checkpoint
+from fastac.runs.checkpoint import load_checkpoint, save_checkpoint
 
 NATIVE = {"vectorization": "native", "num_envs": 4}
 RUNS = {

@@ -19,10 +19,10 @@ from fastac.config import Config, EnvConfig, ModelConfig
 from fastac.contract import EnvFailure, WorkerFailure
 from fastac.envs import adapt, make_vec
 from fastac.envs.infos import NOTHING
-from fastac.tools.evaluate import MOST_STEPS, Evaluation, _Games, action_noise
-from fastac.tools.evaluate import evaluate as play_games
-from fastac.tools.evaluator import _SILENCE_S, ProcessEvaluator, Request, Stage, _Alive
-from fastac.tools.player import FusedPlayer, ModulePlayer, make_player
+from fastac.runs.evaluate import MOST_STEPS, Evaluation, _Games, action_noise
+from fastac.runs.evaluate import evaluate as play_games
+from fastac.runs.evaluator import _SILENCE_S, ProcessEvaluator, Request, Stage, _Alive
+from fastac.runs.player import FusedPlayer, ModulePlayer, make_player
 
 SMALL = {"num_envs": 4, "num_steps": 8, "hidden_sizes": (8,), "eval_every": 0, "eval_episodes": 8, "tensorboard": False}
 SHORT_LONG = PROBES + "ShortLong-v0"
@@ -467,8 +467,8 @@ def tell(monkeypatch):
 
     def make(*comes):
         pipe = ToldPipe((at_s, _Alive() if what == "alive" else what) for at_s, what in comes)
-        monkeypatch.setattr("fastac.tools.evaluator.start", lambda *_: SimpleNamespace(pipe=pipe))
-        monkeypatch.setattr("fastac.tools.evaluator.close", lambda *_, **__: None)
+        monkeypatch.setattr("fastac.runs.evaluator.start", lambda *_: SimpleNamespace(pipe=pipe))
+        monkeypatch.setattr("fastac.runs.evaluator.close", lambda *_, **__: None)
         monkeypatch.setattr("fastac.processes.time", SimpleNamespace(monotonic=lambda: pipe.now_s))
         evaluator = ProcessEvaluator(Config().replace(algo="a3c", max_restarts=0), None, None)
         evaluator.begin({}, ONE)
@@ -624,7 +624,7 @@ def test_a_second_ctrl_c_in_an_evaluation_keeps_what_was_trained(tmp_path, monke
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastac.tools.evaluator.evaluate", interrupt)
+    monkeypatch.setattr("fastac.runs.evaluator.evaluate", interrupt)
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **{**SMALL, "eval_every": 64})
     with pytest.raises(KeyboardInterrupt):
         for _ in session:

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from fastac.build import Streams, build, build_envs, build_fused_objective, build_head, build_objective, build_sampler
 from fastac.build import engine as engine_module
 from fastac.config import Config
-from fastac.fused import (
+from fastac.learning.fused import (
     CategoricalFusedObjective,
     GaussianFusedObjective,
     PlainFusedObjective,
@@ -21,8 +21,8 @@ from fastac.fused import (
     is_as_written,
     is_fusable,
 )
-from fastac.gradient import CategoricalObjective, GaussianObjective, PlainObjective
-from fastac.losses import clipped_surrogate, policy_gradient
+from fastac.learning.autograd import CategoricalObjective, GaussianObjective, PlainObjective
+from fastac.learning.losses import clipped_surrogate, policy_gradient
 from fastac.models import CategoricalHead, ConvEncoder, GaussianHead, MLPEncoder
 
 SMALL = {"num_envs": 4, "num_steps": 8, "learning_rate": 1e-2}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastac.contract import EXTRAS_WINDOW, MAX_EXTRAS
-from fastac.trainers.extras import ExtrasReader, ExtrasWriter, SharedExtras
+from fastac.workers.extras import ExtrasReader, ExtrasWriter, SharedExtras
 
 
 def make(workers=2):

@@ -11,14 +11,14 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastac.apply import Adam, LocalApply
+from fastac.learning.optimizer import Adam, LocalApply
 from fastac.build import build_fused_objective, build_head, build_objective, build_sampler
 from fastac.config import Config
-from fastac.fused import FusedActor, FusedGradient, FusedNetwork, StagedActor, StagedGradient, is_fusable
-from fastac.fused import gradient as fused_gradient
-from fastac.fused import network as network_module
-from fastac.gradient import AutogradGradient, Coefs, PlainObjective
-from fastac.losses import clipped_surrogate, policy_gradient
+from fastac.learning.fused import FusedActor, FusedGradient, FusedNetwork, StagedActor, StagedGradient, is_fusable
+from fastac.learning.fused import gradient as fused_gradient
+from fastac.learning.fused import network as network_module
+from fastac.learning.autograd import AutogradGradient, Coefs, PlainObjective
+from fastac.learning.losses import clipped_surrogate, policy_gradient
 from fastac.models import ActorCritic, IdentityCore, LSTMCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, ModelActor, Rollout
 

@@ -20,13 +20,13 @@ from core_support import (
     weights,
 )
 
-from fastac.apply import LocalApply, RMSprop
+from fastac.learning.optimizer import LocalApply, RMSprop
 from fastac.build import build_rule
 from fastac.config import Config
 from fastac.contract import NonFiniteError, Phases
-from fastac.gradient import AutogradGradient, PlainObjective
-from fastac.learner import Learner, anneal
-from fastac.losses import clipped_surrogate, policy_gradient
+from fastac.learning.autograd import AutogradGradient, PlainObjective
+from fastac.learning.learner import Learner, anneal
+from fastac.learning.losses import clipped_surrogate, policy_gradient
 from fastac.models import (
     ActorCritic,
     CategoricalHead,

@@ -8,7 +8,7 @@ import torch
 from core_support import weigh
 from torch.autograd import gradcheck
 
-from fastac.losses import clipped_surrogate, policy_gradient
+from fastac.learning.losses import clipped_surrogate, policy_gradient
 
 LOSSES = pytest.mark.parametrize("loss", [policy_gradient, clipped_surrogate])
 COEFS = {"vf_coef": 0.5, "ent_coef": 0.01, "clip_coef": 0.2}

@@ -11,15 +11,15 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from fastac.apply import Adam, LocalApply, RMSprop
+from fastac.learning.optimizer import Adam, LocalApply, RMSprop
 from fastac.build import build_fused_objective, build_head, build_objective, build_rule
 from fastac.config import Config
 from fastac.contract import Phases
-from fastac.fused import FusedGradient, FusedNetwork
-from fastac.gradient import AutogradGradient, PlainObjective
+from fastac.learning.fused import FusedGradient, FusedNetwork
+from fastac.learning.autograd import AutogradGradient, PlainObjective
 from fastac.kernels import reference
-from fastac.learner import Learner
-from fastac.losses import policy_gradient
+from fastac.learning.learner import Learner
+from fastac.learning.losses import policy_gradient
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
 
@@ -210,7 +210,7 @@ def step_both(rule, theirs):
 @RULES
 def test_our_rules_are_theirs_bit_for_bit(monkeypatch, rule, theirs):
     for name in ("adam_step", "rmsprop_step"):
-        monkeypatch.setattr(f"fastac.apply.{name}", getattr(reference, name))
+        monkeypatch.setattr(f"fastac.learning.optimizer.{name}", getattr(reference, name))
     ours, expected, _ = step_both(rule, theirs)
     assert torch.equal(ours, expected)
 

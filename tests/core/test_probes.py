@@ -7,8 +7,8 @@ from core_support import CPU, PROBES, make_parts
 
 from fastac.config import EnvConfig
 from fastac.envs import make_vec
-from fastac.tools.evaluate import evaluate
-from fastac.tools.player import make_player
+from fastac.runs.evaluate import evaluate
+from fastac.runs.player import make_player
 
 GAMMA = 0.9
 ALGOS = {

@@ -14,7 +14,7 @@ import pytest
 
 from fastac import processes
 from fastac.processes import Stopwatch, close, get_context, has_news, start
-from fastac.trainers.group import wait_until
+from fastac.workers.shared_group import wait_until
 
 
 class Clock:

@@ -17,18 +17,18 @@ import torch
 from core_support import assert_same, weights
 from gymnasium.spaces import Box, Discrete
 
-from fastac.apply import Adam, LocalApply, SharedApply, flat_size
+from fastac.learning.optimizer import Adam, LocalApply, SharedApply, flat_size
 from fastac.build import Streams, assemble, build_fused_objective, build_head, resolve_workers
 from fastac.config import Config
 from fastac.contract import Alone, EnvFailure, NonFiniteError, Phases, WorkerFailure
-from fastac.fused import FusedGradient, FusedNetwork
-from fastac.learner import Learner, merge_moments
-from fastac.losses import clipped_surrogate, policy_gradient
+from fastac.learning.fused import FusedGradient, FusedNetwork
+from fastac.learning.learner import Learner, merge_moments
+from fastac.learning.losses import clipped_surrogate, policy_gradient
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, RewardNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
 from fastac.rollout.observations import Rows
-from fastac.trainers import group
-from fastac.trainers.group import GroupMemory, SharedGroup, wait_until
+from fastac.workers import group
+from fastac.workers.shared_group import GroupMemory, SharedGroup, wait_until
 
 SMALL = {"num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "total_env_steps": 10**6}
 SMALL |= {"vectorization": "native"}

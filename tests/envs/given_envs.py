@@ -8,7 +8,7 @@ from typing import ClassVar
 import gymnasium as gym
 import numpy as np
 
-from fastac.envs.probes import Probe
+from probes import Probe
 
 
 class Plain(Probe):

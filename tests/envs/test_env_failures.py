@@ -15,7 +15,7 @@ from env_rows import begin, draw_actions, follow, make_row
 from fastac.config import EnvConfig
 from fastac.contract import EnvFailure, VecEnv
 from fastac.envs import adapt, make_vec
-from fastac.envs.probes import Probe
+from probes import Probe
 from fastac.envs.process import ProcessEnvs, WorkerTraceback
 from fastac.envs.sync import SyncEnvs
 

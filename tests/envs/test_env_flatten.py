@@ -15,10 +15,10 @@ from fastac.config import EnvConfig
 from fastac.contract import EnvFailure, VecEnv
 from fastac.envs import adapt, make_vec
 from fastac.envs.flatten import FlatBox, flatten_obs
-from fastac.envs.probes import DictReward
+from probes import DictReward
 from fastac.envs.sync import SyncEnvs
 
-PROBE = "fastac.envs.probes:fastac/DictReward-v0"
+PROBE = "probes:fastac/DictReward-v0"
 SPACES = [
     Discrete(4, start=-2),
     MultiDiscrete([2, 3], start=[1, -1]),

@@ -15,7 +15,7 @@ from fastac.envs import adapt, make, make_vec
 from fastac.envs.process import ProcessEnvs
 from fastac.envs.sync import SyncEnvs
 
-PROBES = "fastac.envs.probes:fastac/"
+PROBES = "probes:fastac/"
 
 
 def build(env_id: str, seed: int = 0, num_envs: int = 4, vectorization: str = "auto") -> VecEnv:

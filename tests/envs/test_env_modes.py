@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from fastac.contract import EnvFailure, StepRow, VecEnv
 from fastac.envs import adapt
-from fastac.envs.probes import Ending, ToyChain
+from probes import Ending, ToyChain
 from fastac.envs.sync import SyncEnvs
 
 Transition: TypeAlias = tuple[float, int, float, bool, bool, float]  # ..., the successor or final observation

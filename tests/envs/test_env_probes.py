@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from fastac.envs.probes import (
+from probes import (
     ActionReward,
     ConstantReward,
     ContinuousReward,

@@ -220,7 +220,7 @@ def test_ids_whose_actions_cannot_be_squashed_are_refused(env_id: str) -> None:
 @pytest.mark.parametrize("how", ["sync", "process", "given"])
 def test_env_gets_the_action_squashed(how: str) -> None:
     """The probe pays -(a - 0.5)^2, which tells what it was given."""
-    probe = "fastac.envs.probes:fastac/ContinuousReward-v0"
+    probe = "probes:fastac/ContinuousReward-v0"
     if how == "given":
         env = adapt(SyncVectorEnv([lambda: gym.make(probe)] * 3), np.random.SeedSequence(0), squashes=True)
     else:

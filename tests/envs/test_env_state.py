@@ -12,11 +12,11 @@ from env_rows import Saving, begin, draw_actions, follow
 from fastac.config import EnvConfig
 from fastac.contract import StateLeaf, StateTree, VecEnv
 from fastac.envs import adapt, make_vec
-from fastac.envs.probes import ToyChain
+from probes import ToyChain
 from fastac.envs.state import capture, restore
 
-CHAIN = "fastac.envs.probes:fastac/ToyChain-v0"
-DICT = "fastac.envs.probes:fastac/DictReward-v0"  # flattened by a wrapper
+CHAIN = "probes:fastac/ToyChain-v0"
+DICT = "probes:fastac/DictReward-v0"  # flattened by a wrapper
 
 
 def build(env_id: str, vectorization: str, seed: int = 0, num_envs: int = 5) -> VecEnv:
@@ -134,7 +134,7 @@ def test_user_vector_env_that_saves_itself() -> None:
 
 
 def test_unknown_layers_cannot_be_captured() -> None:
-    assert build("fastac.envs.probes:fastac/Memory-v0", "sync").get_state() is None
+    assert build("probes:fastac/Memory-v0", "sync").get_state() is None
     user = gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")])
     assert adapt(user, np.random.SeedSequence(0)).get_state() is None
 

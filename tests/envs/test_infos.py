@@ -13,7 +13,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from fastac.contract import MAX_EXTRAS, VecEnv
 from fastac.envs import adapt
 from fastac.envs.infos import InfoReader
-from fastac.envs.probes import Probe
+from probes import Probe
 from fastac.envs.process import ProcessEnvs
 from fastac.envs.sync import SyncEnvs
 

@@ -10,7 +10,7 @@ from fastac.config import Config
 from fastac.envs.flatten import FlatBox
 from fastac.envs.saved_spaces import Spaces, load_spaces, save_spaces
 from fastac.envs.spaces import SquashedBox
-from fastac.records import load_checkpoint, save_checkpoint
+from fastac.runs.checkpoint import load_checkpoint, save_checkpoint
 
 NESTED = Dict(
     [

@@ -14,7 +14,7 @@ from fastac.envs import adapt, make_vec
 from fastac.envs.limits import find_time_limit
 
 SEED = np.random.SeedSequence(0)
-ENDLESS = "fastac.envs.probes:fastac/ToyChain-v0"  # registered without a limit
+ENDLESS = "probes:fastac/ToyChain-v0"  # registered without a limit
 
 
 class Own(gym.Env):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from fastac.config import Config
-from fastac.experiments.definition import Arm, Column, Curve, CurvePlot, Experiment, Number, Trial, ValuePlot
+from benchmarks.experiments.definition import Arm, Column, Curve, CurvePlot, Experiment, Number, Trial, ValuePlot
 
 
 def measure(config: Config, offset: float = 0.0) -> Trial:

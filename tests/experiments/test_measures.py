@@ -10,10 +10,10 @@ from fastac.build import Streams, build_envs, build_model
 from fastac.build.worker import build_worker
 from fastac.config import Config
 from fastac.contract import Alone, Phases
-from fastac.experiments import measures
-from fastac.experiments.definition import Curve, CurvePlot, ValuePlot
-from fastac.experiments.definitions import EXPERIMENTS
-from fastac.experiments.measures import (
+from benchmarks.experiments import measures
+from benchmarks.experiments.definition import Curve, CurvePlot, ValuePlot
+from benchmarks.experiments.definitions import EXPERIMENTS
+from benchmarks.experiments.measures import (
     EpisodeLog,
     Horizons,
     advantage_variances,
@@ -22,7 +22,7 @@ from fastac.experiments.measures import (
     learn,
     learn_by_episodes,
 )
-from fastac.experiments.trials import EXTRAS
+from benchmarks.experiments.trials import EXTRAS
 from fastac.kernels.reference import gae_reference
 
 CARTPOLE = Config().replace(

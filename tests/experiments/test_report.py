@@ -13,11 +13,11 @@ from experiments_support import toy
 from PIL import Image
 
 from fastac.cli import main
-from fastac.experiments import write_report
-from fastac.experiments.definition import Column, Trial
-from fastac.experiments.report import format_cell, summarise
-from fastac.experiments.stats import bootstrap_interval, interquartile_mean, mean
-from fastac.experiments.trials import list_jobs, save_trial
+from benchmarks.experiments import write_report
+from benchmarks.experiments.definition import Column, Trial
+from benchmarks.experiments.report import format_cell, summarise
+from benchmarks.experiments.stats import bootstrap_interval, interquartile_mean, mean
+from benchmarks.experiments.trials import list_jobs, save_trial
 from fastac.install import INSTALL
 
 MACHINE = {"cpu": "an abacus", "cores": 2, "versions": {"python": "3.11", "fastac": "0.1"}, "commit": "abc"}
@@ -26,7 +26,7 @@ MACHINE = {"cpu": "an abacus", "cores": 2, "versions": {"python": "3.11", "fasta
 @pytest.fixture
 def undrawn(monkeypatch):
     """No picture, which takes half a second."""
-    monkeypatch.setattr("fastac.experiments.report.draw", lambda *_: None)
+    monkeypatch.setattr("benchmarks.experiments.report.draw", lambda *_: None)
 
 
 def save_all(experiment, seeds, out, machine=MACHINE):
@@ -271,7 +271,7 @@ def test_values_by_a_setting(tmp_path, drawn):
 
 @pytest.fixture
 def toys(monkeypatch, tmp_path):
-    module = types.ModuleType("fastac.experiments.definitions")
+    module = types.ModuleType("benchmarks.experiments.definitions")
     module.EXPERIMENTS = (toy(), toy(name="other", needs="mujoco"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.chdir(tmp_path)
@@ -313,7 +313,7 @@ def test_wrong_words_are_one_sentence(toys, tmp_path, capsys, words, message):
 
 @pytest.mark.parametrize(("missing", "name", "extra"), [("mujoco", "other", "mujoco"), ("matplotlib", "toy", "plot")])
 def test_a_missing_extra_is_told_before_anything_runs(toys, tmp_path, capsys, monkeypatch, missing, name, extra):
-    monkeypatch.setattr("fastac.experiments.find_spec", lambda module: None if module == missing else object())
+    monkeypatch.setattr("benchmarks.experiments.find_spec", lambda module: None if module == missing else object())
     assert main(["experiment", name]) == 2
     assert capsys.readouterr().err == (f"fastac: {name} needs {missing}, which is not installed: {INSTALL[extra]}.\n")
     assert list(tmp_path.iterdir()) == []
@@ -322,6 +322,6 @@ def test_a_missing_extra_is_told_before_anything_runs(toys, tmp_path, capsys, mo
 def test_a_signal_is_the_exit_code_and_the_command_goes_on(toys, monkeypatch, capsys):
     import signal
 
-    monkeypatch.setattr("fastac.experiments.run_trials", lambda *_: signal.SIGTERM)
+    monkeypatch.setattr("benchmarks.experiments.run_trials", lambda *_: signal.SIGTERM)
     assert main(["experiment", "toy", "--out", "my out"]) == 143
     assert capsys.readouterr().err == "Stopped by SIGTERM. Continue with: fastac experiment toy --out 'my out'\n"

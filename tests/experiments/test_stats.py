@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastac.experiments.stats import bootstrap_interval, interquartile_mean, mean
+from benchmarks.experiments.stats import bootstrap_interval, interquartile_mean, mean
 
 
 @pytest.mark.parametrize(

@@ -20,17 +20,10 @@ import torch
 
 from fastac.config import Config
 from fastac.contract import StateTree
-from fastac.records import (
-    RecordError,
-    best_mean_return,
-    checkpoint,
-    find_checkpoint,
-    load_checkpoint,
-    mark_best,
-    prune_checkpoints,
-    save_checkpoint,
-)
-from fastac.records.checkpoint import damaged_marks
+from fastac.runs import checkpoint
+from fastac.runs.checkpoint import best_mean_return, find_checkpoint, load_checkpoint, mark_best, prune_checkpoints, save_checkpoint
+from fastac.runs.files import RecordError
+from fastac.runs.checkpoint import damaged_marks
 
 CONFIG = Config().replace(env_id="Acrobot-v1", hidden_sizes=(8, 4), max_grad_norm=None)
 STATE: StateTree = {"model": {"w.0": np.arange(6.0).reshape(2, 3)}, "rng": {"state": 2**127 + 1}, "iteration": 7}

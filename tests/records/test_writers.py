@@ -22,24 +22,12 @@ from tensorboard.summary.writer import event_file_writer
 
 from fastac.config import AlgoName, Config, JsonValue
 from fastac.contract import MAX_EXTRAS, Episode, Episodes, Phases, Report
-from fastac.records import (
-    Bar,
-    Evaluated,
-    EvaluationRow,
-    NullWriter,
-    ProgressBar,
-    ProgressLines,
-    ProgressWriter,
-    RecordError,
-    ReturnTracker,
-    TensorBoardWriter,
-    Writer,
-    load_checkpoint,
-    open_bar,
-    progress_row,
-    save_checkpoint,
-)
-from fastac.records.progress import shorten
+from fastac.runs.checkpoint import load_checkpoint, save_checkpoint
+from fastac.runs.files import RecordError
+from fastac.runs.progress import Bar, Evaluated, ProgressBar, ProgressLines, open_bar
+from fastac.runs.tracker import ReturnTracker
+from fastac.runs.writers import EvaluationRow, NullWriter, ProgressWriter, TensorBoardWriter, Writer, progress_row
+from fastac.runs.progress import shorten
 
 LOSSES = {
     "policy_loss": 0.25,
@@ -467,7 +455,7 @@ def test_tensorboard_resume_hides_what_was_beyond_the_checkpoint(tmp_path: Path)
 
 
 def test_records_import_neither_tensorboard_nor_rich() -> None:
-    code = "import sys, fastac.records; print([m for m in ('tensorboard', 'rich') if m in sys.modules])"
+    code = "import sys, fastac.runs.writers; print([m for m in ('tensorboard', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -477,7 +465,7 @@ import sys
 from pathlib import Path
 import wandb
 from fastac.config import Config
-from fastac.records import TensorBoardWriter
+from fastac.runs.writers import TensorBoardWriter
 
 run = wandb.init(project="test", sync_tensorboard=True)
 writer = TensorBoardWriter(Path("tb"), Config())

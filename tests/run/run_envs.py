@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete, Sequence
 from gymnasium.vector import AutoresetMode
 
-from fastac.envs.probes import Probe
+from probes import Probe
 
 EPISODE_STEPS = 10
 FAILING_STEP = 200  # of one environment's life; later than evaluations, which are short, ever come

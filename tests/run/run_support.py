@@ -15,7 +15,7 @@ from pathlib import Path
 import fastac
 from fastac.cli import main
 from fastac.contract import Report
-from fastac.trainers.board import ENV_STEPS
+from fastac.workers.shared_counters import ENV_STEPS
 
 # Enough of a run to save, resume and evaluate; a fraction of a second.
 SMALL = {"num_envs": 4, "num_steps": 8, "hidden_sizes": (8,), "eval_every": 0, "eval_episodes": 2, "tensorboard": False}

@@ -76,7 +76,7 @@ def test_what_is_wrong_is_said_on_every_terminal(capsys, monkeypatch, encoding):
 
 
 def test_train_says_how_it_ended_on_stderr(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastac.run.session._LEAST_TRAIN_S", math.inf)  # no line about efficiency
+    monkeypatch.setattr("fastac.runs.session._LEAST_TRAIN_S", math.inf)  # no line about efficiency
     run_dir = tmp_path / "run"
     words = ["train", "CartPole-v1", *SMALL_FLAGS, "--total-env-steps", "1_000", "--run-dir", str(run_dir)]
     assert main(words) == 0

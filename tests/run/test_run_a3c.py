@@ -34,10 +34,10 @@ from run_support import (
 import fastac
 from fastac.cli import main
 from fastac.config import Config
-from fastac.records import find_checkpoint, load_checkpoint
-from fastac.tools.evaluate import MOST_STEPS, Evaluation
-from fastac.tools.evaluator import InProcessEvaluator, ProcessEvaluator, Request, Stage
-from fastac.trainers import pool
+from fastac.runs.checkpoint import find_checkpoint, load_checkpoint
+from fastac.runs.evaluate import MOST_STEPS, Evaluation
+from fastac.runs.evaluator import InProcessEvaluator, ProcessEvaluator, Request, Stage
+from fastac.workers import pool
 
 ENDLESS = 10**9
 A3C = {**SMALL, "algo": "a3c", "workers": 2, "eval_every": ENDLESS}  # evaluated beside training, but not yet
@@ -176,7 +176,7 @@ def test_as_many_workers_as_divide_the_environments(tmp_path, monkeypatch, flags
 
 
 def test_efficiency_is_told(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastac.run.session._LEAST_TRAIN_S", 0.0)
+    monkeypatch.setattr("fastac.runs.session._LEAST_TRAIN_S", 0.0)
     words = ["train", "CartPole-v1", *FLAGS, "--total-env-steps", "20000", "--run-dir", str(tmp_path / "run"), "--json"]
     assert main(words) == 0
     out, err = capsys.readouterr()
@@ -444,7 +444,7 @@ def test_a_second_signal_does_not_wait(tmp_path):
 def test_a_second_ctrl_c_does_not_wait_for_a_worker_that_is_stopped(tmp_path):
     shared, run_dir, told = shared_memory(), tmp_path / "run", tmp_path / "stderr"
     # Else the worker would be given up after a while, and the first Ctrl-C would do.
-    script = "import sys; from fastac.cli import main; from fastac.trainers import pool; pool.SILENCE_S = 6000.0; "
+    script = "import sys; from fastac.cli import main; from fastac.workers import pool; pool.SILENCE_S = 6000.0; "
     words = ["train", "CartPole-v1", *FLAGS, "--total-env-steps", "1e9", "--checkpoint-every", "500"]
     command = [sys.executable, "-c", script + "sys.exit(main())", *words, "--run-dir", str(run_dir)]
     with told.open("w") as errors:
@@ -626,7 +626,7 @@ class ToldEvaluator:
 
 def test_the_best_is_kept_where_its_evaluation_ends_after_later_checkpoints(tmp_path, monkeypatch):
     told = ToldEvaluator()
-    monkeypatch.setattr("fastac.run.session.open_evaluator", lambda *_: told)
+    monkeypatch.setattr("fastac.runs.session.open_evaluator", lambda *_: told)
     settings = {"eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1}
     session = start(tmp_path / "run", total_env_steps=ENDLESS, **settings)
     for _, _ in zip(range(6), session, strict=False):
@@ -659,8 +659,8 @@ def test_a_killed_evaluator_is_started_again(tmp_path, caplog):
 
 def hasten(monkeypatch):
     """Let an evaluator be given up after a second."""
-    monkeypatch.setattr("fastac.tools.evaluator._SILENCE_S", 1.0)
-    monkeypatch.setattr("fastac.tools.evaluator._SILENCE_TIMES", 1.0)
+    monkeypatch.setattr("fastac.runs.evaluator._SILENCE_S", 1.0)
+    monkeypatch.setattr("fastac.runs.evaluator._SILENCE_TIMES", 1.0)
 
 
 SILENT = "the evaluator has been silent for 1 s: started again (1 of at most 10 times)"

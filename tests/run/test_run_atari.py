@@ -15,9 +15,9 @@ from run_support import checkpoints, read_rows
 
 import fastac
 from fastac.contract import NonFiniteError
-from fastac.learner import Learner
+from fastac.learning.learner import Learner
 from fastac.models import LSTMCore
-from fastac.records import load_checkpoint
+from fastac.runs.checkpoint import load_checkpoint
 from fastac.rollout import Rollout
 
 pytest.importorskip("ale_py")

@@ -16,7 +16,7 @@ from run_support import SMALL, checkpoints, snapshot
 
 import fastac
 from fastac.cli import main
-from fastac.records import find_checkpoint
+from fastac.runs.checkpoint import find_checkpoint
 
 
 @pytest.fixture(autouse=True)

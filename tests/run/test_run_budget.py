@@ -12,9 +12,9 @@ from run_support import SMALL, SMALL_FLAGS, last_env_steps, read_records, read_r
 import fastac
 from fastac.build import assemble
 from fastac.cli import main
-from fastac.tools.evaluate import evaluate
+from fastac.runs.evaluate import evaluate
 
-PROBE = "fastac.envs.probes:fastac/ConstantReward-v0"
+PROBE = "probes:fastac/ConstantReward-v0"
 NO_TIME = 1e-9  # minutes, less than any machine needs for anything
 ENDLESS = 10**9
 MINUTE_S = 60.0
@@ -79,7 +79,7 @@ def test_evaluations_on_the_way_count_and_the_last_one_does_not(tmp_path, clock,
         result.returns[:] = clock.now_s  # ever better, so that nothing older is played once more
         return result
 
-    monkeypatch.setattr("fastac.tools.evaluator.evaluate", evaluate_slowly)
+    monkeypatch.setattr("fastac.runs.evaluator.evaluate", evaluate_slowly)
     settings = {**SMALL, "eval_every": 1, "budget_minutes": 12.0}  # after every iteration
     reports, summary = follow(fastac.start("CartPole-v1", run_dir=tmp_path / "run", **settings), clock)
     assert reports == [1, 2, 3]  # after 5, 10 and 15 minutes
@@ -189,7 +189,7 @@ def test_what_an_interrupt_of_the_last_evaluation_left_out_is_done_by_resume(tmp
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **SMALL, budget_minutes=NO_TIME)
     (report,) = session
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("fastac.tools.evaluator.evaluate", interrupt)
+        patch.setattr("fastac.runs.evaluator.evaluate", interrupt)
         session.finish()
     session = fastac.resume(tmp_path / "run")
     assert list(session) == []

@@ -12,9 +12,9 @@ from run_support import SMALL, checkpoints, read_records, read_rows, read_state
 
 import fastac
 from fastac.cli import main
-from fastac.tools.evaluate import evaluate
+from fastac.runs.evaluate import evaluate
 
-PROBE = "fastac.envs.probes:fastac/ConstantReward-v0"  # every return is 1
+PROBE = "probes:fastac/ConstantReward-v0"  # every return is 1
 
 
 def test_stops_at_the_first_evaluation_that_reaches_the_target(tmp_path):
@@ -72,7 +72,7 @@ def test_evaluation_is_not_training_time(tmp_path, monkeypatch):
         time.sleep(0.3)
         return evaluate(*arguments)
 
-    monkeypatch.setattr("fastac.tools.evaluator.evaluate", evaluate_slowly)
+    monkeypatch.setattr("fastac.runs.evaluator.evaluate", evaluate_slowly)
     settings = {**SMALL, "eval_every": 64, "total_env_steps": 192}
     summary = fastac.train(PROBE, run_dir=tmp_path / "run", **settings).summary
     clock = [row["train_wall_s"] for row in read_rows(tmp_path / "run" / "progress.jsonl")]
@@ -106,7 +106,7 @@ def evaluate_as_told(monkeypatch, means):
         result.returns[:] = next(told)
         return result
 
-    monkeypatch.setattr("fastac.tools.evaluator.evaluate", evaluate_as_next)
+    monkeypatch.setattr("fastac.runs.evaluator.evaluate", evaluate_as_next)
 
 
 def train_with_best_in_the_middle(tmp_path, monkeypatch, means, **how):
@@ -170,7 +170,7 @@ def test_best_and_last_play_the_same_number_of_episodes(tmp_path, monkeypatch):
         played.append((arguments[1].num_envs, result.episodes))
         return result
 
-    monkeypatch.setattr("fastac.tools.evaluator.evaluate", watch)
+    monkeypatch.setattr("fastac.runs.evaluator.evaluate", watch)
     settings = {"num_envs": 4, "num_steps": 64, "hidden_sizes": (8,), "tensorboard": False, "eval_every": 4_000}
     fastac.train("Pendulum-v1", run_dir=tmp_path / "run", total_env_steps=11_000, **settings)
     assert played[-1] == played[-2]  # what an episode takes is counted in between
@@ -361,7 +361,7 @@ def test_ctrl_c_ends_an_evaluation_at_once_and_resume_plays_it(tmp_path, monkeyp
 
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **settings)
     with monkeypatch.context() as patch:
-        patch.setattr("fastac.tools.evaluator.evaluate", interrupted)
+        patch.setattr("fastac.runs.evaluator.evaluate", interrupted)
         for _ in session:
             pass
     assert session.stop_signal == signal.SIGINT and session.evaluation is None

@@ -17,7 +17,9 @@ from torch import nn
 
 import fastac
 from fastac.cli import main
-from fastac.records import RecordError, checkpoint, load_checkpoint
+from fastac.runs import checkpoint
+from fastac.runs.checkpoint import load_checkpoint
+from fastac.runs.files import RecordError
 
 SAVING_FLAGS = (*SMALL_FLAGS, "--checkpoint-every", "200")
 
@@ -119,7 +121,7 @@ def test_all_is_closed_where_the_disk_is_full(tmp_path, monkeypatch):
     def full(*_):
         raise RecordError("cannot write: the disk is full.")
 
-    monkeypatch.setattr("fastac.run.session.save_checkpoint", full)
+    monkeypatch.setattr("fastac.runs.session.save_checkpoint", full)
     for writer in session._writers:
         monkeypatch.setattr(writer, "close", full)
     for _ in session:
@@ -177,7 +179,7 @@ def test_a_failure_that_cannot_be_saved_is_still_told(tmp_path, monkeypatch):
     def full(*_):
         raise RecordError("the disk is full")
 
-    monkeypatch.setattr("fastac.run.session.save_checkpoint", full)
+    monkeypatch.setattr("fastac.runs.session.save_checkpoint", full)
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", encoder=lambda space: Sick(space.shape[0]), **SMALL)
     with pytest.raises(fastac.NonFiniteError, match=r"policy_loss is not finite; .* could not be saved"):
         list(session)

@@ -10,7 +10,7 @@ from run_support import SMALL, checkpoints, read_rows
 
 import fastac
 from fastac.config import Config
-from fastac.records import best_mean_return, find_checkpoint, load_checkpoint
+from fastac.runs.checkpoint import best_mean_return, find_checkpoint, load_checkpoint
 
 SUMMARY_KEYS = (
     "env_id algo seed env_steps frames updates episodes train_wall_s total_wall_s sps sps_last_window mean_return "

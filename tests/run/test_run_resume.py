@@ -23,7 +23,8 @@ from run_support import (
 
 import fastac
 from fastac.cli import main
-from fastac.records import best_mean_return, checkpoint, find_checkpoint
+from fastac.runs import checkpoint
+from fastac.runs.checkpoint import best_mean_return, find_checkpoint
 
 KILLED_AFTER = 10  # iterations, twice as many in all
 PPO = {"algo": "ppo", "num_epochs": 2, "num_minibatches": 2, "normalize_advantage": True}
@@ -39,7 +40,7 @@ CASES = {
     "native reinforce": ("CartPole-v1", {**NATIVE, "algo": "reinforce", "num_steps": 500}),
     "sync a2c": ("CartPole-v1", {"vectorization": "sync"}),
     "sync ppo continuous": ("Pendulum-v1", {**PPO, **NORMALIZED, "vectorization": "sync", "optimizer": "rmsprop"}),
-    "own state": ("fastac.envs.probes:fastac/ToyChain-v0", {"normalize_reward": True}),
+    "own state": ("probes:fastac/ToyChain-v0", {"normalize_reward": True}),
     "masked lstm": ("fastac.envs.masked:fastac/MaskedCartPole-v1", {**PPO, "core": "lstm", "lstm_size": 8}),
 }
 
@@ -83,7 +84,7 @@ def test_resumes_in_a_new_process_too(tmp_path):
 def test_rows_after_the_checkpoint_are_not_there_twice(tmp_path):
     settings = {**SMALL, "total_env_steps": 640, "checkpoint_every": 150, "eval_every": 32}
     # Evaluations save the best, so give them all the same return: only the first is better than none.
-    train_until_killed("fastac.envs.probes:fastac/ConstantReward-v0", tmp_path / "run", 8, **settings)
+    train_until_killed("probes:fastac/ConstantReward-v0", tmp_path / "run", 8, **settings)
     before = [row["iteration"] for row in read_rows(tmp_path / "run" / "progress.jsonl")]
     session = fastac.resume(tmp_path / "run")
     assert session.report.iteration < before[-1]  # or there would be nothing to cut
@@ -140,7 +141,7 @@ def test_what_a_kill_in_the_last_evaluation_left_out_is_done_by_resume(tmp_path,
     for _ in session:
         pass
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("fastac.tools.evaluator.evaluate", _interrupt)
+        patch.setattr("fastac.runs.evaluator.evaluate", _interrupt)
         session.finish()
     assert not (tmp_path / "run" / "summary.json").exists()
     session = fastac.resume(tmp_path / "run")
@@ -193,7 +194,7 @@ def test_a_kill_in_the_end_loses_neither_the_best_nor_writes_a_row_twice(tmp_pat
     settings = {**SMALL, "total_env_steps": 960, "checkpoint_every": 96, "eval_every": 64, "keep_checkpoints": 1}
     fastac.train("CartPole-v1", run_dir=tmp_path / "whole", **settings)
     with monkeypatch.context() as patch, pytest.raises(DeathError):
-        patch.setattr(f"fastac.run.{place}", die)
+        patch.setattr(f"fastac.runs.{place}", die)
         fastac.train("CartPole-v1", run_dir=tmp_path / "run", **settings)
     resume_to_the_end(tmp_path / "run")
     assert read_records(tmp_path / "run") == read_records(tmp_path / "whole")

@@ -12,7 +12,7 @@ import torch
 from run_support import SMALL, checkpoints, last_env_steps
 
 import fastac
-from fastac.records import load_checkpoint
+from fastac.runs.checkpoint import load_checkpoint
 
 ENDLESS = {**SMALL, "total_env_steps": 10**9}
 

@@ -15,7 +15,7 @@ from run_support import SMALL, SMALL_FLAGS, checkpoints, last_env_steps, read_ro
 
 import fastac
 from fastac.cli import main
-from fastac.records import ProgressWriter
+from fastac.runs.writers import ProgressWriter
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -86,7 +86,7 @@ def test_ctrl_c_in_the_last_evaluation_loses_nothing(tmp_path, monkeypatch, caps
     run_dir = tmp_path / "run"
     words = ["train", "CartPole-v1", *SMALL_FLAGS, "--total-env-steps", "320", "--run-dir", str(run_dir)]
     with monkeypatch.context() as patch:
-        patch.setattr("fastac.tools.evaluator.evaluate", interrupt)
+        patch.setattr("fastac.runs.evaluator.evaluate", interrupt)
         assert main(words) == 130
     hint = f"continue from the last checkpoint with: fastac resume {run_dir}"
     assert capsys.readouterr().err.endswith(f"fastac: interrupted; {hint}\n")

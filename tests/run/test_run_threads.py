@@ -11,7 +11,7 @@ from run_support import SMALL
 
 import fastac
 from fastac.contract import EnvFailure
-from fastac.run.threads import steps_on_one_thread
+from fastac.runs.threads import steps_on_one_thread
 
 CALLERS = 3
 
@@ -27,13 +27,13 @@ def callers_threads() -> Iterator[None]:
 def seen(monkeypatch) -> list[int]:
     """The counts while a run learned."""
     counts: list[int] = []
-    learn = fastac.learner.Learner.learn
+    learn = fastac.learning.learner.Learner.learn
 
     def look(*args, **kwargs):
         counts.append(torch.get_num_threads())
         return learn(*args, **kwargs)
 
-    monkeypatch.setattr("fastac.learner.Learner.learn", look)
+    monkeypatch.setattr("fastac.learning.learner.Learner.learn", look)
     return counts
 
 

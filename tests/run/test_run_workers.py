@@ -15,8 +15,8 @@ from run_support import SMALL, SMALL_FLAGS, checkpoints
 
 import fastac
 from fastac.cli import main
-from fastac.records import load_checkpoint
-from fastac.trainers.board import ITERATIONS
+from fastac.runs.checkpoint import load_checkpoint
+from fastac.workers.shared_counters import ITERATIONS
 
 TWO = [*SMALL_FLAGS, "--workers", "2", "--total-env-steps", "1e6"]
 

@@ -6,10 +6,10 @@ import pytest
 
 from fastac.config import Config, ConfigValue
 from fastac.presets import PRESETS
-from fastac.run.schedule import Schedule
-from fastac.run.state import Progress
+from fastac.runs.schedule import Schedule
+from fastac.runs.state import Progress
 
-PROBE = "fastac.envs.probes:fastac/ConstantReward-v0"  # not batched by itself
+PROBE = "probes:fastac/ConstantReward-v0"  # not batched by itself
 
 
 def play_run(config: Config, length: float) -> tuple[list[int], float, int]:

@@ -18,10 +18,10 @@ import fastac
 from fastac.build import Parts, assemble
 from fastac.cli import main
 from fastac.config import Config
-from fastac.fused.network import BackwardPass
-from fastac.tools.efficiency import BareTimes, count_rows, efficiency, measure, time_call
+from fastac.learning.fused.network import BackwardPass
+from fastac.runs.efficiency import BareTimes, count_rows, efficiency, measure, time_call
 
-PROBES = "fastac.envs.probes:fastac/"
+PROBES = "probes:fastac/"
 BARE = BareTimes(1.0, 2.0, 0.5, 0.25, 3, 4)
 FLAGS = ("--num-envs", "4", "--num-steps", "8", "--eval-every", "1e9", "--eval-episodes", "2", "--no-tensorboard")
 
@@ -166,7 +166,7 @@ def test_images_are_drawn_as_they_are_stored(core):
 
 @pytest.mark.parametrize(("reuse_forward", "rows"), [(True, 32), (False, 32), (True, 400), (False, 400)])
 def test_images_go_through_the_fused_network_in_chunks(monkeypatch, reuse_forward, rows):
-    monkeypatch.setattr("fastac.fused.gradient.CHUNK", 100)
+    monkeypatch.setattr("fastac.learning.fused.gradient.CHUNK", 100)
     config = make_config(num_steps=rows // 4, reuse_forward=reuse_forward)
     seen, backward = [], BackwardPass.backward
 
@@ -286,8 +286,8 @@ def read_summary(tmp_path) -> dict:
 
 @pytest.mark.parametrize("collect", ["steps", "episodes"])
 def test_train_ends_with_the_efficiency(tmp_path, capsys, monkeypatch, collect):
-    monkeypatch.setattr("fastac.run.session._LEAST_TRAIN_S", 0.0)
-    monkeypatch.setattr("fastac.run.session.measure", lambda *_: replace(BARE, env_s=1e-9))
+    monkeypatch.setattr("fastac.runs.session._LEAST_TRAIN_S", 0.0)
+    monkeypatch.setattr("fastac.runs.session.measure", lambda *_: replace(BARE, env_s=1e-9))
     assert train(tmp_path, "--collect", collect, "--num-minibatches", "1") == 0
     summary = read_summary(tmp_path)
     *_, names, spent, says, ended = capsys.readouterr().err.splitlines()
@@ -303,7 +303,7 @@ def test_train_ends_with_the_efficiency(tmp_path, capsys, monkeypatch, collect):
 
 
 def test_where_the_time_went_adds_up(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastac.run.session._LEAST_TRAIN_S", math.inf)  # no line about efficiency
+    monkeypatch.setattr("fastac.runs.session._LEAST_TRAIN_S", math.inf)  # no line about efficiency
     assert train(tmp_path) == 0
     *_, names, spent, _ = capsys.readouterr().err.splitlines()
     summary = read_summary(tmp_path)
@@ -317,14 +317,14 @@ def test_where_the_time_went_adds_up(tmp_path, capsys, monkeypatch):
 
 
 def test_a_short_run_is_not_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastac.run.session._LEAST_TRAIN_S", 1e9)
+    monkeypatch.setattr("fastac.runs.session._LEAST_TRAIN_S", 1e9)
     assert train(tmp_path) == 0
     assert (read_summary(tmp_path)["efficiency"], read_summary(tmp_path)["bare_times"]) == (None, None)
 
 
 def test_only_who_asks_pays_for_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastac.run.session._LEAST_TRAIN_S", 0.0)
-    monkeypatch.setattr("fastac.run.session.measure", lambda *_: pytest.fail("nobody asked"))
+    monkeypatch.setattr("fastac.runs.session._LEAST_TRAIN_S", 0.0)
+    monkeypatch.setattr("fastac.runs.session.measure", lambda *_: pytest.fail("nobody asked"))
     settings = {"num_envs": 4, "num_steps": 8, "eval_every": 0, "eval_episodes": 2, "tensorboard": False}
     run = fastac.train("CartPole-v1", run_dir=tmp_path / "run", total_env_steps=100, **settings)
     assert run.summary["efficiency"] is None
@@ -334,8 +334,8 @@ def test_a_run_is_not_lost_where_it_cannot_be_measured(tmp_path, capsys, monkeyp
     def fail(*_):
         raise OSError("the simulator's licence is for one process")
 
-    monkeypatch.setattr("fastac.run.session._LEAST_TRAIN_S", 0.0)
-    monkeypatch.setattr("fastac.run.session.measure", fail)
+    monkeypatch.setattr("fastac.runs.session._LEAST_TRAIN_S", 0.0)
+    monkeypatch.setattr("fastac.runs.session.measure", fail)
     assert train(tmp_path) == 0
     assert "Everything is in" in capsys.readouterr().err
     assert "efficiency was not measured: the simulator's licence is for one process" in caplog.text

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from fastac.config import Config
-from fastac.records import EvaluationRow, ProgressWriter, RecordError, RunDirectory
+from fastac.runs.files import RecordError
+from fastac.runs.run_dir import RunDirectory
+from fastac.runs.writers import EvaluationRow, ProgressWriter
 from fastac.tools.plot import plot
 
 

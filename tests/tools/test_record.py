@@ -19,8 +19,8 @@ from fastac.build import Streams, build_envs, build_model
 from fastac.config import EnvConfig, ModelConfig
 from fastac.contract import EnvFailure, Episode
 from fastac.envs import adapt
-from fastac.envs.probes import ContinuousReward
-from fastac.records import RecordError
+from probes import ContinuousReward
+from fastac.runs.files import RecordError
 from fastac.tools import record as record_module
 from fastac.tools.policy import TrainedPolicy
 from fastac.tools.record import record

@@ -15,7 +15,8 @@ from fastac.cli import main
 from fastac.config import Config
 from fastac.contract import EnvFailure
 from fastac.presets.classic import cartpole_a2c_fast
-from fastac.records import RecordError, RunDirectory
+from fastac.runs.files import RecordError
+from fastac.runs.run_dir import RunDirectory
 from fastac.tools.tune import Search, Setting, Trial, cache_path, load_tuned, measure_sps, save_tuned
 
 NATIVE = cartpole_a2c_fast()

@@ -1,0 +1,40 @@
+"""The lecture's experiments: each a few arms over many seeds, a table and a picture."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib.util import find_spec
+
+from benchmarks.experiments.definition import Experiment
+from benchmarks.experiments.report import write_report
+from benchmarks.experiments.runner import run_trials
+from benchmarks.experiments.trials import EXTRAS
+from fastac.install import INSTALL, Extra
+
+__all__ = ["find_experiment", "list_experiments", "run_trials", "write_report"]
+
+
+def list_experiments() -> tuple[Experiment, ...]:
+    """Return all experiments."""
+    from benchmarks.experiments.definitions import EXPERIMENTS  # here, so that tests can put others in their place
+
+    return EXPERIMENTS
+
+
+def find_experiment(name: str) -> Experiment:
+    """Return the experiment of that name.
+
+    Raises:
+        ValueError: there is none, or it needs what is not installed.
+    """
+    experiments = {experiment.name: experiment for experiment in list_experiments()}
+    if name not in experiments:
+        near = get_close_matches(name, experiments, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(experiments)}."
+        raise ValueError(f"{name!r} is not an experiment: {hint}")
+    needs = experiments[name].needs
+    extras: list[Extra] = ["plot"] if needs is None else ["plot", needs]
+    for extra in extras:
+        if find_spec(EXTRAS[extra]) is None:
+            raise ValueError(f"{name} needs {EXTRAS[extra]}, which is not installed: {INSTALL[extra]}.")
+    return experiments[name]

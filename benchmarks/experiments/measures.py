@@ -1,0 +1,394 @@
+"""What can be measured of an arm: learning curves, and the variance of advantages and of gradients.
+
+Every measure is a function of a configuration, whose seed drives all of it. Seconds are those of training alone, on
+as many cores as the configuration has workers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastac.api import start_config
+from fastac.learning.optimizer import flatten
+from fastac.build import Streams, assemble, build_envs, build_model, load_module, single_thread
+from fastac.build.training import Parts
+from fastac.build.sync import SyncParts
+from fastac.build.worker import build_worker
+from fastac.config import Config
+from fastac.contract import Alone, NonFiniteError, Phases, StateTree, read_branch
+from benchmarks.experiments.definition import Curve, Number, Trial
+from fastac.kernels import gae
+from fastac.runs.tracker import ReturnTracker
+from fastac.rollout import Rollout
+from fastac.runs.evaluate import MOST_STEPS
+from fastac.runs.evaluator import Request, Stage
+
+_POINTS = 100  # of a curve: what a picture can show
+_WINDOW = 50  # episodes that a return in training is the mean of
+
+
+@dataclass
+class _Points:
+    """A curve in the making."""
+
+    x: list[float] = field(default_factory=list)
+    y: list[float] = field(default_factory=list)
+
+    def add(self, x: float, y: float) -> None:
+        self.x.append(x)
+        self.y.append(y)
+
+    def thinned(self, end: float | None = None) -> Curve:
+        """Return the means of `_POINTS` stretches of x, as long each, to `end` or the last point.
+
+        A stretch without a point has what the one before has. Few points, without an end, are left as they are.
+        """
+        x, y = np.array(self.x), np.array(self.y)
+        if end is None and len(x) <= _POINTS:
+            return Curve(tuple(self.x), tuple(self.y))
+        edges = np.linspace(x[0], x[-1] if end is None else end, _POINTS + 1)
+        inside = x <= edges[-1]
+        stretch = np.clip(np.searchsorted(edges, x[inside], side="left") - 1, 0, _POINTS - 1)
+        counts = np.bincount(stretch, minlength=_POINTS)
+        means = np.bincount(stretch, weights=y[inside], minlength=_POINTS) / np.maximum(counts, 1)
+        latest = np.maximum.accumulate(np.where(counts > 0, np.arange(_POINTS), 0))
+        return Curve(tuple(edges[1:].tolist()), tuple(means[latest].tolist()))
+
+    def first_from(self, x: float) -> Number:
+        """Return y at the first point from `x` on, None if there is none."""
+        at = int(np.searchsorted(self.x, x))
+        return self.y[at] if at < len(self.y) else None
+
+    def last_before(self, x: float) -> Number:
+        """Return y at the last point that is not beyond `x`, None before the first."""
+        at = int(np.searchsorted(self.x, x, side="right"))
+        return self.y[at - 1] if at else None
+
+    def fall_before(self, x: float) -> Number:
+        """Return how far the last point that is not beyond `x` is below the best until then, None before the first."""
+        at = int(np.searchsorted(self.x, x, side="right"))
+        return max(self.y[:at]) - self.y[at - 1] if at else None
+
+    def first_reaching(self, y: float) -> Number:
+        """Return x at the first point of at least `y`, None if there is none."""
+        return next((here for here, value in zip(self.x, self.y, strict=True) if value >= y), None)
+
+    def percent_staying(self, y: float) -> Number:
+        """Return how many of the points after the first of at least `y` are too, in percent; None if none follows."""
+        reaches = [value >= y for value in self.y]
+        later = reaches[reaches.index(True) + 1 :] if True in reaches else []
+        return 100.0 * sum(later) / len(later) if later else None
+
+
+# --- learning curves -----------------------------------------------------------------------------
+
+
+def learn(
+    config: Config, threshold: float | None = None, at_env_steps: float | None = None, at_seconds: float | None = None
+) -> Trial:
+    """Train over the whole budget, with the evaluations that the configuration asks for.
+
+    Args:
+        config: of the run.
+        threshold: an evaluation's mean return, for the steps and seconds to it, and how many stay there.
+        at_env_steps: where to read the curve: at the first evaluation from there on.
+        at_seconds: likewise.
+
+    Returns:
+        Curves `return` and `return_by_seconds`; values `final_return`, `sps`, and where asked for `env_steps_to`,
+        `seconds_to` (None: not reached), `stays` (percent of later evaluations that reach it too, None: there is
+        none), `return_at_env_steps` and `return_at_seconds` (None: ended before). Where numbers became NaN or infinite
+        the curves end, if they had begun, and `final_return` and `sps` are None.
+        A3C's evaluations are played beside training, which they slow down, and are fewer where one lasts.
+    """
+    by_steps, by_seconds = _Points(), _Points()
+    with TemporaryDirectory(prefix="fastac-") as folder:
+        session = start_config(config.replace(tensorboard=False, checkpoint_every=0), Path(folder, "run"))
+        sps: Number = None
+        with suppress(NonFiniteError):  # a seed that failed, not an experiment
+            for _ in session:
+                pass
+            sps = float(str(session.finish()["sps"]))
+        if session.stop_signal is not None:
+            raise KeyboardInterrupt
+        lines = Path(folder, "run", "evaluations.jsonl").read_text().splitlines()
+    for row in map(json.loads, lines):
+        by_steps.add(row["env_steps"], row["mean_return"])
+        by_seconds.add(row["wall_s"], row["mean_return"])  # of training alone
+    values: dict[str, Number] = {"final_return": by_steps.y[-1] if sps is not None else None, "sps": sps}
+    if threshold is not None:
+        values |= {"env_steps_to": by_steps.first_reaching(threshold)}
+        values |= {"seconds_to": by_seconds.first_reaching(threshold), "stays": by_steps.percent_staying(threshold)}
+    if at_env_steps is not None:
+        values |= {"return_at_env_steps": by_steps.first_from(at_env_steps)}
+    if at_seconds is not None:
+        values |= {"return_at_seconds": by_seconds.first_from(at_seconds)}
+    curves = {"return": by_steps, "return_by_seconds": by_seconds}
+    return Trial({name: points.thinned() for name, points in curves.items() if points.x}, values)
+
+
+@dataclass(frozen=True, slots=True)
+class Horizons:
+    """How far a run by episodes goes: until all three are behind it, or its own budget is spent.
+
+    Attributes:
+        episodes: of training.
+        env_steps: of training.
+        seconds: of training.
+    """
+
+    episodes: int
+    env_steps: int
+    seconds: float
+
+
+class EpisodeLog:
+    """Returns of training episodes, in the order in which they end, with the clock's time."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._returns: list[float] = []
+        self._by_episode, self._by_steps, self._by_seconds = _Points(), _Points(), _Points()
+        self._progress: dict[str, float] = {}
+
+    def note(self, return_: float, env_steps: int, seconds: float) -> None:
+        """Take in an episode."""
+        self._returns.append(return_)
+        mean = float(np.mean(self._returns[-_WINDOW:]))
+        self._by_episode.add(len(self._returns), mean)
+        self._by_steps.add(env_steps, mean)
+        self._by_seconds.add(seconds, mean)
+
+    def has_passed(self, horizons: Horizons, env_steps: int, seconds: float) -> bool:
+        """Note how far the run is; return whether all horizons are behind."""
+        episodes = len(self._returns)
+        self._progress = {"episodes": episodes, "env_steps": env_steps, "seconds": seconds}
+        return episodes >= horizons.episodes and env_steps >= horizons.env_steps and seconds >= horizons.seconds
+
+    def to_trial(self, horizons: Horizons) -> Trial:
+        """Return what there is of each horizon.
+
+        Returns:
+            Curves `return_by_...` up to it; values `return_at_...`, the mean of the last 50 episodes before it, and
+            `fall_at_...`, how much more the best 50 until then had (None: the run ended before).
+        """
+        curves: dict[str, Curve] = {}
+        values: dict[str, Number] = {}
+        for name, end in asdict(horizons).items():
+            points = {"episodes": self._by_episode, "env_steps": self._by_steps, "seconds": self._by_seconds}[name]
+            has_passed = self._progress[name] >= end
+            curves[f"return_by_{name}"] = points.thinned(end if has_passed else None)
+            values[f"return_at_{name}"] = points.last_before(end) if has_passed else None
+            values[f"fall_at_{name}"] = points.fall_before(end) if has_passed else None
+        return Trial(curves, values)
+
+
+def learn_by_episodes(config: Config, horizons: Horizons) -> Trial:
+    """Train and note every training episode, up to three horizons; see `EpisodeLog.to_trial`."""
+    log = EpisodeLog()
+    with _assembled(config) as parts:
+        for report in parts.trainer.run():
+            for return_ in report.finished.return_.tolist():
+                log.note(return_, report.env_steps, report.train_wall_s)
+            if log.has_passed(horizons, report.env_steps, report.train_wall_s):
+                break
+    return log.to_trial(horizons)
+
+
+def learn_dqn(config: Config, horizons: Horizons) -> Trial:
+    """Do the same by stable-baselines3's DQN, with the settings that its zoo has tuned for CartPole-v1.
+
+    https://github.com/DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml. Of the configuration it takes the environment, the
+    seed, the budget, learning rate, discount, hidden layers and steps between updates.
+    """
+    import gymnasium as gym
+    from stable_baselines3 import DQN
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    log, began = EpisodeLog(), 0.0
+
+    class Note(BaseCallback):
+        def _on_step(self) -> bool:
+            seconds = perf_counter() - began
+            for info in self.locals["infos"]:
+                if "episode" in info:
+                    log.note(float(info["episode"]["r"]), self.num_timesteps, seconds)
+            return not log.has_passed(horizons, self.num_timesteps, seconds)
+
+    with single_thread(), closing(gym.make(config.env.env_id)) as env:
+        model = DQN(
+            "MlpPolicy",
+            env,
+            learning_rate=config.optim.learning_rate,
+            buffer_size=100_000,
+            learning_starts=1_000,
+            batch_size=64,
+            gamma=config.algo.gamma,
+            train_freq=config.algo.num_steps,
+            gradient_steps=128,
+            target_update_interval=10,
+            exploration_fraction=8_000 / config.run.total_env_steps,  # 0.16 of the zoo's 50,000
+            exploration_final_eps=0.04,
+            policy_kwargs={"net_arch": list(config.model.hidden_sizes)},
+            seed=config.run.seed,
+            device="cpu",
+        )
+        began = perf_counter()
+        model.learn(config.run.total_env_steps, Note())
+    return log.to_trial(horizons)
+
+
+@contextmanager
+def _assembled(config: Config) -> Iterator[Parts]:
+    with single_thread(), closing(assemble(config, Streams.spawn(config.run.seed).env)) as parts:
+        yield parts
+
+
+# --- variance of advantages ----------------------------------------------------------------------
+
+
+def advantage_variance(config: Config) -> Trial:
+    """Train, and look at the advantages of every rollout before they are normalised.
+
+    Returns:
+        Curves over env steps: `return`, the mean of the last 100 training episodes, and `variance`, of the
+        advantages. Values: `final_return`, greedy; `variance`, the mean over the run, and `variance_ratio`, that over
+        the mean variance of the TD errors of the same rows. (Not the mean of ratios: once a policy is perfect its TD
+        errors hardly vary at all.)
+    """
+    tracker, curves = ReturnTracker(), {name: _Points() for name in ("return", "variance", "td_variance")}
+    with _assembled(config) as parts:
+        assert isinstance(parts, SyncParts)
+        for report in parts.trainer.run():
+            tracker.update(report)
+            found = advantage_variances(parts.rollout, config.algo.gamma)
+            for name, value in {"return": tracker.mean_return, **found}.items():
+                if value is not None:  # before the first episode has ended
+                    curves[name].add(report.env_steps, value)
+        with closing(Stage(config, parts.model, None)) as stage:
+            final = stage.play(Request(report.env_steps, 100, 100, None, MOST_STEPS)).mean_return
+    variance, td_variance = (float(np.mean(curves[name].y)) for name in ("variance", "td_variance"))
+    return Trial(
+        {name: curves[name].thinned() for name in ("return", "variance")},
+        {"final_return": final, "variance": variance, "variance_ratio": variance / td_variance},
+    )
+
+
+def advantage_variances(rollout: Rollout, gamma: float) -> dict[str, float]:
+    """Return the variance of a rollout's advantages, and that of its TD errors, which are GAE's at lambda 0."""
+    td_error, return_ = torch.empty_like(rollout.advantage), torch.empty_like(rollout.advantage)
+    ends = (rollout.terminated, rollout.truncated, rollout.valid)
+    moments = torch.empty(5, dtype=torch.float64)
+    gae(rollout.reward, rollout.value, *ends, gamma, 0.0, td_error, return_, moments)
+    variance, td_variance = (float(rows[rollout.valid].double().var()) for rows in (rollout.advantage, td_error))
+    return {"variance": variance, "td_variance": td_variance}
+
+
+def exact_critic(config: Config) -> Trial:
+    """Measure the variance of advantages where the critic is exact, beside what theory says.
+
+    A random walk x without end whose reward is x has the value x / (1 - gamma), so TD errors are independent and
+    alike: gamma / (1 - gamma) times the walk's step. The first row's advantage then has their variance times
+    the sum over k < T of (gamma * lambda)^(2k).
+
+    Returns:
+        Values `variance_ratio`, measured over the configuration's environments, and `formula`.
+    """
+    algo, num_envs = config.algo, config.env.num_envs
+    steps = torch.randn(algo.num_steps, num_envs, generator=torch.Generator().manual_seed(config.run.seed))
+    walk = torch.cat([torch.zeros(1, num_envs), steps]).cumsum(dim=0)  # [T+1, N]
+    never, always = torch.zeros_like(steps, dtype=torch.bool), torch.ones_like(steps, dtype=torch.bool)
+    estimates = []
+    for gae_lambda in (algo.gae_lambda, 0.0):
+        advantage, return_ = torch.empty_like(steps), torch.empty_like(steps)
+        values = walk / (1.0 - algo.gamma)
+        moments = torch.empty(5, dtype=torch.float64)
+        gae(walk[:-1].contiguous(), values, never, never, always, algo.gamma, gae_lambda, advantage, return_, moments)
+        estimates.append(float(advantage[0].double().var()))
+    formula = sum((algo.gamma * algo.gae_lambda) ** (2 * k) for k in range(algo.num_steps))
+    return Trial({}, {"variance_ratio": estimates[0] / estimates[1], "formula": formula})
+
+
+# --- variance of gradients -----------------------------------------------------------------------
+
+
+def gradient_variance(
+    config: Config, base: Config, base_env_steps: int, num_gradients: int, threshold: float | None = None
+) -> Trial:
+    """Train as `learn` does; and apart from that, estimate a frozen policy's gradient many times, in the arm's way.
+
+    The policy is the same in all arms: what `base`, with the same seed, has become after `base_env_steps`. Every
+    estimate is of one whole episode, and nothing is learned from it. The actor's parameters alone are looked at.
+
+    Args:
+        config: of the arm; its model is built as `base`'s.
+        base: makes the frozen policy, and the critic of it.
+        base_env_steps: for how long.
+        num_gradients: how many estimates.
+        threshold: of `learn`.
+
+    Returns:
+        `learn`'s curves and values, and `gradient_variance`, the mean over parameters.
+    """
+    trial = learn(config, threshold)
+    frozen = _train_for(base.replace(seed=config.run.seed), base_env_steps)
+    gradients = _estimate_gradients(config.replace(num_envs=1, vf_coef=0.0, ent_coef=0.0), frozen, num_gradients)
+    variance = gradients.var(dim=0)  # [P]
+    return Trial(trial.curves, {**trial.values, "gradient_variance": float(variance.mean())})
+
+
+def _train_for(config: Config, env_steps: int) -> StateTree:
+    """Return the state of the model after so many steps."""
+    with _assembled(config) as parts:
+        next(report for report in parts.trainer.run() if report.env_steps >= env_steps)
+        return read_branch(parts.get_state(), "model")
+
+
+class _Recorder:
+    """An `Apply` that keeps the actor's gradients, `[P]` each, and takes no step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Give the parameters their gradients."""
+        flatten(model)
+        self._params = [p for name, p in model.named_parameters() if p.requires_grad and _is_actors(name)]
+        self.found: list[Tensor] = []
+
+    def step(self, learning_rate: float) -> float:
+        """Keep the gradient."""
+        self.found.append(torch.cat([p.grad.flatten() for p in self._params if p.grad is not None]))
+        return 0.0
+
+    def get_state(self) -> StateTree:
+        """Nothing is learned."""
+        return {}
+
+    def set_state(self, state: StateTree) -> None:
+        """Nothing was learned."""
+
+
+def _estimate_gradients(config: Config, frozen: StateTree, number: int) -> Tensor:
+    """Return as many estimates of the actor's gradient, `[number, P]`."""
+    streams = Streams.spawn(config.run.seed)
+    with single_thread(), closing(build_envs(config.env, streams.env)) as envs:
+        model = build_model(config.model, envs, streams.model)
+        load_module(model, frozen)
+        recorder = _Recorder(model)
+        pair = build_worker(config, envs, model, recorder, streams.actions, Alone()).pair
+        for _ in range(number):
+            pair.collect(Phases())
+            pair.learn(0.0, Phases())
+    return torch.stack(recorder.found)
+
+
+def _is_actors(parameter: str) -> bool:
+    return parameter.startswith(("trunks.0.", "head."))

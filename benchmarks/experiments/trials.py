@@ -1,0 +1,208 @@
+"""The trials of an experiment and their files: what is done is never done again."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import cast
+
+from fastac.config import Config, JsonValue
+from benchmarks.experiments.definition import Arm, Curve, Experiment, Measure, Number, Trial
+from fastac.install import Extra
+from fastac.processes import count_cores
+from fastac.runs.provenance import git_commit, versions
+from fastac.runs.files import read_json, replace_json
+from fastac.tools.tune import cpu_model
+
+# What each extra of fastac's installs that the experiments use: the name to import.
+EXTRAS: dict[Extra, str] = {
+    "box2d": "Box2D",
+    "experiments": "stable_baselines3",
+    "mujoco": "mujoco",
+    "plot": "matplotlib",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An arm with a seed: what becomes one trial."""
+
+    arm: Arm
+    seed: int
+
+    def __str__(self) -> str:
+        """Return what it is called."""
+        return f"{self.arm.group} / {self.arm.name} / seed {self.seed}"
+
+    @property
+    def config(self) -> Config:
+        """The arm's, with the seed."""
+        return self.arm.config.replace(seed=self.seed)
+
+    def path(self, out: Path) -> Path:
+        """Return where its trial is written."""
+        return out / "trials" / f"{_slug(self.arm.group)}-{_slug(self.arm.name)}-seed{self.seed}.json"
+
+    @property
+    def settings(self) -> dict[str, JsonValue]:
+        """What a file must say to be of this job, as JSON gives it back."""
+        return _flatten_measure(_describe(self.arm.measure)) | flatten(self.config)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a trial's file holds.
+
+    Attributes:
+        trial: what was measured.
+        machine: where: `cpu`, `cores`, `versions` and `commit`.
+    """
+
+    trial: Trial
+    machine: Mapping[str, JsonValue]
+
+
+def list_jobs(experiment: Experiment, seeds: int) -> list[Job]:
+    """Return all jobs, seed by seed: if the machine gets slower with time, it does so for all arms.
+
+    Raises:
+        ValueError: `seeds` is below 1, or two arms would have the same file.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds is {seeds}, expected at least 1.")
+    jobs = [Job(arm, seed) for seed in range(seeds) for arm in experiment.arms]
+    owners: dict[Path, Job] = {}
+    for job in jobs:
+        other = owners.setdefault(job.path(Path()), job)
+        if other is not job:
+            raise ValueError(f"the arms of {other} and {job} would have the same file: give one another name.")
+    return jobs
+
+
+def save_trial(job: Job, out: Path, trial: Trial, wall_s: float, machine: Mapping[str, JsonValue]) -> None:
+    """Write a trial's file, whole or not at all.
+
+    Raises:
+        RecordError: the disk is full, or the place cannot be written.
+    """
+    curves: dict[str, JsonValue] = {
+        name: {"x": list(curve.x), "y": list(curve.y)} for name, curve in trial.curves.items()
+    }
+    content: dict[str, JsonValue] = {
+        "group": job.arm.group,
+        "arm": job.arm.name,
+        "measure": _describe(job.arm.measure),
+        "config": job.config.to_dict(),
+        "machine": dict(machine),
+        "wall_s": wall_s,
+        "values": dict(trial.values),
+        "curves": curves,
+    }
+    replace_json(job.path(out), content)
+
+
+def load_trial(job: Job, out: Path) -> Saved | None:
+    """Read a trial's file; None where there is none.
+
+    Raises:
+        ValueError: it is damaged, or of other settings.
+    """
+    path = job.path(out)
+    if not os.path.exists(path):  # Path's raises where the folder may not be entered, which writing will tell better
+        return None
+    content = read_json(path)
+    try:
+        found = _flatten_measure(cast("dict[str, JsonValue]", content["measure"]))
+        for section in cast("dict[str, dict[str, JsonValue]]", content["config"]).values():
+            found |= section
+        curves = {
+            name: Curve(tuple(curve["x"]), tuple(curve["y"]))
+            for name, curve in cast("dict[str, dict[str, list[float]]]", content["curves"]).items()
+        }
+        trial = Trial(curves, cast("dict[str, Number]", content["values"]))
+        saved = Saved(trial, cast("dict[str, JsonValue]", content["machine"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no trial of this fastac ({error!r}): choose another --out.") from error
+    expected = job.settings
+    other = [name for name in expected | found if found.get(name) != expected.get(name)]
+    if other:
+        differences = ", ".join(f"{name} {found.get(name)!r}, now {expected.get(name)!r}" for name in other)
+        raise ValueError(f"{path} is a trial with other settings ({differences}): choose another --out.")
+    return saved
+
+
+def check_out(experiment: Experiment, out: Path) -> None:
+    """Refuse a directory that has trials of anything else, whose report this one would replace.
+
+    Raises:
+        ValueError: it has.
+    """
+    known = {Job(arm, 0).path(out).name.rpartition("-seed")[0] for arm in experiment.arms}
+    for path in sorted((out / "trials").glob("[!.]*.json")):
+        if path.name.rpartition("-seed")[0] not in known:
+            raise ValueError(f"{path} is no trial of {experiment.name}: choose another --out.")
+
+
+def check_trial(trial: Trial) -> None:
+    """Refuse what no statistic and no picture can be made of.
+
+    Raises:
+        ValueError: a number is not finite, or a curve is none.
+    """
+    for name, value in trial.values.items():
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"the value {name} is {value!r}, expected a finite number, or None.")
+    for name, curve in trial.curves.items():
+        if not curve.x or len(curve.x) != len(curve.y):
+            raise ValueError(
+                f"the curve {name} has {len(curve.x)} x and {len(curve.y)} y, expected as many, at least 1."
+            )
+        if not all(map(math.isfinite, curve.x + curve.y)):
+            raise ValueError(f"the curve {name} has numbers that are NaN or infinite, expected finite ones.")
+        if any(b < a for a, b in zip(curve.x, curve.x[1:], strict=False)):
+            raise ValueError(f"the curve {name} goes back in x, expected x to rise.")
+
+
+def flatten(config: Config) -> dict[str, JsonValue]:
+    """Return a configuration's settings by their flat names, as JSON gives them back."""
+    flat: dict[str, JsonValue] = {}
+    for section in cast("dict[str, dict[str, JsonValue]]", config.to_dict()).values():
+        flat |= {name: list(value) if isinstance(value, tuple) else value for name, value in section.items()}
+    return flat
+
+
+def describe_machine(experiment: Experiment) -> dict[str, JsonValue]:
+    """Return what the trials run on: `cpu`, `cores`, `versions` and `commit`."""
+    software: dict[str, JsonValue] = dict(versions())
+    if experiment.needs is not None:
+        name = EXTRAS[experiment.needs]
+        with suppress(PackageNotFoundError):  # where the distribution has another name
+            software[name] = version(name)
+    return {"cpu": cpu_model(), "cores": count_cores(), "versions": software, "commit": git_commit()}
+
+
+def _describe(measure: Measure) -> dict[str, JsonValue]:
+    """Return a measure's name and code and, of a `partial`, the arguments."""
+    if isinstance(measure, partial):
+        assert not measure.args, "name the arguments"
+        return _describe(measure.func) | {name: repr(value) for name, value in measure.keywords.items()}
+    # Of the whole module, since what a measure calls there counts too. Of the rest of fastac the commit tells.
+    code = sha256(inspect.getsource(inspect.getmodule(measure) or measure).encode()).hexdigest()
+    return {"name": f"{measure.__module__}.{measure.__qualname__}", "code": code[:12]}
+
+
+def _flatten_measure(described: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    return {f"measure's {name}": value for name, value in described.items()}
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-")

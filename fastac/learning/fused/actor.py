@@ -1,0 +1,90 @@
+"""The actor of a fused network: one forward per step, whose activations stay for the update."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from fastac.contract import StateTree, read_tensor
+from fastac.learning.fused.network import FusedNetwork, Pass, Tape
+from fastac.rollout import Rollout
+
+
+class Sampler(Protocol):
+    """Turns what a head says into actions, in place."""
+
+    def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
+        """Draw the randomness of `sample` for actions of shape `leading`."""
+
+    def sample(self, params: Tensor, noise: Tensor, action: Tensor, log_prob: Tensor) -> None:
+        """Write actions `[N, ...]` and their log-probs `[N]` for `params` `[N, P]`."""
+
+
+class FusedActor:
+    """An `Actor` over a fused network, on the CPU.
+
+    Attributes:
+        tape: the activations of the rollout `[T*N]`, or of one step `[N]` where they are not kept.
+        keeps: whether they are.
+    """
+
+    def __init__(
+        self, network: FusedNetwork, sampler: Sampler, rollout: Rollout, generator: Generator, keeps: bool
+    ) -> None:
+        """Bind the network to the rollout; `generator` drives the actions."""
+        steps, envs = rollout.num_steps, rollout.num_envs
+        self._rollout, self._sampler, self._generator = rollout, sampler, generator
+        self._network, self.keeps = network, keeps
+        # For one step, of which nothing is kept; also for the row after the last, and for observations beside.
+        one = Tape.for_step(network, envs)
+        self.tape = Tape.kept(network, steps, envs) if keeps else one
+        begins = [t * envs if keeps else 0 for t in range(steps)]
+        self._passes = [Pass(network, self.tape, at, at + envs, acts=True) for at in begins]
+        self._last, self._beside = (Pass(network, one, 0, envs, acts=True) for _ in range(2))
+        self._beside_obs = rollout.observations.empty(envs)
+        noise_nbytes = steps * sampler.draw_noise((envs,), torch.Generator()).nbytes
+        self._nbytes = one.nbytes + (self.tape.nbytes if keeps else 0) + noise_nbytes
+        self._action, self._log_prob = list(rollout.action), list(rollout.log_prob)
+        self._value = list(rollout.value.numpy())
+        self._step_value = [step.value.numpy() for step in self._passes]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the activations and of a rollout's noise."""
+        return self._nbytes
+
+    def begin(self) -> None:
+        """Draw the rollout's noise, and take the weights as they are."""
+        self._network.refresh()
+        rows = (self._rollout.num_steps, self._rollout.num_envs)
+        self._noise = self._sampler.draw_noise(rows, self._generator).unbind(0)  # T of [N, ...]
+
+    def act(self, t: int) -> None:
+        """Write row t."""
+        step = self._passes[t]
+        step.forward(self._rollout.observation(t))
+        self._sampler.sample(step.params, self._noise[t], self._action[t], self._log_prob[t])
+        self._value[t][:] = self._step_value[t]
+
+    def value(self, t: int) -> None:
+        """Write row t of values."""
+        self._last.forward_critic(self._rollout.observation(t))
+        self._value[t][:] = self._last.value.numpy()
+
+    def value_of(self, obs: Tensor) -> Tensor:
+        """Value `obs`; there is no memory to go on from."""
+        self._beside.forward_critic(self._beside_obs.copy_(obs))
+        return self._beside.value
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
+    def get_state(self) -> StateTree:
+        """The action stream, and the memory that there is none of."""
+        return {"state": torch.zeros(self._rollout.num_envs, 0), "generator": self._generator.get_state()}
+
+    def set_state(self, state: StateTree) -> None:
+        """Continue from `get_state`."""
+        self._generator.set_state(read_tensor(state, "generator", self._generator.get_state()))

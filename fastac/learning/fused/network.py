@@ -1,0 +1,351 @@
+"""The forward and backward pass of an `ActorCritic` without memory, on buffers allocated once.
+
+At 64 environments a step of small layers is twenty operations of a few microseconds, so what counts is what
+is not done: no graph is recorded, nothing is allocated, and every view and transpose is made beforehand
+(slicing a tensor costs as much as a small product). A `Tape` holds the activations of some rows, a
+`Pass` the views of a part of it, ready to run.
+
+Shapes: `R` rows of a tape, `M` of a pass, `D` inputs of the first layers, `H` width of a layer, `P` distribution
+parameters.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from fastac import memory
+from fastac.learning.fused.fusable import is_fusable
+from fastac.learning.fused.layers import Layer, LinearLayer, Op, read_layers
+from fastac.kernels import scale_images
+from fastac.models import ActorCritic, ConvEncoder, NoObsNormalizer, ObsNormalizer
+
+# A tape up to this size stays in a core's own cache from acting to learning.
+_CACHE_BYTES = 2**20
+# Up to about this many inputs, computing a unit again (2 flops each at 150 GFLOP/s) is cheaper than its
+# 4 bytes' way to memory and back (at 8 GB/s).
+_FEW_INPUTS = 64
+
+
+class FusedNetwork:
+    """An `ActorCritic`'s layers; it shares their parameters and gradients.
+
+    Attributes:
+        trunks: the hidden layers of each.
+        policy: the actor's head.
+        critic: the critic's head.
+        sizes: H by layer, the same in all trunks.
+        num_inputs: D.
+        num_params: P.
+        sees_images: whether observations are images.
+        reads_obs: whether the first layers read observations as they are.
+        device: where all is.
+        other_grads: the gradients of parameters that are no layer's.
+    """
+
+    def __init__(self, model: ActorCritic) -> None:
+        """Look at a model whose parameters have gradients and stay where they are (see `fastac.learning.optimizer`)."""
+        assert is_fusable(model)
+        encoders = [trunk.get_submodule("encoder") for trunk in model.trunks]
+        self.trunks = [read_layers(encoder) for encoder in encoders]
+        self.policy, self.critic = LinearLayer(model.head.layer), LinearLayer(model.value_head)
+        self._all_layers: list[Layer] = [*chain(*self.trunks), self.policy, self.critic]
+        written = {grad.data_ptr() for layer in self._all_layers for grad in layer.grads}
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        self.other_grads = [grad for grad in grads if grad.data_ptr() not in written]
+        self._encoder, self._normalizer = encoders[0], model.obs_normalizer
+        self.sizes = [layer.num_outputs for layer in self.trunks[0]]
+        self.num_inputs = [*self.trunks[0], self.policy][0].num_inputs
+        self.num_params = self.policy.num_outputs
+        self.sees_images = isinstance(self._encoder, ConvEncoder)
+        self.reads_obs = not self.sees_images and isinstance(self._normalizer, NoObsNormalizer)
+        self._constants = self._read_constants()
+        self.device = self.policy.weight.device
+
+    def refresh(self) -> None:
+        """Take weights and statistics as they are now for acting, until the next call; costs microseconds a layer."""
+        for layer in self._all_layers:
+            layer.refresh()
+        self._constants = self._read_constants()
+
+    def _read_constants(self) -> tuple[Tensor, Tensor] | None:
+        return self._normalizer.constants() if isinstance(self._normalizer, ObsNormalizer) else None
+
+    def prepare(self, obs: Tensor, x: Tensor, acts: bool) -> Op:
+        """Return what makes the inputs `x` `[M, D]` of the first layers out of raw observations `[M, *obs_shape]`.
+
+        With `acts` it uses the statistics as they were refreshed.
+        """
+        if isinstance(self._encoder, ConvEncoder):
+            return _prepare_images(self._encoder, obs, x)
+        return partial(self._normalize_acting if acts else self._normalize, obs, x)
+
+    def _normalize(self, obs: Tensor, x: Tensor) -> None:
+        x.copy_(self._normalizer(obs))
+
+    def _normalize_acting(self, obs: Tensor, x: Tensor) -> None:
+        assert self._constants is not None, "observations are read as they are"
+        ObsNormalizer.write(obs, self._constants, x)
+
+    def leaves_first_out(self, rows: int) -> bool:
+        """Return whether a tape of so many rows is better off without the first layer."""
+        kept = 4 * rows * sum(self.sizes) * len(self.trunks)  # bytes
+        return len(self.sizes) > 1 and not self.sees_images and self.num_inputs <= _FEW_INPUTS and kept > _CACHE_BYTES
+
+    def empty(self, *shape: int) -> Tensor:
+        """Allocate where the network is."""
+        return memory.empty(shape, device=self.device)
+
+
+def _prepare_images(encoder: ConvEncoder, obs: Tensor, x: Tensor) -> Op:
+    num_planes = encoder.shapes[0][0] if encoder.is_planar else 1
+    images, out = obs.view(len(obs), num_planes, -1), x.view(len(x), -1, num_planes)
+    if obs.dtype == torch.uint8:
+        return partial(scale_images, images, out, encoder.scale)
+    return partial(torch.mul, images.transpose(1, 2), encoder.scale, out=out)
+
+
+class Tape:
+    """The activations of R rows.
+
+    Layers may be left out: their activations are gone after a pass, which share one buffer for them. That
+    is for a step from which nothing will be learned, and for a first layer over few observations, which
+    is cheaper to compute again than to fetch from beyond the cache. So are images as floats, of which a row
+    takes more memory than all its activations.
+
+    Attributes:
+        hidden: by trunk and layer, `[R, H]`, or where left out as many rows as the largest pass.
+        params: `[R, P]`.
+        value: `[R, 1]`.
+        inputs: `[R, D]`, normalised observations; or images, as many rows as the largest pass that acts; or
+            None where observations are used as they are, or only gradients' passes use the tape.
+        left_out: how many layers, from the first on.
+    """
+
+    def __init__(self, network: FusedNetwork, rows: int, left_out: int = 0, pass_rows: int | None = None) -> None:
+        """Allocate; `pass_rows` are those of the largest pass that acts, if any does."""
+        shared = [network.empty(pass_rows or rows, size) for size in network.sizes[:left_out]]
+        self.hidden = [
+            [*shared, *(network.empty(rows, size) for size in network.sizes[left_out:])] for _ in network.trunks
+        ]
+        self.params, self.value = network.empty(rows, network.num_params), network.empty(rows, 1)
+        input_rows = pass_rows if network.sees_images else rows
+        self.inputs = None if network.reads_obs or input_rows is None else network.empty(input_rows, network.num_inputs)
+        self.left_out = left_out
+
+    @classmethod
+    def for_step(cls, network: FusedNetwork, envs: int) -> Tape:
+        """Allocate for one step to act on, of which nothing is kept."""
+        return cls(network, envs, len(network.sizes), envs)
+
+    @classmethod
+    def kept(cls, network: FusedNetwork, steps: int, envs: int) -> Tape:
+        """Allocate for all rows of a rollout, to act on and to learn from."""
+        return cls(network, steps * envs, int(network.leaves_first_out(steps * envs)), envs)
+
+    def hidden_rows(self, begin: int, end: int) -> list[list[Tensor]]:
+        """View the activations of a pass, by trunk and layer."""
+        return [
+            [y[: end - begin] if depth < self.left_out else y[begin:end] for depth, y in enumerate(trunk)]
+            for trunk in self.hidden
+        ]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All, and what trunks share once for each."""
+        tensors = [self.params, self.value, *(y for trunk in self.hidden for y in trunk)]
+        return tensors if self.inputs is None else [*tensors, self.inputs]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all tensors."""
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in self.tensors}.values())
+
+
+class Scratch:
+    """What a backward pass over at most R rows needs besides the tape; one serves every pass.
+
+    Attributes:
+        hidden: by layer, `[R, H]`: gradients, used by one trunk after the other.
+        first: `[R, H]`, the first layer's activations where the tape leaves them out.
+        images: `[R, D]`, the first layers' inputs where observations are images.
+        params: `[R, P]`, the objective's gradient.
+        value: `[R, 1]`, the objective's gradient.
+        ones: `[R]`.
+    """
+
+    def __init__(self, network: FusedNetwork, rows: int) -> None:
+        """Allocate."""
+        image_rows, other_rows = (rows, 0) if network.sees_images else (0, rows)
+        self.hidden = [network.empty(rows, size) for size in network.sizes]
+        self.first = network.empty(other_rows, network.sizes[0] if network.sizes else 0)
+        self.images = network.empty(image_rows, network.num_inputs)
+        self.params, self.value = network.empty(rows, network.num_params), network.empty(rows, 1)
+        self.ones = network.empty(rows).fill_(1.0)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All."""
+        return [*self.hidden, self.first, self.images, self.params, self.value, self.ones]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+class Pass:
+    """A part of a tape, ready to run forward.
+
+    What it does is a list of calls whose arguments are made beforehand, for the observations that it was
+    last given: their memory is the same in every rollout, so that in practice the list is made once.
+
+    Attributes:
+        params: `[M, P]`.
+        value: `[M]`.
+    """
+
+    def __init__(self, network: FusedNetwork, tape: Tape, begin: int, end: int, acts: bool = False) -> None:
+        """Make the views of rows `begin` to `end`; one that acts uses weights as they were refreshed."""
+        assert memory.is_aligned(*tape.tensors), "activations do not begin at a cache line"
+        self._network, self._acts = network, acts
+        self._inputs = tape.inputs
+        if tape.inputs is not None:
+            self._inputs = tape.inputs[: end - begin] if network.sees_images else tape.inputs[begin:end]
+        self.hidden = tape.hidden_rows(begin, end)
+        self.params, self._value = tape.params[begin:end], tape.value[begin:end]
+        self.value = self._value.squeeze(-1)
+        self._obs: Tensor | None = None  # what the calls below read
+        self._forward: list[Op] = []
+        self._forward_actor: list[Op] = []
+        self._forward_critic: list[Op] = []
+
+    def forward(self, obs: Tensor) -> None:
+        """Run both actor and critic on `obs` `[M, *obs_shape]`, raw."""
+        self._prepare(obs)
+        for op in self._forward:
+            op()
+
+    def forward_actor(self, obs: Tensor) -> None:
+        """Run the actor alone; the rows of a separate critic stay as they were."""
+        self._prepare(obs)
+        for op in self._forward_actor:
+            op()
+
+    def forward_critic(self, obs: Tensor) -> None:
+        """Run the critic alone; the rows of a separate actor stay as they were."""
+        self._prepare(obs)
+        for op in self._forward_critic:
+            op()
+
+    def _prepare(self, obs: Tensor) -> None:
+        """Make the calls for `obs`, unless they are for the same memory already."""
+        if self._obs is None or self._obs.data_ptr() != obs.data_ptr():
+            self._obs = obs
+            self._bind(obs, obs if self._inputs is None else self._inputs)
+
+    def _bind(self, obs: Tensor, x: Tensor) -> None:
+        """Make the calls that feed `obs`, as `x` where that is not the same, to the network."""
+        assert memory.is_aligned(obs), "observations do not begin at a cache line"
+        network = self._network
+        first: list[Op] = [] if x is obs else [network.prepare(obs, x, self._acts)]
+        trunks = [self._bind_trunk(index, x) for index in range(len(self.hidden))]
+        features = [outputs[-1] if outputs else x for outputs in self.hidden]
+        policy = self._bind_layer(network.policy, features[0], self.params)
+        critic = self._bind_layer(network.critic, features[-1], self._value)
+        # The actor's head before the critic's trunk: a tape that leaves layers out has one buffer for both trunks.
+        self._forward = [*first, *trunks[0], *policy, *chain(*trunks[1:]), *critic]
+        self._forward_actor = [*first, *trunks[0], *policy]
+        self._forward_critic = [*first, *trunks[-1], *critic]
+
+    def _bind_trunk(self, index: int, x: Tensor) -> list[Op]:
+        ops: list[Op] = []
+        for layer, y in zip(self._network.trunks[index], self.hidden[index], strict=True):
+            ops += self._bind_layer(layer, x, y)
+            x = y
+        return ops
+
+    def _bind_layer(self, layer: Layer, x: Tensor, y: Tensor) -> list[Op]:
+        return (layer.forward_acting if self._acts else layer.forward)(x, y)
+
+
+class BackwardPass(Pass):
+    """A part of a tape, ready to run forward and backward.
+
+    Attributes:
+        d_params: `[M, P]`, the objective's gradient, to be written before `backward`.
+        d_value: `[M]`, likewise.
+    """
+
+    def __init__(
+        self, network: FusedNetwork, tape: Tape, begin: int, end: int, scratch: Scratch, adds: bool = False
+    ) -> None:
+        """Make the views.
+
+        Args:
+            network: whose pass.
+            tape: holds the activations.
+            begin: the first of its rows.
+            end: the one after the last.
+            scratch: at least as many rows.
+            adds: to the gradient of the layers' parameters, or else writes it.
+        """
+        assert memory.is_aligned(*scratch.tensors), "a buffer of the backward pass does not begin at a cache line"
+        super().__init__(network, tape, begin, end)
+        self._adds = adds
+        num = end - begin
+        self._d_hidden = [d[:num] for d in scratch.hidden]
+        self.d_params, self._d_value = scratch.params[:num], scratch.value[:num]
+        self.d_value = self._d_value.squeeze(-1)
+        self._ones = scratch.ones[:num]
+        assert tape.left_out <= 1, "only a first layer is computed again"
+        self._leaves_first_out = tape.left_out == 1
+        if self._leaves_first_out:
+            for trunk in self.hidden:
+                trunk[0] = scratch.first[:num]
+        # Where acting has left the activations behind, the images that it saw are to be made again.
+        self._leaves_images_out = network.sees_images and tape.inputs is not None
+        if network.sees_images:
+            self._inputs = scratch.images[:num]
+        self._backward: list[Op] = []
+
+    def backward(self, obs: Tensor) -> None:
+        """Go back to the layers' parameters; the tape holds `forward(obs)`, and `d_params`, `d_value` are written."""
+        self._prepare(obs)
+        for op in self._backward:
+            op()
+
+    def _bind(self, obs: Tensor, x: Tensor) -> None:
+        super()._bind(obs, x)
+        network, last = self._network, len(self.hidden) - 1
+        self._backward = [network.prepare(obs, x, self._acts)] if self._leaves_images_out else []
+        for index, (layers, outputs) in enumerate(zip(network.trunks, self.hidden, strict=True)):
+            heads: list[tuple[LinearLayer, Tensor]] = [(network.policy, self.d_params)] if index == 0 else []
+            heads += [(network.critic, self._d_value)] if index == last else []
+            if self._leaves_first_out:
+                self._backward += layers[0].forward(x, outputs[0])
+            self._backward += self._bind_heads(heads, outputs[-1] if outputs else x)
+            self._backward += self._bind_trunk_backward(layers, outputs, x)
+
+    def _bind_heads(self, heads: list[tuple[LinearLayer, Tensor]], features: Tensor) -> list[Op]:
+        """Go through the heads and leave that of their features in the last hidden buffer."""
+        ops: list[Op] = []
+        for number, (head, d_out) in enumerate(heads):
+            ops += head.backward(d_out, features, self._ones, None, self._adds)
+            if not self._d_hidden:  # the heads read the observations
+                continue
+            d = self._d_hidden[-1]
+            write = partial(torch.mm, d_out, head.weight, out=d)
+            ops.append(write if number == 0 else partial(d.addmm_, d_out, head.weight))
+        return ops
+
+    def _bind_trunk_backward(self, layers: list[Layer], outputs: list[Tensor], x: Tensor) -> list[Op]:
+        """Go from the last hidden buffer back to the observations."""
+        ops = layers[-1].deactivate(self._d_hidden[-1], outputs[-1]) if layers else []
+        for depth in reversed(range(len(layers))):
+            before, d_before = (outputs[depth - 1], self._d_hidden[depth - 1]) if depth else (x, None)
+            ops += layers[depth].backward(self._d_hidden[depth], before, self._ones, d_before, self._adds)
+        return ops

@@ -1,0 +1,136 @@
+"""A fused network on an accelerator: pinned staging in, captured graphs, actions out.
+
+Environments and the rollout stay on the CPU. What repeats with the same shapes is captured once as a
+CUDA graph, because at these sizes launching costs more than computing. Forwards are not kept for the
+update: a batched one costs an accelerator less than remembering which step's activations lie where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Generator, Tensor
+
+from fastac.contract import StateTree, read_tensor
+from fastac.learning.fused.actor import Sampler
+from fastac.learning.fused.gradient import FusedObjective
+from fastac.learning.fused.network import BackwardPass, FusedNetwork, Pass, Scratch, Tape
+from fastac.learning.autograd import Coefs
+from fastac.rollout import Batch, Rollout
+
+Work: TypeAlias = Callable[[], None]
+
+
+def capture(work: Work, device: torch.device) -> Work:
+    """Return what replays `work`; off CUDA that is `work` itself. It is run a few times to warm up."""
+    if device.type != "cuda":
+        return work
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+class StagedActor:
+    """An `Actor` whose network is on another device than the rollout."""
+
+    def __init__(self, network: FusedNetwork, sampler: Sampler, rollout: Rollout, generator: Generator) -> None:
+        """Bind the network to the rollout, which is pinned; `generator` (CPU) drives the actions."""
+        envs, device = rollout.num_envs, network.device
+        self._rollout, self._sampler, self._generator = rollout, sampler, generator
+        self._pass = Pass(network, Tape(network, envs, pass_rows=envs), 0, envs)
+        self._obs = rollout.observations.empty(envs).to(device)
+        self._action, self._log_prob = (rows[0].to(device, copy=True) for rows in (rollout.action, rollout.log_prob))
+        self._one_noise = sampler.draw_noise((envs,), torch.Generator()).to(device)
+        self._forward = capture(self._look_and_sample, device)
+        self._forward_critic = capture(lambda: self._pass.forward_critic(self._obs), device)
+        self._device = device
+
+    def _look_and_sample(self) -> None:
+        self._pass.forward(self._obs)
+        self._sampler.sample(self._pass.params, self._one_noise, self._action, self._log_prob)
+
+    def begin(self) -> None:
+        """Draw the rollout's noise."""
+        rows = (self._rollout.num_steps, self._rollout.num_envs)
+        self._noise = self._sampler.draw_noise(rows, self._generator).to(self._device, non_blocking=True)
+
+    def act(self, t: int) -> None:
+        """Write row t; the actions are waited for, since the environments need them."""
+        rollout = self._rollout
+        self._obs.copy_(rollout.observation(t), non_blocking=True)
+        self._one_noise.copy_(self._noise[t])
+        self._forward()
+        rollout.value[t].copy_(self._pass.value, non_blocking=True)
+        rollout.log_prob[t].copy_(self._log_prob, non_blocking=True)
+        rollout.action[t].copy_(self._action)
+
+    def value(self, t: int) -> None:
+        """Write row t of values."""
+        self._rollout.value[t].copy_(self.value_of(self._rollout.observation(t)))
+
+    def value_of(self, obs: Tensor) -> Tensor:
+        """Value `obs`; there is no memory to go on from."""
+        self._obs.copy_(obs, non_blocking=True)
+        self._forward_critic()
+        return self._pass.value.cpu()
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
+    def get_state(self) -> StateTree:
+        """The action stream, and the memory that there is none of."""
+        return {"state": torch.zeros(self._rollout.num_envs, 0), "generator": self._generator.get_state()}
+
+    def set_state(self, state: StateTree) -> None:
+        """Continue from `get_state`."""
+        self._generator.set_state(read_tensor(state, "generator", self._generator.get_state()))
+
+
+class StagedGradient:
+    """A `Gradient` whose network is on another device than the batch, in one pass over all rows."""
+
+    def __init__(self, network: FusedNetwork, objective: FusedObjective, batch: Batch) -> None:
+        """Allocate for batches shaped like `batch`; smaller ones go without captured graphs."""
+        self._network, self._objective = network, objective
+        self._batch = Batch(*(getattr(batch, f.name).to(network.device, copy=True) for f in fields(batch)))
+        rows = batch.valid.shape[0]
+        self._tape, self._scratch = Tape(network, rows), Scratch(network, rows)
+        self._terms = torch.zeros(5, dtype=torch.float64, device=network.device)
+        self._pass = self._make_pass(rows)
+        self._forward = capture(partial(self._pass.forward, self._batch.obs), network.device)
+        self._backward = capture(partial(self._pass.backward, self._batch.obs), network.device)
+
+    def _make_pass(self, rows: int) -> BackwardPass:
+        return BackwardPass(self._network, self._tape, 0, rows, self._scratch)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory on the device, parameters excepted."""
+        batch: int = sum(getattr(self._batch, f.name).nbytes for f in fields(self._batch))
+        return batch + self._tape.nbytes + self._scratch.nbytes
+
+    def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
+        """See `Gradient`."""
+        rows, most = batch.valid.shape[0], self._batch.valid.shape[0]
+        staged = self._batch if rows == most else self._batch.rows(0, rows)
+        for f in fields(batch):
+            getattr(staged, f.name).copy_(getattr(batch, f.name), non_blocking=True)
+        step = self._pass if rows == most else self._make_pass(rows)
+        self._terms.zero_()
+        for grad in self._network.other_grads:
+            grad.zero_()
+        self._forward() if rows == most else step.forward(staged.obs)
+        self._objective(step.params, step.value, staged, coefs, step.d_params, step.d_value, self._terms)
+        self._backward() if rows == most else step.backward(staged.obs)
+        return self._terms.cpu()

@@ -1,5 +1,0 @@
-"""One training run: consumes the trainer's stream; logs, evaluates, saves, and says when to stop."""
-
-from fastac.run.session import Session
-
-__all__ = ["Session"]

@@ -1,0 +1,5 @@
+"""One training run: consumes the trainer's stream; logs, evaluates, saves, and says when to stop."""
+
+from fastac.runs.session import Session
+
+__all__ = ["Session"]

@@ -1,0 +1,321 @@
+"""How near a run came to the machine: what it cannot do without, timed bare, over the time that it took.
+
+A row of a rollout needs a step of the environments, a forward of the network to act on, and to learn
+from it a backward and, in every pass that no kept forward serves, another forward. What else a run
+does (sampling, advantages, losses, the optimiser, copies, waiting) is what efficiency is lost to::
+
+    bound      = N / (env_s + forward_s + backward_s)        steps/s, for A2C that keeps its forwards
+    efficiency = row_s * rows / train_wall_s                 = achieved steps/s / bound
+
+Both rates count the same share of valid rows, which cancels out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import cycle
+from statistics import median
+from time import perf_counter
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import torch
+from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
+from torch import Tensor
+
+from fastac import memory
+from fastac.build import EnvFactory, Parts, allocate_rollout, build_envs, single_thread, worker_share
+from fastac.config import Config
+from fastac.contract import ActionArray
+from fastac.envs import observation_dtype
+from fastac.envs.adapter import NextStepAdapter, SameStepAdapter
+from fastac.envs.spaces import ArraySpace, map_actions
+from fastac.learning.fused import FusedNetwork, Tape, is_fusable
+from fastac.learning.fused.gradient import chunk_rows
+from fastac.learning.fused.network import BackwardPass, Pass, Scratch
+from fastac.models import ActorCritic
+
+Clock: TypeAlias = Callable[[], float]
+Work: TypeAlias = Callable[[], object]
+
+_BUDGET_S = 0.1  # for each part; what takes longer is done once, after one time to warm up
+_BLOCKS = 11
+_ACTION_ROWS = 64  # random actions, used by turns
+
+
+@dataclass(frozen=True, slots=True)
+class BareTimes:
+    """Seconds per row, which is one step of all N environments of one worker, and how often a row needs them.
+
+    Attributes:
+        env_s: a step of the environments, with random actions.
+        forward_s: a forward of N rows, as acting needs it.
+        learn_forward_s: a forward of N rows' share of a whole update; 0 where learning needs none.
+        backward_s: a backward of N rows' share of a whole update.
+        learn_forwards: how often learning runs a row forward.
+        backwards: how often learning runs a row backward.
+    """
+
+    env_s: float
+    forward_s: float
+    learn_forward_s: float
+    backward_s: float
+    learn_forwards: int
+    backwards: int
+
+    @property
+    def row_s(self) -> float:
+        """The least time that a row can take."""
+        return (
+            self.env_s + self.forward_s + self.learn_forwards * self.learn_forward_s + self.backwards * self.backward_s
+        )
+
+
+def efficiency(bare: BareTimes, rows: float, train_wall_s: float) -> float:
+    """Return the least time for `rows` rows over the time that they took."""
+    return bare.row_s * rows / train_wall_s
+
+
+def count_rows(config: Config, iterations: int, env_steps: int) -> float:
+    """Return how many rows a run has needed, each one step of all its environments.
+
+    Whole episodes of unequal length end in rows that only wait for the longest; those were not needed.
+    """
+    if config.algo.collect == "episodes":
+        return env_steps / config.env.num_envs
+    return iterations * config.algo.num_steps / _workers_apart(config)
+
+
+def rows_per_iteration(config: Config, iterations: int, env_steps: int) -> int:
+    """Return T of an iteration, on average where it is as long as its episodes."""
+    if config.algo.collect == "steps":
+        return config.algo.num_steps
+    return max(1, round(env_steps / (config.env.num_envs // _workers_apart(config)) / iterations))
+
+
+def _workers_apart(config: Config) -> int:
+    """Return how many workers there are whose iterations are counted one by one."""
+    workers = config.run.workers if config.algo.algo == "a3c" else 1
+    assert isinstance(workers, int), "resolve_workers first"
+    return workers
+
+
+def measure(
+    config: Config,
+    parts: Parts,
+    rows: int,
+    env_factory: EnvFactory | None = None,
+    seed: int = 0,
+    clock: Clock = perf_counter,
+) -> BareTimes:
+    """Time the parts of a run on the CPU, in this process, each alone and at the run's own sizes.
+
+    Nothing of the run is touched: the environments are new, the model is copied, and the random streams
+    are of `seed`. With K workers it is the share of one, N/K environments, while the others idle. Takes
+    a quarter of a second where the parts are cheap, else about twice what each of them takes, besides
+    building the environments. While it lasts it holds the environments, and the activations of one
+    update where the run keeps them, a second time.
+
+    Args:
+        config: the run's, `workers` resolved.
+        parts: the run's; its model is timed as trained.
+        rows: T of a rollout.
+        env_factory: the user's own environments, if the run has them.
+        seed: of environments, actions and observations.
+        clock: seconds.
+
+    Raises:
+        ValueError: as `build_envs`.
+        EnvFailure: an environment failed.
+    """
+    share, model, rng = worker_share(config, env_factory), deepcopy(parts.model), np.random.default_rng(seed)
+    num_envs, epochs, shares = share.env.num_envs, share.algo.num_epochs, share.algo.num_minibatches
+    keeps = share.keeps_forward
+    # What an update reads: whole sequences where the model remembers.
+    lead = (rows, num_envs // shares) if model.state_size else (max(1, rows * num_envs // shares),)
+    obs_space = parts.envs.single_observation_space
+    with single_thread():
+        with _stepping(share, env_factory, rng) as step:
+            env_s = time_call(step, clock)
+        network: _Network = (
+            _FusedNetwork(model, num_envs, lead[0], obs_space, keeps, rng)
+            if is_fusable(parts.model)
+            else _ModuleNetwork(model, num_envs, lead, obs_space, rng)
+        )
+        per_row = num_envs / math.prod(lead)
+        forward_s = time_call(network.act, clock)
+        learn_forward_s = time_call(network.forward, clock) * per_row if epochs > keeps else 0.0
+        network.forward()  # what the backward goes back through
+        backward_s = time_call(network.backward, clock) * per_row
+    return BareTimes(env_s, forward_s, learn_forward_s, backward_s, epochs - keeps, epochs)
+
+
+def time_call(work: Work, clock: Clock) -> float:
+    """Return the seconds that a call takes: the median over blocks of calls.
+
+    Not the least: what disturbs these calls on a busy machine disturbed the run as well.
+    """
+    _time_block(work, clock)  # warms caches up, and takes environments out of step with each other
+    means_s: list[float] = []
+    spent_s = 0.0
+    while spent_s < _BUDGET_S:
+        calls, block_s = _time_block(work, clock)
+        means_s.append(block_s / calls)
+        spent_s += block_s
+    return median(means_s)
+
+
+def _time_block(work: Work, clock: Clock) -> tuple[int, float]:
+    """Call for a while, at least once; return how often, and the seconds."""
+    began_s = now_s = clock()
+    calls = 0
+    while now_s - began_s < _BUDGET_S / _BLOCKS:
+        work()
+        calls += 1
+        now_s = clock()
+    return calls, now_s - began_s
+
+
+@contextmanager
+def _stepping(config: Config, env_factory: EnvFactory | None, rng: np.random.Generator) -> Iterator[Work]:
+    """Yield what steps new environments once, with random actions.
+
+    A Gymnasium batch that resets by itself is stepped without fastac around it; environments that
+    fastac batches, and Atari games, whose protocol it sets, are stepped by what does so.
+    """
+    with closing(build_envs(config.env, np.random.SeedSequence(_draw_seed(rng)), env_factory)) as envs:
+        rollout = allocate_rollout(config.replace(num_steps=1, num_minibatches=1), envs, 0)
+        (row,) = rollout.step_rows()
+        envs.reset(rollout.obs[0].numpy(), rollout.start[0].numpy())
+        actions = _draw_actions(envs.single_action_space, config.env.num_envs, rng)
+        if isinstance(envs, NextStepAdapter | SameStepAdapter):
+            yield _in_turn(envs.batch.step, map(map_actions(envs.single_action_space), actions))
+        else:
+            yield _in_turn(lambda action: envs.step(action, row), actions)
+
+
+def _draw_actions(space: ArraySpace, num_envs: int, rng: np.random.Generator) -> list[ActionArray]:
+    """Draw batches of actions as an untrained policy's, `[N, *action_shape]` each."""
+    shape = (_ACTION_ROWS, num_envs, *(space.shape or ()))
+    if isinstance(space, Discrete):
+        return list(rng.integers(0, int(space.n), shape))
+    if isinstance(space, MultiDiscrete):
+        return list(rng.integers(0, space.nvec, shape))
+    if isinstance(space, MultiBinary):
+        return list(rng.integers(0, 2, shape))
+    return list(rng.standard_normal(shape, dtype=np.float32))
+
+
+def _in_turn(step: Callable[[ActionArray], object], actions: Iterable[ActionArray]) -> Work:
+    """Return what steps with one action after the other, for ever."""
+    turns = cycle(list(actions))
+    return lambda: step(next(turns))
+
+
+def _draw_seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**63))
+
+
+class _Network(Protocol):
+    """The three calls to time."""
+
+    def act(self) -> None:
+        """Run N rows forward, to act on."""
+
+    def forward(self) -> None:
+        """Run an update's rows forward, to go back through."""
+
+    def backward(self) -> None:
+        """Go back through what `forward` did, with given gradients of the network's outputs."""
+
+
+class _FusedNetwork:
+    """A fused network, chunk by chunk as `FusedGradient` goes through a batch."""
+
+    def __init__(
+        self, model: ActorCritic, num_envs: int, rows: int, obs_space: ArraySpace, keeps: bool, rng: np.random.Generator
+    ) -> None:
+        """Allocate for `num_envs` rows to act on and `rows` to learn from, the latter at once where they are kept."""
+        for param in model.parameters():
+            param.grad = torch.zeros_like(param)
+        network = FusedNetwork(model)
+        chunk, steps = chunk_rows(network, rows), rows // num_envs if keeps else 1
+        acting = Tape.kept(network, steps, num_envs) if keeps else Tape.for_step(network, num_envs)
+        tape = acting if keeps else Tape(network, chunk)
+        obs = _draw_obs(rng, (num_envs,), obs_space)
+        network.refresh()
+        begins = range(0, steps * num_envs, num_envs)
+        self._acting = cycle([(Pass(network, acting, at, at + num_envs, acts=True), obs) for at in begins])
+        scratch = Scratch(network, chunk)
+        self._passes: list[tuple[BackwardPass, Tensor]] = []
+        for begin in range(0, rows, chunk):
+            num, at = min(chunk, rows - begin), begin if keeps else 0
+            step = BackwardPass(network, tape, at, at + num, scratch)
+            self._passes.append((step, _draw_obs(rng, (num,), obs_space)))
+        scratch.params.copy_(_draw(rng, *scratch.params.shape))
+        scratch.value.copy_(_draw(rng, *scratch.value.shape))
+
+    def act(self) -> None:
+        """See `_Network`."""
+        step, obs = next(self._acting)
+        step.forward(obs)
+
+    def forward(self) -> None:
+        """See `_Network`."""
+        for step, obs in self._passes:
+            step.forward(obs)
+
+    def backward(self) -> None:
+        """See `_Network`."""
+        for step, obs in self._passes:
+            step.backward(obs)
+
+
+class _ModuleNetwork:
+    """Any model, by autograd; an update's rows are one graph, also where a run keeps those of its steps."""
+
+    def __init__(
+        self,
+        model: ActorCritic,
+        num_envs: int,
+        lead: tuple[int, ...],
+        obs_space: ArraySpace,
+        rng: np.random.Generator,
+    ) -> None:
+        """Draw observations `[N, *obs_shape]` to act on and `[*lead, *obs_shape]` to learn from."""
+        self._model = model
+        self._acting, self._learning = (
+            (_draw_obs(rng, rows, obs_space), model.initial_state(rows[-1]), torch.zeros(rows, dtype=torch.bool))
+            for rows in ((num_envs,), lead)
+        )
+
+    @torch.no_grad()
+    def act(self) -> None:
+        """See `_Network`."""
+        self._model(*self._acting)
+
+    def forward(self) -> None:
+        """See `_Network`; the graph is recorded."""
+        params, value, _ = self._model(*self._learning)
+        self._outputs = (params, value)
+        self._d_outputs = (torch.ones_like(params), torch.ones_like(value))
+
+    def backward(self) -> None:
+        """See `_Network`; the graph is kept."""
+        torch.autograd.backward(self._outputs, self._d_outputs, retain_graph=True)
+
+
+def _draw_obs(rng: np.random.Generator, rows: tuple[int, ...], space: ArraySpace) -> Tensor:
+    """Draw observations `[*rows, *obs_shape]` in the dtype that they are stored in."""
+    shape = (*rows, *(space.shape or ()))
+    if observation_dtype(space) == np.uint8:
+        return memory.copy_of(rng.integers(0, 256, shape, dtype=np.uint8))
+    return _draw(rng, *shape)
+
+
+def _draw(rng: np.random.Generator, *shape: int) -> Tensor:
+    return memory.copy_of(rng.standard_normal(shape, dtype=np.float32))

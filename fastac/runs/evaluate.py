@@ -1,0 +1,207 @@
+"""Evaluation in raw reward, by greedy or sampled actions, without bias to short episodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator
+
+from fastac import memory
+from fastac.build.environments import to_int
+from fastac.config import ActionChoice
+from fastac.contract import BoolArray, EnvFailure, StepRow, VecEnv
+from fastac.envs import observation_dtype
+from fastac.runs.player import Player
+
+# An episode is cut here where nothing else says when: several times any time limit of a known environment.
+MOST_STEPS = 1_000_000
+_NO_ENV = 2**31  # of a seed's children, one that is no environment's
+_MORE = 3  # a mean that reaches the goal is looked at again over so many times the episodes
+
+# Called after every step with the episodes played so far, and how many there will be.
+Tell = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Finished episodes of one evaluation.
+
+    Attributes:
+        returns: `[episodes]`, raw.
+        lengths: `[episodes]`, in env steps.
+        cut: how many episodes were cut before they ended; they count with what they had by then.
+        calls: steps of the whole batch of environments that it took.
+        success_rate: share of episodes with a true `is_success` in the last info, of those that told; None: none did.
+    """
+
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    cut: int = 0
+    calls: int = 0
+    success_rate: float | None = None
+
+    @property
+    def episodes(self) -> int:
+        """How many episodes."""
+        return len(self.returns)
+
+    @property
+    def mean_return(self) -> float:
+        """Mean raw return."""
+        return float(self.returns.mean())
+
+    @property
+    def std_return(self) -> float:
+        """Standard deviation over episodes."""
+        return float(self.returns.std())
+
+    @property
+    def mean_length(self) -> float:
+        """Mean length in env steps."""
+        return float(self.lengths.mean())
+
+
+def action_noise(actions: ActionChoice, seed: np.random.SeedSequence) -> Generator | None:
+    """Return what `evaluate` samples from, a stream apart from those of environments built from `seed`; or None."""
+    if actions == "greedy":
+        return None
+    child = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, _NO_ENV))
+    return Generator().manual_seed(to_int(child))
+
+
+def evaluate(
+    player: Player,
+    envs: VecEnv,
+    episodes: int,
+    noise: Generator | None = None,
+    max_steps: int = MOST_STEPS,
+    goal: float | None = None,
+    most: int = 0,
+    tell: Tell | None = None,
+) -> Evaluation:
+    """Play `episodes` episodes from fresh resets, and more of them as long as their mean reaches a goal.
+
+    Every env is assigned its number of episodes beforehand and all of them count: stopping at the
+    first so many that finish would favour short ones.
+
+    Args:
+        player: chooses the actions for all of `envs`.
+        envs: whose rows are whole observations, and whose episodes whole games.
+        episodes: how many in all.
+        noise: drives sampled actions (CPU); None takes the most likely ones.
+        max_steps: an episode that has not ended after so many steps is cut.
+        goal: while the mean return reaches this, go on; None: never.
+        most: episodes, up to so many.
+        tell: see `Tell`; what it raises ends the evaluation.
+
+    Raises:
+        EnvFailure: an environment failed, or returned what is not finite.
+    """
+    games = _Games(player, envs, noise, max_steps)
+    games.play(episodes, tell)
+    while goal is not None and games.num < most and games.mean_return >= goal:
+        # Side by side, all of them take no longer than a few.
+        aim = most if envs.num_envs >= most else min(most, _MORE * games.num)
+        games.play(aim - games.num, tell)
+    return games.result()
+
+
+class _Games:
+    """The episodes of one evaluation, so far."""
+
+    def __init__(self, player: Player, envs: VecEnv, noise: Generator | None, max_steps: int) -> None:
+        self._player, self._envs, self._noise, self._max_steps = player, envs, noise, max_steps
+        shape, num = envs.single_observation_space.shape, envs.num_envs
+        assert shape is not None
+        obs = memory.lines((num, *shape), observation_dtype(envs.single_observation_space))
+        self._obs, self._start = torch.from_numpy(obs), torch.zeros(num, dtype=torch.bool)
+        flags = [np.zeros(num, dtype=np.bool_) for _ in range(4)]
+        self._row = StepRow(self._obs.numpy(), self._start.numpy(), np.zeros(num, dtype=np.float32), *flags)
+        self._total, self._length = np.zeros(num), np.zeros(num, dtype=np.int64)  # [N], of the episode so far
+        self._returns: list[float] = []
+        self._lengths: list[int] = []
+        self._successes: list[float] = []
+        self._cut = self._calls = 0
+
+    @property
+    def num(self) -> int:
+        """Episodes so far."""
+        return len(self._returns)
+
+    @property
+    def mean_return(self) -> float:
+        """Their mean return."""
+        return sum(self._returns) / self.num
+
+    def result(self) -> Evaluation:
+        """Return all of them."""
+        told = self._successes
+        success_rate = sum(told) / len(told) if told else None
+        return Evaluation(np.array(self._returns), np.array(self._lengths), self._cut, self._calls, success_rate)
+
+    def play(self, episodes: int, tell: Tell | None) -> None:
+        """Play so many more, from a reset of all environments."""
+        quota, most = np.full(self._envs.num_envs, episodes // self._envs.num_envs), self.num + episodes  # [N]
+        quota[: episodes % self._envs.num_envs] += 1
+        while quota.any():  # a second time only where episodes were cut, whose environments need a reset
+            self._play_round(quota, (lambda: tell(self.num, most)) if tell is not None else lambda: None)
+
+    def _play_round(self, quota: NDArray[np.int64], tell: Callable[[], None]) -> None:
+        """Play until every env has played its share, or an episode of it was cut."""
+        row, max_steps = self._row, self._max_steps
+        self._envs.reset(row.obs, row.start)
+        self._player.begin()
+        self._total.fill(0.0)
+        self._length.fill(0)
+        playing, ended = quota > 0, np.zeros(len(quota), dtype=np.bool_)  # [N]
+        steps, awake = 0, len(quota)
+        while left := int(np.count_nonzero(playing)):
+            if left < awake:
+                self._envs.rest(~playing)
+                awake = left
+            self._envs.step(self._player.act(self._obs, self._start, self._noise), row)
+            steps += 1
+            self._check_finite()
+            self._total += row.reward
+            self._length += row.valid
+            np.greater(row.terminated, row.life_lost, out=ended)  # a lost life ends no game
+            np.logical_or(ended, row.truncated, out=ended)
+            if ended.any():
+                self._note(ended & playing, quota)
+                self._total[ended], self._length[ended] = 0.0, 0
+                playing &= quota > 0
+            if steps >= max_steps:
+                over = playing & (self._length >= max_steps)
+                self._cut += self._note(over, quota)
+                playing &= ~over
+            tell()
+        self._calls += steps
+
+    def _note(self, which: BoolArray, quota: NDArray[np.int64]) -> int:
+        """Note the episodes of some envs; return how many these are."""
+        self._returns += self._total[which].tolist()
+        self._lengths += self._length[which].tolist()
+        told = self._envs.extras.get("is_success")  # [N], NaN where an env did not tell
+        if told is not None:
+            self._successes += told[which & ~np.isnan(told)].tolist()
+        quota -= which
+        return int(which.sum())
+
+    def _check_finite(self) -> None:
+        """Raise EnvFailure, naming the env, for an observation or reward that is not finite."""
+        row = self._row
+        # One sum answers the usual case: NaN and inf both survive it.
+        if math.isfinite(row.reward.sum()) and (row.obs.dtype.kind != "f" or math.isfinite(row.obs.sum())):
+            return
+        finite = np.isfinite(row.reward)  # [N]
+        if row.obs.dtype.kind == "f":
+            finite &= np.isfinite(row.obs).reshape(len(finite), -1).all(axis=1)
+        if not finite.all():
+            n = int(np.flatnonzero(~finite)[0])
+            step = self._length[n] + 1
+            raise EnvFailure(f"env {n} returned an observation or reward that is not finite in step {step}")

@@ -1,0 +1,381 @@
+"""Evaluations of a run in progress: in this process, or beside training in one of their own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from time import monotonic
+from typing import Protocol, TypeAlias, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastac.build import (
+    EncoderFactory,
+    EnvFactory,
+    Parts,
+    Streams,
+    build_evaluation_envs,
+    build_model,
+    evaluation_seed,
+    evaluation_width,
+    is_batched,
+    is_seeded_when_built,
+    load_module,
+)
+from fastac.config import Config, is_atari
+from fastac.contract import EnvFailure, Policy, StateTree, VecEnv, WorkerFailure, read_tensor
+from fastac.processes import (
+    UNSENDABLE,
+    Child,
+    Failed,
+    Stopwatch,
+    close,
+    follow,
+    get_context,
+    ignore_signals,
+    pickled,
+    start,
+    to_error,
+    to_failed,
+    unpickled,
+)
+from fastac.runs.evaluate import Evaluation, Tell, action_noise, evaluate
+from fastac.runs.player import Player, make_player
+
+log = logging.getLogger("fastac")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an evaluation is of.
+
+    Attributes:
+        env_steps: after how many steps of training; the seed of its environments depends on it.
+        episodes: how many.
+        most: up to so many while the mean reaches the goal.
+        goal: a mean return, or None.
+        max_steps: where an episode is cut.
+    """
+
+    env_steps: int
+    episodes: int
+    most: int
+    goal: float | None
+    max_steps: int
+
+
+class Evaluator(Protocol):
+    """Plays episodes with a run's policy, greedy or sampled as the run's `eval_actions` says.
+
+    Attributes:
+        is_beside: whether training goes on meanwhile.
+    """
+
+    is_beside: bool
+
+    def begin(self, model: StateTree, request: Request) -> None:
+        """Begin to play with the weights of `model`; the same episodes for the same run and request."""
+
+    def take(self, wait: bool) -> Evaluation | None:
+        """Return the evaluation begun, or None while it lasts and nobody waits.
+
+        Raises:
+            EnvFailure: an environment failed.
+            WorkerFailure: the evaluating process failed otherwise.
+        """
+
+    def close(self) -> None:
+        """End what it needs; safe to call twice."""
+
+
+class Stage:
+    """The environments of a run's evaluations and who plays in them: built when first needed, and then kept."""
+
+    def __init__(
+        self, config: Config, policy: Policy, env_factory: EnvFactory | None, own: VecEnv | None = None
+    ) -> None:
+        """Take what is needed; `own` are environments to play all evaluations in, instead of building some."""
+        self._config, self._policy, self._env_factory, self._own = config, policy, env_factory, own
+        self._sets: dict[int, tuple[VecEnv, Player]] = {}  # by how many environments
+
+    def play(self, request: Request, tell: Tell | None = None) -> Evaluation:
+        """Play an evaluation.
+
+        Raises:
+            EnvFailure: an environment failed.
+        """
+        seed = evaluation_seed(self._config.run.seed, request.env_steps)
+        noise = action_noise(self._config.run.eval_actions, seed)
+        try:
+            envs, player = self._set(
+                self._side_by_side(request), evaluation_seed(self._config.run.seed, request.env_steps)
+            )
+            envs.reseed(seed)
+            return evaluate(player, envs, request.episodes, noise, request.max_steps, request.goal, request.most, tell)
+        except EnvFailure as error:
+            where = f"in the evaluation after {request.env_steps} environment steps"
+            raise EnvFailure(f"{str(error).removesuffix('.')}, {where}") from error
+
+    def _side_by_side(self, request: Request) -> int:
+        """Return how many episodes environments are needed for: in a batch a few more cost next to nothing."""
+        may_go_on = request.goal is not None and is_batched(self._config.env, self._env_factory)
+        return request.most if may_go_on else request.episodes
+
+    def _set(self, episodes: int, seed: np.random.SeedSequence) -> tuple[VecEnv, Player]:
+        config, factory = self._config, self._env_factory
+        width = self._own.num_envs if self._own is not None else evaluation_width(config.env, episodes, factory)
+        if self._own is None and is_seeded_when_built(config.env, factory):
+            self._close_built()  # it cannot be given another seed
+        if width not in self._sets:
+            if not is_batched(config.env, factory):
+                self._close_built()  # others hold processes, windows or emulators
+            envs = self._own or build_evaluation_envs(config.env, width, seed, factory, _count_workers(config))
+            self._sets[width] = envs, make_player(self._policy, width, torch.device(config.run.device))
+        return self._sets[width]
+
+    def _close_built(self) -> None:
+        while self._sets:
+            _, (envs, _) = self._sets.popitem()
+            if envs is not self._own:
+                envs.close()
+
+    def close(self) -> None:
+        """Close what was built; safe to call twice."""
+        self._close_built()
+
+
+def _count_workers(config: Config) -> int:
+    assert isinstance(config.run.workers, int), "resolve_workers first"
+    return config.run.workers
+
+
+class InProcessEvaluator:
+    """Plays at once, with the very policy that is trained, while nothing else happens."""
+
+    is_beside = False
+
+    def __init__(self, stage: Stage, tell: Tell | None = None) -> None:
+        """Take where it plays, and who is told of every step."""
+        self._stage, self._tell = stage, tell
+        self._request: Request | None = None
+
+    def begin(self, model: StateTree, request: Request) -> None:
+        """See `Evaluator`; `model` is what the policy has anyway."""
+        self._request = request
+
+    def take(self, wait: bool) -> Evaluation | None:
+        """See `Evaluator`."""
+        assert self._request is not None, "begin first"
+        return self._stage.play(self._request, self._tell)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._stage.close()
+
+
+# An evaluator hangs that has been silent for so long, and for so many times its longest silence so far.
+_SILENCE_S = 600.0
+_SILENCE_TIMES = 20.0
+_ALIVE_S = 0.5  # how often it says that it plays, which may take it hours
+_LOOK_S = 0.1  # how often who waits for it looks whether to go on waiting
+
+
+@dataclass(frozen=True, slots=True)
+class _Alive:
+    """What the process sends when it has been built, and then while it plays: episodes so far, and of how many."""
+
+    played: int = 0
+    episodes: int = 0
+
+
+_Weights: TypeAlias = Mapping[str, NDArray[np.generic]]
+_Work: TypeAlias = tuple[Config, EnvFactory | None, EncoderFactory | None]
+
+
+class ProcessEvaluator:
+    """Plays in a process beside the workers', on a copy of the weights; started again if it dies or hangs."""
+
+    is_beside = True
+
+    def __init__(
+        self,
+        config: Config,
+        env_factory: EnvFactory | None,
+        encoder: EncoderFactory | None,
+        tell: Tell | None = None,
+    ) -> None:
+        """Start the process; `tell` hears of its play about once a second.
+
+        Raises:
+            ValueError: what builds environments or encoder cannot be sent to it.
+        """
+        self._work = pickled(
+            (config, env_factory, encoder),
+            f"{UNSENDABLE}; move them there, or train with a2c",
+        )
+        self._tell = tell
+        self._is_asked = False
+        self._request: tuple[_Weights, Request] | None = None
+        self._longest_s = 0.0
+        self._start_timeout_s = config.env.start_timeout_s
+        self._restarts, self._max_restarts = 0, config.run.max_restarts
+        self._children: list[Child] = []
+        self._start()
+
+    def _start(self) -> None:
+        try:
+            self._children.append(start(get_context(__name__), partial(_evaluate, self._work), self._work))
+        except OSError as error:  # no memory, or too many open files
+            raise WorkerFailure(f"the evaluator could not be started ({error})") from error
+        self._is_ready, self._silence = False, Stopwatch()
+
+    def begin(self, model: StateTree, request: Request) -> None:
+        """See `Evaluator`."""
+        # Copies as arrays: a tensor would be sent as memory that both processes share from then on.
+        weights = {name: read_tensor(model, name).numpy() for name in model}
+        if self._is_asked:  # what it still plays was given up
+            close(self._children, timeout_s=0.0)
+            self._start()
+        self._request, self._is_asked = (weights, request), True
+        self._ask()
+
+    def _ask(self) -> None:
+        self._silence = Stopwatch()
+        # Another thread, since a process that does not read would block this one once the pipe is full.
+        threading.Thread(target=_send, args=(self._children[0].pipe, self._request), daemon=True).start()
+
+    def take(self, wait: bool) -> Evaluation | None:
+        """See `Evaluator`."""
+        while True:
+            left_s = self._patience_s - self._silence.look()
+            reply = self._receive(min(_LOOK_S, max(0.0, left_s)) if wait else 0.0)
+            if reply is None and left_s > 0.0:
+                if not wait:
+                    return None
+                self._say(0, 0)
+                continue
+            if isinstance(reply, Failed):
+                raise to_error("the evaluator", reply)
+            if isinstance(reply, _Alive | Evaluation):
+                self._note_life()
+                if isinstance(reply, Evaluation):
+                    self._is_asked = False
+                    return reply
+                self._say(reply.played, reply.episodes)
+            elif reply is None:
+                self._start_again(f"has been silent for {self._patience_s:.0f} s")
+            else:
+                self._start_again(reply)
+
+    def _say(self, played: int, episodes: int) -> None:
+        if self._tell is not None:
+            self._tell(played, episodes)
+
+    def _note_life(self) -> None:
+        if self._is_ready:  # else it was importing
+            self._longest_s = max(self._longest_s, self._silence.look())
+        self._is_ready, self._silence = True, Stopwatch()
+
+    def _receive(self, timeout_s: float) -> Evaluation | Failed | _Alive | str | None:
+        """Return what it sends, None where it does not in time, or what has become of it in words."""
+        child = self._children[0]
+        try:
+            if not child.pipe.poll(timeout_s):
+                return None
+            reply: Evaluation | Failed | _Alive = child.pipe.recv()
+            return reply
+        except (EOFError, OSError):
+            return child.tell_end()
+
+    @property
+    def _patience_s(self) -> float:
+        if not self._is_ready:
+            return self._start_timeout_s
+        # Doubled with every restart: perhaps it is only slow.
+        return float(max(_SILENCE_S, _SILENCE_TIMES * self._longest_s) * 2**self._restarts)
+
+    def _start_again(self, why: str) -> None:
+        close(self._children, timeout_s=0.0)
+        if self._restarts >= self._max_restarts:
+            raise WorkerFailure(f"the evaluator {why}; it has been started again {self._restarts} times already")
+        self._restarts += 1
+        log.warning("the evaluator %s: started again (%d of at most %d times)", why, self._restarts, self._max_restarts)
+        self._start()
+        self._ask()
+
+    def close(self) -> None:
+        """End the process, also in the middle of an evaluation."""
+        close(self._children, timeout_s=0.1)
+
+
+def _send(pipe: Connection, request: object) -> None:
+    with suppress(OSError):  # it has ended; `take` finds out why
+        pipe.send(request)
+
+
+def _evaluate(work: bytes, pipe: Connection) -> None:
+    """Answer requests until the pipe closes."""
+    ignore_signals()
+    torch.set_num_threads(1)
+    requests: SimpleQueue[tuple[_Weights, Request]] = SimpleQueue()
+    follow(pipe, lambda request: requests.put(cast("tuple[_Weights, Request]", request)), grace_s=0.0)
+    with suppress(OSError):  # the run has gone
+        try:
+            config, env_factory, encoder = cast(_Work, unpickled(work))
+            envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env_factory)
+            model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
+            envs.close()
+            pipe.send(_Alive())
+            with closing(Stage(config, model, env_factory)) as stage:
+                while True:
+                    weights, request = requests.get()
+                    load_module(model, weights)
+                    pipe.send(stage.play(request, _make_pulse(pipe)))
+        except Exception as error:
+            pipe.send(to_failed(error))
+
+
+def _make_pulse(pipe: Connection) -> Tell:
+    """Return what says that this process lives, now and then however often it is called."""
+    said = monotonic()
+
+    def pulse(played: int, episodes: int) -> None:
+        nonlocal said
+        now = monotonic()
+        if now - said > _ALIVE_S:
+            said = now
+            pipe.send(_Alive(played, episodes))
+
+    return pulse
+
+
+def open_evaluator(
+    config: Config,
+    parts: Parts,
+    env_factory: EnvFactory | None,
+    encoder: EncoderFactory | None,
+    tell: Tell | None = None,
+) -> Evaluator:
+    """Return an evaluator: beside training where workers wait for nobody, else between iterations.
+
+    Nothing is built before the first evaluation. Where the run has but one, at its end, it is played in the
+    environments that trained, if their rows are whole observations and their episodes whole games.
+    """
+    at_end = config.run.eval_every == 0
+    if config.algo.algo == "a3c" and config.run.eval and not at_end:
+        return ProcessEvaluator(config, env_factory, encoder, tell)
+    own = parts.envs if at_end and plays_where_it_trains(config) else None
+    return InProcessEvaluator(Stage(config, parts.model, env_factory, own), tell)
+
+
+def plays_where_it_trains(config: Config) -> bool:
+    """Return whether a last evaluation can be played in the environments that trained."""
+    return config.algo.algo != "a3c" and not is_atari(config.env.env_id)

@@ -1,0 +1,89 @@
+"""Acting outside of training: the fused network's actor alone where there is one, else the module itself."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from fastac.learning.optimizer import flatten
+from fastac.contract import ActionArray, Policy
+from fastac.learning.fused import FusedNetwork, is_fusable
+from fastac.learning.fused.network import Pass, Tape
+from fastac.models import ActorCritic, CategoricalHead
+
+
+class Player(Protocol):
+    """Chooses actions for a batch of environments, row after row."""
+
+    def begin(self) -> None:
+        """Every environment begins an episode; the weights are read anew."""
+
+    def act(self, obs: Tensor, start: Tensor, noise: Generator | None) -> ActionArray:
+        """Return actions `[N, *action_shape]`: sampled by `noise` (CPU), or the most likely ones.
+
+        Args:
+            obs: `[N, *obs_shape]`, in the same memory every time.
+            start: `[N]` bool, whether an episode begins there.
+            noise: drives the sampling; None takes the most likely actions.
+        """
+
+
+class ModulePlayer:
+    """Any policy, with its memory."""
+
+    def __init__(self, policy: Policy, num_envs: int, device: torch.device) -> None:
+        """Take a policy that is on `device`."""
+        self._policy, self._num_envs, self._device = policy, num_envs, device
+        self._state = policy.initial_state(num_envs)
+
+    def begin(self) -> None:
+        """Forget."""
+        self._state = self._policy.initial_state(self._num_envs)
+
+    def act(self, obs: Tensor, start: Tensor, noise: Generator | None) -> ActionArray:
+        """See `Player`."""
+        obs, start = obs.to(self._device), start.to(self._device)
+        if noise is None:
+            action, self._state = self._policy.greedy(obs, self._state, start)
+        else:
+            drawn = self._policy.draw_noise((len(obs),), noise).to(self._device)
+            action, _, _, self._state = self._policy.act(obs, self._state, start, drawn)
+        actions: ActionArray = action.cpu().numpy()
+        return actions
+
+
+class FusedPlayer:
+    """A fused network on the CPU: no graph, no critic, nothing allocated but the actions."""
+
+    def __init__(self, model: ActorCritic, num_envs: int) -> None:
+        """Take a model that `is_fusable`."""
+        if any(p.grad is None for p in model.parameters()):
+            flatten(model)  # the network looks at gradients too
+        self._network, self._head = FusedNetwork(model), model.head
+        self._pass = Pass(self._network, Tape.for_step(self._network, num_envs), 0, num_envs, acts=True)
+        self._logits = self._pass.params.numpy() if type(self._head) is CategoricalHead else None
+
+    def begin(self) -> None:
+        """Read the weights; there is no memory."""
+        self._network.refresh()
+
+    def act(self, obs: Tensor, start: Tensor, noise: Generator | None) -> ActionArray:
+        """See `Player`."""
+        self._pass.forward_actor(obs)
+        if noise is None and self._logits is not None:
+            best: ActionArray = self._logits.argmax(axis=1)  # a fifth of what torch takes for so few
+            return best
+        params, head = self._pass.params, self._head
+        with torch.no_grad():
+            action = head.mode(params) if noise is None else head.sample(params, head.draw_noise((len(obs),), noise))
+        actions: ActionArray = action.numpy()
+        return actions
+
+
+def make_player(policy: Policy, num_envs: int, device: torch.device) -> Player:
+    """Return the fastest player of a policy for so many environments."""
+    if isinstance(policy, ActorCritic) and device.type == "cpu" and is_fusable(policy):
+        return FusedPlayer(policy, num_envs)
+    return ModulePlayer(policy, num_envs, device)

@@ -1,0 +1,84 @@
+"""When a run evaluates, and how many episodes: by steps and configuration alone, so that a seed gives the same run.
+
+An evaluation is paid for in steps of training. What it costs is counted in steps too, those that training would
+have made meanwhile, as estimated from how many environments a step of either is of. Wall-clock would tell better
+and differently on every machine.
+"""
+
+from __future__ import annotations
+
+from fastac.build import EnvFactory, evaluation_width, is_batched
+from fastac.config import Config, is_atari
+from fastac.runs.state import Progress
+from fastac.runs.evaluator import Request
+
+# Evaluations in between may cost such a part of the training steps so far, and the last one such a part of all; more
+# where a return ends the run, which is then seen sooner.
+_SHARE, _SHARE_UNTIL, _LAST_SHARE = 0.05, 0.25, 0.02
+_FEW_SHARE = 0.05  # of a short run's last evaluation, so that it is not of one or two episodes
+_TIMES, _TIMES_UNTIL = 20, 100  # there are at most so many in a run
+_FEW, _FEW_BATCHED = 5, 10  # episodes in between
+_MOST = 100  # at the end, and to confirm that the target is reached
+# A step of a batch and a forward cost about half of a training step of as many environments, which also learns.
+_BATCHED_COST = 0.5
+# A3C's are played beside workers that want all cores: there they take longer, and workers too.
+_BESIDE_COST = 2.5
+
+
+class Schedule:
+    """The evaluations of one run."""
+
+    def __init__(self, config: Config, env_factory: EnvFactory | None, progress: Progress) -> None:
+        """Go on from `progress`, where what evaluations have cost is kept."""
+        self._config, self._factory, self._progress = config, env_factory, progress
+        self._is_batched = is_batched(config.env, env_factory)
+
+    def is_due(self, env_steps: int) -> bool:
+        """Return whether an evaluation is due, after so many steps of training."""
+        run = self._config.run
+        if not run.eval or run.eval_every == 0 or env_steps >= run.total_env_steps:  # then comes the last one
+            return False
+        latest, spent = self._progress.eval_latest, self._progress.eval_spent
+        if run.eval_every is not None:
+            return env_steps // run.eval_every > latest // run.eval_every
+        until = run.until_return is not None
+        every = run.total_env_steps // (_TIMES_UNTIL if until else _TIMES)
+        return env_steps - latest >= every and spent <= (_SHARE_UNTIL if until else _SHARE) * env_steps
+
+    def request(self, env_steps: int, max_steps: int) -> Request:
+        """Return an evaluation in between."""
+        run = self._config.run
+        few = run.eval_episodes or (_FEW_BATCHED if self._is_batched else _FEW)
+        return Request(env_steps, few, self._confirming(few), run.until_return, max_steps)
+
+    def request_last(self, env_steps: int, mean_length: float | None, max_steps: int) -> Request:
+        """Return the last evaluation: of 100 episodes, unless they are so long that they would cost too much."""
+        run, most = self._config.run, _MOST
+        if not self._is_batched:
+            length = max(mean_length or 0.0, self._progress.eval_mean_length) or max_steps
+            most = max(1, min(_FEW, int(_FEW_SHARE * env_steps / length)), int(_LAST_SHARE * env_steps / length))
+            most = min(_MOST, most)
+        episodes = run.eval_episodes or most
+        return Request(env_steps, episodes, self._confirming(episodes), run.until_return, max_steps)
+
+    def _confirming(self, episodes: int) -> int:
+        return episodes if self._config.run.eval_episodes is not None else _MOST
+
+    def note(self, request: Request, calls: int, mean_length: float) -> None:
+        """Take in an evaluation that took so many steps of its environments."""
+        width = evaluation_width(self._config.env, request.episodes, self._factory)
+        progress = self._progress
+        beside = _BESIDE_COST if self._config.algo.algo == "a3c" else 1.0
+        progress.eval_spent += beside * calls * self._cost_of_call(width)
+        progress.eval_latest, progress.eval_mean_length = request.env_steps, mean_length
+
+    def _cost_of_call(self, width: int) -> float:
+        """Return a step of `width` environments and a forward, in training steps of one environment."""
+        num_envs, workers = self._config.env.num_envs, self._config.run.workers
+        assert isinstance(workers, int), "resolve_workers first"
+        if self._is_batched:
+            return _BATCHED_COST * max(width, num_envs)
+        if is_atari(self._config.env.env_id):
+            return float(width)
+        # Slow environments are stepped side by side: a step of few of them takes as long as one of many.
+        return float(max(width, workers, min(num_envs, 16) // 2))

@@ -1,0 +1,383 @@
+"""Writers of what each iteration and each evaluation gave: JSON lines, TensorBoard, and none."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from fastac.config import Config, JsonValue
+from fastac.contract import Report
+from fastac.runs.files import RecordError, check_appendable, describe
+from fastac.runs.hparams import FINAL_TAGS, settings_summary
+from fastac.runs.tracker import ReturnTracker
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+INFO = "info/"  # begins the keys of what episodes gave in `info`
+Row: TypeAlias = Mapping[str, float | int | None]
+
+_PERIOD_S = 1.0
+_encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps with an option builds an encoder per call
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """One evaluation, as it is written down.
+
+    Attributes:
+        env_steps: of training before it.
+        mean_return: of its episodes, raw.
+        std: their standard deviation.
+        mean_length: in env steps.
+        wall_s: of training before it.
+        episodes: how many.
+        success_rate: None where its episodes did not give `info["is_success"]`.
+    """
+
+    env_steps: int
+    mean_return: float
+    std: float
+    mean_length: float
+    wall_s: float
+    episodes: int
+    success_rate: float | None = None
+
+
+class Writer(Protocol):
+    """Takes rows of progress and evaluations; every method may raise RecordError."""
+
+    def write(self, row: Row) -> None:
+        """Record one iteration, as `progress_row` gives it."""
+
+    def write_evaluation(self, row: EvaluationRow) -> None:
+        """Record one evaluation."""
+
+    def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
+        """Record what a run came to, as `summary.json` has it."""
+
+    def flush(self) -> None:
+        """Hand all to the system; before a checkpoint, so that a resumed record has no gap."""
+
+    def close(self) -> None:
+        """Flush and close; safe to call twice."""
+
+
+class NullWriter:
+    """Writes nothing."""
+
+    def write(self, row: Row) -> None:
+        """Do nothing."""
+
+    def write_evaluation(self, row: EvaluationRow) -> None:
+        """Do nothing."""
+
+    def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def progress_row(
+    report: Report, tracker: ReturnTracker, action_std: float | None = None
+) -> dict[str, float | int | None]:
+    """Return one iteration as flat data. Costs about 4 us.
+
+    Args:
+        report: the iteration.
+        tracker: has taken `report` in already.
+        action_std: see `ActorCritic.action_std`.
+    """
+    row: dict[str, float | int | None] = {
+        "iteration": report.iteration,
+        "env_steps": report.env_steps,
+        "frames": report.frames,
+        "updates": report.updates,
+        "episodes": report.episodes,
+        "train_wall_s": report.train_wall_s,
+        "sps": tracker.sps,
+        "sps_window": tracker.sps_window,
+        "mean_return": tracker.mean_return,
+        "mean_length": tracker.mean_length,
+        **report.losses,
+    }
+    if action_std is not None:
+        row["action_std"] = action_std
+    for key, value in tracker.extras.items():
+        row["success_rate" if key == "is_success" else INFO + key] = value
+    return row
+
+
+class ProgressWriter:
+    """Appends each row to `progress.jsonl` and each evaluation to `evaluations.jsonl` beside it.
+
+    Numbers that are not finite become null. A kill loses at most the last second of rows.
+    """
+
+    def __init__(
+        self, path: Path, resume_at: tuple[int, int] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Open the files, empty or cut back to what a resumed run had done at its checkpoint.
+
+        Args:
+            path: the file of rows; the directory exists.
+            resume_at: the checkpoint's iteration and env steps, None for a new run. Where workers go on while a
+                checkpoint is made, it has more of both than the last row before it.
+            clock: seconds, for the flushes.
+
+        Raises:
+            RecordError: the files cannot be written.
+        """
+        self._path = path
+        self._clock = clock
+        self._flushed_at = clock()
+        evaluations = path.with_name("evaluations.jsonl")
+        iteration, env_steps = (-1, -1) if resume_at is None else resume_at
+        with _reporting(path):
+            _cut(path, "iteration", iteration)
+        with _reporting(evaluations):
+            self._last_evaluation = _cut(evaluations, "env_steps", env_steps)
+        with _reporting(path):
+            self._rows = path.open("a", encoding="utf-8")
+            self._evaluations = evaluations.open("a", encoding="utf-8")
+
+    def write(self, row: Row) -> None:
+        """Append a row; it reaches the file within about a second."""
+        with _reporting(self._path):
+            self._rows.write(_to_line(row))
+            if self._clock() - self._flushed_at >= _PERIOD_S:
+                self.flush()
+
+    def write_evaluation(self, row: EvaluationRow) -> None:
+        """Append an evaluation, in place of the last one where that is of the same `env_steps`.
+
+        It reaches the file at once. So a run that was killed after its last evaluation, and evaluates once more when
+        it goes on, has one row of it.
+        """
+        told = {name: value for name, value in asdict(row).items() if name != "success_rate" or value is not None}
+        with _reporting(self._path):
+            last, start = self._last_evaluation
+            if last == row.env_steps:
+                self._evaluations.truncate(start)
+            self._last_evaluation = row.env_steps, self._evaluations.seek(0, os.SEEK_END)
+            self._evaluations.write(_to_line(told))
+            self.flush()
+
+    def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
+        """Do nothing: `summary.json` has it."""
+
+    def flush(self) -> None:
+        """Hand all to the system."""
+        with _reporting(self._path):
+            self._rows.flush()
+            self._evaluations.flush()
+        self._flushed_at = self._clock()
+
+    def close(self) -> None:
+        """Flush and close."""
+        with _reporting(self._path):
+            try:
+                self._rows.close()
+            finally:
+                self._evaluations.close()
+
+
+# What a row says, and stable-baselines3's name for it, which may be another one with PPO.
+_TAGS = {
+    "mean_return": "rollout/ep_rew_mean",
+    "mean_length": "rollout/ep_len_mean",
+    "success_rate": "rollout/success_rate",
+    "sps_window": "time/fps",
+    "env_steps": "time/total_timesteps",
+    "policy_loss": "train/policy_loss",
+    "value_loss": "train/value_loss",
+    "entropy_loss": "train/entropy_loss",
+    "explained_variance": "train/explained_variance",
+    "learning_rate": "train/learning_rate",
+    "action_std": "train/std",
+    "grad_norm": "train/grad_norm",
+    "updates": "train/n_updates",
+}
+_PPO_TAGS = _TAGS | {
+    "policy_loss": "train/policy_gradient_loss",
+    "loss": "train/loss",
+    "approx_kl": "train/approx_kl",
+    "clip_fraction": "train/clip_fraction",
+    "clip_range": "train/clip_range",
+}
+
+
+class TensorBoardWriter:
+    """Writes scalars under stable-baselines3's tags, with env steps as x, and what the HPARAMS tab shows.
+
+    A set of scalars costs about 0.1 ms and 600 bytes where an iteration may take 3 ms, so of the rows
+    within a second only one is written; an evaluation and `close` bring the latest. TensorBoard's
+    records are written without its `EventFileWriter`, which starts a thread (bad to fork with, and late
+    to tell of a full disk), and without torch's `SummaryWriter`, whose import takes 2 s.
+    """
+
+    _file_numbers = itertools.count()
+
+    def __init__(
+        self,
+        log_dir: Path,
+        config: Config,
+        resume_env_steps: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin a new event file.
+
+        Args:
+            log_dir: directory of the event files; made if missing.
+            config: the run's.
+            resume_env_steps: the checkpoint's env steps; TensorBoard hides later points of older files.
+            clock: seconds, for the throttle.
+
+        Raises:
+            RecordError: the file cannot be written.
+        """
+        # Imported here because a run without TensorBoard need not pay the 0.2 s.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        self._tags = _PPO_TAGS if config.algo.algo == "ppo" else _TAGS
+        self._clock = clock
+        self._next_at = -math.inf
+        self._pending: Row | None = None
+        self._closed = False
+        unique = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(self._file_numbers)}"
+        self._path = log_dir / f"events.out.tfevents.{unique}"
+        with _reporting(self._path):
+            log_dir.mkdir(parents=True, exist_ok=True)
+            _tell_who_listens(log_dir)
+            self._records = RecordWriter(self._path.open("wb"))
+            self._put(Event(file_version="brain.Event:2"))
+            if resume_env_steps is None:
+                self._put(Event(summary=settings_summary(config)))
+            else:  # an older file has the settings
+                self._put(Event(step=resume_env_steps + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, row: Row) -> None:
+        """Write the row if none was written within the last second, else keep it as the latest."""
+        self._pending = row
+        now = self._clock()
+        if now >= self._next_at:
+            self._next_at = now + _PERIOD_S
+            self.flush()
+
+    def write_evaluation(self, row: EvaluationRow) -> None:
+        """Write an evaluation, and the latest row before it."""
+        self.flush()
+        scalars = {
+            "mean_reward": row.mean_return,
+            "mean_ep_length": row.mean_length,
+            "success_rate": row.success_rate,
+        }
+        self._write_scalars(row.env_steps, {f"eval/{name}": value for name, value in scalars.items()})
+
+    def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
+        """Write what the HPARAMS tab compares runs by."""
+        self.flush()
+        found = {tag: summary[key] for key, tag in FINAL_TAGS.items()}
+        env_steps = summary["env_steps"]
+        assert isinstance(env_steps, int)
+        self._write_scalars(env_steps, {tag: x for tag, x in found.items() if isinstance(x, int | float)})
+
+    def flush(self) -> None:
+        """Write the latest row."""
+        if self._pending is not None:
+            row, self._pending = self._pending, None
+            entropy = row.get("entropy")
+            named = {**row, "entropy_loss": None if entropy is None else -entropy}
+            scalars = {tag: named.get(key) for key, tag in self._tags.items()}
+            scalars |= {f"rollout/{key}": value for key, value in row.items() if key.startswith(INFO)}
+            self._write_scalars(int(row["env_steps"] or 0), scalars)
+
+    def close(self) -> None:
+        """Write the latest row and close the file."""
+        if not self._closed:
+            self._closed = True
+            try:
+                self.flush()
+            finally:
+                with _reporting(self._path):
+                    self._records.close()
+
+    def _write_scalars(self, env_steps: int, scalars: Row) -> None:
+        values = [
+            self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items() if value is not None
+        ]
+        with _reporting(self._path):
+            self._put(self._event(step=env_steps, summary=self._summary(value=values)))
+            self._records.flush()
+
+    def _put(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+
+def _tell_who_listens(log_dir: Path) -> None:
+    """Begin a file with TensorBoard's own writer if a program has replaced that one to hear of new files.
+
+    Weights & Biases does (`sync_tensorboard=True`): it then reads all files of that folder.
+    """
+    from tensorboard.summary.writer import event_file_writer
+
+    if event_file_writer.EventFileWriter.__module__ != event_file_writer.__name__:
+        event_file_writer.EventFileWriter(str(log_dir)).close()
+
+
+@contextmanager
+def _reporting(path: Path) -> Iterator[None]:
+    """Turn the system's errors into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(f"cannot write {path}: {describe(error)}.") from error
+
+
+def _to_line(row: Row) -> str:
+    try:
+        return _encode(row) + "\n"
+    except ValueError:  # rare, so the search for the culprit is not paid by every row
+        finite = {key: value if value is None or math.isfinite(value) else None for key, value in row.items()}
+        return _encode(finite) + "\n"
+
+
+def _cut(path: Path, counter: str, last: int) -> tuple[int, int]:
+    """Truncate a file of JSON lines after the last whole line whose `counter` is at most `last`.
+
+    Returns:
+        That line's counter, and where it begins; -1 and 0 where there is none.
+    """
+    check_appendable(path)
+    end, found = 0, (-1, 0)
+    path.touch()
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+                beyond = row[counter] > last or not line.endswith(b"\n")
+            except (ValueError, KeyError, TypeError, RecursionError):
+                break  # half written when the run was killed
+            if beyond:
+                break
+            found = int(row[counter]), end
+            end += len(line)
+    os.truncate(path, end)
+    return found
