@@ -55,7 +55,7 @@ from fastac.config import Config
 from fastac.contract import Alone, Group, VecEnv
 from fastac.envs.adapter import NextStepAdapter
 from fastac.envs.sync import SyncEnvs
-from fastac.learning.fused.network import BackwardPass, Pass
+from fastac.learning.fused.network import BackwardPass, ForwardPass
 from fastac.learning.learner import Learner
 from fastac.models import ActorCritic
 from fastac.rollout import Collector
@@ -114,8 +114,8 @@ CALLS: tuple[tuple[type, str, str], ...] = (
     (PendulumEnv, "step", "env steps"),
     (PendulumEnv, "reset", "env resets"),
     (AtariVectorEnv, "step", "env steps"),
-    (Pass, "forward", "forwards"),
-    (Pass, "forward_critic", "critic forwards"),
+    (ForwardPass, "forward", "forwards"),
+    (ForwardPass, "forward_critic", "critic forwards"),
     (BackwardPass, "backward", "backwards"),
     (ActorCritic, "forward", "forwards"),
     (Tensor, "backward", "backwards"),
@@ -192,9 +192,9 @@ class CountedAlone(Alone):
         self._tally.add("exchanges")
         return super().gather(array)
 
-    def pool(self, name: Any, known: Any, part: Any, merge: Any) -> Any:
+    def merge_statistics(self, name: Any, known: Any, part: Any, merge: Any) -> Any:
         self._tally.add("exchanges")
-        return super().pool(name, known, part, merge)
+        return super().merge_statistics(name, known, part, merge)
 
 
 class CountedGroup(SharedGroup):
@@ -208,7 +208,7 @@ class CountedGroup(SharedGroup):
         self._tally.add("exchanges")
         return np.repeat(array[None], self.size, axis=0)
 
-    def pool(self, name: Any, known: Any, part: Any, merge: Any) -> Any:
+    def merge_statistics(self, name: Any, known: Any, part: Any, merge: Any) -> Any:
         for everyones in self.gather(part):
             known = merge(known, everyones)
         return known

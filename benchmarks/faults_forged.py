@@ -273,7 +273,7 @@ def forge_arrays(run_dir: Path, other: Path, chance: random.Random) -> str:
     elif how == "gone":
         del arrays[name]
     elif how == "renamed":
-        arrays[chance.choice(("x", "parts", "parts/model", "a/b/c", "//", name + "/x"))] = arrays.pop(name)
+        arrays[chance.choice(("x", "training", "training/model", "a/b/c", "//", name + "/x"))] = arrays.pop(name)
     else:
         packed = forge_header(save(arrays), name, chance)
     (checkpoint / "state.safetensors").write_bytes(save(arrays) if packed is None else packed)

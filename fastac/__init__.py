@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from fastac.api import Run, evaluate, finish, load, resume, start, train
     from fastac.config import Config
     from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
-    from fastac.runs.files import RecordError
     from fastac.runs import Session
+    from fastac.runs.files import RecordError
 
 __version__ = "0.1.0"
 

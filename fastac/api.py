@@ -17,7 +17,6 @@ import numpy as np
 from fastac.build import (
     EncoderFactory,
     EnvFactory,
-    Parts,
     Spaces,
     Streams,
     assemble,
@@ -27,7 +26,6 @@ from fastac.build import (
     describe_untuned,
     evaluation_seed,
     evaluation_width,
-    load_module,
     load_spaces,
     name_encoder,
     name_env,
@@ -39,17 +37,19 @@ from fastac.build import (
 )
 from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue
 from fastac.contract import read_branch
+from fastac.models import load_module
 from fastac.processes import end_where_imported
-from fastac.runs.checkpoint import Checkpoint, best_mean_return
-from fastac.runs.files import one_sentence
-from fastac.runs.run_dir import RunDirectory
 from fastac.runs import Session
-from fastac.runs.resuming import continued_config, tell_changes, tell_jumps
-from fastac.runs.state import wall_minutes_of
+from fastac.runs.checkpoint import Checkpoint, best_mean_return
 from fastac.runs.evaluate import MOST_STEPS, Evaluation, Tell, action_noise
 from fastac.runs.evaluate import evaluate as play_episodes
+from fastac.runs.files import one_sentence
 from fastac.runs.player import make_player
+from fastac.runs.resuming import continued_config, tell_changes, tell_jumps
+from fastac.runs.run_dir import RunDirectory
+from fastac.runs.state import wall_minutes_of
 from fastac.tools.policy import TrainedPolicy
+from fastac.workers import Training
 
 log = logging.getLogger("fastac")
 
@@ -180,11 +180,11 @@ def start_config(
     untuned = describe_untuned(config)
     if untuned is not None:
         log.info("%s", untuned)
-    parts = assemble(config, Streams.spawn(config.run.seed).env, env_factory, encoder)
-    with _closing_on_error(parts):
-        _log_cautions(parts)
+    training = assemble(config, Streams.spawn(config.run.seed).env, env_factory, encoder)
+    with _closing_on_error(training):
+        _log_cautions(training)
         directory = RunDirectory.create_default(config) if run_dir is None else RunDirectory.create(run_dir, config)
-        return Session(config, directory, parts, began, env_factory, encoder, None, verbose, command)
+        return Session(config, directory, training, began, env_factory, encoder, None, verbose, command)
 
 
 def resume(
@@ -237,11 +237,11 @@ def resume(
     factory = _pick_encoder(encoder, config)
     given = _find_given(env, config)
     # These environments' streams are overwritten by the saved ones, or new where none could be saved.
-    parts = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), given, factory)
-    with _closing_on_error(parts):
-        _log_cautions(parts)
-        _check_spaces(parts, checkpoint)
-        session = Session(config, directory, parts, began, given, factory, checkpoint.state, verbose, command)
+    training = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), given, factory)
+    with _closing_on_error(training):
+        _log_cautions(training)
+        _check_spaces(training, checkpoint)
+        session = Session(config, directory, training, began, given, factory, checkpoint.state, verbose, command)
     told = tell_changes(checkpoint.config, config, checkpoint.env_steps)
     if told:
         is_jump = tell_jumps(checkpoint.config, config, checkpoint.env_steps)
@@ -261,7 +261,7 @@ def finish(session: Session, checkpoint: Which = "best") -> Run:
     """
     _check_which(checkpoint)
     summary = session.finish()
-    envs, model = session.parts.envs, session.copy_policy(checkpoint)
+    envs, model = session.training.envs, session.copy_policy(checkpoint)
     policy = TrainedPolicy(model, envs.single_observation_space, envs.single_action_space)
     return Run(session.config, session.directory.path, policy, summary, checkpoint)
 
@@ -289,7 +289,7 @@ def load(
     spaces = _find_spaces(saved, env)
     model = build_model(config.model, spaces, encoder=factory)
     with one_sentence(f"the {checkpoint} checkpoint in {directory.path} cannot be loaded"):
-        load_module(model, read_branch(read_branch(saved.state, "parts"), "model"))
+        load_module(model, read_branch(read_branch(saved.state, "training"), "model"))
     policy = TrainedPolicy(model, spaces.single_observation_space, spaces.single_action_space)
     return Run(config, directory.path, policy, directory.read_summary() if directory.has_ended else {}, checkpoint)
 
@@ -366,19 +366,19 @@ def _find_given(env: EnvLike | None, config: Config) -> EnvFactory | None:
     return name_env(config.env.env_id).given if env is None else take_env(env)
 
 
-def _check_spaces(parts: Parts, checkpoint: Checkpoint) -> None:
+def _check_spaces(training: Training, checkpoint: Checkpoint) -> None:
     """Refuse to go on in an environment of other spaces than the policy's."""
     if "spaces" not in checkpoint.state:
         return
     saved = load_spaces(read_branch(checkpoint.state, "spaces"))
     for what in ("observation", "action"):
-        before, now = (getattr(has, f"single_{what}_space") for has in (saved, parts.envs))
+        before, now = (getattr(has, f"single_{what}_space") for has in (saved, training.envs))
         if before != now:
             raise ValueError(f"the environment's {what} space is {now}, expected {before}, as the run began with.")
 
 
-def _log_cautions(parts: Parts) -> None:
-    for caution in parts.envs.cautions:
+def _log_cautions(training: Training) -> None:
+    for caution in training.envs.cautions:
         log.warning("%s", caution)
 
 
@@ -417,9 +417,9 @@ def _check_incomplete(config: Config, checkpoint: Checkpoint, spent: float, dire
 
 
 @contextmanager
-def _closing_on_error(parts: Parts) -> Iterator[None]:
+def _closing_on_error(training: Training) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        parts.close()
+        training.close()
         raise

@@ -246,7 +246,7 @@ class Group(Protocol):
     def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return the array of every worker in step, `[size, *shape]`, by rank; valid until the next call."""
 
-    def pool(
+    def merge_statistics(
         self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge
     ) -> NDArray[np.float64]:
         """Return statistics of all rows that any worker has seen.
@@ -268,7 +268,7 @@ class Alone:
         """Return `array[None]`, a view."""
         return array[None]
 
-    def pool(
+    def merge_statistics(
         self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge
     ) -> NDArray[np.float64]:
         """See `Group`."""
@@ -406,7 +406,7 @@ class Asynchrony:
 
 
 class Trainer(Protocol):
-    """Runs (collector, learner) pairs and reports on them.
+    """Runs workers and reports on them.
 
     Attributes:
         iteration: iterations so far, of all workers.

@@ -342,7 +342,7 @@ def close(children: list[Child], timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         process.close()
 
 
-def follow(pipe: Connection, take: Callable[[object], None], grace_s: float) -> threading.Event:
+def exit_with_parent(pipe: Connection, take: Callable[[object], None], grace_s: float) -> threading.Event:
     """Let this process end with its parent, whatever it is doing then.
 
     A thread reads the pipe and hands every message to `take`. When the parent closes the pipe, or is gone,

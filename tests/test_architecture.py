@@ -17,31 +17,21 @@ TABLE = {
     "memory": "",
     "contract": "",
     "config": "contract",
+    "kernels": "",
     "presets": "config",
     "fork_server": "",
     "processes": "memory contract",
+    "rollout": "memory contract kernels",
     "envs": "install contract config processes",
     "models": "contract config",
-    "kernels": "",
-    "rollout": "memory contract kernels",
-    "losses": "contract",
-    "gradient": "contract kernels rollout losses",
-    "fused": "memory contract config models kernels rollout gradient",
-    "apply": "memory contract kernels",
-    "learner": "contract config kernels rollout gradient apply",
-    "trainers": "contract config processes rollout apply learner",
-    "records": "text contract config",
-    "build": (
-        "contract config presets processes envs models kernels rollout losses gradient fused apply learner trainers"
-    ),
-    "tools": "install memory contract config processes envs models fused apply records build",
-    "run": "text contract config models records build tools",
-    "api": "contract config processes records build tools run",
-    "experiments": (
-        "install contract config presets processes envs models kernels rollout apply records build tools run api"
-    ),
+    "learning": "memory contract config kernels rollout models",
+    "workers": "contract config processes rollout models learning",
+    "build": "contract config kernels presets processes rollout envs models learning workers",
+    "runs": "text memory contract config processes rollout envs models learning workers build",
+    "tools": "install memory contract config processes envs models runs build",
+    "api": "contract config processes models build runs tools",
     "flags": "config",
-    "cli": "text contract config presets processes records build tools run api experiments flags",
+    "cli": "text contract config presets processes build runs tools api flags",
 }
 MAY_IMPORT = {room: set(names.split()) for room, names in TABLE.items()}
 # The two doors are no rooms: `python -m fastac` opens the command line, and the public face may show anything.
@@ -72,7 +62,7 @@ def room_errors(source: str, path: Path) -> list[str]:
     if room not in allowed:
         return [f"{path}: {room!r} is not a room; add it to TABLE and to the README's, or move the module."]
     errors = []
-    for line, name in imported(ast.parse(source), list(path.parent.parts)):
+    for line, name in imported(ast.parse(source), list(path.parent.training)):
         if name.split(".")[0] != "fastac" or name == "fastac.__version__":
             continue
         target = name.removeprefix("fastac").strip(".").split(".")[0]  # a room, or a name from the public face
@@ -86,7 +76,7 @@ def room_errors(source: str, path: Path) -> list[str]:
 def pickling_errors(source: str, path: Path) -> list[str]:
     """Say where a module pickles, or lets torch or numpy do it."""
     tree = ast.parse(source)
-    used = list(imported(tree, list(path.parent.parts)))
+    used = list(imported(tree, list(path.parent.training)))
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             used.append((node.lineno, ast.unparse(node)))
@@ -125,19 +115,19 @@ def test_module_does_not_pickle(path):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("losses.py", "import fastac.envs"),
-        ("losses.py", "from fastac import envs"),
-        ("losses.py", "from . import envs"),
-        ("losses.py", "from .envs import make"),
+        ("learning/losses.py", "import fastac.envs"),
+        ("learning/losses.py", "from fastac import envs"),
+        ("learning/losses.py", "from .. import envs"),
+        ("learning/losses.py", "from ..envs import make"),
         ("kernels/gae.py", "from ..envs.probe import Probe"),
         ("kernels/__init__.py", "from .. import envs"),
-        ("losses.py", "def f():\n    import fastac.envs.probe as p"),
-        ("losses.py", "if TYPE_CHECKING:\n    from fastac.envs import VecEnv"),
+        ("learning/losses.py", "def f():\n    import fastac.envs.probe as p"),
+        ("learning/losses.py", "if TYPE_CHECKING:\n    from fastac.envs import VecEnv"),
         ("run.py", "from fastac.cli import main"),
         ("__init__.py", "from fastac.cli import main"),
         ("__main__.py", "from fastac.runs import run"),
-        ("losses.py", "from fastac import Config"),
-        ("losses.py", "import fastac"),
+        ("learning/losses.py", "from fastac import Config"),
+        ("learning/losses.py", "import fastac"),
         ("utils.py", ""),
     ],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from fastac.config import Config, ConfigValue
 from benchmarks.experiments.definition import Arm, Column, CurvePlot, Experiment, Measure, ValuePlot
 from benchmarks.experiments.measures import (
     Horizons,
@@ -16,6 +15,7 @@ from benchmarks.experiments.measures import (
     learn_by_episodes,
     learn_dqn,
 )
+from fastac.config import Config, ConfigValue
 from fastac.presets import find
 
 _STEPS, _SECONDS, _EPISODES = "environment steps", "training time (s)", "training episodes"

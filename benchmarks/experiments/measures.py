@@ -18,20 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.experiments.definition import Curve, Number, Trial
 from fastac.api import start_config
-from fastac.learning.optimizer import flatten
-from fastac.build import Streams, assemble, build_envs, build_model, load_module, single_thread
-from fastac.build.training import Parts
-from fastac.build.sync import SyncParts
+from fastac.build import Streams, assemble, build_envs, build_model, single_thread
 from fastac.build.worker import build_worker
 from fastac.config import Config
 from fastac.contract import Alone, NonFiniteError, Phases, StateTree, read_branch
-from benchmarks.experiments.definition import Curve, Number, Trial
 from fastac.kernels import gae
-from fastac.runs.tracker import ReturnTracker
+from fastac.learning.optimizer import flatten
+from fastac.models import load_module
 from fastac.rollout import Rollout
 from fastac.runs.evaluate import MOST_STEPS
 from fastac.runs.evaluator import Request, Stage
+from fastac.runs.tracker import ReturnTracker
+from fastac.workers import SyncTraining, Training
 
 _POINTS = 100  # of a curve: what a picture can show
 _WINDOW = 50  # episodes that a return in training is the mean of
@@ -196,8 +196,8 @@ class EpisodeLog:
 def learn_by_episodes(config: Config, horizons: Horizons) -> Trial:
     """Train and note every training episode, up to three horizons; see `EpisodeLog.to_trial`."""
     log = EpisodeLog()
-    with _assembled(config) as parts:
-        for report in parts.trainer.run():
+    with _assembled(config) as training:
+        for report in training.trainer.run():
             for return_ in report.finished.return_.tolist():
                 log.note(return_, report.env_steps, report.train_wall_s)
             if log.has_passed(horizons, report.env_steps, report.train_wall_s):
@@ -249,9 +249,9 @@ def learn_dqn(config: Config, horizons: Horizons) -> Trial:
 
 
 @contextmanager
-def _assembled(config: Config) -> Iterator[Parts]:
-    with single_thread(), closing(assemble(config, Streams.spawn(config.run.seed).env)) as parts:
-        yield parts
+def _assembled(config: Config) -> Iterator[Training]:
+    with single_thread(), closing(assemble(config, Streams.spawn(config.run.seed).env)) as training:
+        yield training
 
 
 # --- variance of advantages ----------------------------------------------------------------------
@@ -267,15 +267,15 @@ def advantage_variance(config: Config) -> Trial:
         errors hardly vary at all.)
     """
     tracker, curves = ReturnTracker(), {name: _Points() for name in ("return", "variance", "td_variance")}
-    with _assembled(config) as parts:
-        assert isinstance(parts, SyncParts)
-        for report in parts.trainer.run():
+    with _assembled(config) as training:
+        assert isinstance(training, SyncTraining)
+        for report in training.trainer.run():
             tracker.update(report)
-            found = advantage_variances(parts.rollout, config.algo.gamma)
+            found = advantage_variances(training.rollout, config.algo.gamma)
             for name, value in {"return": tracker.mean_return, **found}.items():
                 if value is not None:  # before the first episode has ended
                     curves[name].add(report.env_steps, value)
-        with closing(Stage(config, parts.model, None)) as stage:
+        with closing(Stage(config, training.model, None)) as stage:
             final = stage.play(Request(report.env_steps, 100, 100, None, MOST_STEPS)).mean_return
     variance, td_variance = (float(np.mean(curves[name].y)) for name in ("variance", "td_variance"))
     return Trial(
@@ -349,13 +349,13 @@ def gradient_variance(
 
 def _train_for(config: Config, env_steps: int) -> StateTree:
     """Return the state of the model after so many steps."""
-    with _assembled(config) as parts:
-        next(report for report in parts.trainer.run() if report.env_steps >= env_steps)
-        return read_branch(parts.get_state(), "model")
+    with _assembled(config) as training:
+        next(report for report in training.trainer.run() if report.env_steps >= env_steps)
+        return read_branch(training.get_state(), "model")
 
 
 class _Recorder:
-    """An `Apply` that keeps the actor's gradients, `[P]` each, and takes no step."""
+    """An `Optimizer` that keeps the actor's gradients, `[P]` each, and takes no step."""
 
     def __init__(self, model: nn.Module) -> None:
         """Give the parameters their gradients."""
@@ -383,10 +383,10 @@ def _estimate_gradients(config: Config, frozen: StateTree, number: int) -> Tenso
         model = build_model(config.model, envs, streams.model)
         load_module(model, frozen)
         recorder = _Recorder(model)
-        pair = build_worker(config, envs, model, recorder, streams.actions, Alone()).pair
+        worker = build_worker(config, envs, model, recorder, streams.actions, Alone())
         for _ in range(number):
-            pair.collect(Phases())
-            pair.learn(0.0, Phases())
+            worker.collect(Phases())
+            worker.learn(0.0, Phases())
     return torch.stack(recorder.found)
 
 

@@ -8,7 +8,6 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from fastac.config import JsonValue
 from benchmarks.experiments.definition import Column, Experiment, Number
 from benchmarks.experiments.picture import Measured, draw
 from benchmarks.experiments.stats import (
@@ -19,8 +18,8 @@ from benchmarks.experiments.stats import (
     median_with_none_last,
 )
 from benchmarks.experiments.trials import Saved, check_out, flatten, list_jobs, load_trial
-from fastac.runs.files import replace_file
-from fastac.runs.files import replace_json, write_durably
+from fastac.config import JsonValue
+from fastac.runs.files import replace_file, replace_json, write_durably
 
 Json: TypeAlias = dict[str, JsonValue]
 Summaries: TypeAlias = dict[str, Json]  # by the value's name

@@ -19,13 +19,30 @@ from typing import TYPE_CHECKING, Self, cast
 
 import torch
 
+from benchmarks.experiments.definition import Experiment, Trial
+from benchmarks.experiments.trials import (
+    Job,
+    check_out,
+    check_trial,
+    describe_machine,
+    list_jobs,
+    load_trial,
+    save_trial,
+)
 from fastac.build import resolve_workers
 from fastac.contract import WorkerFailure
-from benchmarks.experiments.definition import Experiment, Trial
-from benchmarks.experiments.trials import Job, check_out, check_trial, describe_machine, list_jobs, load_trial, save_trial
-from fastac.processes import Child, Failed, close, count_cores, follow, get_context, start, to_error, to_failed
-from fastac.runs.files import RecordError
-from fastac.runs.files import describe
+from fastac.processes import (
+    Child,
+    Failed,
+    close,
+    count_cores,
+    exit_with_parent,
+    get_context,
+    start,
+    to_error,
+    to_failed,
+)
+from fastac.runs.files import RecordError, describe
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -126,7 +143,7 @@ def _work(job: Job, scratch: str, pipe: Connection) -> None:
     """Do one trial, in its own process, which ends with its parent."""
     # A run in here would take Ctrl-C as a wish to end it early and in order, and half a run would look like a trial.
     os.setsid()
-    follow(pipe, lambda message: None, grace_s=0.0)
+    exit_with_parent(pipe, lambda message: None, grace_s=0.0)
     tempfile.tempdir = scratch
     torch.set_num_threads(1)
     try:

@@ -15,12 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
 
-from fastac.config import Config, JsonValue
 from benchmarks.experiments.definition import Arm, Curve, Experiment, Measure, Number, Trial
+from fastac.config import Config, JsonValue
 from fastac.install import Extra
 from fastac.processes import count_cores
-from fastac.runs.provenance import git_commit, versions
 from fastac.runs.files import read_json, replace_json
+from fastac.runs.provenance import git_commit, versions
 from fastac.tools.tune import cpu_model
 
 # What each extra of fastac's installs that the experiments use: the name to import.

@@ -18,11 +18,12 @@ from gymnasium.vector import VectorEnv
 from benchmarks.peers import settings as s
 from benchmarks.peers.nets import count_parameters
 from benchmarks.peers.settings import Part, Task
-from fastac.build import EnvFactory, Parts, allocate_rollout, assemble, build_envs
+from fastac.build import EnvFactory, allocate_rollout, assemble, build_envs
 from fastac.config import Config, EnvConfig
 from fastac.contract import Phases, StepRow
 from fastac.kernels import gae as gae_kernel
 from fastac.kernels import gae_reference as reference
+from fastac.workers import Training
 
 # Which phases of an iteration are which part of it.
 _PARTS: dict[Part, Callable[[Phases], float]] = {
@@ -34,8 +35,8 @@ _PARTS: dict[Part, Callable[[Phases], float]] = {
 @contextmanager
 def a2c(num_envs: int, net: str, part: Part = "all", envpool: bool = False, **changes: Any) -> Iterator[Task]:
     config = make_config("a2c", num_envs, net).replace(**changes)
-    with _assemble(config, _envpool if envpool else None) as parts:
-        yield _task(parts, part)
+    with _assemble(config, _envpool if envpool else None) as training:
+        yield _task(training, part)
 
 
 @contextmanager
@@ -43,22 +44,22 @@ def ppo(num_envs: int, net: str, **changes: Any) -> Iterator[Task]:
     config = make_config("ppo", num_envs, net).replace(
         num_epochs=s.PPO_EPOCHS, num_minibatches=s.PPO_MINIBATCHES, clip_coef=s.PPO_CLIP, normalize_advantage=True
     )
-    with _assemble(config.replace(**changes)) as parts:
-        yield _task(parts, "all")
+    with _assemble(config.replace(**changes)) as training:
+        yield _task(training, "all")
 
 
 @contextmanager
 def a3c(num_envs: int, net: str, **changes: Any) -> Iterator[Task]:
     """A3C's workers, each with `num_envs` environments, and the process that watches and reports."""
     config = make_config("a3c", num_envs, net).replace(envs_per_worker=num_envs, **changes)
-    with _assemble(config) as parts:
-        yield _task_of_workers(parts)
+    with _assemble(config) as training:
+        yield _task_of_workers(training)
 
 
 @contextmanager
 def atari_a2c(num_envs: int, encoder: str, num_steps: int = 5, **changes: Any) -> Iterator[Task]:
-    with _assemble(make_atari_config("a2c", num_envs, encoder, num_steps).replace(**changes)) as parts:
-        yield _task(parts, "all")
+    with _assemble(make_atari_config("a2c", num_envs, encoder, num_steps).replace(**changes)) as training:
+        yield _task(training, "all")
 
 
 @contextmanager
@@ -70,16 +71,16 @@ def atari_ppo(num_envs: int, encoder: str, num_steps: int = 128, **changes: Any)
         normalize_advantage=True,
         optimizer="adam",
     )
-    with _assemble(config.replace(**changes)) as parts:
-        yield _task(parts, "all")
+    with _assemble(config.replace(**changes)) as training:
+        yield _task(training, "all")
 
 
 @contextmanager
 def atari_a3c(num_envs: int, encoder: str, num_steps: int = 5, **changes: Any) -> Iterator[Task]:
     """A3C's workers, each with `num_envs` emulators."""
     config = make_atari_config("a3c", num_envs, encoder, num_steps)
-    with _assemble(config.replace(envs_per_worker=num_envs, **changes)) as parts:
-        yield _task_of_workers(parts)
+    with _assemble(config.replace(envs_per_worker=num_envs, **changes)) as training:
+        yield _task_of_workers(training)
 
 
 @contextmanager
@@ -93,8 +94,8 @@ def mujoco_a2c(num_envs: int, num_steps: int, **changes: Any) -> Iterator[Task]:
         normalize_obs=True,
         normalize_reward=True,
     )
-    with _assemble(config.replace(**changes)) as parts:
-        yield _task(parts, "all")
+    with _assemble(config.replace(**changes)) as training:
+        yield _task(training, "all")
 
 
 def make_config(algo: str, num_envs: int, net: str) -> Config:
@@ -134,7 +135,7 @@ def make_atari_config(algo: str, num_envs: int, encoder: str, num_steps: int) ->
     return config
 
 
-def _assemble(config: Config, factory: EnvFactory | None = None) -> closing[Parts]:
+def _assemble(config: Config, factory: EnvFactory | None = None) -> closing[Training]:
     return closing(assemble(config, np.random.SeedSequence(0), factory))
 
 
@@ -144,8 +145,8 @@ def _envpool(num_envs: int) -> VectorEnv[np.ndarray, np.ndarray, np.ndarray]:
     return envpool.make_gymnasium(s.ENV_ID, num_envs=num_envs, seed=0, num_threads=1)
 
 
-def _task(parts: Parts, part: Part) -> Task:
-    reports = parts.trainer.run()
+def _task(training: Training, part: Part) -> Task:
+    reports = training.trainer.run()
     report = next(reports)
 
     def work() -> int:
@@ -155,12 +156,12 @@ def _task(parts: Parts, part: Part) -> Task:
         return report.env_steps - before
 
     clock = perf_counter if part == "all" else lambda: _PARTS[part](report.phases)
-    return Task(work, clock, lambda: _facts(parts))
+    return Task(work, clock, lambda: _facts(training))
 
 
-def _task_of_workers(parts: Parts) -> Task:
+def _task_of_workers(training: Training) -> Task:
     """A unit is what workers that wait for nobody have done from one report to the next."""
-    reports = parts.trainer.run()
+    reports = training.trainer.run()
     report, is_open = next(reports), False
 
     def work() -> int:
@@ -177,17 +178,17 @@ def _task_of_workers(parts: Parts) -> Task:
             report = next(reports)
         return report.train_wall_s
 
-    return Task(work, clock, lambda: _facts(parts))
+    return Task(work, clock, lambda: _facts(training))
 
 
-def _facts(parts: Parts) -> dict[str, float]:
+def _facts(training: Training) -> dict[str, float]:
     """Bytes are those of one worker."""
     facts = {
-        "rollout_bytes": float(parts.rollout_nbytes),
-        "activations_bytes": float(parts.activations_nbytes),
-        **count_parameters(parts.model.parameters()),
+        "rollout_bytes": float(training.rollout_nbytes),
+        "activations_bytes": float(training.activations_nbytes),
+        **count_parameters(training.model.parameters()),
     }
-    skip = parts.envs.frame_skip
+    skip = training.envs.frame_skip
     return facts if skip == 1 else {**facts, "frames_per_step": float(skip)}
 
 

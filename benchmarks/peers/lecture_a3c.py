@@ -133,14 +133,14 @@ def a3c(workers: int = 2, lr: float = s.FROZEN, seed: int = 0, model: ActorCriti
     optimizer = shared_adam(model.parameters(), lr)
     # A counter for each worker, so that none writes where another does, and a flag.
     steps, stop = torch.zeros(workers, dtype=torch.int64).share_memory_(), torch.zeros(1).share_memory_()
-    crew = [A3CWorker(worker_id, model, optimizer, steps, stop, seed) for worker_id in range(workers)]
+    others = [A3CWorker(worker_id, model, optimizer, steps, stop, seed) for worker_id in range(workers)]
 
     def work():
         nonlocal seen
         before = seen
         while seen - before < _STEPS_PER_CALL or not steps.all():
             time.sleep(_POLL_S)
-            for worker in crew:
+            for worker in others:
                 if not worker.is_alive():
                     raise RuntimeError(f"A3C worker {worker.worker_id} ended with exit code {worker.exitcode}.")
             seen = int(steps.sum())
@@ -148,13 +148,13 @@ def a3c(workers: int = 2, lr: float = s.FROZEN, seed: int = 0, model: ActorCriti
 
     seen = 0
     try:
-        for worker in crew:
+        for worker in others:
             worker.start()
         work()
         yield Task(work, facts=lambda: count_parameters(model.parameters()))
     finally:
         stop.fill_(1)
-        for worker in filter(A3CWorker.is_alive, crew):
+        for worker in filter(A3CWorker.is_alive, others):
             worker.join(_CLOSE_S)
             worker.kill()
             worker.join()

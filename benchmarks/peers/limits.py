@@ -146,12 +146,12 @@ def bound(num_envs: int, net: str, num_steps: int = 16) -> Iterator[Task]:
     """
     config = make_config("a2c", num_envs, net).replace(num_steps=num_steps)
     seconds = 0.0
-    with closing(assemble(config, np.random.SeedSequence(0))) as parts:
-        *_, report = islice(parts.trainer.run(), _ITERATIONS)
+    with closing(assemble(config, np.random.SeedSequence(0))) as training:
+        *_, report = islice(training.trainer.run(), _ITERATIONS)
 
         def work() -> int:
             nonlocal seconds
-            seconds += measure(config, parts, num_steps).row_s * num_steps * _ITERATIONS
+            seconds += measure(config, training, num_steps).row_s * num_steps * _ITERATIONS
             return report.env_steps
 
         yield Task(work, clock=lambda: seconds)

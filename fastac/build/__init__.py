@@ -20,32 +20,29 @@ from fastac.build.environments import (
     is_seeded_when_built,
     restart_seed,
 )
-from fastac.build.hogwild import HogwildParts, assemble_hogwild
+from fastac.build.hogwild import assemble_hogwild
 from fastac.build.network import (
     EncoderFactory,
     build_head,
     build_model,
-    load_module,
     name_encoder,
     single_thread,
 )
-from fastac.build.training import Parts
 from fastac.build.shares import resolve_workers, shorten_rollout, worker_share
-from fastac.build.sync import SyncParts, assemble_sync, build
+from fastac.build.sync import assemble_sync, build
 from fastac.build.worker import allocate_rollout, build_rule, check_device
 from fastac.config import AlgoName, Config, EnvArguments, EnvConfig, is_atari
 from fastac.envs import has_native, is_image, name_env, take_env
 from fastac.envs.saved_spaces import Spaces, load_spaces, save_spaces
 from fastac.presets import describe_untuned
+from fastac.workers import Training
 
 __all__ = [
     "EncoderFactory",
     "EnvFactory",
-    "HogwildParts",
-    "Parts",
     "Spaces",
     "Streams",
-    "SyncParts",
+    "Training",
     "allocate_rollout",
     "assemble",
     "build",
@@ -65,7 +62,6 @@ __all__ = [
     "evaluation_width",
     "is_batched",
     "is_seeded_when_built",
-    "load_module",
     "load_spaces",
     "name_encoder",
     "name_env",
@@ -84,7 +80,7 @@ def assemble(
     seed: np.random.SeedSequence,
     env_factory: EnvFactory | None = None,
     encoder: EncoderFactory | None = None,
-) -> Parts:
+) -> Training:
     """Assemble a run, its environments and its workers.
 
     Args:

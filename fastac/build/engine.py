@@ -6,6 +6,14 @@ import torch
 
 from fastac.config import AlgoName, Config
 from fastac.contract import Actor
+from fastac.learning.autograd import (
+    AutogradGradient,
+    CategoricalObjective,
+    GaussianObjective,
+    Gradient,
+    Objective,
+    PlainObjective,
+)
 from fastac.learning.fused import (
     CategoricalFusedObjective,
     CategoricalSampler,
@@ -21,14 +29,6 @@ from fastac.learning.fused import (
     StagedGradient,
     is_as_written,
     is_fusable,
-)
-from fastac.learning.autograd import (
-    AutogradGradient,
-    CategoricalObjective,
-    GaussianObjective,
-    Gradient,
-    Objective,
-    PlainObjective,
 )
 from fastac.learning.losses import PolicyLoss, clipped_surrogate, policy_gradient
 from fastac.models import ActorCritic, CategoricalHead, GaussianHead, Head
@@ -51,10 +51,10 @@ def build_engine(
 
     What acting leaves behind serves the first update of a rollout if that is of the whole rollout.
     """
-    keeps = config.keeps_forward
+    keep_activations = config.keeps_forward
     loss = _LOSSES[config.algo.algo]
     if not is_fusable(model):
-        return _build_autograd(model, build_objective(model.head, loss), rollout, generator, device, keeps)
+        return _build_autograd(model, build_objective(model.head, loss), rollout, generator, device, keep_activations)
     network, sampler = FusedNetwork(model), build_sampler(model.head, rollout.num_envs)
     objective = build_fused_objective(model.head, loss)
     rows = config.batch_size // config.algo.num_minibatches
@@ -62,8 +62,8 @@ def build_engine(
         (whole,) = FlatMinibatches(1, generator).split(rollout)
         staged = StagedGradient(network, objective, whole.rows(0, rows))
         return StagedActor(network, sampler, rollout, generator), staged, staged.nbytes
-    fused = FusedActor(network, sampler, rollout, generator, keeps)
-    kept, goes_forward = fused.tape if keeps else None, config.algo.num_epochs > 1
+    fused = FusedActor(network, sampler, rollout, generator, keep_activations)
+    kept, goes_forward = fused.activations if keep_activations else None, config.algo.num_epochs > 1
     gradient = FusedGradient(network, objective, kept, rows, goes_forward)
     return fused, gradient, fused.nbytes + gradient.nbytes
 
@@ -74,10 +74,10 @@ def _build_autograd(
     rollout: Rollout,
     generator: torch.Generator,
     device: torch.device,
-    keeps: bool,
+    keep_activations: bool,
 ) -> tuple[Actor, Gradient, int]:
     """Build the same for any model; what autograd's graphs keep is not known beforehand, and not counted."""
-    if not keeps:
+    if not keep_activations:
         return ModelActor(model, rollout, generator, device), AutogradGradient(model, objective, device), 0
     actor = GraphActor(model, model, model.head, rollout, generator, device)
     return actor, AutogradGradient(model, objective, device, actor.graphs), 0

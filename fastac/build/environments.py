@@ -69,7 +69,7 @@ def worker_seeds(config: Config, seed: np.random.SeedSequence) -> list[tuple[np.
     return [(first, actions if is_anew else streams.actions), *others]
 
 
-def again_seeds(seed: np.random.SeedSequence, restarts: int) -> tuple[np.random.SeedSequence, int]:
+def replacement_seeds(seed: np.random.SeedSequence, restarts: int) -> tuple[np.random.SeedSequence, int]:
     """Return the same for a worker that takes a lost one's place, the `restarts`-th that does; no two share any."""
     envs, actions = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, 2**31 + restarts)).spawn(2)
     return envs, to_int(actions)

@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from torch import nn
 
 from fastac.config import EncoderName, ModelConfig
-from fastac.contract import HasSpaces, StateTree, read_tensor
+from fastac.contract import HasSpaces
 from fastac.envs import is_image, observation_dtype
 from fastac.envs.importing import find_thing, is_unnamed, name_of
 from fastac.models import (
@@ -159,21 +159,3 @@ def _(space: MultiBinary, input_size: int, config: ModelConfig) -> MultiCategori
 def _(space: Box, input_size: int, config: ModelConfig) -> GaussianHead | DependentGaussianHead:
     kind = DependentGaussianHead if config.dependent_std else GaussianHead
     return kind(input_size, int(np.prod(space.shape)), config.log_std_init)
-
-
-def load_module(module: nn.Module, state: StateTree) -> None:
-    """Load saved tensors.
-
-    Raises:
-        ValueError: they are of another network, or not finite.
-    """
-    own = module.state_dict()
-    try:
-        module.load_state_dict({key: read_tensor(state, key, own[key]) for key in state})
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(
-            "the saved weights do not fit this network: if the run began with an encoder of your own, "
-            "resume and load it from Python with the same encoder."
-        ) from error
-    if not all(bool(value.isfinite().all()) for value in module.state_dict().values()):
-        raise ValueError("the saved weights are not finite.")

@@ -24,7 +24,7 @@ from fastac.envs.cautions import SEEDLESS, find_cautions, ignores_seeds
 from fastac.envs.failure import describe
 from fastac.envs.flatten import FlatBox, FlattenedBatch, flatten_env
 from fastac.envs.process import ENV_TIMEOUT_S, Build, ProcessEnvs
-from fastac.envs.robots import spare_warnings
+from fastac.envs.robots import quiet_mujoco_warnings
 from fastac.envs.seeds import draw_batch_seed, draw_seeds
 from fastac.envs.source import EnvFunction, Given, Source, find_source, has_batch, takes
 from fastac.envs.spaces import ArraySpace, SquashedBox, check_spaces, needs_flattening
@@ -242,7 +242,7 @@ def _make_singles(
     """Build single environments and batch them here or in at most so many processes."""
     build = partial(_make_single, config, source)
     if isinstance(source, EnvSpec):
-        spare_warnings(source)
+        quiet_mujoco_warnings(source)
     trial = _make_trial(config, source)
     try:
         check_spaces(trial.observation_space, trial.action_space)
@@ -279,7 +279,7 @@ def _start_processes(
 def _make_single(config: EnvConfig, source: Source, render_mode: str | None = None) -> SingleEnv:
     """Build one environment and `_fit` it; it is what workers are sent to do."""
     if isinstance(source, EnvSpec):
-        spare_warnings(source)  # again, as this may be another process
+        quiet_mujoco_warnings(source)  # again, as this may be another process
     return _fit(_build_raw(config, source, render_mode), config.squash_actions)
 
 

@@ -54,7 +54,7 @@ def restore_robot(layer: object, state: StateTree) -> None:
         getattr(robot.data, name)[...] = state[name]
 
 
-def spare_warnings(spec: EnvSpec) -> None:
+def quiet_mujoco_warnings(spec: EnvSpec) -> None:
     """Have MuJoCo log its warnings, but for those of what is deprecated, which come with every robot that is built.
 
     By itself it writes them to stderr and to a file in the working directory.

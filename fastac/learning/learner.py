@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastac.learning.optimizer import Apply
 from fastac.config import Config, anneal
 from fastac.contract import Alone, Group, NonFiniteError, Phases, StateTree, read_branch, read_count
-from fastac.learning.autograd import TERMS, Coefs, Gradient
 from fastac.kernels import batch_moments, gae
+from fastac.learning.autograd import TERMS, Coefs, Gradient
+from fastac.learning.optimizer import Optimizer
 from fastac.rollout import Batch, Minibatches, Rollout
 
 _EPS = 1e-8  # added to the deviation that advantages are divided by
@@ -59,11 +59,16 @@ class Learner:
     """
 
     def __init__(
-        self, config: Config, gradient: Gradient, minibatches: Minibatches, apply: Apply, group: Group | None = None
+        self,
+        config: Config,
+        gradient: Gradient,
+        minibatches: Minibatches,
+        optimizer: Optimizer,
+        group: Group | None = None,
     ) -> None:
         """Take the parts; only settings are read from `config`."""
         self._algo, self._optim = config.algo, config.optim
-        self._gradient, self._minibatches, self._apply = gradient, minibatches, apply
+        self._gradient, self._minibatches, self._optimizer = gradient, minibatches, optimizer
         self._group = group or Alone()
         self._moments = torch.zeros(5, dtype=torch.float64)
         self.updates = 0
@@ -155,7 +160,7 @@ class Learner:
         if not math.isfinite(terms.sum()):
             name = next(name for name, value in zip(TERMS, terms.tolist(), strict=True) if not math.isfinite(value))
             raise NonFiniteError(f"update {self.updates + 1}: {name} is not finite")
-        grad_norm = self._apply.step(learning_rate)
+        grad_norm = self._optimizer.step(learning_rate)
         if not math.isfinite(grad_norm):
             raise NonFiniteError(f"update {self.updates + 1}: grad_norm is {grad_norm}")
         self.updates += 1
@@ -163,11 +168,11 @@ class Learner:
 
     def get_state(self) -> StateTree:
         """The optimiser's slots and the update count."""
-        return {"apply": self._apply.get_state(), "updates": self.updates}
+        return {"optimizer": self._optimizer.get_state(), "updates": self.updates}
 
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`."""
-        self._apply.set_state(read_branch(state, "apply"))
+        self._optimizer.set_state(read_branch(state, "optimizer"))
         self.updates = read_count(state, "updates")
 
 

@@ -24,7 +24,7 @@ from fastac.contract import Group, StateTree, WorkerFailure, read_count, read_te
 from fastac.kernels import adam_step, rmsprop_step
 
 
-class Apply(Protocol):
+class Optimizer(Protocol):
     """Takes optimiser steps along the gradients that the parameters hold."""
 
     def step(self, learning_rate: float) -> float:
@@ -40,7 +40,7 @@ class Apply(Protocol):
         """Continue from `get_state`."""
 
 
-class Rule(Protocol):
+class UpdateRule(Protocol):
     """An optimiser's formula over one flat vector.
 
     Attributes:
@@ -80,7 +80,7 @@ class Adam:
         learning_rate: float,
         count: int,
     ) -> None:
-        """See `Rule`."""
+        """See `UpdateRule`."""
         average, square = slots["average"], slots["square"]
         adam_step(param, grad, average, square, grad_scale, learning_rate, self._BETA1, self._BETA2, self._eps, count)
 
@@ -111,12 +111,12 @@ class RMSprop:
         learning_rate: float,
         count: int,
     ) -> None:
-        """See `Rule`."""
+        """See `UpdateRule`."""
         rmsprop_step(param, grad, slots["square"], grad_scale, learning_rate, self._ALPHA, self._eps, self._tensorflow)
 
 
 @dataclass(frozen=True, slots=True)
-class Vectors:
+class FlatParameters:
     """The parameters of a model and the statistics that an optimiser keeps of them.
 
     Attributes:
@@ -142,10 +142,10 @@ class Vectors:
         return read_count(state, "steps")
 
 
-class LocalApply:
+class LocalOptimizer:
     """One rule for a model whose gradients are those of this process alone."""
 
-    def __init__(self, model: nn.Module, rule: Rule, max_grad_norm: float | None) -> None:
+    def __init__(self, model: nn.Module, rule: UpdateRule, max_grad_norm: float | None) -> None:
         """Make `model`'s parameters views of one vector, to be stepped by `rule`.
 
         Args:
@@ -158,12 +158,12 @@ class LocalApply:
         """
         param, self._grad = flatten(model)
         slots = {name: torch.full_like(param, value) for name, value in rule.slots.items()}
-        self._vectors = Vectors(param, slots)
+        self._vectors = FlatParameters(param, slots)
         self._rule, self._max_norm = rule, max_grad_norm
         self._steps = 0
 
     def step(self, learning_rate: float) -> float:
-        """See `Apply`."""
+        """See `Optimizer`."""
         norm = float(self._grad.norm())
         if math.isfinite(norm):
             self._steps += 1
@@ -180,7 +180,7 @@ class LocalApply:
         self._steps = self._vectors.set_state(state)
 
 
-class SharedApply:
+class SharedOptimizer:
     """One rule for the model that workers in step share: each adds up and steps a part of it.
 
     Parameters, statistics and every worker's gradient are in shared memory, so nothing is sent, and each number is
@@ -190,7 +190,13 @@ class SharedApply:
     """
 
     def __init__(
-        self, model: nn.Module, rule: Rule, max_grad_norm: float | None, group: Group, shared: Vectors, grads: Tensor
+        self,
+        model: nn.Module,
+        rule: UpdateRule,
+        max_grad_norm: float | None,
+        group: Group,
+        shared: FlatParameters,
+        grads: Tensor,
     ) -> None:
         """Make `model`'s parameters views of the shared ones, which get its values, and its gradients of a row.
 
@@ -219,7 +225,7 @@ class SharedApply:
         self._is_torn = False
 
     def step(self, learning_rate: float) -> float:
-        """See `Apply`; when it returns, everybody has read everybody's gradient."""
+        """See `Optimizer`; when it returns, everybody has read everybody's gradient."""
         self._meet()  # every gradient is whole
         torch.add(self._parts[0], self._parts[1], out=self._sum)
         for part in self._parts[2:]:
@@ -253,7 +259,7 @@ class SharedApply:
         self._steps = self._shared.set_state(state)
 
 
-class Ledger(Protocol):
+class UpdateCounter(Protocol):
     """Counts the steps that all workers have taken along the parameters that they share."""
 
     def total(self) -> int:
@@ -263,7 +269,7 @@ class Ledger(Protocol):
         """Count a step of this worker, between whose copy and step lay `staleness` steps by others."""
 
 
-class HogwildApply:
+class HogwildOptimizer:
     """One rule for parameters that workers share and step without waiting for each other.
 
     Hogwild (Niu et al. 2011, arXiv 1106.5730), as A3C uses it (Mnih et al. 2016, arXiv 1602.01783): the
@@ -277,10 +283,10 @@ class HogwildApply:
     def __init__(
         self,
         model: nn.Module,
-        rule: Rule,
+        rule: UpdateRule,
         max_grad_norm: float | None,
-        shared: Vectors,
-        ledger: Ledger,
+        shared: FlatParameters,
+        counter: UpdateCounter,
         lock: AbstractContextManager[object],
     ) -> None:
         """Make `model` this worker's copy of the shared parameters.
@@ -290,7 +296,7 @@ class HogwildApply:
             rule: the optimiser.
             max_grad_norm: clip the norm of this worker's gradient to this; None does not clip.
             shared: everybody's, of `flat_size(model)`.
-            ledger: counts everybody's steps.
+            counter: counts everybody's steps.
             lock: held from a step to the end of the copy after it; a null context for none.
 
         Raises:
@@ -299,7 +305,7 @@ class HogwildApply:
         self._param, self._grad = flatten(model)
         assert self._param.shape == shared.param.shape, "the shared vector is of another model"
         self._rule, self._max_norm = rule, max_grad_norm
-        self._shared, self._ledger, self._lock = shared, ledger, lock
+        self._shared, self._counter, self._lock = shared, counter, lock
         self.copy()
 
     def copy(self) -> None:
@@ -308,27 +314,27 @@ class HogwildApply:
             self._copy()
 
     def _copy(self) -> None:
-        self._copied_at = self._ledger.total()
+        self._copied_at = self._counter.total()
         self._param.copy_(self._shared.param)
 
     def step(self, learning_rate: float) -> float:
-        """See `Apply`."""
+        """See `Optimizer`."""
         norm = float(self._grad.norm())
         if math.isfinite(norm):
             scale = clip_scale(norm, self._max_norm)
             with self._lock:
-                total = self._ledger.total()
+                total = self._counter.total()
                 self._rule.step(self._shared.param, self._grad, self._shared.slots, scale, learning_rate, total + 1)
-                self._ledger.add(total - self._copied_at)
+                self._counter.add(total - self._copied_at)
                 self._copy()
         return norm
 
     def get_state(self) -> StateTree:
         """Return everybody's slots and step count."""
-        return self._shared.get_state(self._ledger.total())
+        return self._shared.get_state(self._counter.total())
 
     def set_state(self, state: StateTree) -> None:
-        """Restore everybody's slots bit for bit; the ledger keeps its own count."""
+        """Restore everybody's slots bit for bit; the counter keeps its own."""
         self._shared.set_state(state)
 
 

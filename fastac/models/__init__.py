@@ -4,6 +4,7 @@ from fastac.models.actor_critic import ActorCritic, Trunk
 from fastac.models.cores import IdentityCore, LSTMCore
 from fastac.models.encoders import ConvEncoder, MLPEncoder, Shape, make_activation, pick_net
 from fastac.models.heads import CategoricalHead, DependentGaussianHead, GaussianHead, Head, MultiCategoricalHead
+from fastac.models.loading import load_module
 from fastac.models.normalizers import (
     NoObsNormalizer,
     NoRewardNormalizer,
@@ -35,6 +36,7 @@ __all__ = [
     "RunningMoments",
     "Shape",
     "Trunk",
+    "load_module",
     "make_activation",
     "merge_moments",
     "pick_net",

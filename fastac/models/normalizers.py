@@ -45,7 +45,7 @@ class RunningMoments(nn.Module):
         if num:
             part[0] = num
             part[1:] = torch.cat([rows.mean(dim=0), rows.var(dim=0, unbiased=False)]).cpu().numpy()
-        self.load(group.pool(name, self.dump(), part, merge_moments))
+        self.load(group.merge_statistics(name, self.dump(), part, merge_moments))
 
     def dump(self) -> NDArray[np.float64]:
         """Return count, mean and variance, `[1 + 2 * D]`."""

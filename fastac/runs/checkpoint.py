@@ -36,7 +36,7 @@ from fastac.contract import StateLeaf, StateTree
 from fastac.runs.files import RecordError, describe, one_sentence, read_regular, sync_directory, write_durably
 from fastac.runs.provenance import versions
 
-SCHEMA = 2
+SCHEMA = 3
 _FOLDER = "checkpoints"
 _ARRAYS = "state.safetensors"
 _REST = "state.json"

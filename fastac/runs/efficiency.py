@@ -28,15 +28,16 @@ from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 
 from fastac import memory
-from fastac.build import EnvFactory, Parts, allocate_rollout, build_envs, single_thread, worker_share
+from fastac.build import EnvFactory, allocate_rollout, build_envs, single_thread, worker_share
+from fastac.workers import Training
 from fastac.config import Config
 from fastac.contract import ActionArray
 from fastac.envs import observation_dtype
 from fastac.envs.adapter import NextStepAdapter, SameStepAdapter
 from fastac.envs.spaces import ArraySpace, map_actions
-from fastac.learning.fused import FusedNetwork, Tape, is_fusable
+from fastac.learning.fused import FusedNetwork, Activations, is_fusable
 from fastac.learning.fused.gradient import chunk_rows
-from fastac.learning.fused.network import BackwardPass, Pass, Scratch
+from fastac.learning.fused.network import BackwardPass, ForwardPass, GradientBuffers
 from fastac.models import ActorCritic
 
 Clock: TypeAlias = Callable[[], float]
@@ -106,7 +107,7 @@ def _workers_apart(config: Config) -> int:
 
 def measure(
     config: Config,
-    parts: Parts,
+    training: Training,
     rows: int,
     env_factory: EnvFactory | None = None,
     seed: int = 0,
@@ -132,26 +133,26 @@ def measure(
         ValueError: as `build_envs`.
         EnvFailure: an environment failed.
     """
-    share, model, rng = worker_share(config, env_factory), deepcopy(parts.model), np.random.default_rng(seed)
+    share, model, rng = worker_share(config, env_factory), deepcopy(training.model), np.random.default_rng(seed)
     num_envs, epochs, shares = share.env.num_envs, share.algo.num_epochs, share.algo.num_minibatches
-    keeps = share.keeps_forward
+    keep_activations = share.keeps_forward
     # What an update reads: whole sequences where the model remembers.
     lead = (rows, num_envs // shares) if model.state_size else (max(1, rows * num_envs // shares),)
-    obs_space = parts.envs.single_observation_space
+    obs_space = training.envs.single_observation_space
     with single_thread():
         with _stepping(share, env_factory, rng) as step:
             env_s = time_call(step, clock)
         network: _Network = (
-            _FusedNetwork(model, num_envs, lead[0], obs_space, keeps, rng)
-            if is_fusable(parts.model)
+            _FusedNetwork(model, num_envs, lead[0], obs_space, keep_activations, rng)
+            if is_fusable(training.model)
             else _ModuleNetwork(model, num_envs, lead, obs_space, rng)
         )
         per_row = num_envs / math.prod(lead)
         forward_s = time_call(network.act, clock)
-        learn_forward_s = time_call(network.forward, clock) * per_row if epochs > keeps else 0.0
+        learn_forward_s = time_call(network.forward, clock) * per_row if epochs > keep_activations else 0.0
         network.forward()  # what the backward goes back through
         backward_s = time_call(network.backward, clock) * per_row
-    return BareTimes(env_s, forward_s, learn_forward_s, backward_s, epochs - keeps, epochs)
+    return BareTimes(env_s, forward_s, learn_forward_s, backward_s, epochs - keep_activations, epochs)
 
 
 def time_call(work: Work, clock: Clock) -> float:
@@ -237,27 +238,27 @@ class _FusedNetwork:
     """A fused network, chunk by chunk as `FusedGradient` goes through a batch."""
 
     def __init__(
-        self, model: ActorCritic, num_envs: int, rows: int, obs_space: ArraySpace, keeps: bool, rng: np.random.Generator
+        self, model: ActorCritic, num_envs: int, rows: int, obs_space: ArraySpace, keep_activations: bool, rng: np.random.Generator
     ) -> None:
         """Allocate for `num_envs` rows to act on and `rows` to learn from, the latter at once where they are kept."""
         for param in model.parameters():
             param.grad = torch.zeros_like(param)
         network = FusedNetwork(model)
-        chunk, steps = chunk_rows(network, rows), rows // num_envs if keeps else 1
-        acting = Tape.kept(network, steps, num_envs) if keeps else Tape.for_step(network, num_envs)
-        tape = acting if keeps else Tape(network, chunk)
+        chunk, steps = chunk_rows(network, rows), rows // num_envs if keep_activations else 1
+        acting = Activations.kept(network, steps, num_envs) if keep_activations else Activations.for_step(network, num_envs)
+        activations = acting if keep_activations else Activations(network, chunk)
         obs = _draw_obs(rng, (num_envs,), obs_space)
         network.refresh()
         begins = range(0, steps * num_envs, num_envs)
-        self._acting = cycle([(Pass(network, acting, at, at + num_envs, acts=True), obs) for at in begins])
-        scratch = Scratch(network, chunk)
+        self._acting = cycle([(ForwardPass(network, acting, at, at + num_envs, acts=True), obs) for at in begins])
+        buffers = GradientBuffers(network, chunk)
         self._passes: list[tuple[BackwardPass, Tensor]] = []
         for begin in range(0, rows, chunk):
-            num, at = min(chunk, rows - begin), begin if keeps else 0
-            step = BackwardPass(network, tape, at, at + num, scratch)
+            num, at = min(chunk, rows - begin), begin if keep_activations else 0
+            step = BackwardPass(network, activations, at, at + num, buffers)
             self._passes.append((step, _draw_obs(rng, (num,), obs_space)))
-        scratch.params.copy_(_draw(rng, *scratch.params.shape))
-        scratch.value.copy_(_draw(rng, *scratch.value.shape))
+        buffers.params.copy_(_draw(rng, *buffers.params.shape))
+        buffers.value.copy_(_draw(rng, *buffers.value.shape))
 
     def act(self) -> None:
         """See `_Network`."""

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 def describe_end(run: Session, summary: Mapping[str, JsonValue]) -> Iterator[str]:
     """Yield one text after the other: where time went, what else was measured, and the result."""
-    is_beside = run.config.algo.algo == "a3c"
-    yield _tell_phases(run.report.train_wall_s, run.report.phases, run.progress.eval_wall_s, is_beside)
+    is_concurrent = run.config.algo.algo == "a3c"
+    yield _tell_phases(run.report.train_wall_s, run.report.phases, run.progress.eval_wall_s, is_concurrent)
     if summary["efficiency"] is not None:
         yield _tell_efficiency(run, summary)
     if run.asynchrony is not None:
@@ -24,13 +24,13 @@ def describe_end(run: Session, summary: Mapping[str, JsonValue]) -> Iterator[str
     yield _tell_result(run, summary)
 
 
-def _tell_phases(train_wall_s: float, phases: Phases, eval_wall_s: float, is_beside: bool) -> str:
+def _tell_phases(train_wall_s: float, phases: Phases, eval_wall_s: float, is_concurrent: bool) -> str:
     """Tell where time went, in two lines; evaluations of A3C are played while training goes on."""
     names = ["env", "act", "advantage", "update", "other"]
     spent: list[float] = [getattr(phases, f"{name}_s") for name in names]
     names.append("evaluation")
     spent.append(eval_wall_s)
-    total_s = train_wall_s if is_beside else train_wall_s + eval_wall_s
+    total_s = train_wall_s if is_concurrent else train_wall_s + eval_wall_s
     cells = [f"{_tell_seconds(s)} {s / max(total_s, 1e-9):>3.0%}" for s in spent]
     widths = [max(map(len, (name, cell))) + 2 for name, cell in zip(names, cells, strict=True)]
     total = _tell_seconds(total_s)

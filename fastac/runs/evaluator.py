@@ -17,19 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastac.build import (
-    EncoderFactory,
-    EnvFactory,
-    Parts,
-    Streams,
-    build_evaluation_envs,
-    build_model,
-    evaluation_seed,
-    evaluation_width,
-    is_batched,
-    is_seeded_when_built,
-    load_module,
-)
+from fastac.build import EncoderFactory, EnvFactory, Streams, build_evaluation_envs, build_model, evaluation_seed, evaluation_width, is_batched, is_seeded_when_built
+from fastac.models import load_module
+from fastac.workers import Training
 from fastac.config import Config, is_atari
 from fastac.contract import EnvFailure, Policy, StateTree, VecEnv, WorkerFailure, read_tensor
 from fastac.processes import (
@@ -38,7 +28,7 @@ from fastac.processes import (
     Failed,
     Stopwatch,
     close,
-    follow,
+    exit_with_parent,
     get_context,
     ignore_signals,
     pickled,
@@ -79,7 +69,7 @@ class Evaluator(Protocol):
         is_beside: whether training goes on meanwhile.
     """
 
-    is_beside: bool
+    is_concurrent: bool
 
     def begin(self, model: StateTree, request: Request) -> None:
         """Begin to play with the weights of `model`; the same episodes for the same run and request."""
@@ -160,7 +150,7 @@ def _count_workers(config: Config) -> int:
 class InProcessEvaluator:
     """Plays at once, with the very policy that is trained, while nothing else happens."""
 
-    is_beside = False
+    is_concurrent = False
 
     def __init__(self, stage: Stage, tell: Tell | None = None) -> None:
         """Take where it plays, and who is told of every step."""
@@ -203,7 +193,7 @@ _Work: TypeAlias = tuple[Config, EnvFactory | None, EncoderFactory | None]
 class ProcessEvaluator:
     """Plays in a process beside the workers', on a copy of the weights; started again if it dies or hangs."""
 
-    is_beside = True
+    is_concurrent = True
 
     def __init__(
         self,
@@ -326,7 +316,7 @@ def _evaluate(work: bytes, pipe: Connection) -> None:
     ignore_signals()
     torch.set_num_threads(1)
     requests: SimpleQueue[tuple[_Weights, Request]] = SimpleQueue()
-    follow(pipe, lambda request: requests.put(cast("tuple[_Weights, Request]", request)), grace_s=0.0)
+    exit_with_parent(pipe, lambda request: requests.put(cast("tuple[_Weights, Request]", request)), grace_s=0.0)
     with suppress(OSError):  # the run has gone
         try:
             config, env_factory, encoder = cast(_Work, unpickled(work))
@@ -359,7 +349,7 @@ def _make_pulse(pipe: Connection) -> Tell:
 
 def open_evaluator(
     config: Config,
-    parts: Parts,
+    training: Training,
     env_factory: EnvFactory | None,
     encoder: EncoderFactory | None,
     tell: Tell | None = None,
@@ -372,8 +362,8 @@ def open_evaluator(
     at_end = config.run.eval_every == 0
     if config.algo.algo == "a3c" and config.run.eval and not at_end:
         return ProcessEvaluator(config, env_factory, encoder, tell)
-    own = parts.envs if at_end and plays_where_it_trains(config) else None
-    return InProcessEvaluator(Stage(config, parts.model, env_factory, own), tell)
+    own = training.envs if at_end and plays_where_it_trains(config) else None
+    return InProcessEvaluator(Stage(config, training.model, env_factory, own), tell)
 
 
 def plays_where_it_trains(config: Config) -> bool:

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from fastac.learning.optimizer import flatten
 from fastac.contract import ActionArray, Policy
 from fastac.learning.fused import FusedNetwork, is_fusable
-from fastac.learning.fused.network import Pass, Tape
+from fastac.learning.fused.network import ForwardPass, Activations
 from fastac.models import ActorCritic, CategoricalHead
 
 
@@ -62,7 +62,7 @@ class FusedPlayer:
         if any(p.grad is None for p in model.parameters()):
             flatten(model)  # the network looks at gradients too
         self._network, self._head = FusedNetwork(model), model.head
-        self._pass = Pass(self._network, Tape.for_step(self._network, num_envs), 0, num_envs, acts=True)
+        self._pass = ForwardPass(self._network, Activations.for_step(self._network, num_envs), 0, num_envs, acts=True)
         self._logits = self._pass.params.numpy() if type(self._head) is CategoricalHead else None
 
     def begin(self) -> None:

@@ -22,7 +22,9 @@ from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Literal
 
-from fastac.build import EncoderFactory, EnvFactory, Parts, load_module, save_spaces, single_thread
+from fastac.build import EncoderFactory, EnvFactory, save_spaces, single_thread
+from fastac.models import load_module
+from fastac.workers import Training
 from fastac.config import Config, JsonValue
 from fastac.contract import (
     Asynchrony,
@@ -84,7 +86,7 @@ class Session:
         self,
         config: Config,
         directory: RunDirectory,
-        parts: Parts,
+        training: Training,
         began: float,
         env_factory: EnvFactory | None = None,
         encoder: EncoderFactory | None = None,
@@ -99,7 +101,7 @@ class Session:
         self._began = began
         self.config, self.directory = config, directory
         self._env_factory = env_factory
-        self.parts = parts
+        self.training = training
         self.tracker = ReturnTracker()
         self.stop_signal: signal.Signals | None = None
         self.ended_by: Ending | None = None
@@ -124,13 +126,13 @@ class Session:
             self._take_in(state)
         self._schedule = Schedule(config, env_factory, self.progress)
         with ExitStack() as opened:  # closed where this fails, by `close`, and where nobody needs the session any more
-            opened.enter_context(closing(parts))
+            opened.enter_context(closing(training))
             self._writers = self._open_writers(state)
             for writer in self._writers:
                 opened.enter_context(closing(writer))
             bar = open_bar(config.run.total_env_steps) if verbose else NullBar()
             self._bar: Bar = opened.enter_context(closing(bar))
-            evaluator = open_evaluator(config, parts, env_factory, encoder, _weakly(self._tell_evaluating))
+            evaluator = open_evaluator(config, training, env_factory, encoder, _weakly(self._tell_evaluating))
             self._evaluator = opened.enter_context(closing(evaluator))
             if state is not None:
                 directory.reopen(config)
@@ -155,7 +157,7 @@ class Session:
     @property
     def asynchrony(self) -> Asynchrony | None:
         """How workers have interleaved so far, or None where they are in step."""
-        return self.parts.asynchrony
+        return self.training.asynchrony
 
     @property
     def is_saved(self) -> bool:
@@ -170,18 +172,18 @@ class Session:
             config.env.env_id,
             config.env.num_envs,
             config.algo.num_steps,
-            self.parts.description,
+            self.training.description,
         )
         workers = config.run.workers
         log.info(
             "rollout %.2f MB, activations %.2f MB%s, device %s, run directory %s",
-            self.parts.rollout_nbytes / 1e6,
-            self.parts.activations_nbytes / 1e6,
+            self.training.rollout_nbytes / 1e6,
+            self.training.activations_nbytes / 1e6,
             f" in each of {workers} workers" if workers != 1 else "",
             config.run.device,
             self.directory.path,
         )
-        if config.run.eval and config.run.eval_max_steps is None and self.parts.envs.max_episode_steps is None:
+        if config.run.eval and config.run.eval_max_steps is None and self.training.envs.max_episode_steps is None:
             log.info(
                 "%s names no time limit: an evaluation's episode is cut after %d times the longest training episode "
                 "(--eval-max-steps sets another limit)",
@@ -190,7 +192,7 @@ class Session:
             )
 
     def _open_writers(self, state: StateTree | None) -> tuple[ProgressWriter, TensorBoardWriter | NullWriter]:
-        trainer = self.parts.trainer
+        trainer = self.training.trainer
         mark = None if state is None else (trainer.iteration, trainer.env_steps)
         rows = ProgressWriter(self.directory.progress_path, resume_at=mark)
         if not self.config.run.tensorboard:
@@ -220,7 +222,7 @@ class Session:
                 return
         try:
             # Closed by name: what the end of a generator raises, such as a second Ctrl-C, would be lost otherwise.
-            with stop_signals() as stop, closing(self.parts.trainer.run()) as reports:
+            with stop_signals() as stop, closing(self.training.trainer.run()) as reports:
                 self._stop = stop
                 self._evaluate_if_due()  # where a resumed run was stopped in its evaluation
                 if self._is_reached:
@@ -267,11 +269,11 @@ class Session:
         except (RecordError, EnvFailure, WorkerFailure) as error:
             log.warning("the loop was left, and not all that was done could be saved: %s", error)
             state = {}
-        if self.parts.rest():
+        if self.training.rest():
             self._left = state
 
     def _save_unsaved(self) -> None:
-        last = self.parts.trainer.halt()
+        last = self.training.trainer.halt()
         if last is not None:
             self._record(last)
         if self._report is not None and self._saved_at != self._report.env_steps:
@@ -322,7 +324,7 @@ class Session:
     @property
     def _knows_limit(self) -> bool:
         """Whether evaluation's episodes can be cut fairly: before one has ended in training nobody knows how long."""
-        limit = self.config.run.eval_max_steps or self.parts.envs.max_episode_steps
+        limit = self.config.run.eval_max_steps or self.training.envs.max_episode_steps
         return limit is not None or self.tracker.longest > 0
 
     @property
@@ -336,7 +338,7 @@ class Session:
         self._report, self._steps_seen = report, report.env_steps
         self.tracker.update(report)
         if is_news:
-            row = progress_row(report, self.tracker, self.parts.action_std())
+            row = progress_row(report, self.tracker, self.training.action_std())
             for writer in self._writers:
                 writer.write(row)
         self._bar.update(report, self.tracker)
@@ -344,7 +346,7 @@ class Session:
     @property
     def max_eval_steps(self) -> int:
         """After how many steps an evaluation's episode is cut now: the environment's own limit where it has one."""
-        limit = self.config.run.eval_max_steps or self.parts.envs.max_episode_steps
+        limit = self.config.run.eval_max_steps or self.training.envs.max_episode_steps
         unfinished = self._steps_seen // self.config.env.num_envs  # an episode that has not ended is as long, or longer
         return limit or max(1, _LONGEST_TIMES * (self.tracker.longest or unfinished))
 
@@ -360,10 +362,10 @@ class Session:
             request = self._schedule.request(report.env_steps, self.max_eval_steps)
         self._pending = _Pending(request, report.train_wall_s, None, perf_counter())
         model: StateTree = {}
-        if self._evaluator.is_beside:
+        if self._evaluator.is_concurrent:
             # Training goes on meanwhile, so what is evaluated has to be kept: it may be the best.
             state = self._get_state() if state is None else state
-            trainer, model = (read_branch(read_branch(state, "parts"), name) for name in ("trainer", "model"))
+            trainer, model = (read_branch(read_branch(state, "training"), name) for name in ("trainer", "model"))
             request = replace(request, env_steps=env_steps_of(state))
             self._pending = _Pending(request, read_number(trainer, "train_wall_s"), state, perf_counter())
         self._evaluator.begin(model, request)
@@ -446,8 +448,8 @@ class Session:
 
     def _save_without_workers(self) -> None:
         """Save the last good parameters after an environment or worker was lost; all environments begin anew."""
-        last = self.parts.trainer.halt()
-        self.parts.drop_workers()  # those in step are in the middle of an iteration
+        last = self.training.trainer.halt()
+        self.training.drop_workers()  # those in step are in the middle of an iteration
         with suppress(RecordError, WorkerFailure):  # what the worker was lost for is the news, also if within a step
             if last is not None:
                 self._record(last)
@@ -456,7 +458,7 @@ class Session:
 
     def _save_failure(self) -> str:
         """Save the last good parameters beside the rollout that broke them; say where."""
-        rollout = self.parts.rollout
+        rollout = self.training.rollout
         state = self._get_state()
         if rollout is not None:
             names = ("obs", "start", "action", "reward", "value", "valid")
@@ -466,7 +468,7 @@ class Session:
         folder = self.directory.path / "failure"
         try:
             folder.mkdir(exist_ok=True)
-            path = save_checkpoint(folder, self.parts.trainer.env_steps, state, self.config)
+            path = save_checkpoint(folder, self.training.trainer.env_steps, state, self.config)
         except (OSError, RecordError) as error:
             return f"the state before that update could not be saved ({error})"
         what = "the state before that update and its rollout are" if rollout else "the state is"
@@ -525,7 +527,7 @@ class Session:
         return self._summary
 
     def _end(self, measure_efficiency: bool) -> None:
-        last = self.parts.trainer.halt()
+        last = self.training.trainer.halt()
         if last is not None:
             self._record(last)
         if self._report is None:
@@ -554,7 +556,7 @@ class Session:
             self._evaluate_after_target(report)
             return
         if self.config.run.eval_every == 0 and not plays_where_it_trains(self.config):
-            self.parts.close()  # everything is saved, and no second set of environments is to be open beside these
+            self.training.close()  # everything is saved, and no second set of environments is to be open beside these
         request = self._schedule.request_last(report.env_steps, self.tracker.mean_length, self.max_eval_steps)
         if self._evaluated_at != report.env_steps or self.config.run.eval_episodes is None:
             self._begin_evaluation(report, request=request)
@@ -568,7 +570,7 @@ class Session:
     def _evaluate_after_target(self, report: Report) -> None:
         """Play what was not yet: the policy that reached the target stays the best, whatever the last one reaches."""
         if self._best is None:  # resumed after its target was reached: what reached it plays as it did then
-            self._begin_evaluation(report, self._load_best_state() if self._evaluator.is_beside else None)
+            self._begin_evaluation(report, self._load_best_state() if self._evaluator.is_concurrent else None)
             self._take_evaluation(wait=True)
         if self._evaluated_at != report.env_steps:  # workers had gone on meanwhile
             request = self._schedule.request_last(report.env_steps, self.tracker.mean_length, self.max_eval_steps)
@@ -595,15 +597,15 @@ class Session:
     def _play_best(self, request: Request) -> Evaluation | None:
         """Play the best policy so far; None if the run is to stop."""
         began = perf_counter()
-        last, model = self._copy_model(), read_branch(read_branch(self._load_best_state(), "parts"), "model")
-        load_module(self.parts.model, model)
+        last, model = self._copy_model(), read_branch(read_branch(self._load_best_state(), "training"), "model")
+        load_module(self.training.model, model)
         try:
             self._evaluator.begin(model, request)
             return self._evaluator.take(wait=True)
         except _EvaluationStopped:
             return None
         finally:
-            load_module(self.parts.model, last)
+            load_module(self.training.model, last)
             self.progress.eval_wall_s += perf_counter() - began
 
     def _mark(self, result: Evaluation, env_steps: int) -> None:
@@ -618,13 +620,13 @@ class Session:
 
     def copy_policy(self, which: Literal["best", "last"]) -> ActorCritic:
         """Return a copy of a policy: the one with the best evaluation, or the last one."""
-        model = deepcopy(self.parts.model)
+        model = deepcopy(self.training.model)
         if which == "best" and self.progress.best_env_steps not in (None, self.report.env_steps):
-            load_module(model, read_branch(read_branch(self._load_best_state(), "parts"), "model"))
+            load_module(model, read_branch(read_branch(self._load_best_state(), "training"), "model"))
         return model
 
     def _copy_model(self) -> StateTree:
-        return {name: value.clone() for name, value in self.parts.model.state_dict().items()}
+        return {name: value.clone() for name, value in self.training.model.state_dict().items()}
 
     def _time_bare(self, report: Report) -> BareTimes | None:
         """Time what the run cannot do without; None where that would not say anything about the run.
@@ -638,7 +640,7 @@ class Session:
             return None
         try:
             rows = rows_per_iteration(config, report.iteration, report.env_steps)
-            return measure(config, self.parts, rows, self._env_factory, config.run.seed)
+            return measure(config, self.training, rows, self._env_factory, config.run.seed)
         except (Exception, KeyboardInterrupt) as error:  # a trained run is not lost by what comes after it
             log.warning("efficiency was not measured: %s", str(error) or type(error).__name__)
             return None
@@ -665,8 +667,8 @@ class Session:
             return {**self._left, "progress": self._get_progress()}
         return {
             "run_id": self.directory.run_id,
-            "parts": self.parts.get_state(),
-            "spaces": save_spaces(self.parts.envs),
+            "training": self.training.get_state(),
+            "spaces": save_spaces(self.training.envs),
             "tracker": self.tracker.get_state(),
             "progress": self._get_progress(),
         }
@@ -685,11 +687,11 @@ class Session:
             self._restore(state)
 
     def _restore(self, state: StateTree) -> None:
-        if not self.parts.set_state(read_branch(state, "parts")):
+        if not self.training.set_state(read_branch(state, "training")):
             log.warning("the state of the environments is not in the checkpoint: their episodes begin anew")
         self.tracker.load_state(read_branch(state, "tracker"))
         self._steps_seen = self._saved_at = env_steps_of(state)
-        self._report = last_report(read_branch(read_branch(state, "parts"), "trainer"), self.parts.envs.frame_skip)
+        self._report = last_report(read_branch(read_branch(state, "training"), "trainer"), self.training.envs.frame_skip)
         self.tracker.update(self._report)
         # A run that has reached its target is resumed only towards a higher one: it is not solved yet.
         progress = Progress.from_state(read_branch(state, "progress"))

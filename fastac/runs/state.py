@@ -69,7 +69,7 @@ def wall_minutes_of(state: StateTree) -> float:
 
 def env_steps_of(state: StateTree) -> int:
     """Return how many environment steps a saved run has taken."""
-    return read_count(read_branch(read_branch(state, "parts"), "trainer"), "env_steps")
+    return read_count(read_branch(read_branch(state, "training"), "trainer"), "env_steps")
 
 
 def last_report(trainer: StateTree, frame_skip: int) -> Report:

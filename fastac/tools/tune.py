@@ -29,9 +29,8 @@ from fastac.config import Config, ConfigValue, JsonValue, Vectorization
 from fastac.contract import EnvFailure, WorkerFailure
 from fastac.envs import has_native
 from fastac.processes import count_cores, count_physical_cores
-from fastac.runs.files import RecordError
+from fastac.runs.files import RecordError, read_json, replace_json
 from fastac.runs.provenance import versions
-from fastac.runs.files import read_json, replace_json
 
 Measure: TypeAlias = Callable[[Config], float]  # steps/s of a configuration
 
@@ -89,8 +88,8 @@ def measure_sps(config: Config, seconds: float) -> float:
         WorkerFailure: a worker failed.
     """
     config = config.replace(learning_rate=1e-12, total_env_steps=10**15)
-    with single_thread(), closing(assemble(config, np.random.SeedSequence(config.run.seed))) as parts:
-        stream = parts.trainer.run()
+    with single_thread(), closing(assemble(config, np.random.SeedSequence(config.run.seed))) as training:
+        stream = training.trainer.run()
         first = next(stream)
         while first.train_wall_s < _WARM_UP * seconds:
             first = next(stream)

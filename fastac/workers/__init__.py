@@ -1,31 +1,36 @@
-"""Who runs (collector, learner) pairs, and in how many processes; trainers are generators of reports."""
+"""Who trains, and in how many processes; trainers are generators of reports."""
 
-from fastac.workers.shared_counters import Board, BoardRow, pool_all
-from fastac.workers.sync_workers import WORKER_TIMEOUT_S, Crew, MakeMember, Member, NoCrew
-from fastac.workers.shared_group import GroupMemory, SharedGroup
+from fastac.workers.async_workers import AsyncWorkers
 from fastac.workers.hogwild_trainer import HogwildTrainer
-from fastac.workers.hogwild_worker import BeatingEnvs, Facts, HogwildWorker, MakeHogwildWorker
-from fastac.workers.worker import Pair
-from fastac.workers.async_workers import WorkerPool
-from fastac.workers.sync_trainer import SyncTrainer
+from fastac.workers.hogwild_training import HogwildTraining
+from fastac.workers.hogwild_worker import BeatingEnvs, HogwildWorker, MakeHogwildWorker
+from fastac.workers.shared_counters import SharedCounters, WorkerCounters
+from fastac.workers.shared_group import GroupMemory, SharedGroup
+from fastac.workers.statistics import find_moments
+from fastac.workers.sync_trainer import SyncTrainer, SyncTraining
+from fastac.workers.sync_workers import WORKER_TIMEOUT_S, MakeWorker, NoOtherWorkers, SyncWorkers
+from fastac.workers.training import Training
+from fastac.workers.worker import Worker, WorkerInfo
 
 __all__ = [
     "WORKER_TIMEOUT_S",
+    "AsyncWorkers",
     "BeatingEnvs",
-    "Board",
-    "BoardRow",
-    "Crew",
-    "Facts",
     "GroupMemory",
     "HogwildTrainer",
+    "HogwildTraining",
     "HogwildWorker",
     "MakeHogwildWorker",
-    "MakeMember",
-    "Member",
-    "NoCrew",
-    "Pair",
+    "MakeWorker",
+    "NoOtherWorkers",
+    "SharedCounters",
     "SharedGroup",
     "SyncTrainer",
-    "WorkerPool",
-    "pool_all",
+    "SyncTraining",
+    "SyncWorkers",
+    "Training",
+    "Worker",
+    "WorkerCounters",
+    "WorkerInfo",
+    "find_moments",
 ]

@@ -1,7 +1,7 @@
 """A3C's worker processes: started, watched, and started again when they are lost.
 
-Each runs its own pair until the budget is spent or the board says stop, and tells the first process only that
-it is ready, that it is done, or that it failed. What it does meanwhile stands on the board.
+Each trains until the budget is spent or somebody says stop, and tells the first process only that
+it is ready, that it is done, or that it failed. What it does meanwhile is in the shared counters.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from fastac.processes import (
     start,
     to_error,
 )
-from fastac.workers.shared_counters import BEATS, ENV_STEPS, ITERATIONS, PHASES, Board
+from fastac.workers.hogwild_worker import Done, MakeHogwildWorker, work
+from fastac.workers.shared_counters import BEATS, ENV_STEPS, ITERATIONS, PHASES, SharedCounters
 from fastac.workers.shared_group import fence
-from fastac.workers.hogwild_worker import Done, Facts, MakeHogwildWorker, work
+from fastac.workers.worker import WorkerInfo
 
 log = logging.getLogger("fastac")
 
@@ -43,7 +44,7 @@ class _Place:
     """A worker as the first process sees it."""
 
     child: Child
-    facts: Facts | None = None  # None until it is ready
+    info: WorkerInfo | None = None  # None until it is ready
     is_done: bool = False
     is_lost: bool = False
     began_at: int = 0  # iterations in the row when it was ready: of the worker before
@@ -51,7 +52,7 @@ class _Place:
     silence_s: float = 0.0
 
 
-class WorkerPool:
+class AsyncWorkers:
     """The workers 0 to K-1.
 
     Attributes:
@@ -60,7 +61,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        board: Board,
+        counters: SharedCounters,
         make: Callable[[int, int], MakeHogwildWorker],
         lock: AbstractContextManager[object],
         budget: int,
@@ -71,7 +72,7 @@ class WorkerPool:
         """Start the workers; `wait_ready` waits until they stand.
 
         Args:
-            board: shared by all.
+            counters: shared by all.
             make: from a worker's number, and how many were started in another's place before, to what builds
                 its part.
             lock: for updates; a null context for none.
@@ -83,10 +84,14 @@ class WorkerPool:
         Raises:
             ValueError: what makes a worker's part cannot be sent to it.
         """
-        self._board, self._make, self._lock, self._budget = board, make, lock, budget
+        self._counters, self._make, self._lock, self._budget = counters, make, lock, budget
         self._max_restarts = max_restarts
         self._start_timeout_s, self._env_timeout_s = start_timeout_s, env_timeout_s
-        self._counts, self._seconds, self._control = board.counts.view(), board.seconds.view(), board.control.view()
+        self._counts, self._seconds, self._control = (
+            counters.counts.view(),
+            counters.seconds.view(),
+            counters.control.view(),
+        )
         self._context = get_context(__name__)
         self._places: list[_Place] = []
         self.restarts = self._started = 0
@@ -110,11 +115,11 @@ class WorkerPool:
             f"{UNSENDABLE}; move them there, or train with a2c",
         )
         try:
-            return start(self._context, partial(work, make, self._board, worker, self._lock, self._budget), make)
+            return start(self._context, partial(work, make, self._counters, worker, self._lock, self._budget), make)
         except OSError as error:  # no memory, or too many open files
             raise WorkerFailure(f"worker {worker} could not be started ({error})") from error
 
-    def wait_ready(self) -> Facts:
+    def wait_ready(self) -> WorkerInfo:
         """Wait until every worker has built its part; return what one of them says of it.
 
         Raises:
@@ -123,15 +128,15 @@ class WorkerPool:
             WorkerFailure: a worker failed otherwise, or gave no answer in time.
         """
         try:
-            while not all(place.facts for place in self._places):
+            while not all(place.info for place in self._places):
                 for _, error in self._look(0.1):
                     raise error
         except BaseException:
             self.close()
             raise
-        facts = self._places[0].facts
-        assert facts is not None
-        return facts
+        info = self._places[0].info
+        assert info is not None
+        return info
 
     def begin(self) -> None:
         """Let them train, until the budget is spent or `halt`, after which they are started anew."""
@@ -201,34 +206,34 @@ class WorkerPool:
     def _hear(self, worker: int) -> EnvFailure | NonFiniteError | WorkerFailure | None:
         place = self._places[worker]
         try:
-            message: Facts | Done | Failed = place.child.pipe.recv()
+            message: WorkerInfo | Done | Failed = place.child.pipe.recv()
         except (EOFError, OSError):
             return WorkerFailure(f"worker {worker} {place.child.tell_end()}")
         if isinstance(message, Failed):
             return to_error(f"worker {worker}", message)
-        if isinstance(message, Facts):
-            place.facts, place.silence_s = message, 0.0
+        if isinstance(message, WorkerInfo):
+            place.info, place.silence_s = message, 0.0
             place.began_at = int(self._counts[worker, ITERATIONS])
         else:
             place.is_done = True
         return None
 
     def _miss(self, worker: int, elapsed_s: float) -> WorkerFailure | None:
-        """Note that a worker had nothing to say, and whether the board shows that it works nevertheless."""
+        """Note that a worker had nothing to say, and whether the counters show that it works nevertheless."""
         place = self._places[worker]
         beats = int(self._counts[worker, [BEATS, ITERATIONS]].sum())
-        if beats != place.beats or (place.facts and not self._control[0]):
+        if beats != place.beats or (place.info and not self._control[0]):
             place.beats, place.silence_s = beats, 0.0
             return None
         place.silence_s += elapsed_s
         if place.silence_s <= self._patience_s(worker):
             return None
-        what = "finished no step" if place.facts else "was not ready"
+        what = "finished no step" if place.info else "was not ready"
         return WorkerFailure(f"worker {worker} {what} for {place.silence_s:.0f} s")
 
     def _patience_s(self, worker: int) -> float:
         place, iterations = self._places[worker], int(self._counts[worker, ITERATIONS])
-        if place.facts is None or iterations == place.began_at:
+        if place.info is None or iterations == place.began_at:
             # Its first iteration resets everything, and may compile kernels.
             return max(self._start_timeout_s, self._env_timeout_s or 0.0)
         if self._env_timeout_s is not None:

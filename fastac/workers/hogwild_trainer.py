@@ -1,7 +1,7 @@
 """The asynchronous trainer, A3C: workers that learn without waiting, and one process that watches them.
 
-Mnih et al. 2016, arXiv 1602.01783. Each worker runs the same pair that the synchronous trainer runs, on a copy
-of the parameters; its optimiser step goes to the shared ones, see `fastac.learning.optimizer.HogwildApply`.
+Mnih et al. 2016, arXiv 1602.01783. Each worker collects and learns as one in step does, on a copy
+of the parameters; its optimiser step goes to the shared ones, see `fastac.learning.optimizer.HogwildOptimizer`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from fastac.contract import (
     read_branch,
     read_count,
 )
+from fastac.workers.async_workers import AsyncWorkers
+from fastac.workers.extras import ExtrasReader
 from fastac.workers.shared_counters import (
     ENV_STEPS,
     EPISODES,
@@ -37,11 +39,9 @@ from fastac.workers.shared_counters import (
     PHASES,
     ROOM,
     UPDATES,
-    Board,
+    SharedCounters,
 )
-from fastac.workers.extras import ExtrasReader
 from fastac.workers.shared_group import fence
-from fastac.workers.async_workers import WorkerPool
 
 # Between reports: a part of the time so far, so that a run of a second is seen to end, but never longer than
 # that it looks alive, nor so short that reporting would cost more than half a percent of a core.
@@ -57,14 +57,14 @@ class HogwildTrainer:
         env_steps: valid transitions so far, likewise.
     """
 
-    def __init__(self, total_env_steps: int, frame_skip: int, board: Board, pool: WorkerPool) -> None:
+    def __init__(self, total_env_steps: int, frame_skip: int, counters: SharedCounters, workers: AsyncWorkers) -> None:
         """Take the parts; see `fastac.build`."""
-        self._budget, self._frame_skip, self._board, self._pool = total_env_steps, frame_skip, board, pool
-        self._counts, self._found = board.counts.view(), board.found.view()
-        self._staleness = board.staleness.view()
-        self._extras = ExtrasReader(board.extras)
+        self._budget, self._frame_skip, self._counters, self._workers = total_env_steps, frame_skip, counters, workers
+        self._counts, self._finished = counters.counts.view(), counters.finished.view()
+        self._staleness = counters.staleness.view()
+        self._extras = ExtrasReader(counters.extras)
         self._episodes_seen = self._counts[:, EPISODES].copy()  # [K]
-        self._losses_seen = board.losses.view().sum(axis=0)  # [2, L]
+        self._losses_seen = counters.losses.view().sum(axis=0)  # [2, L]
         self._losses = np.full(len(LOSSES), np.nan)
         self._restarts = 0  # before this process
         self._train_wall_s = self._began = 0.0
@@ -86,15 +86,15 @@ class HogwildTrainer:
             return
         self._began, self._is_running = perf_counter(), True
         reported_at = self._began
-        self._pool.begin()
+        self._workers.begin()
         try:
-            while not self._pool.are_done:
+            while not self._workers.are_done:
                 elapsed_s = perf_counter() - self._began
-                self._pool.watch(min(_MOST_PERIOD_S, max(_LEAST_PERIOD_S, _PERIOD_PART * elapsed_s)))
+                self._workers.watch(min(_MOST_PERIOD_S, max(_LEAST_PERIOD_S, _PERIOD_PART * elapsed_s)))
                 is_news = self._counts[:, ITERATIONS].sum() > self._reported
                 # Now and then also without news: a consumer who wants to stop is heard after a report.
                 is_late = self._reported > 0 and perf_counter() - reported_at > _SILENT_S
-                if not self._pool.are_done and (is_news or is_late):
+                if not self._workers.are_done and (is_news or is_late):
                     yield self._report()
                     reported_at = perf_counter()
             last = self.halt()
@@ -110,7 +110,7 @@ class HogwildTrainer:
         return self._report() if self._counts[:, ITERATIONS].sum() > self._reported else None
 
     def _stop(self) -> None:
-        self._pool.halt()
+        self._workers.halt()
         self._train_wall_s, self._is_running = self._wall_s(), False
 
     @property
@@ -123,7 +123,7 @@ class HogwildTrainer:
             mean_staleness=float(counts[:, LAG_SUM].sum() / max(updates.sum(), 1)),
             max_staleness=int(counts[:, LAG_MAX].max()),
             updates=updates,
-            restarts=self._restarts + self._pool.restarts,
+            restarts=self._restarts + self._workers.restarts,
         )
 
     def _read_counts(self) -> NDArray[np.int64]:
@@ -136,7 +136,7 @@ class HogwildTrainer:
         return counts
 
     def _report(self) -> Report:
-        counts, seconds = self._read_counts(), self._board.seconds.view().copy()
+        counts, seconds = self._read_counts(), self._counters.seconds.view().copy()
         wall_s = self._wall_s()  # after the workers' clocks, which must not be ahead of it
         self._reported = self.iteration
         return Report(
@@ -145,7 +145,7 @@ class HogwildTrainer:
             frames=self.env_steps * self._frame_skip,
             updates=self._updates,
             episodes=self._episodes,
-            finished=self._take_found(counts[:, EPISODES]),
+            finished=self._take_finished(counts[:, EPISODES]),
             train_wall_s=wall_s,
             phases=_mean_phases(seconds, wall_s),
             losses=self._take_losses(),
@@ -154,11 +154,13 @@ class HogwildTrainer:
     def _wall_s(self) -> float:
         return self._train_wall_s + (perf_counter() - self._began if self._is_running else 0.0)
 
-    def _take_found(self, episodes: NDArray[np.int64]) -> Episodes:
+    def _take_finished(self, episodes: NDArray[np.int64]) -> Episodes:
         """Return those since the last report, of `episodes` `[K]` so far; of a worker at most the latest `ROOM`."""
         parts = [
             found[:, np.arange(max(before, after - ROOM), after) % ROOM]
-            for found, before, after in zip(self._found, self._episodes_seen.tolist(), episodes.tolist(), strict=True)
+            for found, before, after in zip(
+                self._finished, self._episodes_seen.tolist(), episodes.tolist(), strict=True
+            )
         ]
         self._episodes_seen = episodes
         return_, length = np.concatenate(parts, axis=1)
@@ -166,7 +168,7 @@ class HogwildTrainer:
 
     def _take_losses(self) -> dict[str, float]:
         """Return means over the iterations since the last report, the last known ones where there were none."""
-        seen = self._board.losses.view().sum(axis=0)
+        seen = self._counters.losses.view().sum(axis=0)
         sums, nums = seen - self._losses_seen
         self._losses_seen = seen
         if nums.any():
@@ -174,12 +176,12 @@ class HogwildTrainer:
         return dict(zip(LOSSES, self._losses.tolist(), strict=True))
 
     def get_state(self) -> StateTree:
-        """The counters, and the workers' rows of the board.
+        """The counters, and the workers' rows of the shared counters.
 
         Workers write on meanwhile, so each row is read once: losses and staleness may be of an update or two more
         than are counted.
         """
-        counts, seconds = self._read_counts(), self._board.seconds.view().copy()
+        counts, seconds = self._read_counts(), self._counters.seconds.view().copy()
         wall_s = self._wall_s()  # after the workers' clocks, which must not be ahead of it
         phases = asdict(_mean_phases(seconds, wall_s))
         return {
@@ -189,22 +191,22 @@ class HogwildTrainer:
             "updates": self._updates,
             "train_wall_s": wall_s,
             "phases": {name: phases[name] for name in PHASES},
-            "restarts": self._restarts + self._pool.restarts,
-            "board": {
+            "restarts": self._restarts + self._workers.restarts,
+            "counters": {
                 "counts": counts,
                 "seconds": seconds,
-                "losses": self._board.losses.view().copy(),
+                "losses": self._counters.losses.view().copy(),
                 "staleness": self._staleness.copy(),
             },
         }
 
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`; called before `run`. Which episodes are finished is in the session's window."""
-        saved, board = read_branch(state, "board"), self._board
+        saved, counters = read_branch(state, "counters"), self._counters
         rows: dict[str, NDArray[np.generic]] = {
             "counts": self._counts,
-            "seconds": board.seconds.view(),
-            "losses": board.losses.view(),
+            "seconds": counters.seconds.view(),
+            "losses": counters.losses.view(),
             "staleness": self._staleness,
         }
         for name, row in rows.items():
@@ -214,7 +216,7 @@ class HogwildTrainer:
         self._restarts = read_count(state, "restarts")
         self._train_wall_s = read_amount(state, "train_wall_s")
         self._episodes_seen = self._counts[:, EPISODES].copy()
-        self._losses_seen = board.losses.view().sum(axis=0)
+        self._losses_seen = counters.losses.view().sum(axis=0)
         self._read_counts()
         self._reported = self.iteration
 

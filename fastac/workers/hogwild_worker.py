@@ -5,49 +5,37 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Protocol, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import torch
 
 from fastac.contract import ActionArray, BoolArray, Extras, ObsArray, StepRow, VecEnv
-from fastac.processes import follow, ignore_signals, to_failed, unpickled
-from fastac.workers.shared_counters import Board, BoardRow
+from fastac.learning.optimizer import HogwildOptimizer
+from fastac.processes import exit_with_parent, ignore_signals, to_failed, unpickled
+from fastac.workers.shared_counters import SharedCounters, WorkerCounters
 from fastac.workers.shared_group import wait_until
-from fastac.workers.worker import Pair
+from fastac.workers.statistics import copy_statistics
+from fastac.workers.worker import Worker
 
 _GRACE_S = 2.0  # that a worker has to end in order after the first process has gone
 
 
-class HogwildWorker(Protocol):
-    """What a worker process runs."""
-
-    pair: Pair
-
-    def facts(self) -> Facts:
-        """What the first process wants to know of it."""
-
-    def begin(self) -> None:
-        """Take over what the board holds when training begins, or goes on."""
-
-    def close(self) -> None:
-        """Close the environments."""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a worker says when it is ready.
+class HogwildWorker:
+    """What a worker process runs: a worker, whose parameters and statistics are copies of the shared ones.
 
     Attributes:
-        description: how its environments are batched.
-        rollout_nbytes: memory of its rollout.
-        activations_nbytes: memory besides it, see `WorkerParts`.
+        worker: collects and learns.
     """
 
-    description: str
-    rollout_nbytes: int
-    activations_nbytes: int
+    def __init__(self, worker: Worker, optimizer: HogwildOptimizer, counters: SharedCounters) -> None:
+        """Take the parts; see `fastac.build`."""
+        self.worker, self._optimizer, self._counters = worker, optimizer, counters
+
+    def begin(self) -> None:
+        """Take over the parameters and statistics that there are by now."""
+        self._optimizer.copy()
+        copy_statistics(self._counters, self.worker.model, self.worker.reward_normalizer)
 
 
 class Done:
@@ -55,12 +43,12 @@ class Done:
 
 
 # Builds in the worker's process what it runs; sent there, so it must be picklable.
-MakeHogwildWorker: TypeAlias = Callable[[Board, BoardRow, AbstractContextManager[object]], HogwildWorker]
+MakeHogwildWorker: TypeAlias = Callable[[SharedCounters, WorkerCounters, AbstractContextManager[object]], HogwildWorker]
 
 
 def work(
     make: bytes,
-    board: Board,
+    counters: SharedCounters,
     worker: int,
     lock: AbstractContextManager[object],
     budget: int,
@@ -69,37 +57,38 @@ def work(
     """Live as worker number `worker`, until it is done and the first process has closed the pipe."""
     ignore_signals()
     torch.set_num_threads(1)
-    has_first_left = follow(pipe, lambda _: None, _GRACE_S)  # nothing is ever sent to a worker
+    has_first_left = exit_with_parent(pipe, lambda _: None, _GRACE_S)  # nothing is ever sent to a worker
     with suppress(OSError):  # the first process has gone
         try:
-            row = BoardRow(board, worker)
-            with closing(cast(MakeHogwildWorker, unpickled(make))(board, row, lock)) as part:
-                pipe.send(part.facts())
+            row = WorkerCounters(counters, worker)
+            part = cast(MakeHogwildWorker, unpickled(make))(counters, row, lock)
+            with closing(part.worker):
+                pipe.send(part.worker.info)
                 wait_until(lambda: row.may_go or row.shall_stop or has_first_left.is_set(), lambda _: None)
                 part.begin()
-                _train(part.pair, row, budget, has_first_left)
+                _train(part.worker, row, budget, has_first_left)
             pipe.send(Done())
         except Exception as error:
             pipe.send(to_failed(error))
     has_first_left.wait()
 
 
-def _train(pair: Pair, row: BoardRow, budget: int, has_first_left: threading.Event) -> None:
+def _train(worker: Worker, row: WorkerCounters, budget: int, has_first_left: threading.Event) -> None:
     """Collect and learn until the budget is spent, or somebody says stop."""
     phases = row.phases()
     while not (row.shall_stop or has_first_left.is_set()):
         env_steps = row.env_steps()
         if env_steps >= budget:
             return
-        finished = pair.collect(phases)
-        losses = pair.learn(env_steps / budget, phases)
-        row.note(finished, pair.learner.rows, losses, phases)
+        finished = worker.collect(phases)
+        losses = worker.learn(env_steps / budget, phases)
+        row.note(finished, worker.learner.rows, losses, phases)
 
 
 class BeatingEnvs:
-    """A `VecEnv` that tells the board of every step; 0.2 us each."""
+    """A `VecEnv` that counts every step, which shows that the worker lives; 0.2 us each."""
 
-    def __init__(self, envs: VecEnv, row: BoardRow) -> None:
+    def __init__(self, envs: VecEnv, row: WorkerCounters) -> None:
         """Wrap `envs`, which are this object's to close."""
         self._beat, self._step, self._envs = row.beat, envs.step, envs
         self.num_envs, self.description = envs.num_envs, envs.description

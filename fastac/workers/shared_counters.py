@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastac.learning.optimizer import Vectors
 from fastac.contract import Episodes, Merge, Phases
+from fastac.learning.optimizer import FlatParameters
 from fastac.processes import SharedArray
 from fastac.workers.extras import ExtrasWriter, SharedExtras
 from fastac.workers.shared_group import fence
@@ -41,7 +41,7 @@ _LINE = 8  # numbers in a cache line; a worker's rows lie on lines of their own,
 
 
 @dataclass(frozen=True, slots=True)
-class Board:
+class SharedCounters:
     """Shared by the first process and K workers; handed to each when it is started.
 
     Attributes:
@@ -52,7 +52,7 @@ class Board:
         seconds: `[K, 8]`, of `PHASES`.
         losses: `[K, 2, 8]`, sums of `LOSSES`, and of how many iterations each is.
         staleness: `[K, 64]`, updates by how many updates of others lay between copy and step.
-        found: `[K, 2, E]`, returns and lengths of the latest finished episodes, a ring.
+        finished: `[K, 2, E]`, returns and lengths of the latest finished episodes, a ring.
         statistics: by name, `[K, 2, 1 + 2 * D]`: two versions of what each worker has seen.
         versions: by name, `[K, 8]`, which of them is whole.
         extras: what episodes gave in `info`.
@@ -65,7 +65,7 @@ class Board:
     seconds: SharedArray[np.float64]
     losses: SharedArray[np.float64]
     staleness: SharedArray[np.int64]
-    found: SharedArray[np.float64]
+    finished: SharedArray[np.float64]
     statistics: Mapping[str, SharedArray[np.float64]]
     versions: Mapping[str, SharedArray[np.int64]]
     extras: SharedExtras
@@ -81,7 +81,7 @@ class Board:
             widths: running statistics by name, and their D.
         """
         single, real, whole = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
-        board = cls(
+        counters = cls(
             param=SharedArray((param_size,), single),
             slots={name: SharedArray((param_size,), single) for name in slots},
             control=SharedArray((2,), whole),
@@ -89,7 +89,7 @@ class Board:
             seconds=SharedArray((workers, _LINE), real),
             losses=SharedArray((workers, 2, _LINE), real),
             staleness=SharedArray((workers, MAX_STALENESS + 1), whole),
-            found=SharedArray((workers, 2, ROOM), real),
+            finished=SharedArray((workers, 2, ROOM), real),
             statistics={
                 name: SharedArray((workers, 2, 1 + 2 * width), real, apart=True) for name, width in widths.items()
             },
@@ -97,35 +97,35 @@ class Board:
             extras=SharedExtras.allocate(workers),
         )
         for name, value in slots.items():
-            board.slots[name].view()[:] = value
-        return board
+            counters.slots[name].view()[:] = value
+        return counters
 
-    def vectors(self) -> Vectors:
+    def vectors(self) -> FlatParameters:
         """Return parameters and optimiser statistics as tensors over the shared memory."""
         slots = {name: torch.from_numpy(slot.view()) for name, slot in self.slots.items()}
-        return Vectors(torch.from_numpy(self.param.view()), slots)
+        return FlatParameters(torch.from_numpy(self.param.view()), slots)
 
 
-class BoardRow:
-    """A worker's place at the board: writes its own rows, reads the others'. A `Ledger` and a `Group`."""
+class WorkerCounters:
+    """A worker's rows: it writes its own, and reads the others'. An `UpdateCounter` and a `Group`."""
 
     size, rank = 1, 0  # as a group: it waits for nobody
 
-    def __init__(self, board: Board, worker: int) -> None:
+    def __init__(self, counters: SharedCounters, worker: int) -> None:
         """Take the place of worker `worker`, from 0, where the one before left it."""
-        counts = board.counts.view()
+        counts = counters.counts.view()
         # Indexing a memoryview costs a third of indexing an array.
         self._all_counts, self._counts = counts.reshape(-1).data, counts[worker].data
         self._updates = range(UPDATES, counts.size, _LINE)
         self._env_steps = range(ENV_STEPS, counts.size, _LINE)
-        self._staleness = board.staleness.view()[worker].data
-        self._seconds = board.seconds.view()[worker].data
-        self._sums, self._nums = (row.data for row in board.losses.view()[worker])
-        self._found, self._control = board.found.view()[worker], board.control.view().data
-        self._statistics = {name: array.view() for name, array in board.statistics.items()}
-        self._versions = {name: array.view()[:, 0] for name, array in board.versions.items()}
+        self._staleness = counters.staleness.view()[worker].data
+        self._seconds = counters.seconds.view()[worker].data
+        self._sums, self._nums = (row.data for row in counters.losses.view()[worker])
+        self._finished, self._control = counters.finished.view()[worker], counters.control.view().data
+        self._statistics = {name: array.view() for name, array in counters.statistics.items()}
+        self._versions = {name: array.view()[:, 0] for name, array in counters.versions.items()}
         self._worker = worker
-        self._extras = ExtrasWriter(board.extras, worker)
+        self._extras = ExtrasWriter(counters.extras, worker)
 
     @property
     def may_go(self) -> bool:
@@ -138,7 +138,7 @@ class BoardRow:
         return bool(self._control[1])
 
     def total(self) -> int:
-        """Everybody's updates so far; see `Ledger`."""
+        """Everybody's updates so far; see `UpdateCounter`."""
         counts, total = self._all_counts, 0
         for at in self._updates:
             total += counts[at]
@@ -152,7 +152,7 @@ class BoardRow:
         return total
 
     def add(self, staleness: int) -> None:
-        """Count an update of this worker; see `Ledger`."""
+        """Count an update of this worker; see `UpdateCounter`."""
         counts = self._counts
         counts[UPDATES] += 1
         counts[LAG_SUM] += staleness
@@ -178,23 +178,23 @@ class BoardRow:
             self._seconds[at] = getattr(phases, name)
         counts = self._counts
         if len(finished):
-            self._put_found(finished, counts[EPISODES])
+            self._put_finished(finished, counts[EPISODES])
             self._extras.put(finished.extras)
         fence()  # the counts say that the rest is there
         counts[EPISODES] += len(finished)
         counts[ENV_STEPS] += env_steps
         counts[ITERATIONS] += 1
 
-    def _put_found(self, finished: Episodes, before: int) -> None:
+    def _put_finished(self, finished: Episodes, before: int) -> None:
         latest = finished[-ROOM:]
         at = np.arange(before + len(finished) - len(latest), before + len(finished)) % ROOM
-        self._found[0, at], self._found[1, at] = latest.return_, latest.length
+        self._finished[0, at], self._finished[1, at] = latest.return_, latest.length
 
     def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """See `Group`."""
         return array[None]
 
-    def pool(
+    def merge_statistics(
         self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge
     ) -> NDArray[np.float64]:
         """See `Group`: take `part` into what this worker has seen, and join what all have seen so far.
@@ -207,10 +207,12 @@ class BoardRow:
         statistics[self._worker, 1 - version] = merge(statistics[self._worker, version], part)
         fence()
         versions[self._worker] = 1 - version
-        return pool_all(statistics, versions, merge)
+        return merge_all_statistics(statistics, versions, merge)
 
 
-def pool_all(statistics: NDArray[np.float64], versions: NDArray[np.int64], merge: Merge) -> NDArray[np.float64]:
+def merge_all_statistics(
+    statistics: NDArray[np.float64], versions: NDArray[np.int64], merge: Merge
+) -> NDArray[np.float64]:
     """Join what all workers have seen: `statistics` `[K, 2, 1 + 2 * D]`, of which `versions` `[K]` are whole."""
     pooled: NDArray[np.float64] = np.zeros_like(statistics[0, 0])
     whole = versions.tolist()

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastac.learning.optimizer import Vectors
 from fastac.contract import Episodes, Merge
+from fastac.learning.optimizer import FlatParameters
 from fastac.processes import SharedArray, Stopwatch
 from fastac.workers.extras import ExtrasReader, ExtrasWriter, SharedExtras
 
@@ -38,8 +38,8 @@ class GroupMemory:
         counts: `[K, 8]`, exchanges so far (a cache line each, or counting would slow the others' looks).
         command: `[2]`, how many commands were given, and the latest.
         done_fraction: `[1]`, of the iteration commanded.
-        found: `[K, 2, E]` float64, returns and lengths of the episodes that ended in an iteration.
-        num_found: `[K]`.
+        finished: `[K, 2, E]` float64, returns and lengths of the episodes that ended in an iteration.
+        num_finished: `[K]`.
         param: `[P]`.
         optimizer_slots: `[P]` each, the optimiser's statistics by name.
         grads: `[K, P]`.
@@ -50,8 +50,8 @@ class GroupMemory:
     counts: SharedArray[np.int64]
     command: SharedArray[np.int64]
     done_fraction: SharedArray[np.float64]
-    found: SharedArray[np.float64]
-    num_found: SharedArray[np.int64]
+    finished: SharedArray[np.float64]
+    num_finished: SharedArray[np.int64]
     param: SharedArray[np.float32]
     optimizer_slots: Mapping[str, SharedArray[np.float32]]
     grads: SharedArray[np.float32]
@@ -81,8 +81,8 @@ class GroupMemory:
             counts=SharedArray((size, 8), whole),
             command=SharedArray((2,), whole),
             done_fraction=SharedArray((1,), real),
-            found=SharedArray((size, 2, max_episodes), real, apart=True),
-            num_found=SharedArray((size,), whole, apart=True),
+            finished=SharedArray((size, 2, max_episodes), real, apart=True),
+            num_finished=SharedArray((size,), whole, apart=True),
             param=SharedArray((param_size,), single),
             optimizer_slots={name: SharedArray((param_size,), single) for name in optimizer_slots},
             grads=SharedArray((size, param_size), single, apart=True),
@@ -92,10 +92,10 @@ class GroupMemory:
             memory.optimizer_slots[name].view()[:] = value
         return memory
 
-    def vectors(self) -> Vectors:
+    def vectors(self) -> FlatParameters:
         """Return parameters and optimiser statistics as tensors over the shared memory."""
         slots = {name: torch.from_numpy(slot.view()) for name, slot in self.optimizer_slots.items()}
-        return Vectors(torch.from_numpy(self.param.view()), slots)
+        return FlatParameters(torch.from_numpy(self.param.view()), slots)
 
 
 _lock = threading.Lock()
@@ -128,7 +128,7 @@ class SharedGroup:
         self.vectors, self.grads = memory.vectors(), torch.from_numpy(memory.grads.view())
         self._slots, counts = memory.slots.view(), memory.counts.view()
         self.size, self.rank = len(counts), rank
-        self._found, self._num_found = memory.found.view(), memory.num_found.view()
+        self._finished, self._num_finished = memory.finished.view(), memory.num_finished.view()
         self._extras_writer, self._extras_reader = ExtrasWriter(memory.extras, rank), ExtrasReader(memory.extras)
         self._counts = counts.reshape(-1).data  # indexing a memoryview costs a third of indexing an array
         self._own = rank * counts.shape[1]
@@ -146,7 +146,7 @@ class SharedGroup:
         self._wait()
         return everyones
 
-    def pool(
+    def merge_statistics(
         self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge
     ) -> NDArray[np.float64]:
         """See `Group`: everybody knew the same before."""
@@ -177,19 +177,19 @@ class SharedGroup:
     def _has_counted(self, other: int) -> bool:
         return self._counts[other] >= self._turn
 
-    def put_found(self, episodes: Episodes) -> None:
+    def put_finished(self, episodes: Episodes) -> None:
         """Leave this worker's finished episodes where the first worker reads them after the next exchange."""
-        num = self._num_found[self.rank] = len(episodes)
-        self._found[self.rank, 0, :num], self._found[self.rank, 1, :num] = episodes.return_, episodes.length
+        num = self._num_finished[self.rank] = len(episodes)
+        self._finished[self.rank, 0, :num], self._finished[self.rank, 1, :num] = episodes.return_, episodes.length
         self._extras_writer.put(episodes.extras)
 
-    def get_found(self) -> list[Episodes]:
+    def get_finished(self) -> list[Episodes]:
         """Return the other workers' finished episodes, by rank; the first of them has what all gave in `info`."""
         found: list[Episodes] = []
         extras = self._extras_reader.take()
         for rank in range(self.size):
             if rank != self.rank:
-                return_, length = self._found[rank, :, : self._num_found[rank]]
+                return_, length = self._finished[rank, :, : self._num_finished[rank]]
                 found.append(Episodes(return_.copy(), length.astype(np.int64), None if found else extras))
         return found
 

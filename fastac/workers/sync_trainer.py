@@ -1,9 +1,9 @@
-"""The synchronous trainer: collect, learn, report; alone, or in step with other workers."""
+"""Training in step: collect, learn, report; alone, or together with other workers."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from time import perf_counter
 
 import numpy as np
@@ -14,27 +14,32 @@ from fastac.contract import (
     Phases,
     Report,
     StateTree,
+    VecEnv,
     WorkerFailure,
     read_amount,
     read_branch,
     read_count,
 )
-from fastac.workers.sync_workers import Crew, NoCrew
-from fastac.workers.worker import Pair
+from fastac.models import ActorCritic, load_module
+from fastac.rollout import Rollout
+from fastac.workers.sync_workers import NoOtherWorkers, SyncWorkers
+from fastac.workers.worker import Worker
 
 
 class SyncTrainer:
-    """Runs a pair, and the crew beside it, and reports every iteration.
+    """Runs this worker, and has the others do the same, and reports every iteration.
 
     Attributes:
         iteration: iterations so far.
         env_steps: valid transitions so far, of all workers.
     """
 
-    def __init__(self, total_env_steps: int, frame_skip: int, pair: Pair, crew: Crew | NoCrew) -> None:
+    def __init__(
+        self, total_env_steps: int, frame_skip: int, worker: Worker, others: SyncWorkers | NoOtherWorkers
+    ) -> None:
         """Take the parts; see `fastac.build`."""
         self._budget, self._frame_skip = total_env_steps, frame_skip
-        self._pair, self._crew = pair, crew
+        self._worker, self._others = worker, others
         self.iteration = self._episodes = self.env_steps = 0
         self._phases = Phases()
         self._train_wall_s = 0.0
@@ -56,13 +61,13 @@ class SyncTrainer:
             finished, losses = self._iterate(self.env_steps / self._budget)
             self.iteration += 1
             self._episodes += len(finished)
-            self.env_steps += self._pair.learner.rows
+            self.env_steps += self._worker.learner.rows
             self._train_wall_s += perf_counter() - begin
             yield Report(
                 iteration=self.iteration,
                 env_steps=self.env_steps,
                 frames=self.env_steps * self._frame_skip,
-                updates=self._pair.learner.updates,
+                updates=self._worker.learner.updates,
                 episodes=self._episodes,
                 finished=finished,
                 train_wall_s=self._train_wall_s,
@@ -76,10 +81,10 @@ class SyncTrainer:
 
     def _iterate(self, done_fraction: float) -> tuple[Episodes, dict[str, float]]:
         try:
-            self._crew.begin(done_fraction)
-            own = self._pair.collect(self._phases)
-            losses = self._pair.learn(done_fraction, self._phases)
-            return _join([own, *self._crew.finished()]), losses
+            self._others.begin(done_fraction)
+            own = self._worker.collect(self._phases)
+            losses = self._worker.learn(done_fraction, self._phases)
+            return _join([own, *self._others.finished()]), losses
         except (EnvFailure, WorkerFailure) as error:
             where = f"in iteration {self.iteration + 1}, after {self.env_steps} environment steps"
             raise type(error)(f"{str(error).removesuffix('.')}, {where}") from error.__cause__ or error
@@ -89,9 +94,9 @@ class SyncTrainer:
         return replace(self._phases, other_s=self._train_wall_s - known)
 
     def get_state(self, with_envs: bool = True) -> StateTree:
-        """The pair's state and the counters; the crew's is apart."""
+        """The worker's state and the counters; the others' is apart."""
         return {
-            **self._pair.get_state(with_envs),
+            **self._worker.get_state(with_envs),
             "phases": asdict(self._phases),
             "train_wall_s": self._train_wall_s,
             "iteration": self.iteration,
@@ -107,7 +112,7 @@ class SyncTrainer:
         self.iteration = read_count(state, "iteration")
         self._episodes = read_count(state, "episodes")
         self.env_steps = read_count(state, "env_steps")
-        return self._pair.set_state(state)
+        return self._worker.set_state(state)
 
 
 def _join(parts: list[Episodes]) -> Episodes:
@@ -116,3 +121,87 @@ def _join(parts: list[Episodes]) -> Episodes:
     keys = {key: None for part in parts for key in part.extras}  # in order
     extras = {key: np.concatenate([part.extras[key] for part in parts if key in part.extras]) for key in keys}
     return Episodes(np.concatenate([p.return_ for p in parts]), np.concatenate([p.length for p in parts]), extras)
+
+
+@dataclass(slots=True)
+class SyncTraining:
+    """A run whose workers are in step, seen from the first of them, which is this process; see `Training`."""
+
+    worker: Worker
+    others: SyncWorkers | NoOtherWorkers
+    trainer: SyncTrainer
+    asynchrony: None = None
+
+    @property
+    def envs(self) -> VecEnv:
+        """This worker's environments."""
+        return self.worker.envs
+
+    @property
+    def model(self) -> ActorCritic:
+        """The policy."""
+        return self.worker.model
+
+    @property
+    def rollout(self) -> Rollout:
+        """This worker's rollout."""
+        return self.worker.rollout
+
+    @property
+    def description(self) -> str:
+        """How the environments are batched."""
+        return self.envs.description
+
+    @property
+    def rollout_nbytes(self) -> int:
+        """Memory of a worker's rollout."""
+        return self.rollout.nbytes
+
+    @property
+    def activations_nbytes(self) -> int:
+        """Memory of a worker besides it."""
+        return self.worker.activations_nbytes
+
+    def action_std(self) -> float | None:
+        """See `ActorCritic.action_std`."""
+        return self.model.action_std()
+
+    def get_state(self) -> StateTree:
+        """Everything that training continues from."""
+        workers = self.others.get_states()
+        # Where the workers' environments are lost nobody's episodes go on, and these may be what failed.
+        trainer = self.trainer.get_state(with_envs=workers is not None)
+        return {
+            "model": self.model.state_dict(),
+            "reward_normalizer": self.worker.reward_normalizer.state_dict(),
+            "trainer": trainer,
+            "workers": {str(rank): state for rank, state in enumerate(workers or [], start=1)},
+        }
+
+    def set_state(self, state: StateTree) -> bool:
+        """Continue from `get_state`; return whether the environments continue too."""
+        trainer, saved = read_branch(state, "trainer"), read_branch(state, "workers")
+        common = {"model": state["model"], "learner": trainer["learner"]}
+        lost = {"envs": None, "reward_normalizer": state["reward_normalizer"]}
+        self.others.set_states(
+            [
+                {**common, **(read_branch(saved, str(rank)) if str(rank) in saved else lost)}
+                for rank in range(1, self.others.group.size)
+            ]
+        )
+        load_module(self.model, read_branch(state, "model"))
+        load_module(self.worker.reward_normalizer, read_branch(state, "reward_normalizer"))
+        return self.trainer.set_state(trainer)
+
+    def rest(self) -> bool:
+        """End the workers; return whether there were any."""
+        return self.others.rest()
+
+    def drop_workers(self) -> None:
+        """Give up the environments, and the workers, who are in the middle of an iteration."""
+        self.others.close()
+
+    def close(self) -> None:
+        """End the workers and close the environments."""
+        self.others.close()
+        self.envs.close()

@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from enum import IntEnum
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Protocol, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import torch
 
@@ -43,28 +43,13 @@ from fastac.processes import (
     unpickled,
 )
 from fastac.workers.shared_group import GroupMemory, SharedGroup, fence, wait_until
-from fastac.workers.worker import Pair
+from fastac.workers.worker import Worker
 
 WORKER_TIMEOUT_S = 120.0  # the longest that one worker may keep the others waiting
 
 
-class Member(Protocol):
-    """A worker's part of a run."""
-
-    pair: Pair
-
-    def get_state(self) -> StateTree:
-        """What is this worker's own: environments, streams, episodes so far."""
-
-    def set_state(self, state: StateTree) -> object:
-        """Continue from what is everybody's and this worker's own."""
-
-    def close(self) -> None:
-        """Close the environments."""
-
-
-# Builds a worker's part in the worker's process; sent there, so it must be picklable.
-MakeMember: TypeAlias = Callable[[Group], Member]
+# Builds a worker in its process; sent there, so it must be picklable.
+MakeWorker: TypeAlias = Callable[[Group], Worker]
 
 
 class _Command(IntEnum):
@@ -73,8 +58,8 @@ class _Command(IntEnum):
     SET_STATE = 3
 
 
-class NoCrew:
-    """The crew of a run with one worker."""
+class NoOtherWorkers:
+    """The others of a run with one worker: nobody."""
 
     group: Group = Alone()
     _is_closed = False
@@ -87,7 +72,7 @@ class NoCrew:
         return []
 
     def get_states(self) -> list[StateTree] | None:
-        """Nobody's, or None after `close`, as `Crew` does."""
+        """Nobody's, or None after `close`, as `SyncWorkers` does."""
         return None if self._is_closed else []
 
     def set_states(self, states: list[StateTree]) -> None:
@@ -102,7 +87,7 @@ class NoCrew:
         self._is_closed = True
 
 
-class Crew:
+class SyncWorkers:
     """The workers 1 to K-1, in processes of their own.
 
     Attributes:
@@ -111,7 +96,7 @@ class Crew:
 
     def __init__(
         self,
-        makes: list[MakeMember],
+        makes: list[MakeWorker],
         memory: GroupMemory,
         start_timeout_s: float = 120.0,
         timeout_s: float = WORKER_TIMEOUT_S,
@@ -171,7 +156,7 @@ class Crew:
 
     def finished(self) -> list[Episodes]:
         """Return the episodes that ended with the workers, by rank."""
-        return self._shared.get_found()
+        return self._shared.get_finished()
 
     def get_states(self) -> list[StateTree] | None:
         """Return each worker's own state, or None where the workers are gone."""
@@ -289,17 +274,17 @@ def _work(make: bytes, memory: GroupMemory, rank: int, pipe: Connection) -> None
     group = SharedGroup(memory, rank, watch)
     with suppress(_FirstLeftError):
         try:
-            member = cast(MakeMember, unpickled(make))(group)
-            with closing(member):
+            worker = cast(MakeWorker, unpickled(make))(group)
+            with closing(worker):
                 _send_to_first(pipe, {})
-                _obey(member, memory, group, pipe)
+                _obey(worker, memory, group, pipe)
         except _FirstLeftError:
             raise
         except Exception as error:
             _send_to_first(pipe, to_failed(error))
 
 
-def _obey(member: Member, memory: GroupMemory, group: SharedGroup, pipe: Connection) -> None:
+def _obey(worker: Worker, memory: GroupMemory, group: SharedGroup, pipe: Connection) -> None:
     """Do as commanded, for ever."""
     command, done_fraction, phases = memory.command.view(), memory.done_fraction.view(), Phases()
     given, done = command.data, 0
@@ -308,13 +293,13 @@ def _obey(member: Member, memory: GroupMemory, group: SharedGroup, pipe: Connect
         done += 1
         match _Command(int(given[1])):
             case _Command.ITERATE:
-                group.put_found(member.pair.collect(phases))
+                group.put_finished(worker.collect(phases))
                 with suppress(NonFiniteError):  # everybody sees it, and the first worker tells
-                    member.pair.learn(float(done_fraction[0]), phases)
+                    worker.learn(float(done_fraction[0]), phases)
             case _Command.GET_STATE:
-                _send_to_first(pipe, _to_arrays(member.get_state()))
+                _send_to_first(pipe, _to_arrays(worker.get_own_state()))
             case _Command.SET_STATE:
-                member.set_state(_receive_from_first(pipe))
+                worker.set_whole_state(_receive_from_first(pipe))
                 _send_to_first(pipe, {})
 
 

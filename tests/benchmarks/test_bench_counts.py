@@ -23,11 +23,11 @@ from benchmarks.counts import (
     main,
 )
 from fastac import kernels, learner
-from fastac.learning.optimizer import Adam, LocalApply, RMSprop, SharedApply
 from fastac.build import worker as composition
 from fastac.config import Config
 from fastac.envs.adapter import NextStepAdapter
 from fastac.envs.sync import SyncEnvs
+from fastac.kernels import dispatch, reference
 from fastac.learning.fused import (
     CategoricalFusedObjective,
     CategoricalSampler,
@@ -38,9 +38,9 @@ from fastac.learning.fused import (
 from fastac.learning.fused import actor as fused_actor
 from fastac.learning.fused import gradient as fused_gradient
 from fastac.learning.fused.gradient import CHUNK
-from fastac.learning.fused.network import BackwardPass, Pass
-from fastac.kernels import dispatch, reference
+from fastac.learning.fused.network import BackwardPass, ForwardPass
 from fastac.learning.learner import Learner
+from fastac.learning.optimizer import Adam, LocalOptimizer, RMSprop, SharedOptimizer
 from fastac.models import ActorCritic
 from fastac.rollout import Collector, EpisodeCounter
 
@@ -169,7 +169,7 @@ def test_a_worker_of_several_meets_the_others_at_every_step_too(committed):
 
 
 def test_an_op_more_in_the_model(committed, monkeypatch):
-    before_each(monkeypatch, Pass, "forward", lambda _, obs: obs.neg())
+    before_each(monkeypatch, ForwardPass, "forward", lambda _, obs: obs.neg())
     size = 2 * 4 * 4  # [2, 4] float32
     assert changes(committed) == {
         "collect: ops": STEPS,
@@ -231,7 +231,7 @@ def test_a_call_more(monkeypatch, owner, method, name, number, config):
 def test_a_backward_more_under_autograd(monkeypatch):
     before = count(LSTM)
     zero = torch.zeros(1, requires_grad=True)
-    before_each(monkeypatch, LocalApply, "step", lambda *_: zero.sum().backward())
+    before_each(monkeypatch, LocalOptimizer, "step", lambda *_: zero.sum().backward())
     assert calls(changes(before, LSTM)) == {"update: backwards": 1}
 
 
@@ -248,14 +248,14 @@ def test_resets_of_single_environments(monkeypatch):
 
 def test_an_exchange_more(committed, monkeypatch):
     before = count(WORKERS)
-    before_each(monkeypatch, SharedApply, "step", lambda self, _: self._meet())
+    before_each(monkeypatch, SharedOptimizer, "step", lambda self, _: self._meet())
     assert changes(before, WORKERS) == {"update: exchanges": 1}
 
 
 @pytest.mark.parametrize("read", [bool, float, int, methodcaller("item"), methodcaller("tolist"), methodcaller("cpu")])
 def test_a_read_more(committed, monkeypatch, read):
     one = torch.ones(())
-    before_each(monkeypatch, LocalApply, "step", lambda *_: read(one))
+    before_each(monkeypatch, LocalOptimizer, "step", lambda *_: read(one))
     assert changes(committed)["update: reads"] == 1
 
 
@@ -264,7 +264,7 @@ def test_a_read_more(committed, monkeypatch, read):
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Pass, "forward_critic"), (BackwardPass, "backward"), (Learner, "_estimate"), (kernels, "gae")],
+    [(ForwardPass, "forward_critic"), (BackwardPass, "backward"), (Learner, "_estimate"), (kernels, "gae")],
 )
 def test_a_watched_name_that_is_gone(monkeypatch, owner, name):
     monkeypatch.delattr(owner, name)

@@ -82,8 +82,8 @@ def test_a_constant_gradient_stays_constant_and_adam_is_shared(env):
 
 
 def workers():
-    crew = [child for child in mp.active_children() if isinstance(child, A3CWorker)]
-    return sorted(crew, key=lambda worker: worker.worker_id)
+    others = [child for child in mp.active_children() if isinstance(child, A3CWorker)]
+    return sorted(others, key=lambda worker: worker.worker_id)
 
 
 def test_two_workers_step_one_network_with_one_adam_and_end_when_told(monkeypatch):
@@ -93,12 +93,12 @@ def test_two_workers_step_one_network_with_one_adam_and_end_when_told(monkeypatc
     model = ActorCritic()
     before = [p.clone() for p in model.parameters()]
     with a3c(workers=2, lr=1e-3, model=model) as task:
-        crew = workers()
-        assert len(crew) == 2
+        others = workers()
+        assert len(others) == 2
         stepped = task() + task()
-        assert stepped >= 200 and all(worker.is_alive() for worker in crew)
+        assert stepped >= 200 and all(worker.is_alive() for worker in others)
         assert task.facts()["parameters"] == sum(p.numel() for p in before)
-    assert [worker.exitcode for worker in crew] == [0, 0]
+    assert [worker.exitcode for worker in others] == [0, 0]
     assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert len(adams[0].state) == len(before)
     for statistics in adams[0].state.values():
@@ -107,11 +107,11 @@ def test_two_workers_step_one_network_with_one_adam_and_end_when_told(monkeypatc
 
 def test_a_dead_worker_is_an_error_and_takes_the_others_along():
     with pytest.raises(RuntimeError, match="A3C worker 0 ended with exit code -9"), a3c() as task:
-        crew = workers()
-        crew[0].kill()
-        crew[0].join()
+        others = workers()
+        others[0].kill()
+        others[0].join()
         task()
-    assert not any(worker.is_alive() for worker in crew)
+    assert not any(worker.is_alive() for worker in others)
 
 
 PARENT = """

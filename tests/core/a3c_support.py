@@ -16,9 +16,9 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
-from fastac.learning.optimizer import HogwildApply, Rule, flat_size, flatten
+from fastac.learning.optimizer import HogwildOptimizer, UpdateRule, flat_size, flatten
 from fastac.processes import SharedArray
-from fastac.workers import Board, BoardRow
+from fastac.workers import SharedCounters, WorkerCounters
 from fastac.workers.shared_group import wait_until
 
 INPUTS, OUTPUTS, ROWS = 40, 25, 16
@@ -39,11 +39,11 @@ def param_size() -> int:
     return flat_size(make_model())
 
 
-def allocate(workers: int, rule: Rule) -> Board:
-    """A board for `make_model`, which holds its parameters."""
-    board = Board.allocate(workers, param_size(), rule.slots, {"obs": 2})
-    board.param.view()[:] = flatten(make_model())[0].numpy()
-    return board
+def allocate(workers: int, rule: UpdateRule) -> SharedCounters:
+    """Counters for `make_model`, which holds its parameters."""
+    counters = SharedCounters.allocate(workers, param_size(), rule.slots, {"obs": 2})
+    counters.param.view()[:] = flatten(make_model())[0].numpy()
+    return counters
 
 
 class Log:
@@ -58,7 +58,7 @@ class Log:
 class Logged:
     """A rule that writes down what it is given before it takes the step."""
 
-    def __init__(self, rule: Rule, log: Log) -> None:
+    def __init__(self, rule: UpdateRule, log: Log) -> None:
         self._rule, self._log = rule, log
         self.slots = rule.slots
 
@@ -79,21 +79,26 @@ class Logged:
 
 
 def take_steps(
-    board: Board, worker: int, rule: Rule, lock: AbstractContextManager[object], steps: int, pipe: Connection
+    counters: SharedCounters,
+    worker: int,
+    rule: UpdateRule,
+    lock: AbstractContextManager[object],
+    steps: int,
+    pipe: Connection,
 ) -> None:
     """Learn some regression as worker `worker`, from the moment that all may go."""
     torch.set_num_threads(1)
-    model, row = make_model(), BoardRow(board, worker)
-    apply = HogwildApply(model, rule, 0.5, board.vectors(), row, lock)
+    model, row = make_model(), WorkerCounters(counters, worker)
+    optimizer = HogwildOptimizer(model, rule, 0.5, counters.vectors(), row, lock)
     rng = torch.Generator().manual_seed(worker)
     pipe.send("ready")
     wait_until(lambda: row.may_go, lambda _: None)
-    apply.copy()
+    optimizer.copy()
     for step in range(steps):
         obs, target = torch.randn(ROWS, INPUTS, generator=rng), torch.randn(ROWS, OUTPUTS, generator=rng)
         model.zero_grad(set_to_none=False)
         ((model(obs) - target) ** 2).mean().backward()
-        apply.step(0.01 / (1 + step % 7))
+        optimizer.step(0.01 / (1 + step % 7))
     pipe.send("done")
 
 

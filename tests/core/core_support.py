@@ -11,35 +11,36 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
+from probes import ToyChain
 from torch import Tensor
 
-from fastac.build import Parts, Streams, SyncParts, build, build_envs
+from fastac.build import Streams, build, build_envs
 from fastac.config import Config, ConfigValue
 from fastac.contract import Act, Phases, StepRow, VecEnv
 from fastac.envs import adapt
-from probes import ToyChain
 from fastac.envs.sync import SyncEnvs
 from fastac.learning.learner import Learner
 from fastac.rollout import Collector, FlatMinibatches, ModelActor, Rollout
+from fastac.workers import SyncTraining, Training
 
 CPU = torch.device("cpu")
 PROBES = "probes:fastac/"
 
 
-def make_parts(**settings: ConfigValue) -> SyncParts:
+def make_parts(**settings: ConfigValue) -> SyncTraining:
     """Assemble a run from flat settings."""
     config = Config().replace(**settings)
     return build(config, build_envs(config.env, Streams.spawn(config.run.seed).env))
 
 
-def run_iterations(parts: Parts, iterations: int) -> None:
+def run_iterations(training: Training, iterations: int) -> None:
     """Train for some iterations."""
-    assert len(list(islice(parts.trainer.run(), iterations))) == iterations
+    assert len(list(islice(training.trainer.run(), iterations))) == iterations
 
 
-def weights(parts: Parts) -> dict[str, Tensor]:
+def weights(training: Training) -> dict[str, Tensor]:
     """Copy the weights."""
-    return {name: value.clone() for name, value in parts.model.state_dict().items()}
+    return {name: value.clone() for name, value in training.model.state_dict().items()}
 
 
 def assert_same(left: object, right: object, path: str = "state") -> None:

@@ -36,17 +36,17 @@ from a3c_support import (
 )
 from core_support import PROBES, assert_same, make_parts, weights
 
-from fastac.learning.optimizer import Adam, HogwildApply, LocalApply, RMSprop, flatten
 from fastac.build import Streams, assemble, restart_seed
-from fastac.build.environments import again_seeds, worker_seeds
+from fastac.build.environments import replacement_seeds, worker_seeds
 from fastac.build.hogwild import _make_worker
 from fastac.config import Config
 from fastac.contract import Alone, EnvFailure, Episodes, NonFiniteError, Phases, VecEnv, WorkerFailure
+from fastac.learning.optimizer import Adam, HogwildOptimizer, LocalOptimizer, RMSprop, flatten
 from fastac.models import RunningMoments, merge_moments
 from fastac.processes import ProcessLock, close, get_context, start
-from fastac.workers import BeatingEnvs, Board, BoardRow, HogwildTrainer, pool, pool_all
-from fastac.workers.shared_counters import BEATS, ENV_STEPS, EPISODES, ITERATIONS, LOSSES, MAX_STALENESS, ROOM, UPDATES
+from fastac.workers import BeatingEnvs, HogwildTrainer, SharedCounters, WorkerCounters, merge_all_statistics, pool
 from fastac.workers.hogwild_worker import _train
+from fastac.workers.shared_counters import BEATS, ENV_STEPS, EPISODES, ITERATIONS, LOSSES, MAX_STALENESS, ROOM, UPDATES
 
 SMALL = {"algo": "a3c", "num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "total_env_steps": 1500}
 PATIENCE_S = 60.0
@@ -57,28 +57,28 @@ EACH_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 @contextmanager
 def assembled(factory=None, encoder=None, **settings):
     config = Config().replace(**(SMALL | settings))
-    parts = assemble(config, Streams.spawn(config.run.seed).env, factory, encoder)
+    training = assemble(config, Streams.spawn(config.run.seed).env, factory, encoder)
     try:
-        yield parts
+        yield training
     finally:
-        parts.close()
+        training.close()
 
 
-def train(parts):
+def train(training):
     """Train to the end of the budget, and return the reports."""
-    return list(parts.trainer.run())
+    return list(training.trainer.run())
 
 
-def stop_after(parts, reports):
+def stop_after(training, reports):
     """Train for some reports, and let the workers end."""
-    run = parts.trainer.run()
+    run = training.trainer.run()
     seen = list(islice(run, reports))
     run.close()
     return seen
 
 
-def pids_of(parts):
-    return [place.child.process.pid for place in parts._pool._places]
+def pids_of(training):
+    return [place.child.process.pid for place in training._workers._places]
 
 
 def settles(condition, seconds=10.0):
@@ -115,9 +115,9 @@ def test_one_worker_is_synchronous_a2c_bit_for_bit(settings):
     states = []
     for algo in ("a2c", "a3c"):
         own = {**settings, "lock": False} if algo == "a2c" else settings
-        with assembled(**{**own, "algo": algo, "workers": 1, "seed": 3}) as parts:
-            reports = train(parts)
-            states.append((parts.get_state(), sum(len(report.finished) for report in reports)))
+        with assembled(**{**own, "algo": algo, "workers": 1, "seed": 3}) as training:
+            reports = train(training)
+            states.append((training.get_state(), sum(len(report.finished) for report in reports)))
     (a2c, found), (a3c, also_found) = states
     assert a3c["trainer"]["updates"] == a2c["trainer"]["learner"]["updates"] > 10
     assert a3c["trainer"]["learner"]["updates"] == a2c["trainer"]["learner"]["updates"]
@@ -125,7 +125,7 @@ def test_one_worker_is_synchronous_a2c_bit_for_bit(settings):
         assert a3c["trainer"][counter] == a2c["trainer"][counter], counter
     assert found == also_found == a3c["trainer"]["episodes"]
     assert_same(dict(a3c["model"]), dict(a2c["model"]))
-    assert_same(a3c["trainer"]["learner"]["apply"], a2c["trainer"]["learner"]["apply"])
+    assert_same(a3c["trainer"]["learner"]["optimizer"], a2c["trainer"]["learner"]["optimizer"])
     moments = [{n: v for n, v in s["reward_normalizer"].items() if "moments" in n} for s in (a3c, a2c)]
     assert_same(*moments)
 
@@ -133,15 +133,15 @@ def test_one_worker_is_synchronous_a2c_bit_for_bit(settings):
 # --- nothing is lost -----------------------------------------------------------------------------
 
 
-def run_workers(board, rule, lock, workers, steps):
-    """Let processes take steps on one board at the same time."""
+def run_workers(counters, rule, lock, workers, steps):
+    """Let processes take steps on shared parameters at the same time."""
     children = [
-        start(get_context("fastac.workers"), partial(take_steps, board, worker, rule, lock, steps))
+        start(get_context("fastac.workers"), partial(take_steps, counters, worker, rule, lock, steps))
         for worker in range(workers)
     ]
     try:
         assert [receive(child) for child in children] == ["ready"] * workers
-        board.control.view()[0] = 1
+        counters.control.view()[0] = 1
         assert [receive(child) for child in children] == ["done"] * workers
     finally:
         close(children)
@@ -156,46 +156,46 @@ def receive(child, seconds=PATIENCE_S):
 def test_with_the_lock_workers_are_a_serial_replay_of_their_gradients(rule):
     workers, steps = 3, 150
     log = Log(workers * steps, param_size())
-    board = allocate(workers, rule)
-    began = board.vectors()
+    counters = allocate(workers, rule)
+    began = counters.vectors()
     param = began.param.clone()
     slots = {name: slot.clone() for name, slot in began.slots.items()}
-    run_workers(board, Logged(rule, log), ProcessLock(), workers, steps)
+    run_workers(counters, Logged(rule, log), ProcessLock(), workers, steps)
 
     assert (log.written.view() == 1).all(), "two steps were counted as one"
     for i, (scale, rate) in enumerate(log.rates.view().tolist()):
         rule.step(param, torch.from_numpy(log.grads.view()[i].copy()), slots, scale, rate, i + 1)
-    assert torch.equal(param, torch.from_numpy(board.param.view()))
-    assert_same(slots, {name: slot.view() for name, slot in board.slots.items()})
-    assert board.counts.view()[:, UPDATES].tolist() == [steps] * workers
-    assert board.staleness.view().sum(axis=1).tolist() == [steps] * workers
+    assert torch.equal(param, torch.from_numpy(counters.param.view()))
+    assert_same(slots, {name: slot.view() for name, slot in counters.slots.items()})
+    assert counters.counts.view()[:, UPDATES].tolist() == [steps] * workers
+    assert counters.staleness.view().sum(axis=1).tolist() == [steps] * workers
 
 
 @EACH_RULE
 def test_without_the_lock_every_step_is_counted_and_numbers_stay_finite(rule):
     workers, steps = 3, 300
-    board = allocate(workers, rule)
-    before = board.param.view().copy()
-    run_workers(board, rule, nullcontext(), workers, steps)
-    assert board.counts.view()[:, UPDATES].tolist() == [steps] * workers
-    assert board.staleness.view().sum() == workers * steps
-    assert np.isfinite(board.param.view()).all() and (board.param.view() != before).any()
-    assert all(np.isfinite(slot.view()).all() for slot in board.slots.values())
+    counters = allocate(workers, rule)
+    before = counters.param.view().copy()
+    run_workers(counters, rule, nullcontext(), workers, steps)
+    assert counters.counts.view()[:, UPDATES].tolist() == [steps] * workers
+    assert counters.staleness.view().sum() == workers * steps
+    assert np.isfinite(counters.param.view()).all() and (counters.param.view() != before).any()
+    assert all(np.isfinite(slot.view()).all() for slot in counters.slots.values())
 
 
-# --- the apply -----------------------------------------------------------------------------------
+# --- the optimiser --------------------------------------------------------------------------------
 
 
 def make_applies(rule, workers=2, lock=None, max_grad_norm=None):
-    """Two workers at one board, in this process: models and applies."""
-    board = allocate(workers, rule)
+    """Two workers at shared counters, in this process: models and optimisers."""
+    counters = allocate(workers, rule)
     models = [make_model() for _ in range(workers)]
     lock = nullcontext() if lock is None else lock
     return (
-        board,
+        counters,
         models,
         [
-            HogwildApply(model, rule, max_grad_norm, board.vectors(), BoardRow(board, worker), lock)
+            HogwildOptimizer(model, rule, max_grad_norm, counters.vectors(), WorkerCounters(counters, worker), lock)
             for worker, model in enumerate(models)
         ],
     )
@@ -217,13 +217,13 @@ def parameters_of(model):
 
 @EACH_RULE
 def test_a_constant_gradient_stays_constant(rule):
-    _, models, applies = make_applies(rule)
+    _, models, optimizers = make_applies(rule)
     for _ in range(4):
-        for model, apply in zip(models, applies, strict=True):
+        for model, optimizer in zip(models, optimizers, strict=True):
             model.zero_grad(set_to_none=False)
             sum(p.sum() for p in model.parameters()).backward()
             assert (gradient_of(model) == 1.0).all()
-            apply.step(0.01)
+            optimizer.step(0.01)
 
 
 def test_a_gradient_of_ones_moves_parameters_by_as_much_each_time():
@@ -234,20 +234,20 @@ def test_a_gradient_of_ones_moves_parameters_by_as_much_each_time():
         def step(self, param, grad, slots, grad_scale, learning_rate, count):
             param.sub_(learning_rate * grad_scale * grad)
 
-    board, models, applies = make_applies(Descent())
-    board.param.view()[:] = 0.0
+    counters, models, optimizers = make_applies(Descent())
+    counters.param.view()[:] = 0.0
     for turn in range(4):
-        model, apply = models[turn % 2], applies[turn % 2]
+        model, optimizer = models[turn % 2], optimizers[turn % 2]
         model.zero_grad(set_to_none=False)
         sum(p.sum() for p in model.parameters()).backward()
-        apply.step(1.0)
-        assert torch.equal(torch.from_numpy(board.param.view()), flatten(deepcopy(model))[0])
+        optimizer.step(1.0)
+        assert torch.equal(torch.from_numpy(counters.param.view()), flatten(deepcopy(model))[0])
         assert (parameters_of(model) == -1.0 - turn).all(), "a worker copies the parameters after its step"
 
 
 def test_gradients_and_parameters_of_workers_are_their_own():
-    board, models, _ = make_applies(Adam(1e-5))
-    shared = [board.param.view(), *(slot.view() for slot in board.slots.values())]
+    counters, models, _ = make_applies(Adam(1e-5))
+    shared = [counters.param.view(), *(slot.view() for slot in counters.slots.values())]
     own = [
         array for model in models for p in model.parameters() for array in (p.detach().numpy(), p.grad.detach().numpy())
     ]
@@ -255,36 +255,36 @@ def test_gradients_and_parameters_of_workers_are_their_own():
     for i, one in enumerate(arrays):
         for other in arrays[:i]:
             assert not np.shares_memory(one, other)
-    board.param.view()[:] = 7.0
+    counters.param.view()[:] = 7.0
     assert not any((p == 7.0).any() for model in models for p in model.parameters())
 
 
 @EACH_RULE
 @pytest.mark.parametrize("make_lock", [lambda: None, ProcessLock], ids=["without lock", "with lock"])
 def test_workers_in_turn_are_one_that_takes_all_their_steps(rule, make_lock):
-    board, models, applies = make_applies(rule, lock=make_lock(), max_grad_norm=0.5)
+    counters, models, optimizers = make_applies(rule, lock=make_lock(), max_grad_norm=0.5)
     alone = make_model()
-    local = LocalApply(alone, rule, 0.5)
+    local = LocalOptimizer(alone, rule, 0.5)
     rng = torch.Generator().manual_seed(0)
     for turn in range(7):
         grad, worker = torch.randn(parameters_of(alone).shape, generator=rng), turn % 2
         put_gradient(models[worker], grad)
         put_gradient(alone, grad)
         rate = 0.1 / (1 + turn)
-        assert applies[worker].step(rate) == local.step(rate)
-        assert torch.equal(torch.from_numpy(board.param.view()), flatten(deepcopy(alone))[0])
+        assert optimizers[worker].step(rate) == local.step(rate)
+        assert torch.equal(torch.from_numpy(counters.param.view()), flatten(deepcopy(alone))[0])
         assert torch.equal(parameters_of(models[worker]), parameters_of(alone))
-    assert_same(applies[0].get_state(), local.get_state())
+    assert_same(optimizers[0].get_state(), local.get_state())
 
 
 def test_adam_corrects_its_averages_by_everybodys_steps():
     """A count of a worker's own would correct the second worker's step as if it were the first."""
-    _, models, applies = make_applies(Adam(1e-5))
+    _, models, optimizers = make_applies(Adam(1e-5))
     counts = []
     for worker in (0, 1, 1, 0):
         put_gradient(models[worker], torch.ones(num_params()))
-        applies[worker].step(0.01)
-        counts.append(applies[worker].get_state()["steps"])
+        optimizers[worker].step(0.01)
+        counts.append(optimizers[worker].get_state()["steps"])
     assert counts == [1, 2, 3, 4]
     # With a constant gradient corrected averages are that gradient, so that each step is the learning rate.
     moved = parameters_of(make_model()) - parameters_of(models[0])
@@ -292,56 +292,56 @@ def test_adam_corrects_its_averages_by_everybodys_steps():
 
 
 def test_numbers_that_are_not_finite_are_not_applied():
-    board, models, applies = make_applies(Adam(1e-5))
-    before = board.param.view().copy()
+    counters, models, optimizers = make_applies(Adam(1e-5))
+    before = counters.param.view().copy()
     put_gradient(models[0], torch.full((num_params(),), torch.nan))
-    assert np.isnan(applies[0].step(0.01))
-    assert (board.param.view() == before).all()
-    assert not any(slot.view().any() for slot in board.slots.values())
-    assert board.counts.view().sum() == board.staleness.view().sum() == 0
+    assert np.isnan(optimizers[0].step(0.01))
+    assert (counters.param.view() == before).all()
+    assert not any(slot.view().any() for slot in counters.slots.values())
+    assert counters.counts.view().sum() == counters.staleness.view().sum() == 0
 
 
 def test_staleness_is_how_many_steps_of_others_lay_between_copy_and_step():
-    board, models, applies = make_applies(RMSprop(1e-5, tensorflow=False))
+    counters, models, optimizers = make_applies(RMSprop(1e-5, tensorflow=False))
     for model in models:
         put_gradient(model, torch.ones(num_params()))
     expected = np.zeros((2, MAX_STALENESS + 1), int)
     # Who steps, and the others' steps since its last one (both have copied at the beginning).
     for worker, staleness in [(0, 0), (1, 1), (0, 1), (0, 0), (0, 0), (1, 3), (1, 0), (0, 2)]:
-        applies[worker].step(0.0)
+        optimizers[worker].step(0.0)
         expected[worker, staleness] += 1
-    assert board.staleness.view().tolist() == expected.tolist()
+    assert counters.staleness.view().tolist() == expected.tolist()
     for _ in range(MAX_STALENESS + 9):
-        applies[1].step(0.0)
-    applies[0].step(0.0)
-    assert board.staleness.view()[0, MAX_STALENESS] == 1
-    assert board.staleness.view().sum() == board.counts.view()[:, UPDATES].sum()
+        optimizers[1].step(0.0)
+    optimizers[0].step(0.0)
+    assert counters.staleness.view()[0, MAX_STALENESS] == 1
+    assert counters.staleness.view().sum() == counters.counts.view()[:, UPDATES].sum()
 
 
 def test_mean_and_maximum_of_staleness_are_true_beyond_where_it_is_counted():
-    board, _, applies = make_applies(RMSprop(1e-5, tensorflow=False))
+    counters, _, optimizers = make_applies(RMSprop(1e-5, tensorflow=False))
     between = [MAX_STALENESS + 9, 1, MAX_STALENESS + 2]
     for steps in between:
         for _ in range(steps):
-            applies[1].step(0.0)
-        applies[0].step(0.0)
+            optimizers[1].step(0.0)
+        optimizers[0].step(0.0)
     # The other worker finds a step between, whenever it goes on after one.
-    staleness, measured = [*between, 1, 1], HogwildTrainer(1, 1, board, SimpleNamespace(restarts=0)).asynchrony
+    staleness, measured = [*between, 1, 1], HogwildTrainer(1, 1, counters, SimpleNamespace(restarts=0)).asynchrony
     assert measured.max_staleness == MAX_STALENESS + 9
     assert measured.mean_staleness == pytest.approx(sum(staleness) / (sum(between) + 3))
     assert measured.staleness[MAX_STALENESS] == 2
 
 
 def test_a_worker_copies_anew_when_it_is_told():
-    board, models, applies = make_applies(Adam(1e-5))
-    board.param.view()[:] = 3.0
+    counters, models, optimizers = make_applies(Adam(1e-5))
+    counters.param.view()[:] = 3.0
     put_gradient(models[1], torch.zeros(num_params()))
-    applies[1].step(0.0)
-    applies[0].copy()
+    optimizers[1].step(0.0)
+    optimizers[0].copy()
     assert (parameters_of(models[0]) == 3.0).all()
     put_gradient(models[0], torch.zeros(num_params()))
-    applies[0].step(0.0)
-    assert board.staleness.view()[0].tolist() == [1] + [0] * MAX_STALENESS  # it has copied after the other's step
+    optimizers[0].step(0.0)
+    assert counters.staleness.view()[0].tolist() == [1] + [0] * MAX_STALENESS  # it has copied after the other's step
 
 
 # --- the lock ------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ def test_the_lock_is_released_by_what_raises_under_it():
         close(children, timeout_s=0.0)
 
 
-# --- the board -----------------------------------------------------------------------------------
+# --- the counters---------------------------------------------------------------------------------
 
 
 def moments_of(rows):
@@ -401,38 +401,40 @@ def moments_of(rows):
 
 
 def make_rows(workers=3, slots=()):
-    board = Board.allocate(workers, 4, dict.fromkeys(slots, 0.0), {"obs": 2, "reward": 1})
-    return board, [BoardRow(board, worker) for worker in range(workers)]
+    counters = SharedCounters.allocate(workers, 4, dict.fromkeys(slots, 0.0), {"obs": 2, "reward": 1})
+    return counters, [WorkerCounters(counters, worker) for worker in range(workers)]
 
 
-def pooled(board, name="obs"):
-    return pool_all(board.statistics[name].view(), board.versions[name].view()[:, 0], merge_moments)
+def pooled(counters, name="obs"):
+    return merge_all_statistics(counters.statistics[name].view(), counters.versions[name].view()[:, 0], merge_moments)
 
 
 def test_slots_begin_as_the_rule_says():
-    board = Board.allocate(2, 4, RMSprop(1e-5, tensorflow=True).slots, {})
-    assert board.slots["square"].view().tolist() == [1.0] * 4
+    counters = SharedCounters.allocate(2, 4, RMSprop(1e-5, tensorflow=True).slots, {})
+    assert counters.slots["square"].view().tolist() == [1.0] * 4
 
 
 def test_statistics_are_of_the_rows_that_any_worker_has_seen():
     rng = np.random.default_rng(0)
-    board, board_rows = make_rows()
+    counters, worker_rows = make_rows()
     seen = []
     for turn in range(9):
         rows = rng.normal(turn, 1.0 + turn, (1 + 5 * (turn % 3), 2))
         seen.append(rows)
-        got = board_rows[turn % 2].pool("obs", np.zeros(5), moments_of(rows), merge_moments)  # the third sees none
+        got = worker_rows[turn % 2].merge_statistics(
+            "obs", np.zeros(5), moments_of(rows), merge_moments
+        )  # the third sees none
         np.testing.assert_allclose(got, moments_of(np.concatenate(seen)), rtol=1e-12)
-    assert pooled(board, "reward").tolist() == [0.0] * 3
+    assert pooled(counters, "reward").tolist() == [0.0] * 3
 
 
 def test_running_moments_of_workers_are_those_of_all_rows():
     rng = torch.Generator().manual_seed(0)
-    _, board_rows = make_rows()
-    everyones, whole = [RunningMoments((2,)) for _ in board_rows], RunningMoments((2,))
+    _, worker_rows = make_rows()
+    everyones, whole = [RunningMoments((2,)) for _ in worker_rows], RunningMoments((2,))
     for turn in range(6):
         rows = torch.randn(7, 2, generator=rng) * turn
-        everyones[turn % 3].update("obs", rows, board_rows[turn % 3])
+        everyones[turn % 3].update("obs", rows, worker_rows[turn % 3])
         whole.update("obs", rows, Alone())
         np.testing.assert_allclose(everyones[turn % 3].dump(), whole.dump(), rtol=1e-12)
 
@@ -442,20 +444,20 @@ def test_what_a_worker_had_half_written_when_it_was_killed_is_not_read():
         pass
 
     def merge_half(known, part):
-        version = int(board.versions["obs"].view()[1, 0])
-        board.statistics["obs"].view()[1, 1 - version, :3] = -1e9
+        version = int(counters.versions["obs"].view()[1, 0])
+        counters.statistics["obs"].view()[1, 1 - version, :3] = -1e9
         raise Killed
 
     rng = np.random.default_rng(0)
-    board, board_rows = make_rows()
+    counters, worker_rows = make_rows()
     rows = [rng.normal(size=(4, 2)) for _ in range(4)]
     for worker in range(3):
-        board_rows[worker].pool("obs", np.zeros(5), moments_of(rows[worker]), merge_moments)
+        worker_rows[worker].merge_statistics("obs", np.zeros(5), moments_of(rows[worker]), merge_moments)
     with pytest.raises(Killed):
-        board_rows[1].pool("obs", np.zeros(5), moments_of(rows[3]), merge_half)
-    np.testing.assert_allclose(pooled(board), moments_of(np.concatenate(rows[:3])), rtol=1e-12)
+        worker_rows[1].merge_statistics("obs", np.zeros(5), moments_of(rows[3]), merge_half)
+    np.testing.assert_allclose(pooled(counters), moments_of(np.concatenate(rows[:3])), rtol=1e-12)
     # Who takes its place goes on from the last whole version.
-    got = BoardRow(board, 1).pool("obs", np.zeros(5), moments_of(rows[3]), merge_moments)
+    got = WorkerCounters(counters, 1).merge_statistics("obs", np.zeros(5), moments_of(rows[3]), merge_moments)
     np.testing.assert_allclose(got, moments_of(np.concatenate(rows)), rtol=1e-12)
 
 
@@ -466,19 +468,19 @@ def note(row, returns=(), env_steps=1, losses=(), phases=None):
 
 
 def test_who_takes_a_lost_workers_place_goes_on_with_its_row():
-    board, board_rows = make_rows()
-    board_rows[1].add(0)
-    note(board_rows[1], [5.0], env_steps=10, phases=Phases(env_s=1.5, update_s=0.5))
-    board_rows[2].add(3)
-    again = BoardRow(board, 1)
+    counters, worker_rows = make_rows()
+    worker_rows[1].add(0)
+    note(worker_rows[1], [5.0], env_steps=10, phases=Phases(env_s=1.5, update_s=0.5))
+    worker_rows[2].add(3)
+    again = WorkerCounters(counters, 1)
     assert again.total() == 2 and again.env_steps() == 10
     assert again.phases() == Phases(env_s=1.5, update_s=0.5)
     again.add(1)
     note(again, [6.0, 7.0], env_steps=20, phases=again.phases())
-    assert board_rows[0].total() == 3 and board_rows[0].env_steps() == 30
-    counts = board.counts.view()
+    assert worker_rows[0].total() == 3 and worker_rows[0].env_steps() == 30
+    counts = counters.counts.view()
     assert counts[1, [UPDATES, ITERATIONS, ENV_STEPS, EPISODES]].tolist() == [2, 2, 30, 3]
-    assert board.found.view()[1, 0, :3].tolist() == [5.0, 6.0, 7.0]
+    assert counters.finished.view()[1, 0, :3].tolist() == [5.0, 6.0, 7.0]
     assert counts[[0, 2], UPDATES].tolist() == [0, 1]
 
 
@@ -508,24 +510,24 @@ class Script:
             self._acts.pop(0)()
 
 
-def make_trainer(board, *acts, budget=10**6):
+def make_trainer(counters, *acts, budget=10**6):
     script = Script(*acts)
-    return HogwildTrainer(budget, 4, board, script), script
+    return HogwildTrainer(budget, 4, counters, script), script
 
 
 def test_reports_are_sums_over_the_workers():
-    board, board_rows = make_rows(2)
+    counters, worker_rows = make_rows(2)
 
     def first():
-        board_rows[0].add(0)
-        note(board_rows[0], [1.0, 2.0], env_steps=5, phases=Phases(env_s=1.0, act_s=0.5))
+        worker_rows[0].add(0)
+        note(worker_rows[0], [1.0, 2.0], env_steps=5, phases=Phases(env_s=1.0, act_s=0.5))
 
     def second():
-        board_rows[1].add(1)
-        board_rows[1].add(0)
-        note(board_rows[1], [3.0], env_steps=7, phases=Phases(env_s=2.0))
+        worker_rows[1].add(1)
+        worker_rows[1].add(0)
+        note(worker_rows[1], [3.0], env_steps=7, phases=Phases(env_s=2.0))
 
-    trainer, script = make_trainer(board, first, lambda: None, second)
+    trainer, script = make_trainer(counters, first, lambda: None, second)
     reports = list(trainer.run())
     assert script.calls == ["begin", "halt"]
     assert [(r.iteration, r.env_steps, r.frames, r.updates, r.episodes) for r in reports] == [
@@ -558,31 +560,31 @@ class Advancing:
 
 
 def test_what_is_saved_of_the_clocks_is_of_one_moment():
-    board, _ = make_rows(2)
-    trainer, _ = make_trainer(replace(board, seconds=Advancing(board.seconds.view().shape)))
+    counters, _ = make_rows(2)
+    trainer, _ = make_trainer(replace(counters, seconds=Advancing(counters.seconds.view().shape)))
     state = trainer.get_state()
-    assert set(state["phases"].values()) == {state["board"]["seconds"].mean()}
+    assert set(state["phases"].values()) == {state["counters"]["seconds"].mean()}
 
 
 def test_nothing_is_reported_before_the_first_iteration():
-    board, board_rows = make_rows(2)
-    trainer, _ = make_trainer(board, lambda: None, partial(note, board_rows[0]))
+    counters, worker_rows = make_rows(2)
+    trainer, _ = make_trainer(counters, lambda: None, partial(note, worker_rows[0]))
     assert [report.iteration for report in trainer.run()] == [1]
     assert make_trainer(make_rows(2)[0])[0].halt() is None
 
 
 def test_losses_are_means_over_the_iterations_since_the_last_report():
-    board, board_rows = make_rows(2)
+    counters, worker_rows = make_rows(2)
 
     def both():
-        note(board_rows[0], losses={"entropy": 1.0, "explained_variance": np.nan, "learning_rate": 0.5})
-        note(board_rows[0], losses={"entropy": 2.0, "explained_variance": 0.25, "learning_rate": 0.5})
-        note(board_rows[1], losses={"entropy": 6.0, "explained_variance": np.nan, "learning_rate": 0.2})
+        note(worker_rows[0], losses={"entropy": 1.0, "explained_variance": np.nan, "learning_rate": 0.5})
+        note(worker_rows[0], losses={"entropy": 2.0, "explained_variance": 0.25, "learning_rate": 0.5})
+        note(worker_rows[1], losses={"entropy": 6.0, "explained_variance": np.nan, "learning_rate": 0.2})
 
     def one():
-        note(board_rows[1], losses={"entropy": 10.0, "explained_variance": np.nan})
+        note(worker_rows[1], losses={"entropy": 10.0, "explained_variance": np.nan})
 
-    trainer, _ = make_trainer(board, both, one)
+    trainer, _ = make_trainer(counters, both, one)
     before, after = (report.losses for report in trainer.run())
     assert set(before) == set(LOSSES)
     assert (before["entropy"], before["explained_variance"]) == (3.0, 0.25)
@@ -592,29 +594,29 @@ def test_losses_are_means_over_the_iterations_since_the_last_report():
 
 
 def test_the_board_has_room_for_every_loss_that_a_workers_learner_tells():
-    parts = make_parts(num_envs=4, num_steps=8, hidden_sizes=(8,), algo="a2c")  # a worker's is the same
-    with closing(parts):
-        assert sorted(next(parts.trainer.run()).losses) == sorted(LOSSES)
+    training = make_parts(num_envs=4, num_steps=8, hidden_sizes=(8,), algo="a2c")  # a worker's is the same
+    with closing(training):
+        assert sorted(next(training.trainer.run()).losses) == sorted(LOSSES)
     (name, *_), (row,) = LOSSES, make_rows(1)[1]
     with pytest.raises(KeyError, match=name):
         row.note(Episodes(np.empty(0), np.empty(0, int)), 1, {}, Phases())
 
 
 def test_episodes_that_nobody_fetched_in_time_are_counted_and_the_latest_kept():
-    board, board_rows = make_rows(2)
+    counters, worker_rows = make_rows(2)
 
     def many():
-        note(board_rows[0], np.arange(ROOM - 3))
-        note(board_rows[0], np.arange(ROOM - 3, ROOM + 10))
-        note(board_rows[1], [-1.0, -2.0])
+        note(worker_rows[0], np.arange(ROOM - 3))
+        note(worker_rows[0], np.arange(ROOM - 3, ROOM + 10))
+        note(worker_rows[1], [-1.0, -2.0])
 
     def at_once():
-        note(board_rows[1], np.arange(2 * ROOM + 5))
+        note(worker_rows[1], np.arange(2 * ROOM + 5))
 
     def few():
-        note(board_rows[1], [7.0, 8.0])
+        note(worker_rows[1], [7.0, 8.0])
 
-    reports = list(make_trainer(board, many, at_once, few)[0].run())
+    reports = list(make_trainer(counters, many, at_once, few)[0].run())
     assert [report.episodes for report in reports] == [ROOM + 12, 3 * ROOM + 17, 3 * ROOM + 19]
     kept = [[episode.return_ for episode in report.finished] for report in reports]
     assert kept[0] == [*range(10, ROOM + 10), -1.0, -2.0]
@@ -624,9 +626,9 @@ def test_episodes_that_nobody_fetched_in_time_are_counted_and_the_latest_kept():
 
 
 def test_halting_reports_what_was_done_since_the_last_report():
-    board, board_rows = make_rows(2)
+    counters, worker_rows = make_rows(2)
     trainer, script = make_trainer(
-        board, partial(note, board_rows[0]), partial(note, board_rows[1], env_steps=5), lambda: None
+        counters, partial(note, worker_rows[0]), partial(note, worker_rows[1], env_steps=5), lambda: None
     )
     run = trainer.run()
     assert next(run).env_steps == 1
@@ -638,45 +640,45 @@ def test_halting_reports_what_was_done_since_the_last_report():
 
 
 def test_time_after_training_is_no_training_time():
-    board, board_rows = make_rows(1)
-    trainer, _ = make_trainer(board, partial(note, board_rows[0]))
+    counters, worker_rows = make_rows(1)
+    trainer, _ = make_trainer(counters, partial(note, worker_rows[0]))
     (report,) = trainer.run()
     time.sleep(0.05)
     assert report.train_wall_s <= trainer.get_state()["train_wall_s"] == trainer.get_state()["train_wall_s"]
 
 
 def test_workers_are_halted_whatever_ends_the_training():
-    board, _ = make_rows(1)
+    counters, _ = make_rows(1)
 
     def fail():
         raise WorkerFailure("worker 0 died")
 
-    trainer, script = make_trainer(board, fail)
+    trainer, script = make_trainer(counters, fail)
     with pytest.raises(WorkerFailure):
         list(trainer.run())
     assert script.calls == ["begin", "halt"]
 
 
 def test_a_spent_budget_trains_nothing():
-    board, board_rows = make_rows(1)
-    note(board_rows[0], env_steps=100)
-    trainer, script = make_trainer(board, budget=100)
+    counters, worker_rows = make_rows(1)
+    note(worker_rows[0], env_steps=100)
+    trainer, script = make_trainer(counters, budget=100)
     assert list(trainer.run()) == [] and script.calls == []
 
 
 def test_a_trainer_goes_on_from_its_state():
-    board, board_rows = make_rows(2)
+    counters, worker_rows = make_rows(2)
 
     def work():
-        board_rows[0].add(2)
-        note(board_rows[0], [1.0, 2.0], env_steps=5, losses={"entropy": 1.0}, phases=Phases(env_s=1.0))
+        worker_rows[0].add(2)
+        note(worker_rows[0], [1.0, 2.0], env_steps=5, losses={"entropy": 1.0}, phases=Phases(env_s=1.0))
 
-    trainer, script = make_trainer(board, work)
+    trainer, script = make_trainer(counters, work)
     list(trainer.run())
     script.restarts = 3
     saved = trainer.get_state()
-    board, board_rows = make_rows(2)
-    again, script = make_trainer(board, partial(note, board_rows[1], [9.0], 2, {"entropy": 4.0}))
+    counters, worker_rows = make_rows(2)
+    again, script = make_trainer(counters, partial(note, worker_rows[1], [9.0], 2, {"entropy": 4.0}))
     again.set_state(saved)
     assert_same(saved, again.get_state())
     script.restarts = 1
@@ -692,7 +694,7 @@ def test_a_trainer_goes_on_from_its_state():
 
 
 class Steps:
-    """A pair that takes ten steps an iteration, while another worker takes as many."""
+    """A worker that takes ten steps an iteration, while another worker takes as many."""
 
     def __init__(self, other):
         self._other, self.learner, self.fractions = other, self, []
@@ -709,23 +711,23 @@ class Steps:
 
 
 def test_schedules_and_the_budget_are_of_all_workers_steps():
-    board, board_rows = make_rows(2)
-    pair = Steps(board_rows[1])
-    _train(pair, board_rows[0], 100, threading.Event())
-    assert pair.fractions == [0.0, 0.2, 0.4, 0.6, 0.8]
-    assert board_rows[0].env_steps() == 100
-    assert board.counts.view()[0, ITERATIONS] == 5
+    counters, worker_rows = make_rows(2)
+    worker = Steps(worker_rows[1])
+    _train(worker, worker_rows[0], 100, threading.Event())
+    assert worker.fractions == [0.0, 0.2, 0.4, 0.6, 0.8]
+    assert worker_rows[0].env_steps() == 100
+    assert counters.counts.view()[0, ITERATIONS] == 5
 
 
 def test_a_worker_ends_when_the_board_says_so_or_the_first_process_has_left():
-    board, board_rows = make_rows(2)
-    has_left, pair = threading.Event(), Steps(None)
-    board.control.view()[1] = 1
-    _train(pair, board_rows[0], 100, has_left)
-    board.control.view()[1] = 0
+    counters, worker_rows = make_rows(2)
+    has_left, worker = threading.Event(), Steps(None)
+    counters.control.view()[1] = 1
+    _train(worker, worker_rows[0], 100, has_left)
+    counters.control.view()[1] = 0
     has_left.set()
-    _train(pair, board_rows[0], 100, has_left)
-    assert pair.fractions == []
+    _train(worker, worker_rows[0], 100, has_left)
+    assert worker.fractions == []
 
 
 def test_environments_that_beat_are_those_that_they_wrap():
@@ -737,10 +739,10 @@ def test_environments_that_beat_are_those_that_they_wrap():
         calls.append((arguments, counts[0, BEATS]))
         return final_obs
 
-    board, board_rows = make_rows(2)
-    counts = board.counts.view()
+    counters, worker_rows = make_rows(2)
+    counts = counters.counts.view()
     wrapped = SimpleNamespace(**{**{name: object() for name in members}, "step": step, "reset": step})
-    envs = BeatingEnvs(wrapped, board_rows[0])
+    envs = BeatingEnvs(wrapped, worker_rows[0])
     for name in members - {"step", "reset"}:
         assert getattr(envs, name) is getattr(wrapped, name), name
     for steps in (1, 2, 3):
@@ -754,7 +756,7 @@ def test_environments_that_beat_are_those_that_they_wrap():
 def test_random_streams_of_workers_are_apart_also_of_those_that_take_another_ones_place():
     config = Config().replace(**(SMALL | {"num_envs": 6, "workers": 3}))
     seed = Streams.spawn(0).env
-    streams = [*worker_seeds(config, seed), *(again_seeds(seed, restarts) for restarts in (1, 2, 3))]
+    streams = [*worker_seeds(config, seed), *(replacement_seeds(seed, restarts) for restarts in (1, 2, 3))]
     assert len({tuple(envs.generate_state(4)) for envs, _ in streams}) == 6
     assert len({actions for _, actions in streams}) == 6
 
@@ -771,17 +773,17 @@ def test_a_resumed_run_repeats_no_actions_of_the_first_one():
 @pytest.mark.parametrize("settings", [{}, {"core": "lstm", "lstm_size": 8}, {"lock": True}])
 def test_workers_learn_together_until_the_budget_of_all_is_spent(settings):
     normalized = {"normalize_obs": True, "normalize_reward": True, "learning_rate_schedule": "linear"}
-    with assembled(**normalized, **settings) as parts:
-        before = weights(parts)
-        reports = train(parts)
-        state = parts.get_state()
+    with assembled(**normalized, **settings) as training:
+        before = weights(training)
+        reports = train(training)
+        state = training.get_state()
     last = reports[-1]
     assert 1500 <= last.env_steps < 1500 + 2 * 8 * 2
-    counts = state["trainer"]["board"]["counts"]
+    counts = state["trainer"]["counters"]["counts"]
     assert counts[:, ENV_STEPS].sum() == last.env_steps
     assert counts[:, UPDATES].sum() == last.updates == last.iteration == counts[:, ITERATIONS].sum()
     assert sum(len(report.finished) for report in reports) == last.episodes > 0
-    assert parts.asynchrony.staleness.sum() == last.updates
+    assert training.asynchrony.staleness.sum() == last.updates
     assert all(value.isfinite().all() for value in state["model"].values())
     assert any(not torch.equal(value, state["model"][name]) for name, value in before.items())
     rates = [rate for report in reports if not np.isnan(rate := report.losses["learning_rate"])]
@@ -792,10 +794,10 @@ def test_workers_learn_together_until_the_budget_of_all_is_spent(settings):
 
 @pytest.mark.parametrize("kind", ["MultiDiscreteReward", "ContinuousReward"])
 def test_workers_learn_whatever_the_actions_are(kind):
-    with assembled(env_id=f"{PROBES}{kind}-v0", total_env_steps=400, normalize_obs=True) as parts:
-        before = weights(parts)
-        reports = train(parts)
-        after = parts.get_state()["model"]
+    with assembled(env_id=f"{PROBES}{kind}-v0", total_env_steps=400, normalize_obs=True) as training:
+        before = weights(training)
+        reports = train(training)
+        after = training.get_state()["model"]
     found = [episode.return_ for report in reports for episode in report.finished]
     assert reports[-1].updates >= 400 // (2 * 8)
     if kind == "MultiDiscreteReward":
@@ -808,10 +810,10 @@ def test_workers_learn_whatever_the_actions_are(kind):
 
 
 def test_workers_train_an_encoder_of_the_users_own():
-    with assembled(encoder=make_encoder) as parts:
-        before = weights(parts)
-        reports = train(parts)
-        after = parts.get_state()["model"]
+    with assembled(encoder=make_encoder) as training:
+        before = weights(training)
+        reports = train(training)
+        after = training.get_state()["model"]
     assert reports[-1].env_steps >= 1500
     assert sorted(value.shape for name, value in before.items() if "encoder" in name) == [(6,), (6, 4)]
     for name, value in before.items():
@@ -820,13 +822,13 @@ def test_workers_train_an_encoder_of_the_users_own():
 
 def test_a_state_that_is_restored_is_the_state_that_was_saved():
     settings = {"normalize_obs": True, "normalize_reward": True, "core": "lstm", "lstm_size": 8}
-    with assembled(**settings, total_env_steps=10**6) as parts:
-        stop_after(parts, 5)
-        saved = parts.get_state()
+    with assembled(**settings, total_env_steps=10**6) as training:
+        stop_after(training, 5)
+        saved = training.get_state()
     with assembled(**settings, total_env_steps=10**6) as again:
         assert again.set_state(saved) is False  # episodes begin anew
         assert_same(to_dict(saved), to_dict(again.get_state()))
-        assert_same(to_dict(weights(parts)), to_dict(weights(again)))
+        assert_same(to_dict(weights(training)), to_dict(weights(again)))
         assert again.trainer.env_steps == saved["trainer"]["env_steps"]
         (report,) = stop_after(again, 1)
         assert report.iteration > saved["trainer"]["iteration"] > 0
@@ -838,37 +840,38 @@ def to_dict(tree):
 
 
 def test_a_state_saved_while_workers_learn_counts_the_same_everywhere():
-    with assembled(total_env_steps=10**6) as parts:
-        run = parts.trainer.run()
+    with assembled(total_env_steps=10**6) as training:
+        run = training.trainer.run()
         next(run)
         for _ in range(100):
-            trainer = parts.get_state()["trainer"]
-            totals = trainer["board"]["counts"].sum(axis=0)
+            trainer = training.get_state()["trainer"]
+            totals = trainer["counters"]["counts"].sum(axis=0)
             told = [trainer[name] for name in ("updates", "iteration", "env_steps", "episodes")]
             assert totals[[UPDATES, ITERATIONS, ENV_STEPS, EPISODES]].tolist() == told
 
 
 def test_workers_begin_with_the_restored_parameters_and_statistics():
     settings = {"workers": 1, "num_envs": 2, "normalize_obs": True, "normalize_reward": True}
-    with assembled(**settings) as parts:
-        train(parts)
-        saved = parts.get_state()
+    with assembled(**settings) as training:
+        train(training)
+        saved = training.get_state()
     with assembled(**settings) as again:
-        board, lock = again._board, nullcontext()
+        counters, lock = again._counters, nullcontext()
         config, seed = Config().replace(**(SMALL | settings)), np.random.SeedSequence(0)
-        with closing(_make_worker(config, seed, 0, None, None, board, BoardRow(board, 0), lock)) as worker:
+        worker = _make_worker(config, seed, 0, None, None, counters, WorkerCounters(counters, 0), lock)
+        with closing(worker.worker):
             again.set_state(saved)  # when workers stand already
             worker.begin()
-            assert_same(dict(saved["model"]), dict(worker._worker.model.state_dict()))
+            assert_same(dict(saved["model"]), dict(worker.worker.model.state_dict()))
             assert_same(
-                worker._worker.reward_normalizer.moments.dump(), parts._reward_normalizer.moments.dump(), "rewards"
+                worker.worker.reward_normalizer.moments.dump(), training._reward_normalizer.moments.dump(), "rewards"
             )
 
 
 def test_a_resumed_worker_acts_and_learns_with_the_restored_parameters():
     settings = {"learning_rate": 1e-9, "workers": 1, "total_env_steps": 1}
-    with assembled(**settings) as parts:
-        saved = to_dict(parts.get_state())
+    with assembled(**settings) as training:
+        saved = to_dict(training.get_state())
     bias = next(name for name in saved["model"] if "value" in name and name.endswith("bias"))
     saved["model"][bias] = saved["model"][bias] + 1000.0
     with assembled(**settings) as again:
@@ -879,20 +882,20 @@ def test_a_resumed_worker_acts_and_learns_with_the_restored_parameters():
 
 
 def test_a_lost_worker_is_started_again_with_new_episodes(caplog):
-    with assembled(total_env_steps=10**7, normalize_obs=True) as parts:
-        run = parts.trainer.run()
+    with assembled(total_env_steps=10**7, normalize_obs=True) as training:
+        run = training.trainer.run()
         next(run)
-        (lost, other) = pids_of(parts)
+        (lost, other) = pids_of(training)
         os.kill(lost, signal.SIGKILL)
-        while parts.asynchrony.restarts == 0:
+        while training.asynchrony.restarts == 0:
             next(run)
-        new, still = pids_of(parts)
+        new, still = pids_of(training)
         assert new != lost and still == other and are_gone([lost])
-        iterations = parts._board.counts.view()[:, ITERATIONS].copy()
-        while (parts._board.counts.view()[:, ITERATIONS] <= iterations).any():
+        iterations = training._counters.counts.view()[:, ITERATIONS].copy()
+        while (training._counters.counts.view()[:, ITERATIONS] <= iterations).any():
             next(run)
         run.close()
-        state = parts.get_state()
+        state = training.get_state()
     assert state["trainer"]["restarts"] == 1
     assert [r.getMessage() for r in caplog.records] == [
         "worker 0 died (exit code -9): started again with new episodes (1 of at most 10 times)"
@@ -900,37 +903,37 @@ def test_a_lost_worker_is_started_again_with_new_episodes(caplog):
 
 
 def test_a_worker_that_is_lost_once_too_often_ends_the_run():
-    with assembled(total_env_steps=10**7, max_restarts=0) as parts:
-        run = parts.trainer.run()
+    with assembled(total_env_steps=10**7, max_restarts=0) as training:
+        run = training.trainer.run()
         next(run)
-        pids = pids_of(parts)
+        pids = pids_of(training)
         os.kill(pids[1], signal.SIGKILL)
         with pytest.raises(WorkerFailure, match=r"worker 1 died \(exit code -9\); 0 workers have been started again"):
             list(run)
         assert are_gone(pids)
-        assert parts.get_state()["trainer"]["env_steps"] > 0
+        assert training.get_state()["trainer"]["env_steps"] > 0
 
 
 def test_a_worker_that_fails_every_time_ends_the_run_with_its_traceback():
     factory = partial(make_counts, os.getpid(), "step", None)
-    with assembled(factory, total_env_steps=10**6, max_restarts=2) as parts:
-        pids = pids_of(parts)
+    with assembled(factory, total_env_steps=10**6, max_restarts=2) as training:
+        pids = pids_of(training)
         with pytest.raises(EnvFailure, match=r"worker \d: .* raised ArithmeticError: the wheel came off") as caught:
-            train(parts)
+            train(training)
         assert are_gone(pids)
     assert "2 workers have been started again already" in str(caught.value)
     assert 'raise ArithmeticError("the wheel came off")' in str(caught.value.__cause__)
 
 
 def test_a_worker_that_fails_once_is_started_again(tmp_path, caplog):
-    with assembled(partial(make_counts, os.getpid(), "step", tmp_path), total_env_steps=10**7) as parts:
-        run = parts.trainer.run()
-        while parts.asynchrony.restarts == 0:
+    with assembled(partial(make_counts, os.getpid(), "step", tmp_path), total_env_steps=10**7) as training:
+        run = training.trainer.run()
+        while training.asynchrony.restarts == 0:
             steps = next(run).env_steps
         while next(run).env_steps < steps + 1000:  # training goes on
             pass
         run.close()
-        assert parts.asynchrony.restarts == 1
+        assert training.asynchrony.restarts == 1
     (record,) = caplog.records
     assert "ArithmeticError: the wheel came off" in record.getMessage()
     assert record.getMessage().endswith("started again with new episodes (1 of at most 10 times)")
@@ -939,14 +942,14 @@ def test_a_worker_that_fails_once_is_started_again(tmp_path, caplog):
 def test_a_worker_that_hangs_is_started_again(monkeypatch, caplog):
     monkeypatch.setattr(pool, "SILENCE_S", 1.5)
     monkeypatch.setattr(pool, "SILENCE_ITERATIONS", 1.0)
-    with assembled(total_env_steps=10**7) as parts:
-        run = parts.trainer.run()
+    with assembled(total_env_steps=10**7) as training:
+        run = training.trainer.run()
         next(run)
-        while (parts._board.counts.view()[:, ITERATIONS] == 0).any():
+        while (training._counters.counts.view()[:, ITERATIONS] == 0).any():
             next(run)
-        hung = pids_of(parts)[1]
+        hung = pids_of(training)[1]
         os.kill(hung, signal.SIGSTOP)
-        while parts.asynchrony.restarts == 0:
+        while training.asynchrony.restarts == 0:
             next(run)
         run.close()
         assert are_gone([hung])
@@ -954,11 +957,11 @@ def test_a_worker_that_hangs_is_started_again(monkeypatch, caplog):
 
 
 def test_a_slow_first_iteration_is_no_hang(monkeypatch, caplog):
-    with assembled(partial(make_slow, 0.1), workers=1, num_envs=1, num_steps=30, total_env_steps=1) as parts:
-        parts._pool._start_timeout_s = 1.5  # it has started; an iteration takes longer
+    with assembled(partial(make_slow, 0.1), workers=1, num_envs=1, num_steps=30, total_env_steps=1) as training:
+        training._workers._start_timeout_s = 1.5  # it has started; an iteration takes longer
         monkeypatch.setattr(pool, "SILENCE_S", 1.5)
-        (report,) = train(parts)[-1:]
-        assert parts.asynchrony.restarts == 0
+        (report,) = train(training)[-1:]
+        assert training.asynchrony.restarts == 0
     assert report.iteration == 1 and report.phases.env_s > 1.5
     assert caplog.records == []
 
@@ -971,14 +974,14 @@ def test_a_slow_first_iteration_is_no_hang(monkeypatch, caplog):
 def test_who_shows_no_step_for_too_long_is_lost(monkeypatch, iterations, seconds, patience_s):
     monkeypatch.setattr(pool, "SILENCE_S", 10.0)
     monkeypatch.setattr(pool, "SILENCE_ITERATIONS", 4.0)
-    with assembled(total_env_steps=10**9, start_timeout_s=50.0) as parts:
-        for pid in pids_of(parts):
-            os.kill(pid, signal.SIGSTOP)  # so that nobody but this test writes to the board
-        miss, counts = parts._pool._miss, parts._board.counts.view()
+    with assembled(total_env_steps=10**9, start_timeout_s=50.0) as training:
+        for pid in pids_of(training):
+            os.kill(pid, signal.SIGSTOP)  # so that nobody but this test writes to the counters
+        miss, counts = training._workers._miss, training._counters.counts.view()
         counts[0, ITERATIONS] = iterations
-        parts._board.seconds.view()[0, :2] = seconds / 2
+        training._counters.seconds.view()[0, :2] = seconds / 2
         assert [miss(0, 1e6) for _ in range(3)] == [None] * 3, "who has not been let go need not show anything"
-        parts._board.control.view()[0] = 1
+        training._counters.control.view()[0] = 1
         for _ in range(3):
             assert miss(0, 0.9 * patience_s) is None
             counts[0, BEATS] += 1
@@ -988,10 +991,10 @@ def test_who_shows_no_step_for_too_long_is_lost(monkeypatch, iterations, seconds
 
 
 def test_steps_too_large_end_the_run_at_once():
-    with assembled(learning_rate=1e30, max_grad_norm=None) as parts:
+    with assembled(learning_rate=1e30, max_grad_norm=None) as training:
         with pytest.raises(NonFiniteError, match=r"worker \d: update \d+: "):
-            train(parts)
-        assert parts.asynchrony.restarts == 0
+            train(training)
+        assert training.asynchrony.restarts == 0
 
 
 def fork_server_children():
@@ -1027,38 +1030,38 @@ def test_a_factory_that_cannot_be_sent_is_refused():
 
 
 def test_closing_ends_the_workers_in_mid_training():
-    with assembled(total_env_steps=10**9) as parts:
-        pids = pids_of(parts)
-        next(parts.trainer.run())
+    with assembled(total_env_steps=10**9) as training:
+        pids = pids_of(training)
+        next(training.trainer.run())
     assert are_gone(pids) and len(pids) == 2
-    parts.close()
+    training.close()
 
 
 def test_workers_that_never_began_end_too():
-    with assembled() as parts:
-        pids = pids_of(parts)
-        parts.trainer.halt()
+    with assembled() as training:
+        pids = pids_of(training)
+        training.trainer.halt()
         assert are_gone(pids)
 
 
 def test_a_worker_that_is_killed_while_training_is_being_stopped_is_told_of_and_not_replaced(caplog):
-    with assembled(total_env_steps=10**9) as parts:
-        run = parts.trainer.run()
+    with assembled(total_env_steps=10**9) as training:
+        run = training.trainer.run()
         next(run)
-        pids = pids_of(parts)
+        pids = pids_of(training)
         os.kill(pids[1], signal.SIGSTOP)  # so that it cannot end in order
 
         def kill():
-            settles(lambda: parts._board.control.view()[1])
+            settles(lambda: training._counters.control.view()[1])
             os.kill(pids[1], signal.SIGKILL)
 
         killer = threading.Thread(target=kill)
         killer.start()
-        parts.trainer.halt()
+        training.trainer.halt()
         killer.join()
         assert are_gone(pids)
         run.close()
-        assert parts.asynchrony.restarts == 0
+        assert training.asynchrony.restarts == 0
     assert [r.getMessage() for r in caplog.records] == [
         "worker 1 died (exit code -9), while training was being stopped"
     ]
@@ -1067,9 +1070,9 @@ def test_a_worker_that_is_killed_while_training_is_being_stopped_is_told_of_and_
 @pytest.mark.parametrize("lock", [False, True])
 def test_nothing_of_a_run_stays_open_or_in_shared_memory(lock):
     def run_once():
-        with assembled(lock=lock, total_env_steps=100) as parts:
-            train(parts)
-            arrays.append(weakref.ref(parts._board.param))  # its memory is freed with it
+        with assembled(lock=lock, total_env_steps=100) as training:
+            train(training)
+            arrays.append(weakref.ref(training._counters.param))  # its memory is freed with it
 
     arrays = []
     run_once()  # what is opened once and for all
@@ -1078,14 +1081,14 @@ def test_nothing_of_a_run_stays_open_or_in_shared_memory(lock):
         run_once()
     assert len(os.listdir("/proc/self/fd")) <= files
     gc.collect()
-    assert len(arrays) == 4 and not any(array() for array in arrays), "somebody keeps the board"
+    assert len(arrays) == 4 and not any(array() for array in arrays), "somebody keeps the counters"
 
 
 def test_spawned_processes_do_too(monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    with assembled(workers=1, lock=True, normalize_obs=True) as parts:
-        assert train(parts)[-1].env_steps >= 1500
-        assert parts.asynchrony.updates.sum() > 0
+    with assembled(workers=1, lock=True, normalize_obs=True) as training:
+        assert train(training)[-1].env_steps >= 1500
+        assert training.asynchrony.updates.sum() > 0
 
 
 def test_a_process_started_after_torch_has_used_threads_does_not_hang():
@@ -1105,7 +1108,7 @@ def test_workers_start_beside_threads_of_torch():
     torch.set_num_threads(4)
     try:
         float((torch.ones(600, 600) @ torch.ones(600, 600)).sum())
-        with assembled() as parts:
-            assert train(parts)[-1].env_steps >= 1500
+        with assembled() as training:
+            assert train(training)[-1].env_steps >= 1500
     finally:
         torch.set_num_threads(1)

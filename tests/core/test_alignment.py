@@ -18,12 +18,12 @@ from core_support import assert_same, make_parts, weights
 
 import fastac
 from fastac import memory
-from fastac.learning.optimizer import Adam, LocalApply, RMSprop, SharedApply, Vectors, flat_size, flatten
 from fastac.build import Streams, assemble
 from fastac.config import Config
 from fastac.contract import Alone, read_tensor
+from fastac.learning.optimizer import Adam, FlatParameters, LocalOptimizer, RMSprop, SharedOptimizer, flat_size, flatten
 from fastac.processes import SharedArray, close, get_context, start
-from fastac.workers import Board
+from fastac.workers import SharedCounters
 from fastac.workers.shared_group import GroupMemory
 
 ODD = {"num_envs": 3, "num_steps": 7, "hidden_sizes": (9, 7)}  # nothing fills a cache line by chance
@@ -116,10 +116,17 @@ def test_another_process_sees_the_same_line():
 
 
 def test_workers_write_into_lines_of_their_own():
-    board = Board.allocate(3, 16, {"square": 0.0}, {"obs": 2, "reward": 1})
+    counters = SharedCounters.allocate(3, 16, {"square": 0.0}, {"obs": 2, "reward": 1})
     group = GroupMemory.allocate(3, 72, 5, 48, {"square": 0.0})
-    rows = [board.counts, board.seconds, board.losses, board.staleness, board.found, *board.statistics.values()]
-    rows += [*board.versions.values(), group.counts, group.found, group.num_found, group.grads]
+    rows = [
+        counters.counts,
+        counters.seconds,
+        counters.losses,
+        counters.staleness,
+        counters.finished,
+        *counters.statistics.values(),
+    ]
+    rows += [*counters.versions.values(), group.counts, group.finished, group.num_finished, group.grads]
     for array in rows:
         assert all(is_line(row) for row in array.view().reshape(3, -1))
     assert all(is_line(slot) for turn in group.slots.view() for slot in turn)
@@ -132,7 +139,7 @@ def test_workers_write_into_lines_of_their_own():
 def test_gaps_between_parameters_stay_zero_and_weigh_nothing(rule):
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
     param, grad = flatten(model)
-    apply = LocalApply(model, rule, 0.5)
+    optimizer = LocalOptimizer(model, rule, 0.5)
     is_gap = torch.ones(flat_size(model), dtype=torch.bool)
     for p in model.parameters():
         assert memory.begins_line(p) and memory.begins_line(p.grad)
@@ -143,7 +150,7 @@ def test_gaps_between_parameters_stay_zero_and_weigh_nothing(rule):
         for p in model.parameters():
             p.grad.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(step)))
         norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
-        assert apply.step(0.1) == pytest.approx(norm.item(), rel=1e-6)
+        assert optimizer.step(0.1) == pytest.approx(norm.item(), rel=1e-6)
     vector = next(model.parameters()).untyped_storage()
     whole = torch.empty(0).set_(vector, 0, (flat_size(model),))
     assert not whole[is_gap].any() and whole[~is_gap].all()
@@ -160,22 +167,22 @@ def test_shared_vectors_that_begin_elsewhere_are_refused(place, shift):
     model = torch.nn.Linear(3, 5)
     size = flat_size(model)
     vectors = {"param": torch.zeros(size), "grads": torch.zeros(2, size)}
-    make = partial(SharedApply, model, Adam(1e-5), None, _Pair())
-    make(Vectors(vectors["param"], {}), vectors["grads"])
+    make = partial(SharedOptimizer, model, Adam(1e-5), None, _Pair())
+    make(FlatParameters(vectors["param"], {}), vectors["grads"])
     vectors[place] = shifted(shift, vectors[place])
     with pytest.raises(AssertionError, match="cache line"):
-        make(Vectors(vectors["param"], {}), vectors["grads"])
+        make(FlatParameters(vectors["param"], {}), vectors["grads"])
 
 
 def test_statistics_in_another_layout_are_refused_in_one_sentence():
-    parts = make_parts(**ODD)
-    state = parts.get_state()
-    apply = state["trainer"]["learner"]["apply"]
-    apply["average"] = read_tensor(apply, "average")[:-3]
+    training = make_parts(**ODD)
+    state = training.get_state()
+    optimizer = state["trainer"]["learner"]["optimizer"]
+    optimizer["average"] = read_tensor(optimizer, "average")[:-3]
     with pytest.raises(
         ValueError, match=r"'average' in the saved state is an array \[205\] .* expected an array \[208\]"
     ):
-        parts.set_state(state)
+        training.set_state(state)
 
 
 # --- whole runs ----------------------------------------------------------------------------------
@@ -206,9 +213,9 @@ def test_a_buffer_that_begins_elsewhere_is_refused_whichever_it_is(name, monkeyp
             shifting = Shifting(turn, 4 + 4 * (turn % 15))
             shifting.install(patch)
             try:
-                parts = make_parts(**(ODD | RUNS[name]))
-                list(islice(parts.trainer.run(), 1))
-                parts.trainer._pair._collector._actor.value_of(parts.rollout.obs[0])
+                training = make_parts(**(ODD | RUNS[name]))
+                list(islice(training.trainer.run(), 1))
+                training.trainer._worker._collector._actor.value_of(training.rollout.obs[0])
             except AssertionError as error:
                 assert "begin at a cache line" in str(error)
                 refused += 1
@@ -229,12 +236,12 @@ def disturb(number):
 
 def end_of(settings, iterations=6):
     config = Config().replace(**settings)
-    parts = assemble(config, Streams.spawn(config.run.seed).env)
+    training = assemble(config, Streams.spawn(config.run.seed).env)
     try:
-        list(islice(parts.trainer.run(), iterations))
-        return weights(parts)
+        list(islice(training.trainer.run(), iterations))
+        return weights(training)
     finally:
-        parts.close()
+        training.close()
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -309,8 +309,8 @@ def test_an_episode_longer_than_the_rollout_is_cut_and_bootstrapped():
 
 def test_an_episode_that_was_cut_does_not_count_towards_the_next_one():
     # Some of CartPole's episodes end within 12 steps, and none that is reported can be longer.
-    parts = parts_of(collect="episodes", num_steps=12, num_envs=4)
-    finished = [episode for report in islice(parts.trainer.run(), 40) for episode in report.finished]
+    training = parts_of(collect="episodes", num_steps=12, num_envs=4)
+    finished = [episode for report in islice(training.trainer.run(), 40) for episode in report.finished]
     assert len(finished) > 10
     assert max(episode.length for episode in finished) <= 12
     assert all(episode.return_ == episode.length for episode in finished)
@@ -319,11 +319,11 @@ def test_an_episode_that_was_cut_does_not_count_towards_the_next_one():
 @pytest.mark.parametrize("num_steps", [4, 20])
 def test_reward_scaling_begins_each_iteration_anew_where_episodes_do(num_steps):
     # What is left of the discounted return of the iteration before must not leak into a new episode.
-    parts = parts_of(collect="episodes", num_steps=num_steps, num_envs=4, normalize_reward=True, gamma=1.0)
-    run_iterations(parts, 20)
+    training = parts_of(collect="episodes", num_steps=num_steps, num_envs=4, normalize_reward=True, gamma=1.0)
+    run_iterations(training, 20)
     # Reward 1 a step: no return so far exceeds the steps of one episode.
-    assert parts.reward_normalizer.moments.mean.item() <= num_steps
-    assert parts.reward_normalizer.running.max().item() <= num_steps
+    assert training.worker.reward_normalizer.moments.mean.item() <= num_steps
+    assert training.worker.reward_normalizer.running.max().item() <= num_steps
 
 
 def test_episodes_mode_equals_steps_mode_up_to_the_end_of_each_first_episode():

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from fastac.learning.optimizer import Adam, LocalApply, flat_size, flatten
 from fastac.build import Streams, build, build_envs, build_fused_objective, build_objective, build_sampler
 from fastac.build.network import build_model
 from fastac.config import Config, ModelConfig
+from fastac.learning.autograd import AutogradGradient, Coefs, PlainObjective
 from fastac.learning.fused import FusedActor, FusedGradient, FusedNetwork, StagedActor, StagedGradient, is_fusable
 from fastac.learning.fused import gradient as fused_gradient
-from fastac.learning.autograd import AutogradGradient, Coefs, PlainObjective
 from fastac.learning.losses import clipped_surrogate, policy_gradient
+from fastac.learning.optimizer import Adam, LocalOptimizer, flat_size, flatten
 from fastac.models import (
     ActorCritic,
     CategoricalHead,
@@ -92,10 +92,12 @@ def act(actor):
     actor.value(NUM_STEPS)
 
 
-def act_fused(model, rollout, keeps=True):
-    LocalApply(model, Adam(1e-5), None)  # flattens the parameters
+def act_fused(model, rollout, keep_activations=True):
+    LocalOptimizer(model, Adam(1e-5), None)  # flattens the parameters
     network = FusedNetwork(model)
-    actor = FusedActor(network, build_sampler(model.head, NUM_ENVS), rollout, torch.Generator().manual_seed(0), keeps)
+    actor = FusedActor(
+        network, build_sampler(model.head, NUM_ENVS), rollout, torch.Generator().manual_seed(0), keep_activations
+    )
     act(actor)
     return network, actor
 
@@ -239,12 +241,12 @@ def test_a_network_of_linear_layers_begins_as_it_always_did():
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("case", CASES)
-def test_it_acts_and_values_as_the_model_does(case, shared, keeps):
+def test_it_acts_and_values_as_the_model_does(case, shared, keep_activations):
     net, obs_shape, dtype = CASES[case]
     model = make_model(net, obs_shape, dtype, shared)
     theirs, ours = make_rollout(obs_shape, dtype), make_rollout(obs_shape, dtype)
     act(ModelActor(model, theirs, torch.Generator().manual_seed(0), CPU))
-    network, actor = act_fused(model, ours, keeps)
+    network, actor = act_fused(model, ours, keep_activations)
     staged = StagedActor(network, build_sampler(model.head, NUM_ENVS), ours, torch.Generator().manual_seed(0))
     final = draw((NUM_ENVS, *obs_shape), dtype, 5)
     value = model.value(final, torch.zeros(NUM_ENVS, 0), torch.zeros(NUM_ENVS, dtype=torch.bool))
@@ -266,7 +268,7 @@ def gradients(model, gradient, batch, coefs, is_fresh):
     return terms, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def check_gradients(model, network, tape, rollout, coefs):
+def check_gradients(model, network, activations, rollout, coefs):
     """Hold every way to the gradient to autograd's."""
     rollout.log_prob.add_(0.3 * torch.randn(rollout.log_prob.shape, generator=torch.Generator().manual_seed(9)))
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
@@ -277,9 +279,9 @@ def check_gradients(model, network, tape, rollout, coefs):
     for gradient, is_fresh in (
         (AutogradGradient(model, build_objective(model.head, loss), CPU), False),
         (FusedGradient(network, objective, None, rows), True),
-        (FusedGradient(network, objective, tape, rows), True),
-        (FusedGradient(network, objective, tape, rows), False),
-        (FusedGradient(network, objective, tape, rows, goes_forward=False), True),
+        (FusedGradient(network, objective, activations, rows), True),
+        (FusedGradient(network, objective, activations, rows), False),
+        (FusedGradient(network, objective, activations, rows, goes_forward=False), True),
         (StagedGradient(network, objective, batch), False),
     ):
         their_terms, found = gradients(model, gradient, batch, coefs, is_fresh)
@@ -299,7 +301,7 @@ def test_its_gradients_are_autograds(case, shared, coefs, chunk, monkeypatch):
     net, obs_shape, dtype = CASES[case]
     model, rollout = make_model(net, obs_shape, dtype, shared), make_rollout(obs_shape, dtype)
     network, actor = act_fused(model, rollout)
-    check_gradients(model, network, actor.tape, rollout, coefs)
+    check_gradients(model, network, actor.activations, rollout, coefs)
 
 
 def test_stacks_built_in_one_place_are_seen_as_they_were(monkeypatch):
@@ -310,7 +312,7 @@ def test_stacks_built_in_one_place_are_seen_as_they_were(monkeypatch):
     network, actor = act_fused(model, ours)
     torch.testing.assert_close(ours.value, theirs.value, rtol=1e-4, atol=1e-5)
     assert torch.equal(ours.action, theirs.action) and ours.value.std() > 0.01
-    check_gradients(model, network, actor.tape, ours, A2C)
+    check_gradients(model, network, actor.activations, ours, A2C)
 
 
 def test_after_an_update_nothing_of_the_old_weights_is_left():
@@ -326,7 +328,7 @@ def test_after_an_update_nothing_of_the_old_weights_is_left():
     act(ModelActor(model, theirs, torch.Generator().manual_seed(0), CPU))
     torch.testing.assert_close(rollout.value, theirs.value, rtol=1e-4, atol=1e-4)
     assert (rollout.value - before).abs().max() > 0.01
-    check_gradients(model, network, actor.tape, rollout, A2C)
+    check_gradients(model, network, actor.activations, rollout, A2C)
 
 
 @pytest.mark.parametrize(("rows", "cut"), [(1, 1), (80, 80), (128, 128), (129, 65), (300, 100)])
@@ -393,10 +395,10 @@ def build_lights(**settings):
     return build(config, envs)
 
 
-def ends(parts, iterations=4):
-    list(islice(parts.trainer.run(), iterations))
-    found = weights(parts)
-    parts.close()
+def ends(training, iterations=4):
+    list(islice(training.trainer.run(), iterations))
+    found = weights(training)
+    training.close()
     return found
 
 
@@ -426,9 +428,11 @@ def test_a_run_learns_what_autograd_would_have_learned(monkeypatch):
 
 
 def test_a_run_learns_to_see():
-    parts = build_lights(num_envs=16, num_steps=8)
-    rewards = [parts.rollout.reward[parts.rollout.valid].mean().item() for _ in islice(parts.trainer.run(), 80)]
-    parts.close()
+    training = build_lights(num_envs=16, num_steps=8)
+    rewards = [
+        training.rollout.reward[training.rollout.valid].mean().item() for _ in islice(training.trainer.run(), 80)
+    ]
+    training.close()
     assert np.mean(rewards[:3]) < 0.4 < 0.8 < np.mean(rewards[-5:])  # of 1; by chance 0.25
 
 
@@ -442,13 +446,13 @@ def held_bytes():
 def test_a_run_holds_the_memory_that_it_states_and_no_second_copy(settings):
     make_parts().close()  # what is made once
     before = held_bytes()
-    parts = build_lights(**({"num_envs": 16, "num_steps": 8} | settings))
-    list(islice(parts.trainer.run(), 2))
+    training = build_lights(**({"num_envs": 16, "num_steps": 8} | settings))
+    list(islice(training.trainer.run(), 2))
     held = held_bytes() - before
-    stated = parts.rollout.nbytes + parts.activations_nbytes
-    params = sum(p.nbytes for p in parts.model.parameters())  # and their gradients, two slots
+    stated = training.rollout.nbytes + training.activations_nbytes
+    params = sum(p.nbytes for p in training.model.parameters())  # and their gradients, two slots
     assert stated <= held <= 1.02 * stated + 4 * params + 2**15
-    parts.close()
+    training.close()
 
 
 @pytest.mark.gpu

@@ -56,9 +56,9 @@ def test_the_same_seed_gives_the_same_bits(settings):
     for _ in range(2):
         torch.manual_seed(len(runs))  # nothing may depend on the global stream
         np.random.seed(len(runs))
-        parts = make_parts(**settings, seed=7)
-        reports = [without_time(report) for report in islice(parts.trainer.run(), 5)]
-        runs.append((weights(parts), repr(reports)))
+        training = make_parts(**settings, seed=7)
+        reports = [without_time(report) for report in islice(training.trainer.run(), 5)]
+        runs.append((weights(training), repr(reports)))
     assert_same(*(run[0] for run in runs))
     assert runs[0][1] == runs[1][1]
 
@@ -79,9 +79,9 @@ def test_other_seeds_give_other_weights_actions_and_observations():
 def test_neighbouring_seeds_share_no_environment_stream(vectorization):
     begins = set()
     for seed in range(4):
-        parts = make_parts(num_envs=8, num_steps=1, seed=seed, vectorization=vectorization)
-        run_iterations(parts, 1)
-        begins |= {tuple(row.tolist()) for row in parts.rollout.obs[0]}
+        training = make_parts(num_envs=8, num_steps=1, seed=seed, vectorization=vectorization)
+        run_iterations(training, 1)
+        begins |= {tuple(row.tolist()) for row in training.rollout.obs[0]}
     assert len(begins) == 32
 
 
@@ -118,7 +118,7 @@ def test_a_saved_run_goes_on_bit_for_bit(name, optimizer, tmp_path):
     got += [without_time(report) for report in islice(second.trainer.run(), 3)]
 
     assert repr(got) == repr(expected)
-    ends = [timeless(parts.get_state()) for parts in (straight, second)]
+    ends = [timeless(training.get_state()) for training in (straight, second)]
     assert_same(*ends)
 
 
@@ -154,8 +154,8 @@ def test_reward_scaling_forgets_episodes_that_are_not_gone_on_with():
     state["trainer"] = dict(state["trainer"], envs=None)
     second = make_parts(**settings)
     second.set_state(state)
-    assert first.reward_normalizer.running.any()
-    assert not second.reward_normalizer.running.any()
+    assert first.worker.reward_normalizer.running.any()
+    assert not second.worker.reward_normalizer.running.any()
 
 
 def test_the_same_seed_gives_the_same_weights_under_any_thread_count():

@@ -168,22 +168,24 @@ def test_memory_is_carried_through_an_episode_and_dropped_after_it(actions):
 def test_evaluation_changes_neither_weights_nor_statistics_nor_the_run():
     runs = []
     for watched in (False, True):
-        parts = make_parts(num_envs=4, num_steps=8, normalize_obs=True, normalize_reward=True, core="lstm", lstm_size=8)
-        for report in parts.trainer.run():
+        training = make_parts(
+            num_envs=4, num_steps=8, normalize_obs=True, normalize_reward=True, core="lstm", lstm_size=8
+        )
+        for report in training.trainer.run():
             if watched:
-                before = {name: value.clone() for name, value in parts.model.state_dict().items()}
-                evaluate(parts.model, make_vec(EnvConfig("CartPole-v1", 3), np.random.SeedSequence(1)), 4, CPU)
-                assert all(torch.equal(value, before[name]) for name, value in parts.model.state_dict().items())
+                before = {name: value.clone() for name, value in training.model.state_dict().items()}
+                evaluate(training.model, make_vec(EnvConfig("CartPole-v1", 3), np.random.SeedSequence(1)), 4, CPU)
+                assert all(torch.equal(value, before[name]) for name, value in training.model.state_dict().items())
             if report.iteration == 4:
                 break
-        runs.append(parts.model.state_dict())
+        runs.append(training.model.state_dict())
     assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
 
 
 def test_rewards_are_raw_even_where_learning_scales_them():
-    parts = make_parts(env_id=SHORT_LONG, vectorization="sync", num_envs=2, num_steps=8, normalize_reward=True)
+    training = make_parts(env_id=SHORT_LONG, vectorization="sync", num_envs=2, num_steps=8, normalize_reward=True)
     finished = []
-    for report in parts.trainer.run():
+    for report in training.trainer.run():
         finished += report.finished
         if report.iteration == 10:
             break

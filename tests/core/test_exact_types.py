@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 from fastac.build import Streams, build, build_envs, build_fused_objective, build_head, build_objective, build_sampler
 from fastac.build import engine as engine_module
 from fastac.config import Config
+from fastac.learning.autograd import CategoricalObjective, GaussianObjective, PlainObjective
 from fastac.learning.fused import (
     CategoricalFusedObjective,
     GaussianFusedObjective,
@@ -21,7 +22,6 @@ from fastac.learning.fused import (
     is_as_written,
     is_fusable,
 )
-from fastac.learning.autograd import CategoricalObjective, GaussianObjective, PlainObjective
 from fastac.learning.losses import clipped_surrogate, policy_gradient
 from fastac.models import CategoricalHead, ConvEncoder, GaussianHead, MLPEncoder
 
@@ -129,11 +129,11 @@ def build_with(encoder, **settings):
 
 def train_with(encoder, iterations=3, **settings):
     """Return the parameters before and after a few iterations, in order."""
-    parts = build_with(encoder, **settings)
-    before = [p.detach().clone() for p in parts.model.parameters()]
-    list(islice(parts.trainer.run(), iterations))
-    parts.close()
-    return parts.model, before, [p.detach() for p in parts.model.parameters()]
+    training = build_with(encoder, **settings)
+    before = [p.detach().clone() for p in training.model.parameters()]
+    list(islice(training.trainer.run(), iterations))
+    training.close()
+    return training.model, before, [p.detach() for p in training.model.parameters()]
 
 
 A2C, PPO = {}, {"algo": "ppo", "num_epochs": 2, "num_minibatches": 2}
@@ -182,12 +182,12 @@ class Inverted(ConvEncoder):
     ],
 )
 def test_convolutions_are_fused_only_as_they_are_built(change_it):
-    parts = build_with(None)
+    training = build_with(None)
     encoder = ConvEncoder((10, 10, 4), "minatar", 1.0)
-    parts.model.trunks[0].encoder = encoder
-    assert is_fusable(parts.model)
+    training.model.trunks[0].encoder = encoder
+    assert is_fusable(training.model)
     change_it(encoder)
-    assert not is_fusable(parts.model)
+    assert not is_fusable(training.model)
 
 
 def test_a_hook_on_all_modules_is_left_to_autograd():
@@ -267,8 +267,8 @@ def test_a_loss_that_leaves_the_critic_out_does_not_train_it(monkeypatch):
         return policy_gradient(0.0 * log_prob, entropy, value.detach(), *rest)
 
     monkeypatch.setitem(engine_module._LOSSES, "a2c", entropy_alone)
-    parts = build_with(None, ent_coef=1.0, max_grad_norm=None)
-    before = weights(parts)
-    next(iter(parts.trainer.run()))
-    changed = {name for name, value in weights(parts).items() if not torch.equal(value, before[name])}
+    training = build_with(None, ent_coef=1.0, max_grad_norm=None)
+    before = weights(training)
+    next(iter(training.trainer.run()))
+    changed = {name for name, value in weights(training).items() if not torch.equal(value, before[name])}
     assert "head.layer.weight" in changed and "value_head.weight" not in changed

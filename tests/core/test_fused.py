@@ -11,14 +11,14 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastac.learning.optimizer import Adam, LocalApply
 from fastac.build import build_fused_objective, build_head, build_objective, build_sampler
 from fastac.config import Config
+from fastac.learning.autograd import AutogradGradient, Coefs, PlainObjective
 from fastac.learning.fused import FusedActor, FusedGradient, FusedNetwork, StagedActor, StagedGradient, is_fusable
 from fastac.learning.fused import gradient as fused_gradient
 from fastac.learning.fused import network as network_module
-from fastac.learning.autograd import AutogradGradient, Coefs, PlainObjective
 from fastac.learning.losses import clipped_surrogate, policy_gradient
+from fastac.learning.optimizer import Adam, LocalOptimizer
 from fastac.models import ActorCritic, IdentityCore, LSTMCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, ModelActor, Rollout
 
@@ -79,10 +79,12 @@ def act(actor):
     actor.value(NUM_STEPS)
 
 
-def act_fused(model, rollout, keeps=True):
-    LocalApply(model, Adam(1e-5), None)  # flattens the parameters
+def act_fused(model, rollout, keep_activations=True):
+    LocalOptimizer(model, Adam(1e-5), None)  # flattens the parameters
     network = FusedNetwork(model)
-    actor = FusedActor(network, build_sampler(model.head, NUM_ENVS), rollout, torch.Generator().manual_seed(0), keeps)
+    actor = FusedActor(
+        network, build_sampler(model.head, NUM_ENVS), rollout, torch.Generator().manual_seed(0), keep_activations
+    )
     act(actor)
     return network, actor
 
@@ -91,11 +93,11 @@ def act_fused(model, rollout, keeps=True):
 @pytest.mark.parametrize("normalizes", [False, True])
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize(("hidden", "activation", "shared"), NETS)
-def test_it_acts_and_values_as_the_model_does(hidden, activation, shared, space, normalizes, keeps):
+def test_it_acts_and_values_as_the_model_does(hidden, activation, shared, space, normalizes, keep_activations):
     model = make_model(SPACES[space], hidden, activation, shared, normalizes)
     theirs, ours = make_rollout(SPACES[space]), make_rollout(SPACES[space])
     act(ModelActor(model, theirs, torch.Generator().manual_seed(0), CPU))
-    network, actor = act_fused(model, ours, keeps)
+    network, actor = act_fused(model, ours, keep_activations)
     torch.testing.assert_close(ours.value, theirs.value, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.log_prob, theirs.log_prob, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.action, theirs.action, rtol=1e-4, atol=1e-5)
@@ -110,10 +112,10 @@ def test_it_acts_and_values_as_the_model_does(hidden, activation, shared, space,
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_a_rollout_is_acted_with_the_statistics_of_its_beginning(keeps):
+def test_a_rollout_is_acted_with_the_statistics_of_its_beginning(keep_activations):
     space = SPACES["discrete"]
     model, ours = make_model(space, (8, 8), "tanh", False, normalizes=True), make_rollout(space)
-    _, actor = act_fused(model, ours, keeps)
+    _, actor = act_fused(model, ours, keep_activations)
     before = ours.value.clone()
     model.obs_normalizer.moments.mean.add_(1.0)
     model.obs_normalizer.moments.var.mul_(2.0)
@@ -148,8 +150,8 @@ def test_its_gradients_are_autograds(net, space, normalizes, coefs, chunk, cache
         (AutogradGradient(model, PlainObjective(model.head, loss), CPU), False),
         (AutogradGradient(model, build_objective(model.head, loss), CPU), False),
         (FusedGradient(network, objective, None, NUM_STEPS * NUM_ENVS), True),
-        (FusedGradient(network, objective, actor.tape, NUM_STEPS * NUM_ENVS), True),
-        (FusedGradient(network, objective, actor.tape, NUM_STEPS * NUM_ENVS), False),
+        (FusedGradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS), True),
+        (FusedGradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS), False),
         (StagedGradient(network, objective, batch), False),
     ):
         for p in model.parameters():
@@ -185,7 +187,7 @@ def test_heads_without_a_kernel_of_their_own_learn_as_under_autograd(kind, net, 
     results = []
     for gradient in (
         AutogradGradient(model, build_objective(model.head, loss), CPU),
-        FusedGradient(network, objective, actor.tape, NUM_STEPS * NUM_ENVS),
+        FusedGradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS),
         StagedGradient(network, objective, batch),
     ):
         for p in model.parameters():
@@ -204,7 +206,7 @@ def test_kept_activations_are_used_only_while_they_are_fresh():
     model, rollout = make_model(SPACES["discrete"], (8,), "tanh", True), make_rollout(SPACES["discrete"])
     network, actor = act_fused(model, rollout)
     objective = build_fused_objective(model.head, policy_gradient)
-    gradient = FusedGradient(network, objective, actor.tape, NUM_STEPS * NUM_ENVS)
+    gradient = FusedGradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS)
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
     found = {}
     for is_fresh in (True, False):
@@ -221,11 +223,11 @@ def test_after_an_update_nothing_of_the_old_weights_is_left(cache_bytes, monkeyp
     monkeypatch.setattr(network_module, "_CACHE_BYTES", cache_bytes)
     model, rollout = make_model(SPACES["discrete"], (8, 8), "tanh", True), make_rollout(SPACES["discrete"])
     network, actor = act_fused(model, rollout)
-    assert actor.tape.left_out == (cache_bytes == 0)
+    assert actor.activations.left_out == (cache_bytes == 0)
     objective = build_fused_objective(model.head, clipped_surrogate)
     gradients = [
         AutogradGradient(model, PlainObjective(model.head, clipped_surrogate), CPU),
-        FusedGradient(network, objective, actor.tape, NUM_STEPS * NUM_ENVS),
+        FusedGradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS),
     ]
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
     for _ in range(2):
@@ -245,11 +247,11 @@ def test_batches_of_ever_other_lengths_are_forgotten(monkeypatch):
     network, actor = act_fused(model, rollout)
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
     objective, rows = build_fused_objective(model.head, policy_gradient), NUM_STEPS * NUM_ENVS
-    gradient = FusedGradient(network, objective, actor.tape, rows)
+    gradient = FusedGradient(network, objective, actor.activations, rows)
     for length in [*range(1, rows + 1), *range(rows, 0, -3)]:
         for is_fresh in (True, False):
             found = []
-            for one in (gradient, FusedGradient(network, objective, actor.tape, rows)):
+            for one in (gradient, FusedGradient(network, objective, actor.activations, rows)):
                 terms = one(batch.rows(0, length), A2C, is_fresh).clone()
                 found.append((terms, gradient_of(model)))
             assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
@@ -283,10 +285,10 @@ def test_a_run_learns_the_same_whether_forwards_are_kept_or_made_again(settings)
     ends = []
     for reuse in (True, False):
         narrow = {"num_envs": 4, "hidden_sizes": (16, 16), "learning_rate": 1e-3}
-        parts = make_parts(**(narrow | settings), reuse_forward=reuse)
-        reports = list(islice(parts.trainer.run(), 5))
-        ends.append((weights(parts), reports[-1].env_steps))
-        parts.close()
+        training = make_parts(**(narrow | settings), reuse_forward=reuse)
+        reports = list(islice(training.trainer.run(), 5))
+        ends.append((weights(training), reports[-1].env_steps))
+        training.close()
     assert ends[0][1] == ends[1][1]
     for name, value in ends[0][0].items():
         torch.testing.assert_close(value, ends[1][0][name], rtol=1e-3, atol=1e-5, msg=name)
@@ -297,10 +299,10 @@ def test_a_run_learns_what_autograd_would_have_learned(monkeypatch):
     ends = []
     for fuses in (True, False):
         monkeypatch.setattr("fastac.build.engine.is_fusable", lambda model, fuses=fuses: fuses)
-        parts = make_parts(**settings)
-        list(islice(parts.trainer.run(), 5))
-        ends.append(weights(parts))
-        parts.close()
+        training = make_parts(**settings)
+        list(islice(training.trainer.run(), 5))
+        ends.append(weights(training))
+        training.close()
     for name, value in ends[0].items():
         torch.testing.assert_close(value, ends[1][name], rtol=1e-3, atol=1e-5, msg=name)
 
@@ -333,13 +335,13 @@ def held_bytes():
 )
 def test_a_run_holds_the_memory_that_it_states_and_no_second_copy(settings):
     before = held_bytes()
-    parts = make_parts(**({"num_envs": 128, "num_steps": 16, "hidden_sizes": (64, 64)} | settings))
-    list(islice(parts.trainer.run(), 3))
+    training = make_parts(**({"num_envs": 128, "num_steps": 16, "hidden_sizes": (64, 64)} | settings))
+    list(islice(training.trainer.run(), 3))
     held = held_bytes() - before
-    stated = parts.rollout.nbytes + parts.activations_nbytes
-    weights = sum(p.nbytes for p in parts.model.parameters())  # and their gradients, three slots, and a copy to act
+    stated = training.rollout.nbytes + training.activations_nbytes
+    weights = sum(p.nbytes for p in training.model.parameters())  # and their gradients, three slots, and a copy to act
     assert stated <= held <= 1.02 * stated + 6 * weights + 2**15
-    parts.close()
+    training.close()
 
 
 # --- CUDA ----------------------------------------------------------------------------------------
@@ -353,9 +355,9 @@ def test_a_run_on_cuda_learns_what_one_on_the_cpu_does(settings):
     ends = []
     for device in ("cpu", "cuda"):
         narrow = {"num_envs": 4, "hidden_sizes": (16, 16), "learning_rate": 1e-3}
-        parts = make_parts(**(narrow | settings), device=device)
-        list(islice(parts.trainer.run(), 5))
-        ends.append({name: value.cpu() for name, value in weights(parts).items()})
-        parts.close()
+        training = make_parts(**(narrow | settings), device=device)
+        list(islice(training.trainer.run(), 5))
+        ends.append({name: value.cpu() for name, value in weights(training).items()})
+        training.close()
     for name, value in ends[0].items():
         torch.testing.assert_close(value, ends[1][name], rtol=1e-3, atol=1e-4, msg=name)

@@ -20,13 +20,13 @@ from core_support import (
     weights,
 )
 
-from fastac.learning.optimizer import LocalApply, RMSprop
 from fastac.build import build_rule
 from fastac.config import Config
 from fastac.contract import NonFiniteError, Phases
 from fastac.learning.autograd import AutogradGradient, PlainObjective
 from fastac.learning.learner import Learner, anneal
 from fastac.learning.losses import clipped_surrogate, policy_gradient
+from fastac.learning.optimizer import LocalOptimizer, RMSprop
 from fastac.models import (
     ActorCritic,
     CategoricalHead,
@@ -66,9 +66,9 @@ def collect(model, num_steps=12, rollouts=1, mode="next_step"):
 
 def make_learner(model, minibatches, loss=policy_gradient, **settings):
     config = Config().replace(**settings)
-    apply = LocalApply(model, build_rule(config.optim), config.optim.max_grad_norm)
+    optimizer = LocalOptimizer(model, build_rule(config.optim), config.optim.max_grad_norm)
     gradient = AutogradGradient(model, PlainObjective(getattr(model, "head", None), loss), CPU)
-    return Learner(config, gradient, minibatches, apply)
+    return Learner(config, gradient, minibatches, optimizer)
 
 
 def learn(learner, rollout, done_fraction=0.0):
@@ -96,9 +96,9 @@ class OnlyValid:
 
     def split(self, rollout):
         kept, rows = rollout.valid, rollout.num_steps
-        parts = [rollout.obs[:rows], rollout.action, rollout.log_prob]
-        parts += [rollout.advantage, rollout.return_]
-        yield Batch(*(part[kept] for part in parts), kept[kept], rollout.start[:rows][kept], rollout.state)
+        training = [rollout.obs[:rows], rollout.action, rollout.log_prob]
+        training += [rollout.advantage, rollout.return_]
+        yield Batch(*(part[kept] for part in training), kept[kept], rollout.start[:rows][kept], rollout.state)
 
 
 @pytest.mark.parametrize("normalize_advantage", [False, True])
@@ -195,8 +195,8 @@ def test_the_first_epoch_sees_the_log_probs_that_acted_with_an_lstm(mode, num_mi
     ],
 )
 def test_whole_runs_begin_every_update_at_ratio_1(settings):
-    parts = make_parts(algo="ppo", num_envs=8, num_steps=24, learning_rate=0.02, total_env_steps=6 * 192, **settings)
-    for report in parts.trainer.run():
+    training = make_parts(algo="ppo", num_envs=8, num_steps=24, learning_rate=0.02, total_env_steps=6 * 192, **settings)
+    for report in training.trainer.run():
         assert abs(report.losses["approx_kl"]) < 1e-6
         assert report.losses["clip_fraction"] == 0.0
     assert report.episodes > 5
@@ -242,10 +242,10 @@ def test_sequence_minibatches_bring_each_envs_own_memory():
 def test_ppo_with_one_epoch_and_one_batch_is_a2c(core, optimizer):
     ends = []
     for algo in ("a2c", "ppo"):
-        parts = make_parts(algo=algo, core=core, lstm_size=8, num_envs=4, num_steps=10, optimizer=optimizer, seed=3)
-        begin = weights(parts)
-        run_iterations(parts, 6)
-        ends.append(weights(parts))
+        training = make_parts(algo=algo, core=core, lstm_size=8, num_envs=4, num_steps=10, optimizer=optimizer, seed=3)
+        begin = weights(training)
+        run_iterations(training, 6)
+        ends.append(weights(training))
         assert differ(begin, ends[-1])
     assert_close(*ends, rtol=1e-4, atol=2e-6)
 
@@ -253,8 +253,8 @@ def test_ppo_with_one_epoch_and_one_batch_is_a2c(core, optimizer):
 def test_several_epochs_of_ppo_are_clipped_and_those_of_a2c_are_not():
     clipped = {}
     for algo in ("ppo", "a2c"):
-        parts = make_parts(algo=algo, num_epochs=4, num_envs=4, num_steps=32, learning_rate=0.02)
-        (report,) = itertools.islice(parts.trainer.run(), 1)
+        training = make_parts(algo=algo, num_epochs=4, num_envs=4, num_steps=32, learning_rate=0.02)
+        (report,) = itertools.islice(training.trainer.run(), 1)
         assert report.updates == 4
         clipped[algo] = report.losses["clip_fraction"], report.losses["approx_kl"]
     assert min(clipped["ppo"]) > 0.01
@@ -311,8 +311,8 @@ def test_anneal():
 
 
 def test_a_linear_learning_rate_falls_over_the_budget():
-    parts = make_parts(num_envs=2, num_steps=5, total_env_steps=40, learning_rate_schedule="linear")
-    reports = list(parts.trainer.run())
+    training = make_parts(num_envs=2, num_steps=5, total_env_steps=40, learning_rate_schedule="linear")
+    reports = list(training.trainer.run())
     assert reports[0].losses["learning_rate"] == 7e-4
     for before, after in itertools.pairwise(reports):
         assert after.losses["learning_rate"] == pytest.approx(7e-4 * (1.0 - before.env_steps / 40))
@@ -340,17 +340,17 @@ class PlainDescent:
         param.sub_(grad * grad_scale, alpha=learning_rate)
 
 
-def differentiate_and_step(apply, loss, learning_rate):
+def differentiate_and_step(optimizer, loss, learning_rate):
     loss.backward()
-    return apply.step(learning_rate)
+    return optimizer.step(learning_rate)
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.1, None])
 def test_the_gradient_is_clipped_to_a_global_norm(max_grad_norm):
     model = torch.nn.Linear(3, 2)
-    apply = LocalApply(model, PlainDescent(), max_grad_norm)
+    optimizer = LocalOptimizer(model, PlainDescent(), max_grad_norm)
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
-    norm = differentiate_and_step(apply, 100.0 * model(torch.ones(1, 3)).sum(), 0.5)
+    norm = differentiate_and_step(optimizer, 100.0 * model(torch.ones(1, 3)).sum(), 0.5)
     moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
     assert norm == pytest.approx(100.0 * math.sqrt(8.0))
     assert moved.norm().item() == pytest.approx(0.5 * (norm if max_grad_norm is None else max_grad_norm), rel=1e-4)
@@ -372,7 +372,7 @@ def test_rmsprop_tf_by_formula():
 def test_parameters_keep_their_values_and_become_views_of_one_vector():
     model = make_model()
     before = state_of(model)
-    LocalApply(model, PlainDescent(), None)
+    LocalOptimizer(model, PlainDescent(), None)
     assert not differ(before, state_of(model))
     assert len({p.untyped_storage().data_ptr() for p in model.parameters()}) == 1
     assert len({p.grad.untyped_storage().data_ptr() for p in model.parameters()}) == 1
@@ -382,13 +382,13 @@ def test_frozen_parameters_stay():
     model = torch.nn.Linear(3, 2)
     model.bias.requires_grad_(False)
     before = model.bias.clone()
-    differentiate_and_step(LocalApply(model, PlainDescent(), None), model(torch.ones(1, 3)).sum(), 0.5)
+    differentiate_and_step(LocalOptimizer(model, PlainDescent(), None), model(torch.ones(1, 3)).sum(), 0.5)
     assert torch.equal(model.bias, before) and model.bias.grad is None
 
 
 def test_parameters_of_another_precision_are_refused():
     with pytest.raises(ValueError, match=r"torch\.float64, expected torch\.float32"):
-        LocalApply(torch.nn.Linear(3, 2).double(), PlainDescent(), None)
+        LocalOptimizer(torch.nn.Linear(3, 2).double(), PlainDescent(), None)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "rmsprop_tf"])
@@ -413,23 +413,23 @@ def test_an_optimiser_goes_on_bit_for_bit_from_its_state(optimizer):
 
 @pytest.mark.parametrize("baseline", [True, False])
 def test_without_a_baseline_the_critic_is_left_alone(baseline):
-    parts = make_parts(
+    training = make_parts(
         algo="reinforce", collect="episodes", gae_lambda=1.0, num_envs=4, num_steps=20, baseline=baseline
     )
-    before = weights(parts)
-    run_iterations(parts, 2)
-    assert torch.equal(before["value_head.weight"], weights(parts)["value_head.weight"]) == (not baseline)
-    assert not torch.equal(before["head.layer.weight"], weights(parts)["head.layer.weight"])
+    before = weights(training)
+    run_iterations(training, 2)
+    assert torch.equal(before["value_head.weight"], weights(training)["value_head.weight"]) == (not baseline)
+    assert not torch.equal(before["head.layer.weight"], weights(training)["head.layer.weight"])
 
 
 def test_observation_statistics_change_after_an_update_and_not_before():
-    parts = make_parts(env_id=CHAIN, vectorization="sync", num_envs=3, num_steps=7, normalize_obs=True)
-    assert isinstance(parts.model.obs_normalizer, ObsNormalizer)
+    training = make_parts(env_id=CHAIN, vectorization="sync", num_envs=3, num_steps=7, normalize_obs=True)
+    assert isinstance(training.model.obs_normalizer, ObsNormalizer)
     rows = []
-    for report in parts.trainer.run():
-        rows.append(parts.rollout.obs[:-1][parts.rollout.valid].double())
+    for report in training.trainer.run():
+        rows.append(training.rollout.obs[:-1][training.rollout.valid].double())
         together = torch.cat(rows)
-        torch.testing.assert_close(parts.model.obs_normalizer.moments.mean, together.mean(dim=0))
+        torch.testing.assert_close(training.model.obs_normalizer.moments.mean, together.mean(dim=0))
         assert report.env_steps == len(together)
         if report.iteration == 4:
             break

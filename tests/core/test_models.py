@@ -76,8 +76,8 @@ def test_multi_categorical_is_the_brute_force_joint():
     nvec = (2, 3, 4)
     head = MultiCategoricalHead(5, nvec)
     params = 2.0 * torch.randn(1, sum(nvec), dtype=torch.float64)
-    parts = [np.exp(part) / np.exp(part).sum() for part in np.split(params[0].numpy(), np.cumsum(nvec)[:-1])]
-    joint = {a: math.prod(p[i] for p, i in zip(parts, a, strict=True)) for a in itertools.product(*map(range, nvec))}
+    training = [np.exp(part) / np.exp(part).sum() for part in np.split(params[0].numpy(), np.cumsum(nvec)[:-1])]
+    joint = {a: math.prod(p[i] for p, i in zip(training, a, strict=True)) for a in itertools.product(*map(range, nvec))}
     assert sum(joint.values()) == pytest.approx(1.0)
     for action, probability in joint.items():
         log_prob, entropy = head.log_prob_entropy(params, torch.tensor([action]))
@@ -195,12 +195,12 @@ def test_categorical_samples_occur_as_often_as_they_should():
 
 
 def test_multi_categorical_samples_are_independent():
-    parts = (torch.tensor([0.25, 0.75]), torch.tensor([0.2, 0.5, 0.3]))
+    training = (torch.tensor([0.25, 0.75]), torch.tensor([0.2, 0.5, 0.3]))
     head, num = MultiCategoricalHead(3, (2, 3)), 50_000
     noise = head.draw_noise((num,), torch.Generator().manual_seed(3))
-    sample = head.sample(torch.cat(parts).log().expand(num, 5), noise)
+    sample = head.sample(torch.cat(training).log().expand(num, 5), noise)
     counts = (sample[:, 0] * 3 + sample[:, 1]).bincount(minlength=6)
-    assert chi_square(counts, torch.outer(*parts).flatten()) < 20.5  # 5 degrees of freedom
+    assert chi_square(counts, torch.outer(*training).flatten()) < 20.5  # 5 degrees of freedom
 
 
 @pytest.mark.parametrize("uniform", [0.0, 2.0**-24, 0.5, LARGEST_UNIFORM])
@@ -413,5 +413,5 @@ def test_a_deviation_that_does_not_go_is_refused_in_a_sentence(env_id, settings,
 
 def test_the_kind_of_deviation_is_a_setting():
     for dependent, kind, size in ((False, GaussianHead, 1), (True, DependentGaussianHead, 2)):
-        parts = make_parts(env_id="Pendulum-v1", num_envs=2, dependent_std=dependent, log_std_init=-0.5)
-        assert isinstance(parts.model.head, kind) and parts.model.head.layer.out_features == size
+        training = make_parts(env_id="Pendulum-v1", num_envs=2, dependent_std=dependent, log_std_init=-0.5)
+        assert isinstance(training.model.head, kind) and training.model.head.layer.out_features == size

@@ -11,15 +11,15 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from fastac.learning.optimizer import Adam, LocalApply, RMSprop
 from fastac.build import build_fused_objective, build_head, build_objective, build_rule
 from fastac.config import Config
 from fastac.contract import Phases
-from fastac.learning.fused import FusedGradient, FusedNetwork
-from fastac.learning.autograd import AutogradGradient, PlainObjective
 from fastac.kernels import reference
+from fastac.learning.autograd import AutogradGradient, PlainObjective
+from fastac.learning.fused import FusedGradient, FusedNetwork
 from fastac.learning.learner import Learner
 from fastac.learning.losses import policy_gradient
+from fastac.learning.optimizer import Adam, LocalOptimizer, RMSprop
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
 
@@ -159,9 +159,9 @@ def test_weights_equal_those_of_stable_baselines3_after_some_updates(optimizer, 
             ours.copy_(theirs)
     begin = [ours.detach().clone() for ours, _ in pairs(model, agent.policy)]
     assert sum(p.numel() for p in begin) == sum(p.numel() for p in model.parameters())
-    apply = LocalApply(model, build_rule(config.optim), config.optim.max_grad_norm)
+    optimizer = LocalOptimizer(model, build_rule(config.optim), config.optim.max_grad_norm)
     gradient = GRADIENTS[engine](model)
-    learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), apply)
+    learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), optimizer)
     rollout, final_obs = draw_rollout(SPACES[space], np.random.default_rng(0))
     for _ in range(UPDATES):
         fill_sb3(agent, rollout, final_obs)

@@ -28,31 +28,31 @@ SMALL = {
 
 def train(probe, env_steps, **settings):
     """Train on a probe."""
-    parts = make_parts(**(SMALL | {"env_id": f"{PROBES}{probe}-v0", "total_env_steps": env_steps} | settings))
-    for _ in parts.trainer.run():
+    training = make_parts(**(SMALL | {"env_id": f"{PROBES}{probe}-v0", "total_env_steps": env_steps} | settings))
+    for _ in training.trainer.run():
         pass
-    return parts
+    return training
 
 
-def values(parts, *seen):
+def values(training, *seen):
     """Return V of observations of one number."""
     obs = torch.tensor(seen).unsqueeze(-1)
     start = torch.ones(len(seen), dtype=torch.bool)
-    return parts.model.value(obs, parts.model.initial_state(len(seen)), start).tolist()
+    return training.model.value(obs, training.model.initial_state(len(seen)), start).tolist()
 
 
-def greedy(parts, *seen):
+def greedy(training, *seen):
     """Return the most likely actions for observations of one number."""
     obs = torch.tensor(seen).unsqueeze(-1)
     start = torch.ones(len(seen), dtype=torch.bool)
-    action, _ = parts.model.greedy(obs, parts.model.initial_state(len(seen)), start)
+    action, _ = training.model.greedy(obs, training.model.initial_state(len(seen)), start)
     return action.tolist()
 
 
-def mean_return(parts, probe, episodes=100):
+def mean_return(training, probe, episodes=100):
     """Play greedily in new environments."""
     envs = make_vec(EnvConfig(f"{PROBES}{probe}-v0", 10, "sync"), np.random.SeedSequence(123))
-    return evaluate(make_player(parts.model, envs.num_envs, CPU), envs, episodes).mean_return
+    return evaluate(make_player(training.model, envs.num_envs, CPU), envs, episodes).mean_return
 
 
 @pytest.fixture(params=ALGOS)
@@ -73,53 +73,53 @@ def test_the_value_of_a_delayed_reward_is_discounted(algo):
 
 
 def test_the_better_action(algo):
-    parts = train("ActionReward", 6_000, **algo)
-    assert greedy(parts, 0.0) == [1]
-    assert values(parts, 0.0) == pytest.approx([1.0], abs=0.1)
+    training = train("ActionReward", 6_000, **algo)
+    assert greedy(training, 0.0) == [1]
+    assert values(training, 0.0) == pytest.approx([1.0], abs=0.1)
 
 
 def test_the_better_action_for_what_is_seen(algo):
-    parts = train("ObsActionReward", 8_000, **algo)
-    assert greedy(parts, -1.0, 1.0) == [0, 1]
-    assert values(parts, -1.0, 1.0) == pytest.approx([1.0, 1.0], abs=0.15)
-    assert mean_return(parts, "ObsActionReward") == 1.0
+    training = train("ObsActionReward", 8_000, **algo)
+    assert greedy(training, -1.0, 1.0) == [0, 1]
+    assert values(training, -1.0, 1.0) == pytest.approx([1.0, 1.0], abs=0.15)
+    assert mean_return(training, "ObsActionReward") == 1.0
 
 
 def test_the_best_continuous_action(algo):
-    parts = train("ContinuousReward", 10_000, log_std_init=-0.5, **algo)
-    assert greedy(parts, 0.0)[0] == pytest.approx([0.5], abs=0.1)
+    training = train("ContinuousReward", 10_000, log_std_init=-0.5, **algo)
+    assert greedy(training, 0.0)[0] == pytest.approx([0.5], abs=0.1)
 
 
 def test_the_best_of_several_discrete_actions(algo):
-    parts = train("MultiDiscreteReward", 7_000, **algo)
-    assert greedy(parts, 0.0) == [[1, 2]]
-    assert values(parts, 0.0) == pytest.approx([1.0], abs=0.1)
+    training = train("MultiDiscreteReward", 7_000, **algo)
+    assert greedy(training, 0.0) == [[1, 2]]
+    assert values(training, 0.0) == pytest.approx([1.0], abs=0.1)
 
 
 def test_the_best_bits(algo):
-    parts = train("MultiBinaryReward", 7_000, **algo)
-    assert greedy(parts, 0.0) == [[1, 0, 1]]
-    assert values(parts, 0.0) == pytest.approx([1.0], abs=0.1)
+    training = train("MultiBinaryReward", 7_000, **algo)
+    assert greedy(training, 0.0) == [[1, 0, 1]]
+    assert values(training, 0.0) == pytest.approx([1.0], abs=0.1)
 
 
 def test_the_best_action_for_all_that_a_dict_shows(algo):
-    parts = train("DictReward", 12_000, **algo)
-    assert mean_return(parts, "DictReward") == 1.0
+    training = train("DictReward", 12_000, **algo)
+    assert mean_return(training, "DictReward") == 1.0
 
 
 @pytest.mark.parametrize("dependent_std", [False, True])
 def test_the_best_continuous_action_squashed(algo, dependent_std):
-    parts = train(
+    training = train(
         "ContinuousReward", 10_000, log_std_init=-0.5, squash_actions=True, dependent_std=dependent_std, **algo
     )
-    assert np.tanh(greedy(parts, 0.0)[0]) == pytest.approx([0.5], abs=0.1)
+    assert np.tanh(greedy(training, 0.0)[0]) == pytest.approx([0.5], abs=0.1)
 
 
 @pytest.mark.parametrize("baseline", [True, False])
 def test_reinforce_finds_the_better_action(baseline):
     settings = {"algo": "reinforce", "collect": "episodes", "gae_lambda": 1.0, "learning_rate": 0.03}
-    parts = train("ObsActionReward", 4_000, baseline=baseline, **settings)
-    assert greedy(parts, -1.0, 1.0) == [0, 1]
+    training = train("ObsActionReward", 4_000, baseline=baseline, **settings)
+    assert greedy(training, -1.0, 1.0) == [0, 1]
 
 
 MEMORY = {
@@ -138,10 +138,10 @@ MEMORY = {
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_memory_is_learned_by_an_lstm(seed):
-    parts = train("Memory", 12_000, core="lstm", seed=seed, **MEMORY)
-    assert mean_return(parts, "Memory") > 0.95
+    training = train("Memory", 12_000, core="lstm", seed=seed, **MEMORY)
+    assert mean_return(training, "Memory") > 0.95
 
 
 def test_memory_stays_at_chance_without_one():
-    parts = train("Memory", 12_000, core="identity", seed=0, **MEMORY)
-    assert abs(mean_return(parts, "Memory", 400)) < 0.3
+    training = train("Memory", 12_000, core="identity", seed=0, **MEMORY)
+    assert abs(mean_return(training, "Memory", 400)) < 0.3

@@ -17,13 +17,13 @@ import torch
 from core_support import assert_same, weights
 from gymnasium.spaces import Box, Discrete
 
-from fastac.learning.optimizer import Adam, LocalApply, SharedApply, flat_size
 from fastac.build import Streams, assemble, build_fused_objective, build_head, resolve_workers
 from fastac.config import Config
 from fastac.contract import Alone, EnvFailure, NonFiniteError, Phases, WorkerFailure
 from fastac.learning.fused import FusedGradient, FusedNetwork
 from fastac.learning.learner import Learner, merge_moments
 from fastac.learning.losses import clipped_surrogate, policy_gradient
+from fastac.learning.optimizer import Adam, LocalOptimizer, SharedOptimizer, flat_size
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, RewardNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
 from fastac.rollout.observations import Rows
@@ -93,11 +93,11 @@ def test_alone_is_a_group_of_one():
 def test_moments_of_parts_are_those_of_the_whole():
     rng = np.random.default_rng(0)
     rows = [rng.normal(3.0, 2.0, size) for size in (5, 0, 1, 40)]
-    parts = np.array(
+    training = np.array(
         [[len(r), r.mean() if len(r) else 0.0, ((r - r.mean()) ** 2).sum() if len(r) else 0.0] for r in rows]
     )
     whole = np.concatenate(rows)
-    merged = merge_moments(parts)
+    merged = merge_moments(training)
     assert (merged.count, merged.mean, merged.var) == pytest.approx((46, whole.mean(), whole.var()))
     assert merge_moments(np.zeros((2, 3))).var == 0.0
 
@@ -125,18 +125,18 @@ def make_rollout(num_steps=9, num_envs=6):
 
 def slice_envs(rollout, envs):
     fields = {name: getattr(rollout, name) for name in rollout.__slots__ if name != "observations"}
-    parts = {n: (t[envs] if n == "state" else t[:, envs]).clone().contiguous() for n, t in fields.items()}
-    return replace(rollout, observations=Rows(rollout.obs[:, envs].clone().contiguous()), **parts)
+    training = {n: (t[envs] if n == "state" else t[:, envs]).clone().contiguous() for n, t in fields.items()}
+    return replace(rollout, observations=Rows(rollout.obs[:, envs].clone().contiguous()), **training)
 
 
 def learn(rollout, model, settings, group):
     config = Config().replace(num_envs=6, num_steps=9, learning_rate=0.01, **settings)
-    apply = LocalApply(model, Adam(1e-5), 0.5)
+    optimizer = LocalOptimizer(model, Adam(1e-5), 0.5)
     if isinstance(group, SharedGroup):
-        apply = SharedApply(model, Adam(1e-5), 0.5, group, group.vectors, group.grads)
+        optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, group, group.vectors, group.grads)
     objective = build_fused_objective(model.head, clipped_surrogate if settings["algo"] == "ppo" else policy_gradient)
     gradient = FusedGradient(FusedNetwork(model), objective, None, rollout.reward.numel())
-    learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), apply, group)
+    learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), optimizer, group)
     metrics = [learner.learn(rollout, rollout.reward, 0.1, Phases()) for _ in range(3)]
     # A copy of right after the last step, as a worker who came back from it would go on from.
     return {name: value.clone() for name, value in model.state_dict().items()}, metrics[-1], learner.rows
@@ -179,12 +179,12 @@ def test_a_step_that_is_taken_in_part_is_not_saved():
     model = make_model()
     params = flat_size(model)
     memory = GroupMemory.allocate(2, 64, 1, params, {"average": 0.0, "square": 0.0})
-    apply = SharedApply(model, Adam(1e-5), 0.5, Deserted(), memory.vectors(), torch.ones(2, params))
-    assert apply.get_state()["steps"] == 0
+    optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, Deserted(), memory.vectors(), torch.ones(2, params))
+    assert optimizer.get_state()["steps"] == 0
     with pytest.raises(WorkerFailure, match="worker 1 died"):
-        apply.step(0.01)
+        optimizer.step(0.01)
     with pytest.raises(WorkerFailure, match="within a step"):
-        apply.get_state()
+        optimizer.get_state()
 
 
 def test_normalizers_see_all_workers_rows():
@@ -201,12 +201,12 @@ def test_normalizers_see_all_workers_rows():
         return of_obs.state_dict(), of_reward.moments.state_dict(), torch.stack(scaled)
 
     whole = work(slice(0, 6), Alone())
-    parts = in_threads([partial(work, slice(0, 2)), partial(work, slice(2, 6))])
+    training = in_threads([partial(work, slice(0, 2)), partial(work, slice(2, 6))])
     for which in (0, 1):
         for name, value in whole[which].items():
-            for part in parts:
+            for part in training:
                 torch.testing.assert_close(part[which][name], value, msg=name)
-    torch.testing.assert_close(torch.cat([part[2] for part in parts], dim=-1), whole[2])
+    torch.testing.assert_close(torch.cat([part[2] for part in training], dim=-1), whole[2])
 
 
 # --- in processes --------------------------------------------------------------------------------
@@ -214,14 +214,14 @@ def test_normalizers_see_all_workers_rows():
 
 @pytest.mark.parametrize("settings", [{}, {"algo": "ppo", "num_epochs": 2, "num_minibatches": 2}, {"core": "lstm"}])
 def test_a_run_with_workers_learns_and_counts_everybodys_steps(settings):
-    parts = assemble_parts(normalize_obs=True, normalize_reward=True, lstm_size=8, **settings)
+    training = assemble_parts(normalize_obs=True, normalize_reward=True, lstm_size=8, **settings)
     try:
-        before = weights(parts)
-        reports = list(islice(parts.trainer.run(), 40))
-        state = parts.get_state()
+        before = weights(training)
+        reports = list(islice(training.trainer.run(), 40))
+        state = training.get_state()
     finally:
-        parts.close()
-    assert any(not torch.equal(value, weights(parts)[name]) for name, value in before.items())
+        training.close()
+    assert any(not torch.equal(value, weights(training)[name]) for name, value in before.items())
     assert reports[0].env_steps <= 32 and reports[-1].env_steps > 40 * 32 * 0.8
     seen = sum(e.length for r in reports for e in r.finished)
     going_on = int(
@@ -251,12 +251,12 @@ def test_a_saved_run_with_workers_goes_on_bit_for_bit(settings):
         list(islice(second.trainer.run(), 3))
         assert_same(without_clocks(straight.get_state()), without_clocks(second.get_state()))
     finally:
-        for parts in (straight, first, second):
-            parts.close()
+        for training in (straight, first, second):
+            training.close()
 
 
-def children_of(parts):
-    return [child.process.pid for child in parts.crew._children]
+def children_of(training):
+    return [child.process.pid for child in training.others._children]
 
 
 def is_alive(pid):
@@ -274,27 +274,27 @@ def wait_gone(pids, seconds=10.0):
 
 
 def test_closing_ends_the_workers():
-    parts = assemble_parts()
-    pids = children_of(parts)
+    training = assemble_parts()
+    pids = children_of(training)
     assert len(pids) == 1 and all(is_alive(pid) for pid in pids)
-    parts.close()
+    training.close()
     assert wait_gone(pids)
-    parts.close()
+    training.close()
 
 
 def test_a_worker_that_is_killed_ends_the_run_and_leaves_a_state_to_go_on_from():
-    parts = assemble_parts(normalize_reward=True)
+    training = assemble_parts(normalize_reward=True)
     try:
-        reports = parts.trainer.run()
+        reports = training.trainer.run()
         list(islice(reports, 3))
-        os.kill(children_of(parts)[0], signal.SIGKILL)
+        os.kill(children_of(training)[0], signal.SIGKILL)
         with pytest.raises(
             WorkerFailure, match=r"worker 1 died \(exit code -9\), in iteration \d+, after \d+ environment"
         ):
             list(islice(reports, 50))
-        state = parts.get_state()
+        state = training.get_state()
     finally:
-        parts.close()
+        training.close()
     assert state["trainer"]["envs"] is None and state["workers"] == {}
     again = assemble_parts(normalize_reward=True)
     try:
@@ -306,17 +306,17 @@ def test_a_worker_that_is_killed_ends_the_run_and_leaves_a_state_to_go_on_from()
 
 
 def test_a_worker_that_hangs_ends_the_run():
-    parts = assemble_parts()
+    training = assemble_parts()
     try:
-        reports = parts.trainer.run()
+        reports = training.trainer.run()
         list(islice(reports, 2))
-        parts.crew._timeout_s = 0.3
-        os.kill(children_of(parts)[0], signal.SIGSTOP)
+        training.others._timeout_s = 0.3
+        os.kill(children_of(training)[0], signal.SIGSTOP)
         with pytest.raises(WorkerFailure, match="kept the others waiting"):
             list(islice(reports, 50))
-        assert parts.crew._children == []
+        assert training.others._children == []
     finally:
-        parts.close()
+        training.close()
 
 
 class Fails(gym.Env):
@@ -344,14 +344,14 @@ def vector_of(first, kind, num):
 
 
 def test_an_environment_that_fails_in_a_worker_is_named_with_its_traceback():
-    parts = assemble_parts(partial(vector_of, os.getpid(), ArithmeticError))
+    training = assemble_parts(partial(vector_of, os.getpid(), ArithmeticError))
     try:
         with pytest.raises(
             EnvFailure, match=r"worker 1: .*ArithmeticError: the wheel came off.*in iteration 1, "
         ) as caught:
-            list(islice(parts.trainer.run(), 3))
+            list(islice(training.trainer.run(), 3))
     finally:
-        parts.close()
+        training.close()
     assert "in step" in str(caught.value)
     assert 'raise self._kind("the wheel came off")' in str(caught.value.__cause__)
 
@@ -362,13 +362,13 @@ def test_a_factory_that_cannot_be_sent_is_refused():
 
 
 def test_numbers_that_are_not_finite_stop_every_worker_and_can_be_saved():
-    parts = assemble_parts(learning_rate=1e30, max_grad_norm=None)
+    training = assemble_parts(learning_rate=1e30, max_grad_norm=None)
     try:
         with pytest.raises(NonFiniteError):
-            list(islice(parts.trainer.run(), 50))
-        assert "1" in parts.get_state()["workers"]
+            list(islice(training.trainer.run(), 50))
+        assert "1" in training.get_state()["workers"]
     finally:
-        parts.close()
+        training.close()
 
 
 def test_workers_go_when_the_first_is_killed(tmp_path):
@@ -430,9 +430,9 @@ def test_auto_workers(monkeypatch, cores, settings, workers):
 
 def test_nothing_is_shared_by_name():
     before = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
-    parts = assemble_parts()
-    list(islice(parts.trainer.run(), 2))
-    parts.close()
+    training = assemble_parts()
+    list(islice(training.trainer.run(), 2))
+    training.close()
     after = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
     assert after <= before
 

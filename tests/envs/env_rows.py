@@ -75,7 +75,7 @@ class Trace:
             np.testing.assert_array_equal(value, getattr(other, name), err_msg=name)
 
 
-def follow(env: VecEnv, actions: ActionArray) -> Trace:
+def exit_with_parent(env: VecEnv, actions: ActionArray) -> Trace:
     """Step through `actions` and keep all rows."""
     rows = []
     for action in actions:

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
-
 from probes import Probe
 
 

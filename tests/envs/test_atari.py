@@ -11,7 +11,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_rows import Trace, begin, draw_actions, follow, make_row
+from env_rows import Trace, begin, draw_actions, exit_with_parent, make_row
 from gymnasium.vector import AutoresetMode
 
 from fastac.build import build_evaluation_envs, environments, evaluation_width, resolve_workers, shares, worker_share
@@ -151,7 +151,7 @@ def test_a_step_is_four_frames_and_not_sixteen(protocol: str) -> None:
     env = build(PONG, 2, atari_protocol=protocol)
     spy = Spy(env)
     begin(env)
-    follow(env, draw_actions(env, 10))
+    exit_with_parent(env, draw_actions(env, 10))
     assert (np.diff(spy["episode_frame_number"], axis=0) == 4).all()
 
 
@@ -183,7 +183,7 @@ def test_sticky_actions_are_what_sets_two_games_apart(sticky: float) -> None:
     """Without no-ops two games under the same actions are one, whatever their seeds."""
     env = build(PONG, 2, atari_protocol="machado", sticky_actions=sticky)
     begin(env)
-    obs = follow(env, np.repeat(draw_actions(env, 40)[:, :1], 2, axis=1)).obs
+    obs = exit_with_parent(env, np.repeat(draw_actions(env, 40)[:, :1], 2, axis=1)).obs
     assert np.array_equal(obs[:, 0], obs[:, 1]) == (sticky == 0.0)
 
 
@@ -191,7 +191,7 @@ def test_sticky_actions_are_what_sets_two_games_apart(sticky: float) -> None:
 def test_fire_reset_launches_the_first_ball(fire_reset: bool) -> None:
     env = build(BREAKOUT, 1, fire_reset=fire_reset)
     begin(env)
-    lost = follow(env, repeat(env, NOOP, 120)).life_lost
+    lost = exit_with_parent(env, repeat(env, NOOP, 120)).life_lost
     assert lost.sum() == fire_reset  # and nobody launches a second one
 
 
@@ -199,7 +199,7 @@ def test_a_game_is_cut_after_max_frames_and_then_another_begins() -> None:
     env = build(PONG, 1, max_frames=42, noop_max=0)
     spy = Spy(env)
     begin(env)
-    trace = follow(env, draw_actions(env, 14))
+    trace = exit_with_parent(env, draw_actions(env, 14))
     assert np.flatnonzero(trace.truncated[:, 0]).tolist() == [10]  # 10 steps of 4 frames, and one of 2
     frames = spy["episode_frame_number"][:, 0]
     assert frames[11] - frames[0] == 42
@@ -212,7 +212,7 @@ def test_a_game_is_cut_after_max_frames_and_then_another_begins() -> None:
 def test_rewards_are_raw() -> None:
     env = build(INVADERS, 1)
     begin(env)
-    reward = follow(env, repeat(env, FIRE, 100)).reward
+    reward = exit_with_parent(env, repeat(env, FIRE, 100)).reward
     assert reward.dtype == np.float32
     assert reward.max() >= 5  # the cheapest invader
 
@@ -231,10 +231,10 @@ class Game:
         self.frame_stacks = frames.frame_stack, stacks.frame_stack
         self.first, self.first_stack = begin(frames), begin(stacks)
         actions = repeat(frames, FIRE, self.STEPS)
-        self.trace, self.stacks = follow(frames, actions), follow(stacks, actions)
+        self.trace, self.stacks = exit_with_parent(frames, actions), exit_with_parent(stacks, actions)
         # And a reset in the middle of a game.
         self.again, self.again_stack = begin(frames), begin(stacks)
-        self.after, self.after_stacks = follow(frames, actions[:5]), follow(stacks, actions[:5])
+        self.after, self.after_stacks = exit_with_parent(frames, actions[:5]), exit_with_parent(stacks, actions[:5])
         self.lives = spy["lives"][: self.STEPS + 1]
 
 
@@ -295,7 +295,7 @@ def test_the_end_of_a_game_is_terminal_and_the_next_step_only_resets(game: Game)
 def test_without_episodic_life_only_the_game_ends(game: Game) -> None:
     env = build(BREAKOUT, 2, noop_max=3, episodic_life=False)
     np.testing.assert_array_equal(begin(env), game.first)
-    trace = follow(env, repeat(env, FIRE, game.STEPS))
+    trace = exit_with_parent(env, repeat(env, FIRE, game.STEPS))
     assert not trace.life_lost.any()
     np.testing.assert_array_equal(trace.terminated, game.trace.terminated & ~game.trace.life_lost)
     np.testing.assert_array_equal(trace.obs, game.trace.obs)
@@ -306,7 +306,7 @@ def test_a_life_lost_in_the_step_that_cuts_the_game_does_not_end_it(game: Game) 
     env = build(BREAKOUT, 2, noop_max=3, max_frames=4 * first)
     spy = Spy(env)
     begin(env)
-    trace = follow(env, repeat(env, FIRE, first + 1))
+    trace = exit_with_parent(env, repeat(env, FIRE, first + 1))
     assert spy["lives"][:, 0].tolist()[-3:] == [5, 4, 5]
     assert trace.truncated[first - 1, 0] and not trace.terminated[:, 0].any() and not trace.life_lost[:, 0].any()
 
@@ -341,13 +341,13 @@ def test_when_a_life_is_lost(
         monkeypatch.setattr(env._env, "step", lambda action: (*values, infos))
 
     answer(before)
-    follow(env, draw_actions(env, 1))
+    exit_with_parent(env, draw_actions(env, 1))
     answer(lives, terminated, truncated)
-    trace = follow(env, draw_actions(env, 1))
+    trace = exit_with_parent(env, draw_actions(env, 1))
     assert trace.life_lost.item() == is_lost
     assert trace.terminated.item() == (is_lost or terminated) and trace.truncated.item() == truncated
     answer(1)  # a new game with fewer lives, where that was the end
-    trace = follow(env, draw_actions(env, 1))
+    trace = exit_with_parent(env, draw_actions(env, 1))
     assert trace.valid.item() == (not (terminated or truncated))
     assert trace.life_lost.item() == (trace.valid.item() and lives > 1)
 
@@ -356,7 +356,7 @@ def test_a_stack_of_one_is_a_row() -> None:
     env = build(frame_stack=1)
     assert env.frame_stack == 1 and env.single_observation_space.shape == (1, 84, 84)
     assert begin(env).shape == (1, 1, 84, 84)
-    assert follow(env, draw_actions(env, 2)).obs.shape == (2, 1, 1, 84, 84)
+    assert exit_with_parent(env, draw_actions(env, 2)).obs.shape == (2, 1, 1, 84, 84)
 
 
 # -------------------------------------------------------------------------------------------------------------- seeds
@@ -384,7 +384,7 @@ def test_the_same_seed_is_the_same_trajectory_and_another_is_not() -> None:
     def play(seed: int, threads: int) -> tuple[np.ndarray, Trace, np.ndarray]:
         env = build(PONG, 2, seed, sticky_actions=0.25, max_frames=80, env_threads=threads)
         first = begin(env)
-        trace = follow(env, draw_actions(env, 25))
+        trace = exit_with_parent(env, draw_actions(env, 25))
         return first, trace, begin(env)
 
     first, trace, again = play(3, threads=1)
@@ -405,7 +405,7 @@ def test_evaluation_plays_full_games_in_whole_stacks(game: Game) -> None:
     assert (env.num_envs, env.frame_stack) == (1, 1)
     assert env.description == build(BREAKOUT, 1, noop_max=3).description.replace("life loss ends", "full games")
     np.testing.assert_array_equal(begin(env)[0], game.first_stack[0])  # the same stream gives the same game
-    trace = follow(env, repeat(env, FIRE, int(np.flatnonzero(game.trace.start[:, 0])[0])))
+    trace = exit_with_parent(env, repeat(env, FIRE, int(np.flatnonzero(game.trace.start[:, 0])[0])))
     assert trace.terminated.sum() == 1 and trace.terminated[-1]
     assert not trace.life_lost.any() and trace.valid.all()
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_rows import begin, draw_actions, follow
+from env_rows import begin, draw_actions, exit_with_parent
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 from gymnasium.wrappers import vector as vector_wrappers
 
@@ -80,9 +80,9 @@ def test_what_they_have_learned_is_saved_with_the_environments(make: object) -> 
     envs, others = build(make), build(make)
     begin(envs), begin(others)
     actions = draw_actions(envs, 60)
-    follow(envs, actions[:40])
+    exit_with_parent(envs, actions[:40])
     others.set_state(envs.get_state())
-    follow(envs, actions[40:]).assert_equal(follow(others, actions[40:]))
+    exit_with_parent(envs, actions[40:]).assert_equal(exit_with_parent(others, actions[40:]))
     envs.close(), others.close()
 
 

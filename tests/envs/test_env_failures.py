@@ -10,12 +10,12 @@ from functools import partial
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_rows import begin, draw_actions, follow, make_row
+from env_rows import begin, draw_actions, exit_with_parent, make_row
+from probes import Probe
 
 from fastac.config import EnvConfig
 from fastac.contract import EnvFailure, VecEnv
 from fastac.envs import adapt, make_vec
-from probes import Probe
 from fastac.envs.process import ProcessEnvs, WorkerTraceback
 from fastac.envs.sync import SyncEnvs
 
@@ -55,7 +55,7 @@ def in_processes(how: str, where: int, timeout_s: float = 60.0) -> ProcessEnvs:
 
 def step_twice(env: VecEnv) -> None:
     begin(env)
-    follow(env, draw_actions(env, 1))
+    exit_with_parent(env, draw_actions(env, 1))
     env.step(draw_actions(env, 1)[0], make_row(env))
 
 
@@ -155,9 +155,9 @@ def test_process_is_sync(env_id: str) -> None:
     sync, process = (make_vec(EnvConfig(env_id, 5, v), np.random.SeedSequence(7)) for v in ("sync", "process"))
     np.testing.assert_array_equal(begin(sync), begin(process))
     actions = draw_actions(sync, 250)
-    trace = follow(sync, actions)
+    trace = exit_with_parent(sync, actions)
     assert (~trace.valid).any()
-    trace.assert_equal(follow(process, actions))
+    trace.assert_equal(exit_with_parent(process, actions))
     np.testing.assert_array_equal(begin(sync), begin(process))
     sync.close()
     process.close()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_rows import Saving, begin, draw_actions, follow, make_row
+from env_rows import Saving, begin, draw_actions, exit_with_parent, make_row
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 from gymnasium.spaces.utils import flatten
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import batch_space, iterate
+from probes import DictReward
 
 from fastac.config import EnvConfig
 from fastac.contract import EnvFailure, VecEnv
 from fastac.envs import adapt, make_vec
 from fastac.envs.flatten import FlatBox, flatten_obs
-from probes import DictReward
 from fastac.envs.sync import SyncEnvs
 
 PROBE = "probes:fastac/DictReward-v0"
@@ -102,8 +102,8 @@ def test_a_batch_that_is_given_is_the_same_as_one_of_our_own() -> None:
     assert first.shape == (5, 4) and len(np.unique(first, axis=0)) > 2
     np.testing.assert_array_equal(first, begin(theirs))
     actions = draw_actions(ours, 60)
-    trace = follow(ours, actions)
-    trace.assert_equal(follow(theirs, actions))
+    trace = exit_with_parent(ours, actions)
+    trace.assert_equal(exit_with_parent(theirs, actions))
     assert set(trace.reward[trace.valid].tolist()) == {0.0, 0.5, 1.0}
 
 
@@ -155,7 +155,7 @@ def test_a_user_batch_that_saves_itself_is_saved_flattened() -> None:
         f.np_random = np.random.default_rng(5)
         e.np_random = np.random.default_rng(5)
     fresh.set_state(env.get_state())
-    follow(env, actions).assert_equal(follow(fresh, actions))
+    exit_with_parent(env, actions).assert_equal(exit_with_parent(fresh, actions))
 
 
 @pytest.mark.parametrize(("env_id", "size"), [("FrozenLake-v1", 16), ("Blackjack-v1", 45), ("CliffWalking-v1", 48)])
@@ -163,6 +163,6 @@ def test_counted_observations_of_gymnasiums_own_are_one_hot(env_id: str, size: i
     env = make_vec(EnvConfig(env_id, 3, "sync"), np.random.SeedSequence(0))
     assert env.single_observation_space.shape == (size,)
     begin(env)
-    trace = follow(env, draw_actions(env, 30))
+    trace = exit_with_parent(env, draw_actions(env, 30))
     assert (trace.obs.sum(axis=-1) == (3 if env_id == "Blackjack-v1" else 1)).all()
     assert gym.make(env_id).observation_space == env.single_observation_space.original

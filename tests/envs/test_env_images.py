@@ -7,7 +7,7 @@ from functools import partial
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_rows import Trace, begin, follow, make_row
+from env_rows import Trace, begin, exit_with_parent, make_row
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -61,7 +61,7 @@ def test_images_arrive_as_they_are(how: str, dtype: str) -> None:
     env = batch(how, dtype)
     assert (env.frame_stack, env.frame_skip) == (1, 1)
     first = begin(env)
-    trace: Trace = follow(env, np.zeros((8, 3), np.int64))
+    trace: Trace = exit_with_parent(env, np.zeros((8, 3), np.int64))
     env.close()
     seen = [first, *trace.obs]
     assert seen[0].dtype == env.single_observation_space.dtype

@@ -7,7 +7,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_rows import begin, draw_actions, follow
+from env_rows import begin, draw_actions, exit_with_parent
 
 from fastac.config import EnvConfig
 from fastac.contract import EnvFailure, VecEnv
@@ -131,7 +131,7 @@ def test_warnings_of_gymnasium_are_neither_caused_nor_hidden() -> None:
 def test_probes_run(name: str) -> None:
     env = build(f"{PROBES}{name}-v0", vectorization="sync")
     begin(env)
-    trace = follow(env, draw_actions(env, 120))
+    trace = exit_with_parent(env, draw_actions(env, 120))
     assert (trace.terminated | trace.truncated).any()
     assert np.isfinite(trace.reward).all() and np.abs(trace.obs).max() < 1e5
     env.close()
@@ -175,8 +175,8 @@ def test_sync_is_gymnasiums_sync() -> None:
     theirs._seed = seeds
     np.testing.assert_array_equal(begin(ours), begin(theirs))
     actions = draw_actions(ours, 150)
-    trace = follow(ours, actions)
-    trace.assert_equal(follow(theirs, actions))
+    trace = exit_with_parent(ours, actions)
+    trace.assert_equal(exit_with_parent(theirs, actions))
     assert trace.terminated.sum() > 8
 
 

@@ -11,10 +11,10 @@ import pytest
 from env_rows import begin, draw_actions, make_row
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from probes import Ending, ToyChain
 
 from fastac.contract import EnvFailure, StepRow, VecEnv
 from fastac.envs import adapt
-from probes import Ending, ToyChain
 from fastac.envs.sync import SyncEnvs
 
 Transition: TypeAlias = tuple[float, int, float, bool, bool, float]  # ..., the successor or final observation

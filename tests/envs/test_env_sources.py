@@ -9,7 +9,7 @@ import given_envs
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_rows import begin, draw_actions, follow, make_row
+from env_rows import begin, draw_actions, exit_with_parent, make_row
 from given_envs import Batch, Counted, HasProcess, Plain, make_leveled, make_many, make_many_leveled, make_one
 
 from fastac.config import EnvConfig
@@ -29,7 +29,7 @@ def build(env: object, num_envs: int = 3, vectorization: str = "sync", **kwargs:
 
 def reward_of(envs: VecEnv) -> set[float]:
     begin(envs)
-    rewards = follow(envs, draw_actions(envs, 1)).reward
+    rewards = exit_with_parent(envs, draw_actions(envs, 1)).reward
     assert rewards.shape == (1, 3)
     envs.close()
     return set(rewards.flat)
@@ -164,7 +164,7 @@ def test_no_more_are_open_than_there_are(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_environments_may_have_processes_of_their_own() -> None:
     envs = build(HasProcess, 2, "process")
     begin(envs)
-    assert follow(envs, draw_actions(envs, 7)).valid.any()
+    assert exit_with_parent(envs, draw_actions(envs, 7)).valid.any()
     envs.close()
 
 

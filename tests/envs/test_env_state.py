@@ -7,12 +7,12 @@ import json
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_rows import Saving, begin, draw_actions, follow
+from env_rows import Saving, begin, draw_actions, exit_with_parent
+from probes import ToyChain
 
 from fastac.config import EnvConfig
 from fastac.contract import StateLeaf, StateTree, VecEnv
 from fastac.envs import adapt, make_vec
-from probes import ToyChain
 from fastac.envs.state import capture, restore
 
 CHAIN = "probes:fastac/ToyChain-v0"
@@ -54,15 +54,15 @@ def test_continuation_is_bit_equal(env_id: str, vectorization: str, before: int)
     env, fresh = build(env_id, vectorization), build(env_id, vectorization, seed=9)
     begin(env)
     actions = draw_actions(env, before + 300)
-    follow(env, actions[:before])
+    exit_with_parent(env, actions[:before])
     state = env.get_state()
-    expected = follow(env, actions[before:])
+    expected = exit_with_parent(env, actions[before:])
     assert (expected.terminated | expected.truncated).any(), "the test must see an end"
     state = through_disk(state)  # only now: going on must not have changed it
     fresh.set_state(state)
-    expected.assert_equal(follow(fresh, actions[before:]))
+    expected.assert_equal(exit_with_parent(fresh, actions[before:]))
     fresh.set_state(state)  # restoring neither uses up the state nor keeps hold of it
-    expected.assert_equal(follow(fresh, actions[before:]))
+    expected.assert_equal(exit_with_parent(fresh, actions[before:]))
     np.testing.assert_array_equal(begin(fresh), begin(env))  # and the streams of later resets are restored too
     env.close()
     fresh.close()
@@ -78,13 +78,13 @@ def test_a_robot_goes_on_bit_for_bit(robot: str) -> None:
     begin(env)
     begin(fresh)
     actions = draw_actions(env, 1100)
-    follow(fresh, actions[:5])  # what is left over of another episode must not matter
-    follow(env, actions[:33])
+    exit_with_parent(fresh, actions[:5])  # what is left over of another episode must not matter
+    exit_with_parent(env, actions[:33])
     state = env.get_state()
-    expected = follow(env, actions[33:])
+    expected = exit_with_parent(env, actions[33:])
     assert (expected.terminated | expected.truncated).any(), "the test must see an end"
     fresh.set_state(through_disk(state))
-    expected.assert_equal(follow(fresh, actions[33:]))
+    expected.assert_equal(exit_with_parent(fresh, actions[33:]))
 
 
 def test_native_episode_lengths_are_restored() -> None:
@@ -93,19 +93,19 @@ def test_native_episode_lengths_are_restored() -> None:
     env._env.steps[:] = [0, 100, 493, 494, 495]  # random actions would not get there
     state = env.get_state()
     actions = draw_actions(env, 20)
-    expected = follow(env, actions)
+    expected = exit_with_parent(env, actions)
     assert expected.truncated.sum() == 3
     fresh.set_state(through_disk(state))
-    expected.assert_equal(follow(fresh, actions))
+    expected.assert_equal(exit_with_parent(fresh, actions))
 
 
 def test_sync_and_process_share_states() -> None:
     sync, process = build("CartPole-v1", "sync"), build("CartPole-v1", "process", seed=3)
     begin(sync)
     actions = draw_actions(sync, 120)
-    follow(sync, actions[:60])
+    exit_with_parent(sync, actions[:60])
     process.set_state(sync.get_state())
-    follow(sync, actions[60:]).assert_equal(follow(process, actions[60:]))
+    exit_with_parent(sync, actions[60:]).assert_equal(exit_with_parent(process, actions[60:]))
     process.close()
 
 
@@ -126,11 +126,11 @@ def test_user_vector_env_that_saves_itself() -> None:
     env, fresh = (adapt(Saving([ToyChain, ToyChain]), np.random.SeedSequence(0)) for _ in range(2))
     begin(env)
     actions = draw_actions(env, 60)
-    follow(env, actions[:3])  # the third step ends an episode: the next row is not valid
+    exit_with_parent(env, actions[:3])  # the third step ends an episode: the next row is not valid
     fresh.set_state(env.get_state())
-    expected = follow(env, actions)
+    expected = exit_with_parent(env, actions)
     assert not expected.valid[0].any()
-    expected.assert_equal(follow(fresh, actions))
+    expected.assert_equal(exit_with_parent(fresh, actions))
 
 
 def test_unknown_layers_cannot_be_captured() -> None:

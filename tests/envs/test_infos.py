@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from env_rows import begin, make_row
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from probes import Probe
 
 from fastac.contract import MAX_EXTRAS, VecEnv
 from fastac.envs import adapt
 from fastac.envs.infos import InfoReader
-from probes import Probe
 from fastac.envs.process import ProcessEnvs
 from fastac.envs.sync import SyncEnvs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gymnasium as gym
 import numpy as np
-from env_rows import begin, draw_actions, follow
+from env_rows import begin, draw_actions, exit_with_parent
 
 from fastac.config import EnvConfig
 from fastac.contract import VecEnv
@@ -24,7 +24,7 @@ def test_it_shows_position_and_angle_of_the_same_cartpole() -> None:
     assert masked.single_action_space == full.single_action_space
     np.testing.assert_array_equal(begin(masked), begin(full)[:, SHOWN])
     actions = draw_actions(full, 300)
-    seen, expected = follow(masked, actions), follow(full, actions)
+    seen, expected = exit_with_parent(masked, actions), exit_with_parent(full, actions)
     assert expected.terminated.sum() > 10
     expected.obs = expected.obs[..., SHOWN]
     expected.assert_equal(seen)
@@ -52,9 +52,9 @@ def test_continuation_is_bit_equal() -> None:
     begin(env)
     begin(fresh)
     actions = draw_actions(env, 337)
-    follow(env, actions[:137])
+    exit_with_parent(env, actions[:137])
     fresh.set_state(env.get_state())
-    follow(env, actions[137:]).assert_equal(follow(fresh, actions[137:]))
+    exit_with_parent(env, actions[137:]).assert_equal(exit_with_parent(fresh, actions[137:]))
     np.testing.assert_array_equal(begin(env), begin(fresh))
 
 

@@ -8,8 +8,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from fastac.config import Config
 from benchmarks.experiments.definition import Arm, Column, Curve, CurvePlot, Experiment, Number, Trial, ValuePlot
+from fastac.config import Config
 
 
 def measure(config: Config, offset: float = 0.0) -> Trial:

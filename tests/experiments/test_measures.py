@@ -6,10 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from fastac.build import Streams, build_envs, build_model
-from fastac.build.worker import build_worker
-from fastac.config import Config
-from fastac.contract import Alone, Phases
 from benchmarks.experiments import measures
 from benchmarks.experiments.definition import Curve, CurvePlot, ValuePlot
 from benchmarks.experiments.definitions import EXPERIMENTS
@@ -23,6 +19,10 @@ from benchmarks.experiments.measures import (
     learn_by_episodes,
 )
 from benchmarks.experiments.trials import EXTRAS
+from fastac.build import Streams, build_envs, build_model
+from fastac.build.worker import build_worker
+from fastac.config import Config
+from fastac.contract import Alone, Phases
 from fastac.kernels.reference import gae_reference
 
 CARTPOLE = Config().replace(
@@ -57,8 +57,8 @@ def test_an_advantages_variance_is_over_valid_rows_and_beside_that_of_td_errors(
         model = build_model(config.model, envs, 0)
         worker = build_worker(config, envs, model, measures._Recorder(model), 0, Alone())
         for _ in range(4):  # until episodes have ended
-            worker.pair.collect(Phases())
-        worker.pair.learn(0.0, Phases())
+            worker.collect(Phases())
+        worker.learn(0.0, Phases())
     rollout = worker.rollout
     assert not rollout.valid.all()
     found = advantage_variances(rollout, config.algo.gamma)
@@ -152,8 +152,8 @@ def test_a_gradient_estimate_is_that_of_one_episode():
     found = measures._estimate_gradients(config, {k: v.clone() for k, v in model.state_dict().items()}, 3)
     worker = build_worker(config, envs, model, measures._Recorder(model), Streams.spawn(5).actions, Alone())
     for row in found:
-        worker.pair.collect(Phases())
-        length = worker.pair._rollout.num_steps  # of the one episode; rows after it are of an earlier one
+        worker.collect(Phases())
+        length = worker._collected.num_steps  # of the one episode; rows after it are of an earlier one
         obs, action = worker.rollout.obs[:length, 0], worker.rollout.action[:length, 0]
         returns = [(1 - 0.99 ** (length - t)) / 0.01 for t in range(length)]
         params, _, _ = model(obs, torch.zeros(length, 0), torch.zeros(length, dtype=torch.bool))

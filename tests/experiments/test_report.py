@@ -12,12 +12,12 @@ import pytest
 from experiments_support import toy
 from PIL import Image
 
-from fastac.cli import main
 from benchmarks.experiments import write_report
 from benchmarks.experiments.definition import Column, Trial
 from benchmarks.experiments.report import format_cell, summarise
 from benchmarks.experiments.stats import bootstrap_interval, interquartile_mean, mean
 from benchmarks.experiments.trials import list_jobs, save_trial
+from fastac.cli import main
 from fastac.install import INSTALL
 
 MACHINE = {"cpu": "an abacus", "cores": 2, "versions": {"python": "3.11", "fastac": "0.1"}, "commit": "abc"}

@@ -23,9 +23,9 @@ from experiments_support import (
     wait_after_seed_0,
 )
 
-from fastac.contract import WorkerFailure
 from benchmarks.experiments import run_trials, write_report
 from benchmarks.experiments.definition import Arm
+from fastac.contract import WorkerFailure
 from fastac.processes import WorkerTraceback
 from fastac.runs.files import RecordError
 

@@ -21,9 +21,16 @@ import torch
 from fastac.config import Config
 from fastac.contract import StateTree
 from fastac.runs import checkpoint
-from fastac.runs.checkpoint import best_mean_return, find_checkpoint, load_checkpoint, mark_best, prune_checkpoints, save_checkpoint
+from fastac.runs.checkpoint import (
+    best_mean_return,
+    damaged_marks,
+    find_checkpoint,
+    load_checkpoint,
+    mark_best,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from fastac.runs.files import RecordError
-from fastac.runs.checkpoint import damaged_marks
 
 CONFIG = Config().replace(env_id="Acrobot-v1", hidden_sizes=(8, 4), max_grad_norm=None)
 STATE: StateTree = {"model": {"w.0": np.arange(6.0).reshape(2, 3)}, "rng": {"state": 2**127 + 1}, "iteration": 7}
@@ -166,8 +173,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_newer_schema_asks_for_an_upgrade(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 5, STATE, CONFIG)
     body = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(json.dumps({**body, "schema": 3}))
-    with pytest.raises(ValueError, match=r"newer fastac \(schema 3, this one reads up to 2\): upgrade fastac"):
+    (path / "state.json").write_text(json.dumps({**body, "schema": 4}))
+    with pytest.raises(ValueError, match=r"newer fastac \(schema 4, this one reads up to 3\): upgrade fastac"):
         load_checkpoint(path)
 
 

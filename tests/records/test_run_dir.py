@@ -18,11 +18,10 @@ import pytest
 from fastac.config import Config
 from fastac.runs import provenance
 from fastac.runs.checkpoint import best_mean_return, save_checkpoint
-from fastac.runs.files import RecordError
+from fastac.runs.files import RecordError, replace_json
 from fastac.runs.provenance import git_commit, peak_rss_mb, versions
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.writers import ProgressWriter
-from fastac.runs.files import replace_json
 
 
 def test_create_writes_the_config_and_open_finds_it(tmp_path: Path) -> None:

@@ -24,10 +24,9 @@ from fastac.config import AlgoName, Config, JsonValue
 from fastac.contract import MAX_EXTRAS, Episode, Episodes, Phases, Report
 from fastac.runs.checkpoint import load_checkpoint, save_checkpoint
 from fastac.runs.files import RecordError
-from fastac.runs.progress import Bar, Evaluated, ProgressBar, ProgressLines, open_bar
+from fastac.runs.progress import Bar, Evaluated, ProgressBar, ProgressLines, open_bar, shorten
 from fastac.runs.tracker import ReturnTracker
 from fastac.runs.writers import EvaluationRow, NullWriter, ProgressWriter, TensorBoardWriter, Writer, progress_row
-from fastac.runs.progress import shorten
 
 LOSSES = {
     "policy_loss": 0.25,

@@ -10,7 +10,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Discrete, Sequence
 from gymnasium.vector import AutoresetMode
-
 from probes import Probe
 
 EPISODE_STEPS = 10

@@ -63,7 +63,7 @@ def train_past_a_best(run_dir: Path, **settings: object) -> None:
     """Train with A3C until an evaluated policy is saved, from between two rows; then wait to be killed."""
     warnings.simplefilter("error")
     session = fastac.start("CartPole-v1", "a3c", run_dir=run_dir, **settings)
-    begin, counts = session._begin_evaluation, session.parts._board.counts.view()
+    begin, counts = session._begin_evaluation, session.training._counters.counts.view()
 
     def begin_later(report: Report) -> None:
         """As it may happen, but here it does each time: workers go on between a row and what is saved after it."""

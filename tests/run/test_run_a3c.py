@@ -58,7 +58,7 @@ def finish(session):
 
 
 def pids_of(session):
-    return [place.child.process.pid for place in session.parts._pool._places]
+    return [place.child.process.pid for place in session.training._workers._places]
 
 
 def evaluator_of(session):
@@ -215,7 +215,7 @@ def test_a_killed_worker_is_named_and_the_run_reaches_its_budget(tmp_path, caplo
         if not steps:
             os.kill(lost, signal.SIGKILL)
         steps = report.env_steps
-        if session.parts.asynchrony.restarts:
+        if session.training.asynchrony.restarts:
             break
     fastac.finish(session)
     assert "worker 1 died (exit code -9): started again with new episodes" in caplog.text
@@ -236,7 +236,7 @@ def test_an_environment_that_raises_once_costs_its_worker_a_restart(tmp_path, ca
     factory = partial(make_mishap, "raises", os.getpid(), marks_of(tmp_path))
     session, steps = start(tmp_path / "run", factory, total_env_steps=ENDLESS), None
     for report in session:
-        if session.parts.asynchrony.restarts:
+        if session.training.asynchrony.restarts:
             steps = steps or report.env_steps
         if steps and report.env_steps > steps + 1000:
             break
@@ -254,8 +254,8 @@ def test_an_environment_that_hangs_costs_its_worker_a_restart(tmp_path, monkeypa
     session = start(tmp_path / "run", factory, total_env_steps=ENDLESS)
     before, done = pids_of(session), None
     for _ in session:
-        updates = session.parts.asynchrony.updates
-        if session.parts.asynchrony.restarts and done is None:
+        updates = session.training.asynchrony.updates
+        if session.training.asynchrony.restarts and done is None:
             done = updates
         if done is not None and (updates > done).all():  # both work again
             break
@@ -271,7 +271,7 @@ def test_one_restart_too_many_ends_the_run_with_a_checkpoint(tmp_path, workers):
     with pytest.raises(fastac.EnvFailure, match=r"worker \d: .*the wheel came off.*1 workers have been started again"):
         finish(session)
     last = load_checkpoint(checkpoints(tmp_path / "run")[-1])
-    assert last.env_steps == last.state["parts"]["trainer"]["env_steps"] > 0
+    assert last.env_steps == last.state["training"]["trainer"]["env_steps"] > 0
     assert not (tmp_path / "run" / "summary.json").exists()
     again = fastac.resume(tmp_path / "run", env=make_opaque, total_env_steps=last.env_steps + 500)
     summary = finish(again)
@@ -290,7 +290,7 @@ def test_the_last_checkpoint_of_a_run_that_lost_its_workers_is_of_all_that_was_d
                 os.kill(lost, signal.SIGKILL)
                 lost = None
     last = load_checkpoint(checkpoints(tmp_path / "run")[-1])
-    assert last.env_steps == last.state["parts"]["trainer"]["env_steps"] == session.parts.trainer.env_steps
+    assert last.env_steps == last.state["training"]["trainer"]["env_steps"] == session.training.trainer.env_steps
     assert read_rows(tmp_path / "run" / "progress.jsonl")[-1]["env_steps"] == last.env_steps
 
 
@@ -376,7 +376,7 @@ def test_a_session_that_nobody_finishes_lets_python_exit(tmp_path):
 
 def resume_further(run_dir, more=2000):
     """Resume by the command line, and check that the run goes on from its checkpoint."""
-    last = load_checkpoint(checkpoints(run_dir)[-1]).state["parts"]["trainer"]["env_steps"]
+    last = load_checkpoint(checkpoints(run_dir)[-1]).state["training"]["trainer"]["env_steps"]
     assert main(["resume", str(run_dir), "--total-env-steps", str(last + more)]) == 0
     rows = [row["env_steps"] for row in read_rows(run_dir / "progress.jsonl")]
     assert rows == sorted(set(rows)) and rows[-1] >= last + more
@@ -425,7 +425,7 @@ def test_a_signal_stops_in_order_and_resume_goes_on(tmp_path, number, code):
     summary = json.loads((tmp_path / "stdout").read_text())
     assert summary["stopped_by"] == signal.Signals(number).name
     assert checkpoints(run_dir)[-1].name == f"step-{summary['env_steps']:012d}"
-    state = load_checkpoint(checkpoints(run_dir)[-1]).state["parts"]["trainer"]
+    state = load_checkpoint(checkpoints(run_dir)[-1]).state["training"]["trainer"]
     assert state["env_steps"] == summary["env_steps"]
     resume_further(run_dir)
 
@@ -500,10 +500,10 @@ def test_a_resumed_run_has_all_that_the_checkpoint_has(tmp_path, caplog, optimiz
     began_anew, jumps = (record.message for record in caplog.records if record.levelno >= logging.WARNING)
     assert began_anew == "the state of the environments is not in the checkpoint: their episodes begin anew"
     assert "total_env_steps 2000 -> 4000, learning_rate 0 -> " in jumps
-    same(saved["parts"], session.parts.get_state())
-    board = saved["parts"]["trainer"]["board"]
-    assert session.parts.asynchrony.updates.tolist() == summary["asynchrony"]["updates_per_worker"]
-    assert board["staleness"].sum(axis=0).tolist() == summary["asynchrony"]["staleness"]
+    same(saved["training"], session.training.get_state())
+    counters = saved["training"]["trainer"]["counters"]
+    assert session.training.asynchrony.updates.tolist() == summary["asynchrony"]["updates_per_worker"]
+    assert counters["staleness"].sum(axis=0).tolist() == summary["asynchrony"]["staleness"]
     assert session.report.env_steps == summary["env_steps"]
     reports = list(session)
     assert reports[0].iteration > summary["updates"]
@@ -523,11 +523,11 @@ def test_a_checkpoint_of_mid_training_resumes_too(tmp_path):
     shutil.copytree(tmp_path / "run", kept)
     session.finish()
     last = load_checkpoint(checkpoints(kept)[-1])
-    trainer = last.state["parts"]["trainer"]
+    trainer = last.state["training"]["trainer"]
     assert last.env_steps <= trainer["env_steps"]
     again = fastac.resume(kept, total_env_steps=trainer["env_steps"] + 500)
-    assert again.report.env_steps == again.parts.trainer.env_steps == trainer["env_steps"] >= steps
-    same(last.state["parts"], again.parts.get_state())
+    assert again.report.env_steps == again.training.trainer.env_steps == trainer["env_steps"] >= steps
+    same(last.state["training"], again.training.get_state())
     assert finish(again)["env_steps"] >= trainer["env_steps"] + 500
 
 
@@ -591,10 +591,10 @@ def test_the_policy_that_is_returned_is_the_one_that_reached_the_target(tmp_path
     best = load_checkpoint(find_checkpoint(run.directory, "best"))
     assert best.env_steps == run.summary["solved_env_steps"] < run.summary["env_steps"]
     model = run.policy.model.state_dict()
-    assert model.keys() == best.state["parts"]["model"].keys()
+    assert model.keys() == best.state["training"]["model"].keys()
     for name, value in model.items():
-        np.testing.assert_array_equal(best.state["parts"]["model"][name], value.numpy(), err_msg=name)
-    last = load_checkpoint(find_checkpoint(run.directory, "last")).state["parts"]["model"]
+        np.testing.assert_array_equal(best.state["training"]["model"][name], value.numpy(), err_msg=name)
+    last = load_checkpoint(find_checkpoint(run.directory, "last")).state["training"]["model"]
     assert any(not np.array_equal(last[name], value.numpy()) for name, value in model.items()), "nobody has gone on"
     assert play(run.config, run.policy.model, best.env_steps).mean_return == run.summary["eval_mean_return"]
 
@@ -609,7 +609,7 @@ def test_without_evaluations_in_between_no_process_waits_to_play_them(tmp_path, 
 class ToldEvaluator:
     """Finishes its first evaluation when it is waited for, with so good a result that it is the best."""
 
-    is_beside = True
+    is_concurrent = True
 
     def __init__(self):
         self.weights, self._returns = [], iter([9.0, 1.0, 8.0])  # of the best, the last, and the best once more
@@ -638,7 +638,7 @@ def test_the_best_is_kept_where_its_evaluation_ends_after_later_checkpoints(tmp_
     assert env_steps < later
     assert best.env_steps == env_steps, "the best checkpoint has been deleted"
     for name, value in weights.items():
-        np.testing.assert_array_equal(best.state["parts"]["model"][name], value)
+        np.testing.assert_array_equal(best.state["training"]["model"][name], value)
 
 
 def test_a_killed_evaluator_is_started_again(tmp_path, caplog):

@@ -17,8 +17,8 @@ import fastac
 from fastac.contract import NonFiniteError
 from fastac.learning.learner import Learner
 from fastac.models import LSTMCore
-from fastac.runs.checkpoint import load_checkpoint
 from fastac.rollout import Rollout
+from fastac.runs.checkpoint import load_checkpoint
 
 pytest.importorskip("ale_py")
 vector_env = pytest.importorskip("ale_py.vector_env")
@@ -212,7 +212,7 @@ def test_a3c_plays_games(tmp_path):
     settings = TINY | {"workers": 2, "num_steps": 5, "total_env_steps": 240}
     del settings["num_envs"]  # the preset's are one per worker
     session = fastac.start(INVADERS, "a3c", run_dir=tmp_path / "run", **settings)
-    before = {name: value.clone() for name, value in session.parts.model.state_dict().items()}
+    before = {name: value.clone() for name, value in session.training.model.state_dict().items()}
     for _ in session:
         pass
     run = fastac.finish(session)
@@ -236,11 +236,11 @@ def test_a_resumed_run_has_lost_its_games_and_nothing_else(tmp_path, caplog):
     lost = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert lost == ["the state of the environments is not in the checkpoint: their episodes begin anew"]
     for name, value in first.policy.model.state_dict().items():
-        assert torch.equal(session.parts.model.state_dict()[name], value), name
+        assert torch.equal(session.training.model.state_dict()[name], value), name
     before = session.report
     assert (before.env_steps, before.updates) == (first.summary["env_steps"], first.summary["updates"])
 
-    rollout = session.parts.rollout
+    rollout = session.training.rollout
     report = next(iter(session))
     assert (report.iteration, report.updates) == (before.iteration + 1, before.updates + 1)
     assert before.env_steps < report.env_steps == report.frames // 4

@@ -38,7 +38,7 @@ def clock(monkeypatch):
     return clock
 
 
-def follow(session, clock, minutes=1.0):
+def exit_with_parent(session, clock, minutes=1.0):
     """Let every report take so long; return the session's iterations and its summary."""
     reports = []
     for report in session:
@@ -52,7 +52,7 @@ def follow(session, clock, minutes=1.0):
 
 def test_it_ends_after_the_report_that_is_late(tmp_path, clock):
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **SMALL, budget_minutes=10.0)
-    reports, summary = follow(session, clock)
+    reports, summary = exit_with_parent(session, clock)
     assert reports == list(range(1, 11))
     assert (summary["ended_by"], summary["stopped_by"]) == ("minutes", None)
     assert summary["total_wall_s"] == 10 * MINUTE_S
@@ -67,7 +67,7 @@ def test_start_up_counts(tmp_path, clock, monkeypatch):
 
     monkeypatch.setattr("fastac.api.assemble", assemble_slowly)
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **SMALL, budget_minutes=10.0)
-    reports, summary = follow(session, clock)
+    reports, summary = exit_with_parent(session, clock)
     assert reports == [1, 2, 3]
     assert summary["total_wall_s"] == 10 * MINUTE_S
 
@@ -81,13 +81,13 @@ def test_evaluations_on_the_way_count_and_the_last_one_does_not(tmp_path, clock,
 
     monkeypatch.setattr("fastac.runs.evaluator.evaluate", evaluate_slowly)
     settings = {**SMALL, "eval_every": 1, "budget_minutes": 12.0}  # after every iteration
-    reports, summary = follow(fastac.start("CartPole-v1", run_dir=tmp_path / "run", **settings), clock)
+    reports, summary = exit_with_parent(fastac.start("CartPole-v1", run_dir=tmp_path / "run", **settings), clock)
     assert reports == [1, 2, 3]  # after 5, 10 and 15 minutes
     assert len(read_rows(tmp_path / "run" / "evaluations.jsonl")) == 3  # the last one is that of the end
     assert summary["total_wall_s"] == 15 * MINUTE_S
 
     settings["eval_every"] = 0
-    reports, summary = follow(fastac.start("CartPole-v1", run_dir=tmp_path / "again", **settings), clock)
+    reports, summary = exit_with_parent(fastac.start("CartPole-v1", run_dir=tmp_path / "again", **settings), clock)
     assert len(reports) == 12
     assert summary["total_wall_s"] == 16 * MINUTE_S
 
@@ -151,10 +151,10 @@ def test_other_ends_are_named_too(tmp_path):
 
 def test_a_resumed_run_has_spent_what_it_had_spent(tmp_path, clock):
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **SMALL, budget_minutes=4.0)
-    assert follow(session, clock)[0] == [1, 2, 3, 4]
+    assert exit_with_parent(session, clock)[0] == [1, 2, 3, 4]
     clock.now_s += 100 * MINUTE_S  # nobody's
     session = fastac.resume(tmp_path / "run", budget_minutes=10.0)
-    reports, summary = follow(session, clock)
+    reports, summary = exit_with_parent(session, clock)
     assert reports == [5, 6, 7, 8, 9, 10]
     assert session.config.run.budget_minutes == 10.0
     assert summary["ended_by"] == "minutes"
@@ -177,7 +177,7 @@ def test_a_run_whose_minutes_are_over_is_complete(tmp_path, capsys, monkeypatch)
 
 def test_a_checkpoint_from_before_its_minutes_were_over_does_not_pass_for_more(tmp_path, clock):
     settings = {**SMALL, "checkpoint_every": 1, "eval_every": 1, "budget_minutes": 1.0}
-    assert follow(fastac.start("CartPole-v1", run_dir=tmp_path / "run", **settings), clock)[0] == [1]
+    assert exit_with_parent(fastac.start("CartPole-v1", run_dir=tmp_path / "run", **settings), clock)[0] == [1]
     with pytest.raises(ValueError, match=r"it has taken 1\.00 of 1 minutes"):
         fastac.resume(tmp_path / "run")
 

@@ -116,7 +116,7 @@ def train_with_best_in_the_middle(tmp_path, monkeypatch, means, **how):
     weights = []
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **settings)
     for _ in session:
-        weights.append([weight.detach().clone() for weight in session.parts.model.parameters()])
+        weights.append([weight.detach().clone() for weight in session.training.model.parameters()])
         if len(weights) == 3:
             break
     return fastac.finish(session, **how), weights
@@ -192,7 +192,7 @@ def test_each_policy_that_is_asked_for_is_a_copy_of_its_own(tmp_path, monkeypatc
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **{**SMALL, "eval_every": 1})
     weights = []
     for _ in session:
-        weights.append([weight.detach().clone() for weight in session.parts.model.parameters()])
+        weights.append([weight.detach().clone() for weight in session.training.model.parameters()])
         if len(weights) == 2:
             break
     best, last = fastac.finish(session), fastac.finish(session, "last")

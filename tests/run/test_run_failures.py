@@ -62,7 +62,7 @@ def test_an_environment_that_breaks_at_once_leaves_no_checkpoint(tmp_path, monke
         raise fastac.EnvFailure("env 0 raised an error in reset")
 
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **SMALL)
-    monkeypatch.setattr(session.parts.envs, "reset", fail)
+    monkeypatch.setattr(session.training.envs, "reset", fail)
     with pytest.raises(fastac.EnvFailure, match=r"env 0 raised an error in reset.* after 0 environment steps"):
         next(iter(session))
     with pytest.raises(ValueError, match="holds no checkpoint"):
@@ -116,7 +116,7 @@ def test_a_disk_that_is_full_when_logging(tmp_path):
 def test_all_is_closed_where_the_disk_is_full(tmp_path, monkeypatch):
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **SMALL)
     closed = []
-    monkeypatch.setattr(session.parts.envs, "close", lambda: closed.append(True))
+    monkeypatch.setattr(session.training.envs, "close", lambda: closed.append(True))
 
     def full(*_):
         raise RecordError("cannot write: the disk is full.")
@@ -130,7 +130,7 @@ def test_all_is_closed_where_the_disk_is_full(tmp_path, monkeypatch):
         session.finish()
     assert closed == [True]
     monkeypatch.undo()
-    session.parts.envs.close()
+    session.training.envs.close()
     for writer in session._writers:
         writer.close()
 
@@ -171,8 +171,8 @@ def test_a_loss_that_is_not_finite_names_update_and_term(tmp_path):
     assert str(failed.value).startswith(f"update {len(seen) + 1}: ")
     (saved,) = checkpoints(tmp_path / "run" / "failure")
     state = load_checkpoint(saved, "CartPole-v1").state
-    assert all(np.isfinite(array).all() for array in state["parts"]["model"].values())
-    assert state["parts"]["trainer"]["iteration"] == len(seen)
+    assert all(np.isfinite(array).all() for array in state["training"]["model"].values())
+    assert state["training"]["trainer"]["iteration"] == len(seen)
 
 
 def test_a_failure_that_cannot_be_saved_is_still_told(tmp_path, monkeypatch):

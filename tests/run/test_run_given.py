@@ -124,7 +124,7 @@ def test_no_more_environments_are_open_than_the_run_has(tmp_path):
         assert Leveled.most == 1, "of this process"
         if settings.get("algo") == "a3c":
             assert Leveled.now == 0, "a worker has the one that there may be"
-        session.parts.close()
+        session.training.close()
         session._close()
         assert Leveled.now == 0
 

@@ -299,20 +299,20 @@ def forge(run_dir, branches, value):
 
 
 DELETE = object()
-ENV = "parts/trainer/envs/envs/0"
+ENV = "training/trainer/envs/envs/0"
 FORGED = [
     *((f"{ENV}/2/rng/bit_generator", name) for name in ("test", "seed", "__class__", 3, None)),
     (f"{ENV}/2/rng/state", {"state": 10**400, "inc": 1}),
     (f"{ENV}/0/_elapsed_steps", "many"),
-    ("parts/trainer/env_steps", -1),
-    ("parts/trainer/iteration", 10**30),
-    ("parts/trainer/episodes", 1.5),
-    ("parts/trainer/train_wall_s", float("nan")),
-    ("parts/trainer/phases", {"env_s": 1.0, "sudo_s": 1.0}),
-    ("parts/trainer/learner/updates", True),
-    ("parts/trainer/learner/apply", None),
-    ("parts/model", DELETE),
-    ("parts/workers", 7),
+    ("training/trainer/env_steps", -1),
+    ("training/trainer/iteration", 10**30),
+    ("training/trainer/episodes", 1.5),
+    ("training/trainer/train_wall_s", float("nan")),
+    ("training/trainer/phases", {"env_s": 1.0, "sudo_s": 1.0}),
+    ("training/trainer/learner/updates", True),
+    ("training/trainer/learner/optimizer", None),
+    ("training/model", DELETE),
+    ("training/workers", 7),
     ("progress", DELETE),
     ("progress/best_mean_return", "high"),
     ("tracker", DELETE),

@@ -30,7 +30,7 @@ def is_gone(pid: int, within_s: float = 5.0) -> bool:
 
 def pid_of(session: fastac.Session) -> int:
     """The process of the second worker."""
-    pid = session.parts.crew._children[0].process.pid
+    pid = session.training.others._children[0].process.pid
     assert pid is not None
     return pid
 
@@ -115,8 +115,8 @@ def test_workers_end_with_a_loop_that_was_left_and_the_run_can_be_finished(tmp_p
     # All of it is saved, the other worker's environments too, also after the last evaluation has marked it the best.
     finished = load_checkpoint(checkpoints(tmp_path / "run")[-1]).state
     for state in (left, finished):
-        assert state["parts"]["trainer"]["envs"] is not None
-        assert state["parts"]["workers"]["1"]["envs"] is not None
+        assert state["training"]["trainer"]["envs"] is not None
+        assert state["training"]["workers"]["1"]["envs"] is not None
 
 
 def test_a3c_can_be_left_and_entered_again_and_leaves_no_process(tmp_path):
@@ -126,7 +126,7 @@ def test_a3c_can_be_left_and_entered_again_and_leaves_no_process(tmp_path):
             for _ in session:
                 break
             assert last_env_steps(tmp_path / "run") == session.report.env_steps
-            assert session.parts._pool._places == []
+            assert session.training._workers._places == []
         children = [child.process.pid for child in session._evaluator._children]
     assert len(children) == 1
     assert all(map(is_gone, children))

@@ -83,7 +83,7 @@ def test_a_run_that_fails_gives_the_count_back(tmp_path, monkeypatch):
     def fail(*_):
         raise EnvFailure("env 0 broke")
 
-    monkeypatch.setattr(session.parts.envs, "step", fail)
+    monkeypatch.setattr(session.training.envs, "step", fail)
     with pytest.raises(EnvFailure):
         next(reports)
     assert torch.get_num_threads() == CALLERS

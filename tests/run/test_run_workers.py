@@ -22,7 +22,7 @@ TWO = [*SMALL_FLAGS, "--workers", "2", "--total-env-steps", "1e6"]
 
 
 def pids_of(session):
-    return [child.process.pid for child in session.parts.crew._children]
+    return [child.process.pid for child in session.training.others._children]
 
 
 def test_a_run_with_workers_ends_as_any_other(tmp_path, capsys, caplog):
@@ -51,7 +51,7 @@ def test_auto_is_written_down_as_the_number_it_was(tmp_path, monkeypatch):
 def test_a_lost_worker_leaves_a_checkpoint_of_that_moment(tmp_path, monkeypatch, number, says):
     session = fastac.start("CartPole-v1", workers=2, run_dir=tmp_path / "run", total_env_steps=10**6, **SMALL)
     if number == signal.SIGSTOP:
-        session.parts.crew._timeout_s = 1.0
+        session.training.others._timeout_s = 1.0
     pids, steps = pids_of(session), 0
     with pytest.raises(fastac.WorkerFailure, match=says):
         for report in session:
@@ -70,14 +70,14 @@ def test_a_lost_worker_leaves_a_checkpoint_of_that_moment(tmp_path, monkeypatch,
 def test_how_long_workers_may_take_is_a_setting(tmp_path):
     settings = {**SMALL, "workers": 2, "start_timeout_s": 77.0, "env_timeout_s": 55.0}
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "a2c", **settings)
-    crew = session.parts.crew
-    assert (crew._start_timeout_s, crew._timeout_s) == (77.0, 55.0)
+    others = session.training.others
+    assert (others._start_timeout_s, others._timeout_s) == (77.0, 55.0)
     session._close()
     session = fastac.start("CartPole-v1", "a3c", run_dir=tmp_path / "a3c", **{**settings, "workers": 1})
-    pool = session.parts._pool
-    assert pool._patience_s(0) == 77.0, "before its first iteration"
-    pool._counts[0, ITERATIONS] = 1
-    assert pool._patience_s(0) == 55.0
+    workers = session.training._workers
+    assert workers._patience_s(0) == 77.0, "before its first iteration"
+    workers._counts[0, ITERATIONS] = 1
+    assert workers._patience_s(0) == 55.0
     session._close()
 
 

@@ -15,11 +15,12 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 
 import fastac
-from fastac.build import Parts, assemble
+from fastac.build import assemble
 from fastac.cli import main
 from fastac.config import Config
 from fastac.learning.fused.network import BackwardPass
 from fastac.runs.efficiency import BareTimes, count_rows, efficiency, measure, time_call
+from fastac.workers import Training
 
 PROBES = "probes:fastac/"
 BARE = BareTimes(1.0, 2.0, 0.5, 0.25, 3, 4)
@@ -37,7 +38,7 @@ class Clock:
         return self.now_s
 
 
-def make_parts(config: Config, env_factory=None) -> Parts:
+def make_parts(config: Config, env_factory=None) -> Training:
     return assemble(config, np.random.SeedSequence(0), env_factory)
 
 
@@ -111,8 +112,8 @@ def test_times_are_per_row_of_all_envs(settings, learn_forwards, backwards, batc
 
 def test_a_custom_encoder_goes_through_autograd():
     config = make_config()
-    parts = assemble(config, np.random.SeedSequence(0), None, lambda space: torch.nn.Linear(space.shape[0], 3))
-    assert measure(config, parts, 8, clock=Clock()) == BareTimes(1.0, 1.0, 0.0, 0.125, 0, 1)
+    training = assemble(config, np.random.SeedSequence(0), None, lambda space: torch.nn.Linear(space.shape[0], 3))
+    assert measure(config, training, 8, clock=Clock()) == BareTimes(1.0, 1.0, 0.0, 0.125, 0, 1)
 
 
 class Noise(gym.Env):
@@ -157,9 +158,9 @@ class Pixels(torch.nn.Module):
 @pytest.mark.parametrize("core", ["identity", "lstm"])
 def test_images_are_drawn_as_they_are_stored(core):
     seen, config = [], make_config(core=core, lstm_size=4)
-    parts = assemble(config, np.random.SeedSequence(0), make_noise, lambda space: Pixels(seen))
+    training = assemble(config, np.random.SeedSequence(0), make_noise, lambda space: Pixels(seen))
     seen.clear()
-    bare = measure(config, parts, 8, make_noise, clock=Clock())
+    bare = measure(config, training, 8, make_noise, clock=Clock())
     assert bare == BareTimes(1.0, 1.0, 0.0, 0.125, 0, 1)
     assert set(seen) == {(4,), (8, 4) if core == "lstm" else (32,)}
 
@@ -175,9 +176,9 @@ def test_images_go_through_the_fused_network_in_chunks(monkeypatch, reuse_forwar
         seen.append(len(obs))
         backward(step, obs)
 
-    parts = make_parts(config, make_noise)
+    training = make_parts(config, make_noise)
     monkeypatch.setattr(BackwardPass, "backward", see)
-    bare = measure(config, parts, config.algo.num_steps, make_noise, clock=Clock())
+    bare = measure(config, training, config.algo.num_steps, make_noise, clock=Clock())
     assert (bare.env_s, bare.forward_s, bare.backward_s) == (1.0, 1.0, 4 / rows)
     assert seen == ([32] if rows == 32 else [100] * 4) * 2
 
@@ -185,10 +186,10 @@ def test_images_go_through_the_fused_network_in_chunks(monkeypatch, reuse_forwar
 def test_games_are_stepped_under_their_protocol(monkeypatch):
     pytest.importorskip("ale_py")
     config = make_config(env_id="ALE/Pong-v5", num_envs=2, num_steps=4, encoder="a3c")
-    parts = make_parts(config)
+    training = make_parts(config)
     monkeypatch.setattr("gymnasium.make_vec", lambda *_, **__: pytest.fail("with ALE's defaults"))
-    bare = measure(config, parts, 4, clock=Clock())
-    parts.envs.close()
+    bare = measure(config, training, 4, clock=Clock())
+    training.envs.close()
     assert bare == BareTimes(1.0, 1.0, 0.0, 0.25, 0, 1)
 
 
@@ -201,9 +202,9 @@ def test_every_row_of_an_update_is_gone_back_through(monkeypatch, reuse_forward)
         seen.append(len(obs))
         backward(step, obs)
 
-    parts = make_parts(config)
+    training = make_parts(config)
     monkeypatch.setattr(BackwardPass, "backward", see)
-    measure(config, parts, 5, clock=Clock())
+    measure(config, training, 5, clock=Clock())
     assert seen == [834, 834, 832] * 2  # once to warm up
 
 
@@ -240,8 +241,8 @@ class Made:
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_new_environments_are_stepped_and_closed(mode):
     made, config = Made(mode), make_config()
-    parts = make_parts(config, made)
-    measure(config, parts, 8, made, clock=Clock(0.001))
+    training = make_parts(config, made)
+    measure(config, training, 8, made, clock=Clock(0.001))
     ours, *others = made.envs
     assert not ours.actions and not ours.is_closed
     assert others and all(env.is_closed for env in others)

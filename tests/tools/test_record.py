@@ -14,12 +14,12 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import SyncVectorEnv
 from PIL import Image
+from probes import ContinuousReward
 
 from fastac.build import Streams, build_envs, build_model
 from fastac.config import EnvConfig, ModelConfig
 from fastac.contract import EnvFailure, Episode
 from fastac.envs import adapt
-from probes import ContinuousReward
 from fastac.runs.files import RecordError
 from fastac.tools import record as record_module
 from fastac.tools.policy import TrainedPolicy

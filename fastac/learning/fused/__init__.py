@@ -13,10 +13,11 @@ from fastac.learning.fused.heads import (
     PlainFusedObjective,
     PlainSampler,
 )
-from fastac.learning.fused.network import FusedNetwork, Tape
+from fastac.learning.fused.network import Activations, FusedNetwork
 from fastac.learning.fused.staged import StagedActor, StagedGradient
 
 __all__ = [
+    "Activations",
     "CategoricalFusedObjective",
     "CategoricalSampler",
     "FusedActor",
@@ -29,7 +30,6 @@ __all__ = [
     "Sampler",
     "StagedActor",
     "StagedGradient",
-    "Tape",
     "is_as_written",
     "is_fusable",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from fastac.contract import StateTree, read_tensor
-from fastac.learning.fused.network import FusedNetwork, Pass, Tape
+from fastac.learning.fused.network import Activations, ForwardPass, FusedNetwork
 from fastac.rollout import Rollout
 
 
@@ -31,21 +31,21 @@ class FusedActor:
     """
 
     def __init__(
-        self, network: FusedNetwork, sampler: Sampler, rollout: Rollout, generator: Generator, keeps: bool
+        self, network: FusedNetwork, sampler: Sampler, rollout: Rollout, generator: Generator, keep_activations: bool
     ) -> None:
         """Bind the network to the rollout; `generator` drives the actions."""
         steps, envs = rollout.num_steps, rollout.num_envs
         self._rollout, self._sampler, self._generator = rollout, sampler, generator
-        self._network, self.keeps = network, keeps
+        self._network, self.keep_activations = network, keep_activations
         # For one step, of which nothing is kept; also for the row after the last, and for observations beside.
-        one = Tape.for_step(network, envs)
-        self.tape = Tape.kept(network, steps, envs) if keeps else one
-        begins = [t * envs if keeps else 0 for t in range(steps)]
-        self._passes = [Pass(network, self.tape, at, at + envs, acts=True) for at in begins]
-        self._last, self._beside = (Pass(network, one, 0, envs, acts=True) for _ in range(2))
+        one = Activations.for_step(network, envs)
+        self.activations = Activations.kept(network, steps, envs) if keep_activations else one
+        begins = [t * envs if keep_activations else 0 for t in range(steps)]
+        self._passes = [ForwardPass(network, self.activations, at, at + envs, acts=True) for at in begins]
+        self._last, self._beside = (ForwardPass(network, one, 0, envs, acts=True) for _ in range(2))
         self._beside_obs = rollout.observations.empty(envs)
         noise_nbytes = steps * sampler.draw_noise((envs,), torch.Generator()).nbytes
-        self._nbytes = one.nbytes + (self.tape.nbytes if keeps else 0) + noise_nbytes
+        self._nbytes = one.nbytes + (self.activations.nbytes if keep_activations else 0) + noise_nbytes
         self._action, self._log_prob = list(rollout.action), list(rollout.log_prob)
         self._value = list(rollout.value.numpy())
         self._step_value = [step.value.numpy() for step in self._passes]

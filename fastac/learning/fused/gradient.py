@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastac.learning.fused.network import BackwardPass, FusedNetwork, Scratch, Tape
 from fastac.learning.autograd import Coefs
+from fastac.learning.fused.network import Activations, BackwardPass, FusedNetwork, GradientBuffers
 from fastac.rollout import Batch
 
 # Rows per pass: their activations and gradients (1.5 MB at two layers of 128) stay in a core's own cache
@@ -49,7 +49,7 @@ class FusedGradient:
         self,
         network: FusedNetwork,
         objective: FusedObjective,
-        kept: Tape | None,
+        kept: Activations | None,
         max_rows: int,
         goes_forward: bool = True,
     ) -> None:
@@ -64,8 +64,8 @@ class FusedGradient:
         """
         rows = chunk_rows(network, max_rows)
         self._network, self._objective, self._kept = network, objective, kept
-        self._own = Tape(network, rows if goes_forward or kept is None else 0)
-        self._scratch = Scratch(network, rows)
+        self._own = Activations(network, rows if goes_forward or kept is None else 0)
+        self._buffers = GradientBuffers(network, rows)
         self._terms = torch.zeros(5, dtype=torch.float64)
         self._passes: dict[tuple[bool, int], tuple[int, BackwardPass]] = {}
         self._batch: Batch | None = None  # whose parts are kept: the whole rollout is the same every time
@@ -74,11 +74,11 @@ class FusedGradient:
     @property
     def nbytes(self) -> int:
         """Memory of its own, the kept activations excepted."""
-        return self._scratch.nbytes + self._own.nbytes
+        return self._buffers.nbytes + self._own.nbytes
 
     def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
         """See `Gradient`."""
-        rows, chunk = batch.valid.shape[0], self._scratch.ones.shape[0]
+        rows, chunk = batch.valid.shape[0], self._buffers.ones.shape[0]
         keep = is_fresh and self._kept is not None
         self._terms.zero_()
         for grad in self._network.other_grads:
@@ -103,7 +103,7 @@ class FusedGradient:
         """
         known_end, step = self._passes.get((is_kept, begin), (-1, None))
         if step is None or known_end != end:
-            tape, at = (self._kept, begin) if is_kept and self._kept is not None else (self._own, 0)
-            step = BackwardPass(self._network, tape, at, at + end - begin, self._scratch, adds=begin > 0)
+            activations, at = (self._kept, begin) if is_kept and self._kept is not None else (self._own, 0)
+            step = BackwardPass(self._network, activations, at, at + end - begin, self._buffers, adds=begin > 0)
             self._passes[is_kept, begin] = end, step
         return step

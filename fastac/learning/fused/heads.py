@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from fastac.learning.autograd import Coefs, Objective
 from fastac.kernels import categorical_loss, gaussian_loss, sample_categorical
+from fastac.learning.autograd import Coefs, Objective
 from fastac.models import CategoricalHead, GaussianHead, Head
 from fastac.rollout import Batch
 

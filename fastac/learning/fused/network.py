@@ -2,8 +2,8 @@
 
 At 64 environments a step of small layers is twenty operations of a few microseconds, so what counts is what
 is not done: no graph is recorded, nothing is allocated, and every view and transpose is made beforehand
-(slicing a tensor costs as much as a small product). A `Tape` holds the activations of some rows, a
-`Pass` the views of a part of it, ready to run.
+(slicing a tensor costs as much as a small product). A `Activations` holds the activations of some rows, a
+`ForwardPass` the views of a part of it, ready to run.
 
 Shapes: `R` rows of a tape, `M` of a pass, `D` inputs of the first layers, `H` width of a layer, `P` distribution
 parameters.
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from fastac import memory
+from fastac.kernels import scale_images
 from fastac.learning.fused.fusable import is_fusable
 from fastac.learning.fused.layers import Layer, LinearLayer, Op, read_layers
-from fastac.kernels import scale_images
 from fastac.models import ActorCritic, ConvEncoder, NoObsNormalizer, ObsNormalizer
 
 # A tape up to this size stays in a core's own cache from acting to learning.
@@ -108,7 +108,7 @@ def _prepare_images(encoder: ConvEncoder, obs: Tensor, x: Tensor) -> Op:
     return partial(torch.mul, images.transpose(1, 2), encoder.scale, out=out)
 
 
-class Tape:
+class Activations:
     """The activations of R rows.
 
     Layers may be left out: their activations are gone after a pass, which share one buffer for them. That
@@ -137,12 +137,12 @@ class Tape:
         self.left_out = left_out
 
     @classmethod
-    def for_step(cls, network: FusedNetwork, envs: int) -> Tape:
+    def for_step(cls, network: FusedNetwork, envs: int) -> Activations:
         """Allocate for one step to act on, of which nothing is kept."""
         return cls(network, envs, len(network.sizes), envs)
 
     @classmethod
-    def kept(cls, network: FusedNetwork, steps: int, envs: int) -> Tape:
+    def kept(cls, network: FusedNetwork, steps: int, envs: int) -> Activations:
         """Allocate for all rows of a rollout, to act on and to learn from."""
         return cls(network, steps * envs, int(network.leaves_first_out(steps * envs)), envs)
 
@@ -165,7 +165,7 @@ class Tape:
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in self.tensors}.values())
 
 
-class Scratch:
+class GradientBuffers:
     """What a backward pass over at most R rows needs besides the tape; one serves every pass.
 
     Attributes:
@@ -197,7 +197,7 @@ class Scratch:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-class Pass:
+class ForwardPass:
     """A part of a tape, ready to run forward.
 
     What it does is a list of calls whose arguments are made beforehand, for the observations that it was
@@ -208,15 +208,17 @@ class Pass:
         value: `[M]`.
     """
 
-    def __init__(self, network: FusedNetwork, tape: Tape, begin: int, end: int, acts: bool = False) -> None:
+    def __init__(
+        self, network: FusedNetwork, activations: Activations, begin: int, end: int, acts: bool = False
+    ) -> None:
         """Make the views of rows `begin` to `end`; one that acts uses weights as they were refreshed."""
-        assert memory.is_aligned(*tape.tensors), "activations do not begin at a cache line"
+        assert memory.is_aligned(*activations.tensors), "activations do not begin at a cache line"
         self._network, self._acts = network, acts
-        self._inputs = tape.inputs
-        if tape.inputs is not None:
-            self._inputs = tape.inputs[: end - begin] if network.sees_images else tape.inputs[begin:end]
-        self.hidden = tape.hidden_rows(begin, end)
-        self.params, self._value = tape.params[begin:end], tape.value[begin:end]
+        self._inputs = activations.inputs
+        if activations.inputs is not None:
+            self._inputs = activations.inputs[: end - begin] if network.sees_images else activations.inputs[begin:end]
+        self.hidden = activations.hidden_rows(begin, end)
+        self.params, self._value = activations.params[begin:end], activations.value[begin:end]
         self.value = self._value.squeeze(-1)
         self._obs: Tensor | None = None  # what the calls below read
         self._forward: list[Op] = []
@@ -272,7 +274,7 @@ class Pass:
         return (layer.forward_acting if self._acts else layer.forward)(x, y)
 
 
-class BackwardPass(Pass):
+class BackwardPass(ForwardPass):
     """A part of a tape, ready to run forward and backward.
 
     Attributes:
@@ -281,7 +283,13 @@ class BackwardPass(Pass):
     """
 
     def __init__(
-        self, network: FusedNetwork, tape: Tape, begin: int, end: int, scratch: Scratch, adds: bool = False
+        self,
+        network: FusedNetwork,
+        activations: Activations,
+        begin: int,
+        end: int,
+        buffers: GradientBuffers,
+        adds: bool = False,
     ) -> None:
         """Make the views.
 
@@ -293,23 +301,23 @@ class BackwardPass(Pass):
             scratch: at least as many rows.
             adds: to the gradient of the layers' parameters, or else writes it.
         """
-        assert memory.is_aligned(*scratch.tensors), "a buffer of the backward pass does not begin at a cache line"
-        super().__init__(network, tape, begin, end)
+        assert memory.is_aligned(*buffers.tensors), "a buffer of the backward pass does not begin at a cache line"
+        super().__init__(network, activations, begin, end)
         self._adds = adds
         num = end - begin
-        self._d_hidden = [d[:num] for d in scratch.hidden]
-        self.d_params, self._d_value = scratch.params[:num], scratch.value[:num]
+        self._d_hidden = [d[:num] for d in buffers.hidden]
+        self.d_params, self._d_value = buffers.params[:num], buffers.value[:num]
         self.d_value = self._d_value.squeeze(-1)
-        self._ones = scratch.ones[:num]
-        assert tape.left_out <= 1, "only a first layer is computed again"
-        self._leaves_first_out = tape.left_out == 1
+        self._ones = buffers.ones[:num]
+        assert activations.left_out <= 1, "only a first layer is computed again"
+        self._leaves_first_out = activations.left_out == 1
         if self._leaves_first_out:
             for trunk in self.hidden:
-                trunk[0] = scratch.first[:num]
+                trunk[0] = buffers.first[:num]
         # Where acting has left the activations behind, the images that it saw are to be made again.
-        self._leaves_images_out = network.sees_images and tape.inputs is not None
+        self._leaves_images_out = network.sees_images and activations.inputs is not None
         if network.sees_images:
-            self._inputs = scratch.images[:num]
+            self._inputs = buffers.images[:num]
         self._backward: list[Op] = []
 
     def backward(self, obs: Tensor) -> None:

@@ -16,10 +16,10 @@ import torch
 from torch import Generator, Tensor
 
 from fastac.contract import StateTree, read_tensor
+from fastac.learning.autograd import Coefs
 from fastac.learning.fused.actor import Sampler
 from fastac.learning.fused.gradient import FusedObjective
-from fastac.learning.fused.network import BackwardPass, FusedNetwork, Pass, Scratch, Tape
-from fastac.learning.autograd import Coefs
+from fastac.learning.fused.network import Activations, BackwardPass, ForwardPass, FusedNetwork, GradientBuffers
 from fastac.rollout import Batch, Rollout
 
 Work: TypeAlias = Callable[[], None]
@@ -48,7 +48,7 @@ class StagedActor:
         """Bind the network to the rollout, which is pinned; `generator` (CPU) drives the actions."""
         envs, device = rollout.num_envs, network.device
         self._rollout, self._sampler, self._generator = rollout, sampler, generator
-        self._pass = Pass(network, Tape(network, envs, pass_rows=envs), 0, envs)
+        self._pass = ForwardPass(network, Activations(network, envs, pass_rows=envs), 0, envs)
         self._obs = rollout.observations.empty(envs).to(device)
         self._action, self._log_prob = (rows[0].to(device, copy=True) for rows in (rollout.action, rollout.log_prob))
         self._one_noise = sampler.draw_noise((envs,), torch.Generator()).to(device)
@@ -105,20 +105,20 @@ class StagedGradient:
         self._network, self._objective = network, objective
         self._batch = Batch(*(getattr(batch, f.name).to(network.device, copy=True) for f in fields(batch)))
         rows = batch.valid.shape[0]
-        self._tape, self._scratch = Tape(network, rows), Scratch(network, rows)
+        self._activations, self._buffers = Activations(network, rows), GradientBuffers(network, rows)
         self._terms = torch.zeros(5, dtype=torch.float64, device=network.device)
         self._pass = self._make_pass(rows)
         self._forward = capture(partial(self._pass.forward, self._batch.obs), network.device)
         self._backward = capture(partial(self._pass.backward, self._batch.obs), network.device)
 
     def _make_pass(self, rows: int) -> BackwardPass:
-        return BackwardPass(self._network, self._tape, 0, rows, self._scratch)
+        return BackwardPass(self._network, self._activations, 0, rows, self._buffers)
 
     @property
     def nbytes(self) -> int:
         """Memory on the device, parameters excepted."""
         batch: int = sum(getattr(self._batch, f.name).nbytes for f in fields(self._batch))
-        return batch + self._tape.nbytes + self._scratch.nbytes
+        return batch + self._activations.nbytes + self._buffers.nbytes
 
     def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
         """See `Gradient`."""

@@ -1,4 +1,4 @@
-"""An assembled run, as those see it who do not mind how many processes it has."""
+"""A run's training: the same interface for one process or many."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fastac.models import ActorCritic
 from fastac.rollout import Rollout
 
 
-class Parts(Protocol):
-    """An assembled run."""
+class Training(Protocol):
+    """A run's training, assembled by `fastac.build`."""
 
     @property
     def envs(self) -> VecEnv:
@@ -38,7 +38,7 @@ class Parts(Protocol):
 
     @property
     def activations_nbytes(self) -> int:
-        """Memory of a worker besides it, see `WorkerParts`."""
+        """Memory of a worker besides it, see `Worker`."""
 
     @property
     def asynchrony(self) -> Asynchrony | None:

@@ -1,0 +1,104 @@
+"""Training without waiting, A3C, seen from the process that watches the workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fastac.contract import Asynchrony, StateTree, VecEnv, read_branch
+from fastac.learning.optimizer import FlatParameters
+from fastac.models import ActorCritic, RewardScaler, load_module
+from fastac.workers.async_workers import AsyncWorkers
+from fastac.workers.hogwild_trainer import HogwildTrainer
+from fastac.workers.shared_counters import SharedCounters
+from fastac.workers.statistics import copy_statistics, find_moments
+from fastac.workers.worker import WorkerInfo
+
+
+@dataclass(slots=True)
+class HogwildTraining:
+    """The assembled run, seen from the process that watches the workers; see `Training`."""
+
+    envs: VecEnv
+    model: ActorCritic
+    trainer: HogwildTrainer
+    rollout: None
+    _reward_normalizer: RewardScaler
+    _param: Tensor  # the model's
+    _shared: FlatParameters
+    _counters: SharedCounters
+    _workers: AsyncWorkers
+    _info: WorkerInfo
+
+    @property
+    def description(self) -> str:
+        """How a worker's environments are batched."""
+        return self._info.description
+
+    @property
+    def rollout_nbytes(self) -> int:
+        """Memory of a worker's rollout."""
+        return self._info.rollout_nbytes
+
+    @property
+    def activations_nbytes(self) -> int:
+        """Memory of a worker besides it."""
+        return self._info.activations_nbytes
+
+    @property
+    def asynchrony(self) -> Asynchrony:
+        """How the workers have interleaved."""
+        return self.trainer.asynchrony
+
+    def action_std(self) -> float | None:
+        """See `ActorCritic.action_std`; of the parameters that workers share."""
+        if self.model.action_std() is None:
+            return None
+        self._param.copy_(self._shared.param)
+        return self.model.action_std()
+
+    def get_state(self) -> StateTree:
+        """Copy what is shared, as a worker would at this moment; workers' episodes are not in it.
+
+        When workers have stopped all is of one moment. While they learn, parameters may have seen an update
+        that the statistics have not, or the other way round; nobody waits for this process to look, which
+        a worker that hangs under the lock would make for ever.
+        """
+        trainer = self.trainer.get_state()
+        updates = trainer["updates"]
+        assert isinstance(updates, int)
+        optimizer = self._shared.get_state(updates)
+        self._param.copy_(self._shared.param)
+        copy_statistics(self._counters, self.model, self._reward_normalizer)
+        return {
+            "model": {name: value.clone() for name, value in self.model.state_dict().items()},
+            "reward_normalizer": {name: value.clone() for name, value in self._reward_normalizer.state_dict().items()},
+            "trainer": {**trainer, "learner": {"optimizer": optimizer, "updates": updates}},
+        }
+
+    def set_state(self, state: StateTree) -> bool:
+        """Continue from `get_state`, before workers begin; their episodes begin anew, so it returns False."""
+        load_module(self.model, read_branch(state, "model"))
+        load_module(self._reward_normalizer, read_branch(state, "reward_normalizer"))
+        trainer = read_branch(state, "trainer")
+        self._shared.param.copy_(self._param)
+        self._shared.set_state(read_branch(read_branch(trainer, "learner"), "optimizer"))
+        for name, moments in find_moments(self.model, self._reward_normalizer).items():
+            statistics = self._counters.statistics[name].view()
+            statistics[:] = 0.0
+            statistics[0, self._counters.versions[name].view()[0, 0]] = moments.dump()
+        self.trainer.set_state(trainer)
+        return False
+
+    def rest(self) -> bool:
+        """Return False: workers end with every loop, and begin with every one."""
+        return False
+
+    def drop_workers(self) -> None:
+        """End the workers."""
+        self._workers.close()
+
+    def close(self) -> None:
+        """End the workers."""
+        self._workers.close()
