@@ -7,6 +7,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 # What `make train` trains on. Not `?=`: many shells have an ENV of their own.
 ENV = CartPole-v1
+# Which experiment `make experiment` runs.
+NAME = list
 # More arguments for the command that a target runs, such as: make test ARGS="-k gae"
 ARGS =
 
@@ -16,7 +18,7 @@ RUN_BENCH = $(BIN)/python -m pytest benchmarks -q --benchmark-quiet --benchmark-
 TIANSHOU := benchmarks/peers/requirements-tianshou.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format type bench bench-quick bench-check bench-accept check always
+.PHONY: help install train test test-slow lint format type bench bench-quick bench-check bench-accept experiment check always
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +54,9 @@ bench-quick: .venv/.installed-tianshou ## time a part of them, in under 3 minute
 bench-check: .venv/.installed-dev ## fail if this tree does more, or is slower, than its base (BASE=rev, ARGS=--quick)
 	@$(BIN)/python -m benchmarks.counts
 	@$(BIN)/python -m benchmarks.gate $(if $(BASE),--base '$(BASE)') $(ARGS)
+
+experiment: .venv/.installed-dev ## answer one of the lecture's questions (NAME=gae-lambda ARGS="--seeds 10"; NAME=list)
+	@$(BIN)/python -m benchmarks.experiments $(NAME) $(ARGS)
 
 bench-accept: .venv/.installed-dev ## write benchmarks/counts.json anew, to be committed with the reason
 	@$(BIN)/python -m benchmarks.counts --accept

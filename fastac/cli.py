@@ -135,18 +135,6 @@ class PlotOptions:
 
 
 @dataclass(frozen=True)
-class ExperimentOptions:
-    """Run an experiment over several seeds; started again, it does what is missing. fastac experiment list has all."""
-
-    name: Positional[str]
-    """Which."""
-    seeds: int = 10
-    """How many seeds, from 0 on."""
-    out: Path | None = None
-    """A directory for what comes out. Default: one in runs/experiments/."""
-
-
-@dataclass(frozen=True)
 class ListOptions:
     """List the presets and what they reach."""
 
@@ -378,31 +366,6 @@ def _plot(words: Sequence[str]) -> int:
     return 0
 
 
-def _experiment(words: Sequence[str]) -> int:
-    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
-        raise ValueError("experiment needs a name first, and fastac experiment list has all.")
-    options = parse(ExperimentOptions, words, "fastac experiment")
-    from benchmarks.experiments import find_experiment, list_experiments, run_trials, write_report
-
-    if options.name == "list":
-        if len(words) > 1:
-            raise ValueError(f"experiment list takes nothing more, and got {shlex.join(words[1:])}.")
-        for each in list_experiments():
-            print(fit(f"{each.name:<20}{each.question}", sys.stdout, hang=20))
-        return 0
-    experiment, seeds = find_experiment(options.name), options.seeds
-    out = options.out or Path("runs", "experiments", experiment.name)
-    stop_signal = run_trials(experiment, seeds, out)
-    if stop_signal is not None:
-        command = shlex.join(["fastac", "experiment", *words])
-        print(fit(f"Stopped by {stop_signal.name}. Continue with: {command}", sys.stderr), file=sys.stderr)
-        return 128 + stop_signal
-    print(write_report(experiment, seeds, out))
-    told = f"\nEverything is in {out}: report.md, results.json and {experiment.name}.png"
-    print(fit(told, sys.stderr), file=sys.stderr)
-    return 0
-
-
 def _list(words: Sequence[str]) -> int:
     parse(ListOptions, words, "fastac list")
     print(_tell_presets_by_environment() if sys.stdout.isatty() else _tell_presets())
@@ -439,7 +402,6 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "eval": (_eval, "play episodes: fastac eval DIR --episodes 100"),
     "record": (_record, "record an episode as GIF or MP4: fastac record DIR"),
     "plot": (_plot, "draw learning curves: fastac plot DIR..."),
-    "experiment": (_experiment, "answer one of the lecture's questions: fastac experiment list"),
     "list": (_list, "list the presets and what they reach"),
 }
 

@@ -49,7 +49,7 @@ def write_report(experiment: Experiment, seeds: int, out: Path) -> str:
     for item in (item for items in saved.values() for item in items):
         if item.machine not in machines:
             machines.append(dict(item.machine))
-    command = f"fastac experiment {experiment.name} --seeds {seeds}"
+    command = f"python -m benchmarks.experiments {experiment.name} --seeds {seeds}"
     results: Json = {
         "experiment": experiment.name,
         "question": experiment.question,

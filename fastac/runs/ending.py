@@ -74,7 +74,7 @@ def _tell_result(run: Session, summary: Mapping[str, JsonValue]) -> str:
         spent += f", when its {settings.budget_minutes:g} minutes were over"
     if run.stop_signal is not None:
         return f"Stopped by {run.stop_signal.name} after {spent}. Continue with: fastac resume {where}"
-    env_id, evaluation = run.config.env.env_id, run.evaluation
+    env_id, evaluation = run.config.env.env_id, run.evaluations.best
     if evaluation is None:
         return f"Trained on {env_id}: {_tell_training_return(run)} after {spent}. Everything is in {where}"
     result = f"{settings.eval_actions} {_tell_evaluation(evaluation)}{_tell_policy(run)}"
@@ -99,7 +99,7 @@ def _tell_evaluation(evaluation: Evaluation) -> str:
 
 def _tell_policy(run: Session) -> str:
     """Tell whose return that is, and the last policy's where that is another."""
-    best_at, last = run.progress.best_env_steps, run.last_evaluation
+    best_at, last = run.progress.best_env_steps, run.evaluations.last
     if best_at is None or best_at == run.report.env_steps:
         return ", by the last policy, which is the best"
     others = "" if last is None else f" (the last one: {last.mean_return:.1f})"

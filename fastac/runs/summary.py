@@ -55,14 +55,14 @@ def summarize(run: Session) -> dict[str, JsonValue]:
 
 def _describe_evaluations(run: Session) -> dict[str, JsonValue]:
     """Return the evaluation of the policy that the run ends with, which is the best, and of the last one."""
-    best, last = run.evaluation, run.last_evaluation
+    best, last = run.evaluations.best, run.evaluations.last
     return {
         "eval_mean_return": best.mean_return if best else None,
         "eval_std_return": best.std_return if best else None,
         "eval_episodes": best.episodes if best else None,
         "eval_cut_episodes": best.cut if best else None,
         "eval_success_rate": best.success_rate if best else None,
-        "eval_max_steps": run.max_eval_steps,
+        "eval_max_steps": run.evaluations.max_steps,
         "eval_actions": run.config.run.eval_actions,
         "last_eval_mean_return": last.mean_return if last else None,
         "best_eval_mean_return": run.progress.best_mean_return,

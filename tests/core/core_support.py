@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 PROBES = "probes:fastac/"
 
 
-def make_parts(**settings: ConfigValue) -> SyncTraining:
+def make_training(**settings: ConfigValue) -> SyncTraining:
     """Assemble a run from flat settings."""
     config = Config().replace(**settings)
     return build(config, build_envs(config.env, Streams.spawn(config.run.seed).env))

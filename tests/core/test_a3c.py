@@ -34,7 +34,7 @@ from a3c_support import (
     param_size,
     take_steps,
 )
-from core_support import PROBES, assert_same, make_parts, weights
+from core_support import PROBES, assert_same, make_training, weights
 
 from fastac.build import Streams, assemble, restart_seed
 from fastac.build.environments import replacement_seeds, worker_seeds
@@ -594,7 +594,7 @@ def test_losses_are_means_over_the_iterations_since_the_last_report():
 
 
 def test_the_board_has_room_for_every_loss_that_a_workers_learner_tells():
-    training = make_parts(num_envs=4, num_steps=8, hidden_sizes=(8,), algo="a2c")  # a worker's is the same
+    training = make_training(num_envs=4, num_steps=8, hidden_sizes=(8,), algo="a2c")  # a worker's is the same
     with closing(training):
         assert sorted(next(training.trainer.run()).losses) == sorted(LOSSES)
     (name, *_), (row,) = LOSSES, make_rows(1)[1]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from core_support import assert_same, make_parts, weights
+from core_support import assert_same, make_training, weights
 
 import fastac
 from fastac import memory
@@ -175,7 +175,7 @@ def test_shared_vectors_that_begin_elsewhere_are_refused(place, shift):
 
 
 def test_statistics_in_another_layout_are_refused_in_one_sentence():
-    training = make_parts(**ODD)
+    training = make_training(**ODD)
     state = training.get_state()
     optimizer = state["trainer"]["learner"]["optimizer"]
     optimizer["average"] = read_tensor(optimizer, "average")[:-3]
@@ -213,7 +213,7 @@ def test_a_buffer_that_begins_elsewhere_is_refused_whichever_it_is(name, monkeyp
             shifting = Shifting(turn, 4 + 4 * (turn % 15))
             shifting.install(patch)
             try:
-                training = make_parts(**(ODD | RUNS[name]))
+                training = make_training(**(ODD | RUNS[name]))
                 list(islice(training.trainer.run(), 1))
                 training.trainer._worker._collector._actor.value_of(training.rollout.obs[0])
             except AssertionError as error:

@@ -19,7 +19,7 @@ from core_support import (
     make_collector,
     run_iterations,
 )
-from core_support import make_parts as parts_of
+from core_support import make_training as training_of
 from gymnasium.spaces import Box, Discrete
 
 from fastac.contract import EnvFailure, Phases
@@ -309,7 +309,7 @@ def test_an_episode_longer_than_the_rollout_is_cut_and_bootstrapped():
 
 def test_an_episode_that_was_cut_does_not_count_towards_the_next_one():
     # Some of CartPole's episodes end within 12 steps, and none that is reported can be longer.
-    training = parts_of(collect="episodes", num_steps=12, num_envs=4)
+    training = training_of(collect="episodes", num_steps=12, num_envs=4)
     finished = [episode for report in islice(training.trainer.run(), 40) for episode in report.finished]
     assert len(finished) > 10
     assert max(episode.length for episode in finished) <= 12
@@ -319,7 +319,7 @@ def test_an_episode_that_was_cut_does_not_count_towards_the_next_one():
 @pytest.mark.parametrize("num_steps", [4, 20])
 def test_reward_scaling_begins_each_iteration_anew_where_episodes_do(num_steps):
     # What is left of the discounted return of the iteration before must not leak into a new episode.
-    training = parts_of(collect="episodes", num_steps=num_steps, num_envs=4, normalize_reward=True, gamma=1.0)
+    training = training_of(collect="episodes", num_steps=num_steps, num_envs=4, normalize_reward=True, gamma=1.0)
     run_iterations(training, 20)
     # Reward 1 a step: no return so far exceeds the steps of one episode.
     assert training.worker.reward_normalizer.moments.mean.item() <= num_steps

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from core_support import CPU, make_parts, weights
+from core_support import CPU, make_training, weights
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
@@ -95,9 +95,8 @@ def act(actor):
 def act_fused(model, rollout, keep_activations=True):
     LocalOptimizer(model, Adam(1e-5), None)  # flattens the parameters
     network = FusedNetwork(model)
-    actor = FusedActor(
-        network, build_sampler(model.head, NUM_ENVS), rollout, torch.Generator().manual_seed(0), keep_activations
-    )
+    generator = torch.Generator().manual_seed(0)
+    actor = FusedActor(network, build_sampler(model.head, NUM_ENVS), rollout, generator, keep_activations)
     act(actor)
     return network, actor
 
@@ -444,7 +443,7 @@ def held_bytes():
 
 @pytest.mark.parametrize("settings", [{}, {"reuse_forward": False}, {"algo": "ppo", "num_epochs": 2}])
 def test_a_run_holds_the_memory_that_it_states_and_no_second_copy(settings):
-    make_parts().close()  # what is made once
+    make_training().close()  # what is made once
     before = held_bytes()
     training = build_lights(**({"num_envs": 16, "num_steps": 8} | settings))
     list(islice(training.trainer.run(), 2))

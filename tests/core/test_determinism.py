@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from core_support import PROBES, assert_same, make_parts, run_iterations, weights
+from core_support import PROBES, assert_same, make_training, run_iterations, weights
 
 from fastac.build import Streams, build, build_envs, evaluation_seed, restart_seed
 from fastac.config import Config
@@ -56,7 +56,7 @@ def test_the_same_seed_gives_the_same_bits(settings):
     for _ in range(2):
         torch.manual_seed(len(runs))  # nothing may depend on the global stream
         np.random.seed(len(runs))
-        training = make_parts(**settings, seed=7)
+        training = make_training(**settings, seed=7)
         reports = [without_time(report) for report in islice(training.trainer.run(), 5)]
         runs.append((weights(training), repr(reports)))
     assert_same(*(run[0] for run in runs))
@@ -64,7 +64,7 @@ def test_the_same_seed_gives_the_same_bits(settings):
 
 
 def test_other_seeds_give_other_weights_actions_and_observations():
-    one, two = (make_parts(num_envs=4, num_steps=8, seed=seed) for seed in (0, 1))
+    one, two = (make_training(num_envs=4, num_steps=8, seed=seed) for seed in (0, 1))
     for name, value in weights(one).items():
         assert torch.equal(value, weights(two)[name]) == name.endswith("bias"), name  # biases begin at 0
     run_iterations(one, 1)
@@ -79,7 +79,7 @@ def test_other_seeds_give_other_weights_actions_and_observations():
 def test_neighbouring_seeds_share_no_environment_stream(vectorization):
     begins = set()
     for seed in range(4):
-        training = make_parts(num_envs=8, num_steps=1, seed=seed, vectorization=vectorization)
+        training = make_training(num_envs=8, num_steps=1, seed=seed, vectorization=vectorization)
         run_iterations(training, 1)
         begins |= {tuple(row.tolist()) for row in training.rollout.obs[0]}
     assert len(begins) == 32
@@ -102,15 +102,15 @@ CASES = [(name, "adam") for name in RUNS] + [("everything", "rmsprop_tf"), ("a2c
 @pytest.mark.parametrize(("name", "optimizer"), CASES)
 def test_a_saved_run_goes_on_bit_for_bit(name, optimizer, tmp_path):
     settings = RUNS[name] | {"seed": 5, "optimizer": optimizer}
-    straight = make_parts(**settings)
+    straight = make_training(**settings)
     expected = [without_time(report) for report in islice(straight.trainer.run(), 6)]
 
-    first = make_parts(**settings)
+    first = make_training(**settings)
     got = [without_time(report) for report in islice(first.trainer.run(), 3)]
     path = save_checkpoint(tmp_path, first.trainer.env_steps, first.get_state(), Config().replace(**settings))
     run_iterations(first, 1)  # what goes on after saving must not reach what was saved
 
-    second = make_parts(**settings)
+    second = make_training(**settings)
     run_iterations(second, 1)  # nor may anything of the run it is loaded into survive
     loaded = load_checkpoint(path)
     assert loaded.config == Config().replace(**settings)
@@ -134,11 +134,11 @@ def plain(tree):
 
 def test_without_the_environments_state_episodes_begin_anew_and_nothing_else_is_lost():
     settings = {"num_envs": 4, "num_steps": 8, "normalize_obs": True, "core": "lstm", "lstm_size": 8}
-    first = make_parts(**settings)
+    first = make_training(**settings)
     run_iterations(first, 3)
     state = first.get_state()
     state["trainer"] = dict(state["trainer"], envs=None)
-    second = make_parts(**settings)
+    second = make_training(**settings)
     assert second.set_state(state) is False
     assert_same(weights(first), weights(second))
     (report,) = islice(second.trainer.run(), 1)
@@ -148,11 +148,11 @@ def test_without_the_environments_state_episodes_begin_anew_and_nothing_else_is_
 
 def test_reward_scaling_forgets_episodes_that_are_not_gone_on_with():
     settings = {"num_envs": 4, "num_steps": 5, "normalize_reward": True}
-    first = make_parts(**settings)
+    first = make_training(**settings)
     run_iterations(first, 1)
     state = first.get_state()
     state["trainer"] = dict(state["trainer"], envs=None)
-    second = make_parts(**settings)
+    second = make_training(**settings)
     second.set_state(state)
     assert first.worker.reward_normalizer.running.any()
     assert not second.worker.reward_normalizer.running.any()

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from core_support import CHAINS, CPU, PROBES, EarlyStart, KnownPolicy, make_chains, make_parts, transitions
+from core_support import CHAINS, CPU, PROBES, EarlyStart, KnownPolicy, make_chains, make_training, transitions
 
 import fastac
 from fastac.build import build_envs, build_model, evaluation_seed, evaluation_width
@@ -168,7 +168,7 @@ def test_memory_is_carried_through_an_episode_and_dropped_after_it(actions):
 def test_evaluation_changes_neither_weights_nor_statistics_nor_the_run():
     runs = []
     for watched in (False, True):
-        training = make_parts(
+        training = make_training(
             num_envs=4, num_steps=8, normalize_obs=True, normalize_reward=True, core="lstm", lstm_size=8
         )
         for report in training.trainer.run():
@@ -183,7 +183,7 @@ def test_evaluation_changes_neither_weights_nor_statistics_nor_the_run():
 
 
 def test_rewards_are_raw_even_where_learning_scales_them():
-    training = make_parts(env_id=SHORT_LONG, vectorization="sync", num_envs=2, num_steps=8, normalize_reward=True)
+    training = make_training(env_id=SHORT_LONG, vectorization="sync", num_envs=2, num_steps=8, normalize_reward=True)
     finished = []
     for report in training.trainer.run():
         finished += report.finished

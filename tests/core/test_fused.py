@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from core_support import CPU, make_parts, weights
+from core_support import CPU, make_training, weights
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 from torch.nn import Parameter
@@ -82,9 +82,8 @@ def act(actor):
 def act_fused(model, rollout, keep_activations=True):
     LocalOptimizer(model, Adam(1e-5), None)  # flattens the parameters
     network = FusedNetwork(model)
-    actor = FusedActor(
-        network, build_sampler(model.head, NUM_ENVS), rollout, torch.Generator().manual_seed(0), keep_activations
-    )
+    generator = torch.Generator().manual_seed(0)
+    actor = FusedActor(network, build_sampler(model.head, NUM_ENVS), rollout, generator, keep_activations)
     act(actor)
     return network, actor
 
@@ -130,7 +129,7 @@ def gradient_of(model):
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 2**20])  # 0: the first layer is left out of the tape
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])  # 0: the first layer is left out of what is kept
 @pytest.mark.parametrize("chunk", [4, 1024])
 @pytest.mark.parametrize("coefs", [A2C, PPO], ids=["a2c", "ppo"])
 @pytest.mark.parametrize("normalizes", [False, True])
@@ -285,7 +284,7 @@ def test_a_run_learns_the_same_whether_forwards_are_kept_or_made_again(settings)
     ends = []
     for reuse in (True, False):
         narrow = {"num_envs": 4, "hidden_sizes": (16, 16), "learning_rate": 1e-3}
-        training = make_parts(**(narrow | settings), reuse_forward=reuse)
+        training = make_training(**(narrow | settings), reuse_forward=reuse)
         reports = list(islice(training.trainer.run(), 5))
         ends.append((weights(training), reports[-1].env_steps))
         training.close()
@@ -299,7 +298,7 @@ def test_a_run_learns_what_autograd_would_have_learned(monkeypatch):
     ends = []
     for fuses in (True, False):
         monkeypatch.setattr("fastac.build.engine.is_fusable", lambda model, fuses=fuses: fuses)
-        training = make_parts(**settings)
+        training = make_training(**settings)
         list(islice(training.trainer.run(), 5))
         ends.append(weights(training))
         training.close()
@@ -335,7 +334,7 @@ def held_bytes():
 )
 def test_a_run_holds_the_memory_that_it_states_and_no_second_copy(settings):
     before = held_bytes()
-    training = make_parts(**({"num_envs": 128, "num_steps": 16, "hidden_sizes": (64, 64)} | settings))
+    training = make_training(**({"num_envs": 128, "num_steps": 16, "hidden_sizes": (64, 64)} | settings))
     list(islice(training.trainer.run(), 3))
     held = held_bytes() - before
     stated = training.rollout.nbytes + training.activations_nbytes
@@ -355,7 +354,7 @@ def test_a_run_on_cuda_learns_what_one_on_the_cpu_does(settings):
     ends = []
     for device in ("cpu", "cuda"):
         narrow = {"num_envs": 4, "hidden_sizes": (16, 16), "learning_rate": 1e-3}
-        training = make_parts(**(narrow | settings), device=device)
+        training = make_training(**(narrow | settings), device=device)
         list(islice(training.trainer.run(), 5))
         ends.append({name: value.cpu() for name, value in weights(training).items()})
         training.close()

@@ -15,7 +15,7 @@ from core_support import (
     estimate,
     make_chains,
     make_collector,
-    make_parts,
+    make_training,
     run_iterations,
     weights,
 )
@@ -195,7 +195,9 @@ def test_the_first_epoch_sees_the_log_probs_that_acted_with_an_lstm(mode, num_mi
     ],
 )
 def test_whole_runs_begin_every_update_at_ratio_1(settings):
-    training = make_parts(algo="ppo", num_envs=8, num_steps=24, learning_rate=0.02, total_env_steps=6 * 192, **settings)
+    training = make_training(
+        algo="ppo", num_envs=8, num_steps=24, learning_rate=0.02, total_env_steps=6 * 192, **settings
+    )
     for report in training.trainer.run():
         assert abs(report.losses["approx_kl"]) < 1e-6
         assert report.losses["clip_fraction"] == 0.0
@@ -242,7 +244,9 @@ def test_sequence_minibatches_bring_each_envs_own_memory():
 def test_ppo_with_one_epoch_and_one_batch_is_a2c(core, optimizer):
     ends = []
     for algo in ("a2c", "ppo"):
-        training = make_parts(algo=algo, core=core, lstm_size=8, num_envs=4, num_steps=10, optimizer=optimizer, seed=3)
+        training = make_training(
+            algo=algo, core=core, lstm_size=8, num_envs=4, num_steps=10, optimizer=optimizer, seed=3
+        )
         begin = weights(training)
         run_iterations(training, 6)
         ends.append(weights(training))
@@ -253,7 +257,7 @@ def test_ppo_with_one_epoch_and_one_batch_is_a2c(core, optimizer):
 def test_several_epochs_of_ppo_are_clipped_and_those_of_a2c_are_not():
     clipped = {}
     for algo in ("ppo", "a2c"):
-        training = make_parts(algo=algo, num_epochs=4, num_envs=4, num_steps=32, learning_rate=0.02)
+        training = make_training(algo=algo, num_epochs=4, num_envs=4, num_steps=32, learning_rate=0.02)
         (report,) = itertools.islice(training.trainer.run(), 1)
         assert report.updates == 4
         clipped[algo] = report.losses["clip_fraction"], report.losses["approx_kl"]
@@ -311,7 +315,7 @@ def test_anneal():
 
 
 def test_a_linear_learning_rate_falls_over_the_budget():
-    training = make_parts(num_envs=2, num_steps=5, total_env_steps=40, learning_rate_schedule="linear")
+    training = make_training(num_envs=2, num_steps=5, total_env_steps=40, learning_rate_schedule="linear")
     reports = list(training.trainer.run())
     assert reports[0].losses["learning_rate"] == 7e-4
     for before, after in itertools.pairwise(reports):
@@ -413,7 +417,7 @@ def test_an_optimiser_goes_on_bit_for_bit_from_its_state(optimizer):
 
 @pytest.mark.parametrize("baseline", [True, False])
 def test_without_a_baseline_the_critic_is_left_alone(baseline):
-    training = make_parts(
+    training = make_training(
         algo="reinforce", collect="episodes", gae_lambda=1.0, num_envs=4, num_steps=20, baseline=baseline
     )
     before = weights(training)
@@ -423,7 +427,7 @@ def test_without_a_baseline_the_critic_is_left_alone(baseline):
 
 
 def test_observation_statistics_change_after_an_update_and_not_before():
-    training = make_parts(env_id=CHAIN, vectorization="sync", num_envs=3, num_steps=7, normalize_obs=True)
+    training = make_training(env_id=CHAIN, vectorization="sync", num_envs=3, num_steps=7, normalize_obs=True)
     assert isinstance(training.model.obs_normalizer, ObsNormalizer)
     rows = []
     for report in training.trainer.run():

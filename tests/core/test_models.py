@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from core_support import evaluate_rows, make_parts
+from core_support import evaluate_rows, make_training
 from torch.distributions import (
     AffineTransform,
     Categorical,
@@ -408,10 +408,10 @@ def test_the_config_defaults_build_the_network_of_the_lecture():
 )
 def test_a_deviation_that_does_not_go_is_refused_in_a_sentence(env_id, settings, words):
     with pytest.raises(ValueError, match=words):
-        make_parts(env_id=env_id, vectorization="sync", num_envs=2, **settings)
+        make_training(env_id=env_id, vectorization="sync", num_envs=2, **settings)
 
 
 def test_the_kind_of_deviation_is_a_setting():
     for dependent, kind, size in ((False, GaussianHead, 1), (True, DependentGaussianHead, 2)):
-        training = make_parts(env_id="Pendulum-v1", num_envs=2, dependent_std=dependent, log_std_init=-0.5)
+        training = make_training(env_id="Pendulum-v1", num_envs=2, dependent_std=dependent, log_std_init=-0.5)
         assert isinstance(training.model.head, kind) and training.model.head.layer.out_features == size

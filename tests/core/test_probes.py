@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from core_support import CPU, PROBES, make_parts
+from core_support import CPU, PROBES, make_training
 
 from fastac.config import EnvConfig
 from fastac.envs import make_vec
@@ -28,7 +28,7 @@ SMALL = {
 
 def train(probe, env_steps, **settings):
     """Train on a probe."""
-    training = make_parts(**(SMALL | {"env_id": f"{PROBES}{probe}-v0", "total_env_steps": env_steps} | settings))
+    training = make_training(**(SMALL | {"env_id": f"{PROBES}{probe}-v0", "total_env_steps": env_steps} | settings))
     for _ in training.trainer.run():
         pass
     return training

@@ -13,11 +13,11 @@ from experiments_support import toy
 from PIL import Image
 
 from benchmarks.experiments import write_report
+from benchmarks.experiments.__main__ import main
 from benchmarks.experiments.definition import Column, Trial
 from benchmarks.experiments.report import format_cell, summarise
 from benchmarks.experiments.stats import bootstrap_interval, interquartile_mean, mean
 from benchmarks.experiments.trials import list_jobs, save_trial
-from fastac.cli import main
 from fastac.install import INSTALL
 
 MACHINE = {"cpu": "an abacus", "cores": 2, "versions": {"python": "3.11", "fastac": "0.1"}, "commit": "abc"}
@@ -39,7 +39,7 @@ def test_results_by_hand(tmp_path, undrawn):
     write_report(toy(), 6, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["experiment"] == "toy" and results["question"] == "Does the toy work?"
-    assert results["command"] == "fastac experiment toy --seeds 6" and results["seeds"] == 6
+    assert results["command"] == "python -m benchmarks.experiments toy --seeds 6" and results["seeds"] == 6
     assert results["machines"] == [MACHINE]
     assert list(results["groups"]) == ["first", "second"]
     first = results["groups"]["first"]
@@ -96,8 +96,8 @@ def test_the_page(tmp_path, undrawn):
             "",
             "![toy](toy.png)",
             "",
-            "Run it again: `fastac experiment toy --seeds 6`. Every arm's settings and every seed's numbers are in "
-            "`results.json`.",
+            "Run it again: `python -m benchmarks.experiments toy --seeds 6`. Every arm's settings and every seed's "
+            "numbers are in `results.json`.",
             "",
             "Seeds: 0, 1, 2, 3, 4, 5. On an abacus, 2 cores; python 3.11, fastac 0.1; commit abc.",
             "",
@@ -278,50 +278,52 @@ def toys(monkeypatch, tmp_path):
 
 
 def test_the_command_runs_and_tells_where_everything_is(toys, tmp_path, capsys):
-    assert main(["experiment", "toy", "--seeds", "2"]) == 0
+    assert main(["toy", "--seeds", "2"]) == 0
     out = tmp_path / "runs" / "experiments" / "toy"
     assert sorted(path.name for path in out.iterdir()) == ["report.md", "results.json", "toy.png", "trials"]
     told = capsys.readouterr()
     assert told.out.startswith("## first\n\nSettings of *arm 0*: algo a2c,")
     assert told.err.splitlines()[-1] == ("Everything is in runs/experiments/toy: report.md, results.json and toy.png")
     page = (out / "report.md").read_bytes()
-    assert main(["experiment", "toy", "--seeds", "2", "--out", "runs/experiments/toy"]) == 0
+    assert main(["toy", "--seeds", "2", "--out", "runs/experiments/toy"]) == 0
     assert (out / "report.md").read_bytes() == page
 
 
 def test_the_list(toys, capsys):
-    assert main(["experiment", "list"]) == 0
+    assert main(["list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["toy", "other"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "experiment needs a name first, and fastac experiment list has all."),
-        (["--seeds", "3"], "experiment needs a name first, and fastac experiment list has all."),
-        (["list", "--seeds", "3"], "experiment list takes nothing more, and got --seeds 3."),
         (["toyy"], "'toyy' is not an experiment: did you mean toy?"),
         (["zzz"], "'zzz' is not an experiment: expected one of toy, other."),
         (["toy", "--seeds", "0"], "seeds is 0, expected at least 1."),
     ],
 )
 def test_wrong_words_are_one_sentence(toys, tmp_path, capsys, words, message):
-    assert main(["experiment", *words]) == 2
-    assert capsys.readouterr().err == f"fastac: {message}\n"
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"experiments: {message}\n"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("missing", "name", "extra"), [("mujoco", "other", "mujoco"), ("matplotlib", "toy", "plot")])
 def test_a_missing_extra_is_told_before_anything_runs(toys, tmp_path, capsys, monkeypatch, missing, name, extra):
     monkeypatch.setattr("benchmarks.experiments.find_spec", lambda module: None if module == missing else object())
-    assert main(["experiment", name]) == 2
-    assert capsys.readouterr().err == (f"fastac: {name} needs {missing}, which is not installed: {INSTALL[extra]}.\n")
+    assert main([name]) == 2
+    assert capsys.readouterr().err == (
+        f"experiments: {name} needs {missing}, which is not installed: {INSTALL[extra]}.\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_signal_is_the_exit_code_and_the_command_goes_on(toys, monkeypatch, capsys):
     import signal
 
-    monkeypatch.setattr("benchmarks.experiments.run_trials", lambda *_: signal.SIGTERM)
-    assert main(["experiment", "toy", "--out", "my out"]) == 143
-    assert capsys.readouterr().err == "Stopped by SIGTERM. Continue with: fastac experiment toy --out 'my out'\n"
+    monkeypatch.setattr("benchmarks.experiments.__main__.run_trials", lambda *_: signal.SIGTERM)
+    assert main(["toy", "--out", "my out"]) == 143
+    assert (
+        capsys.readouterr().err
+        == "Stopped by SIGTERM. Continue with: python -m benchmarks.experiments toy --out 'my out'\n"
+    )

@@ -155,7 +155,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("columns", [60, 80])
-@pytest.mark.parametrize("words", [["list"], ["experiment", "list"], ["--help"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["list"], ["--help"]], ids=" ".join)
 def test_a_narrow_terminal_breaks_no_word(capsys, monkeypatch, words, columns):
     assert main(words) == 0
     whole = capsys.readouterr().out

@@ -38,7 +38,7 @@ class Clock:
         return self.now_s
 
 
-def make_parts(config: Config, env_factory=None) -> Training:
+def make_training(config: Config, env_factory=None) -> Training:
     return assemble(config, np.random.SeedSequence(0), env_factory)
 
 
@@ -105,7 +105,7 @@ def test_rows_that_wait_for_the_longest_episode_were_not_needed():
 )
 def test_times_are_per_row_of_all_envs(settings, learn_forwards, backwards, batch_rows):
     config = make_config(**settings)
-    bare = measure(config, make_parts(config), config.algo.num_steps, clock=Clock())
+    bare = measure(config, make_training(config), config.algo.num_steps, clock=Clock())
     per_row = 4 / batch_rows  # of a whole update, which takes one tick
     assert bare == BareTimes(1.0, 1.0, per_row * (learn_forwards > 0), per_row, learn_forwards, backwards)
 
@@ -176,7 +176,7 @@ def test_images_go_through_the_fused_network_in_chunks(monkeypatch, reuse_forwar
         seen.append(len(obs))
         backward(step, obs)
 
-    training = make_parts(config, make_noise)
+    training = make_training(config, make_noise)
     monkeypatch.setattr(BackwardPass, "backward", see)
     bare = measure(config, training, config.algo.num_steps, make_noise, clock=Clock())
     assert (bare.env_s, bare.forward_s, bare.backward_s) == (1.0, 1.0, 4 / rows)
@@ -186,7 +186,7 @@ def test_images_go_through_the_fused_network_in_chunks(monkeypatch, reuse_forwar
 def test_games_are_stepped_under_their_protocol(monkeypatch):
     pytest.importorskip("ale_py")
     config = make_config(env_id="ALE/Pong-v5", num_envs=2, num_steps=4, encoder="a3c")
-    training = make_parts(config)
+    training = make_training(config)
     monkeypatch.setattr("gymnasium.make_vec", lambda *_, **__: pytest.fail("with ALE's defaults"))
     bare = measure(config, training, 4, clock=Clock())
     training.envs.close()
@@ -202,7 +202,7 @@ def test_every_row_of_an_update_is_gone_back_through(monkeypatch, reuse_forward)
         seen.append(len(obs))
         backward(step, obs)
 
-    training = make_parts(config)
+    training = make_training(config)
     monkeypatch.setattr(BackwardPass, "backward", see)
     measure(config, training, 5, clock=Clock())
     assert seen == [834, 834, 832] * 2  # once to warm up
@@ -241,7 +241,7 @@ class Made:
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_new_environments_are_stepped_and_closed(mode):
     made, config = Made(mode), make_config()
-    training = make_parts(config, made)
+    training = make_training(config, made)
     measure(config, training, 8, made, clock=Clock(0.001))
     ours, *others = made.envs
     assert not ours.actions and not ours.is_closed
@@ -252,14 +252,14 @@ def test_new_environments_are_stepped_and_closed(mode):
 
 def test_with_workers_it_is_the_share_of_one():
     made, config = Made(AutoresetMode.NEXT_STEP), make_config(num_envs=6)
-    bare = measure(config.replace(workers=2), make_parts(config, made), 8, made, clock=Clock())
+    bare = measure(config.replace(workers=2), make_training(config, made), 8, made, clock=Clock())
     assert made.envs[-1].num_envs == 3
     assert bare.backward_s == 3 / 24
 
 
 def test_the_run_goes_on_as_if_nothing_had_been_measured():
     config = make_config(env_id="Acrobot-v1", normalize_obs=True)
-    quiet, measured = make_parts(config), make_parts(config)
+    quiet, measured = make_training(config), make_training(config)
     streams = quiet.trainer.run(), measured.trainer.run()
     for stream in streams:
         next(stream)

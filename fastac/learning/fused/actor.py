@@ -26,7 +26,7 @@ class FusedActor:
     """An `Actor` over a fused network, on the CPU.
 
     Attributes:
-        tape: the activations of the rollout `[T*N]`, or of one step `[N]` where they are not kept.
+        activations: those of the rollout `[T*N]`, or of one step `[N]` where they are not kept.
         keeps: whether they are.
     """
 

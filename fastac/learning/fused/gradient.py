@@ -96,7 +96,7 @@ class FusedGradient:
         return self._terms
 
     def _pass(self, is_kept: bool, begin: int, end: int) -> BackwardPass:
-        """Return what goes through a chunk, in the kept tape or in as many rows of the own one.
+        """Return what goes through a chunk, in the kept activations or in as many rows of the own ones.
 
         It is made once for the rows that begin there, or anew where there are others: the last chunk is as long as
         episodes leave it.

@@ -42,7 +42,7 @@ _ACTIVATE: dict[ActivationName, Callable[[Tensor], Op]] = {
     "elu": lambda y: partial(nn.functional.elu_, y),
 }
 # (gradient, activations) -> the gradient before the activation, in place. A derivative in terms of the
-# activation's own output, which is all that a tape keeps.
+# activation's own output, which is all that activations keep.
 _DEACTIVATE: dict[ActivationName, Callable[[Tensor, Tensor], object]] = {
     "relu": lambda d, y: _aten.threshold_backward.grad_input(d, y, 0.0, grad_input=d),
     "tanh": lambda d, y: _aten.tanh_backward.grad_input(d, y, grad_input=d),

@@ -5,7 +5,7 @@ is not done: no graph is recorded, nothing is allocated, and every view and tran
 (slicing a tensor costs as much as a small product). A `Activations` holds the activations of some rows, a
 `ForwardPass` the views of a part of it, ready to run.
 
-Shapes: `R` rows of a tape, `M` of a pass, `D` inputs of the first layers, `H` width of a layer, `P` distribution
+Shapes: `R` rows of activations, `M` of a pass, `D` inputs of the first layers, `H` width of a layer, `P` distribution
 parameters.
 """
 
@@ -23,7 +23,7 @@ from fastac.learning.fused.fusable import is_fusable
 from fastac.learning.fused.layers import Layer, LinearLayer, Op, read_layers
 from fastac.models import ActorCritic, ConvEncoder, NoObsNormalizer, ObsNormalizer
 
-# A tape up to this size stays in a core's own cache from acting to learning.
+# Activations up to this size stay in a core's own cache from acting to learning.
 _CACHE_BYTES = 2**20
 # Up to about this many inputs, computing a unit again (2 flops each at 150 GFLOP/s) is cheaper than its
 # 4 bytes' way to memory and back (at 8 GB/s).
@@ -91,7 +91,7 @@ class FusedNetwork:
         ObsNormalizer.write(obs, self._constants, x)
 
     def leaves_first_out(self, rows: int) -> bool:
-        """Return whether a tape of so many rows is better off without the first layer."""
+        """Return whether activations of so many rows are better off without the first layer."""
         kept = 4 * rows * sum(self.sizes) * len(self.trunks)  # bytes
         return len(self.sizes) > 1 and not self.sees_images and self.num_inputs <= _FEW_INPUTS and kept > _CACHE_BYTES
 
@@ -121,7 +121,7 @@ class Activations:
         params: `[R, P]`.
         value: `[R, 1]`.
         inputs: `[R, D]`, normalised observations; or images, as many rows as the largest pass that acts; or
-            None where observations are used as they are, or only gradients' passes use the tape.
+            None where observations are used as they are, or only gradients' passes use them.
         left_out: how many layers, from the first on.
     """
 
@@ -166,11 +166,11 @@ class Activations:
 
 
 class GradientBuffers:
-    """What a backward pass over at most R rows needs besides the tape; one serves every pass.
+    """What a backward pass over at most R rows needs besides the activations; one serves every pass.
 
     Attributes:
         hidden: by layer, `[R, H]`: gradients, used by one trunk after the other.
-        first: `[R, H]`, the first layer's activations where the tape leaves them out.
+        first: `[R, H]`, the first layer's activations where `Activations` leave them out.
         images: `[R, D]`, the first layers' inputs where observations are images.
         params: `[R, P]`, the objective's gradient.
         value: `[R, 1]`, the objective's gradient.
@@ -198,7 +198,7 @@ class GradientBuffers:
 
 
 class ForwardPass:
-    """A part of a tape, ready to run forward.
+    """A part of the activations, ready to run forward.
 
     What it does is a list of calls whose arguments are made beforehand, for the observations that it was
     last given: their memory is the same in every rollout, so that in practice the list is made once.
@@ -258,7 +258,7 @@ class ForwardPass:
         features = [outputs[-1] if outputs else x for outputs in self.hidden]
         policy = self._bind_layer(network.policy, features[0], self.params)
         critic = self._bind_layer(network.critic, features[-1], self._value)
-        # The actor's head before the critic's trunk: a tape that leaves layers out has one buffer for both trunks.
+        # The actor's head before the critic's trunk: activations that leave layers out have one buffer for both trunks.
         self._forward = [*first, *trunks[0], *policy, *chain(*trunks[1:]), *critic]
         self._forward_actor = [*first, *trunks[0], *policy]
         self._forward_critic = [*first, *trunks[-1], *critic]
@@ -275,7 +275,7 @@ class ForwardPass:
 
 
 class BackwardPass(ForwardPass):
-    """A part of a tape, ready to run forward and backward.
+    """A part of the activations, ready to run forward and backward.
 
     Attributes:
         d_params: `[M, P]`, the objective's gradient, to be written before `backward`.
@@ -295,10 +295,10 @@ class BackwardPass(ForwardPass):
 
         Args:
             network: whose pass.
-            tape: holds the activations.
+            activations: where they are, or go.
             begin: the first of its rows.
             end: the one after the last.
-            scratch: at least as many rows.
+            buffers: of at least as many rows.
             adds: to the gradient of the layers' parameters, or else writes it.
         """
         assert memory.is_aligned(*buffers.tensors), "a buffer of the backward pass does not begin at a cache line"
@@ -321,7 +321,7 @@ class BackwardPass(ForwardPass):
         self._backward: list[Op] = []
 
     def backward(self, obs: Tensor) -> None:
-        """Go back to the layers' parameters; the tape holds `forward(obs)`, and `d_params`, `d_value` are written."""
+        """Go back to the layers' parameters, after `forward(obs)` and after `d_params` and `d_value` were written."""
         self._prepare(obs)
         for op in self._backward:
             op()

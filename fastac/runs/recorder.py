@@ -1,0 +1,81 @@
+"""Tells of a run in progress: rows in its files, and a bar or lines for whoever watches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+
+from fastac.config import Config, JsonValue
+from fastac.contract import Report
+from fastac.runs.progress import Bar, Evaluated, NullBar, open_bar
+from fastac.runs.run_dir import RunDirectory
+from fastac.runs.tracker import ReturnTracker
+from fastac.runs.writers import EvaluationRow, NullWriter, ProgressWriter, TensorBoardWriter, progress_row
+
+
+class Recorder:
+    """Writes `progress.jsonl`, `evaluations.jsonl` and TensorBoard's files, and shows the same.
+
+    Attributes:
+        tracker: mean return and rates so far.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        tracker: ReturnTracker,
+        resume_at: tuple[int, int] | None,
+        verbose: bool,
+    ) -> None:
+        """Open the files; `resume_at` is the iteration and the env steps after which a resumed run goes on.
+
+        Raises:
+            RecordError: a file cannot be written.
+        """
+        self.tracker = tracker
+        with ExitStack() as opened:
+            rows = opened.enter_context(closing(ProgressWriter(directory.progress_path, resume_at=resume_at)))
+            board: TensorBoardWriter | NullWriter = NullWriter()
+            if config.run.tensorboard:
+                board = TensorBoardWriter(directory.tensorboard_path, config, resume_at and resume_at[1])
+            self._writers = rows, opened.enter_context(closing(board))
+            bar = open_bar(config.run.total_env_steps) if verbose else NullBar()
+            self._bar: Bar = opened.enter_context(closing(bar))
+            self._opened = opened.pop_all()
+
+    def report(self, report: Report, action_std: float | None, is_news: bool) -> None:
+        """Take in a report; one without news is shown but not written."""
+        self.tracker.update(report)
+        if is_news:
+            row = progress_row(report, self.tracker, action_std)
+            for writer in self._writers:
+                writer.write(row)
+        self._bar.update(report, self.tracker)
+
+    def evaluating(self, played: int, episodes: int) -> None:
+        """Show how far an evaluation is."""
+        self._bar.evaluating(played, episodes)
+
+    def write_evaluation(self, row: EvaluationRow) -> None:
+        """Write what an evaluation gave."""
+        for writer in self._writers:
+            writer.write_evaluation(row)
+
+    def show_evaluation(self, result: Evaluated) -> None:
+        """Show what an evaluation gave."""
+        self._bar.evaluated(result)
+
+    def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
+        """Write what runs are compared by."""
+        for writer in self._writers:
+            writer.write_summary(summary)
+
+    def flush(self) -> None:
+        """Write what waits to be written."""
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        """Close all files, each of them whatever another one raises; safe to call twice."""
+        self._opened.close()

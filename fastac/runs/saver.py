@@ -1,0 +1,147 @@
+"""Saves a run: everything that it continues from, as checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from time import perf_counter
+
+from fastac.build import save_spaces
+from fastac.config import Config
+from fastac.contract import Report, StateTree, read_branch
+from fastac.runs.checkpoint import best_mark, mark_best, prune_checkpoints, save_checkpoint
+from fastac.runs.files import RecordError, one_sentence
+from fastac.runs.recorder import Recorder
+from fastac.runs.run_dir import RunDirectory
+from fastac.runs.state import Progress, env_steps_of, last_report
+from fastac.runs.tracker import ReturnTracker
+from fastac.workers import Training
+
+log = logging.getLogger("fastac")
+
+
+class Saver:
+    """Saves the present state of a run, or an earlier one.
+
+    Attributes:
+        progress: what is remembered besides the training's state.
+        saved_at: env steps of the latest checkpoint, -1 before the first.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        training: Training,
+        recorder: Recorder,
+        progress: Progress,
+        saved_at: int,
+        began: float,
+    ) -> None:
+        """Take what is saved; `began` is what `perf_counter` said when the run began or went on."""
+        self._config, self._directory, self._training, self._recorder = config, directory, training, recorder
+        self.progress, self.saved_at, self._began = progress, saved_at, began
+        self._left: StateTree | None = None  # what was when the loop was left, where workers ended with it
+
+    @property
+    def total_wall_s(self) -> float:
+        """Seconds since the run began, without those in which it was not running."""
+        return self.progress.total_wall_s + perf_counter() - self._began
+
+    @property
+    def is_left(self) -> bool:
+        """Whether training cannot go on, since its workers have ended with the loop."""
+        return self._left is not None
+
+    def leave_at(self, state: StateTree) -> None:
+        """Take `state` for the present one from now on: the workers have ended."""
+        self._left = state
+
+    def get_state(self) -> StateTree:
+        """Return everything that the run continues from."""
+        if self._left:
+            return {**self._left, "progress": self._get_progress()}
+        return {
+            "run_id": self._directory.run_id,
+            "training": self._training.get_state(),
+            "spaces": save_spaces(self._training.envs),
+            "tracker": self._recorder.tracker.get_state(),
+            "progress": self._get_progress(),
+        }
+
+    def _get_progress(self) -> StateTree:
+        return asdict(replace(self.progress, total_wall_s=self.total_wall_s))
+
+    def save(self, state: StateTree | None = None, best_mean_return: float | None = None) -> None:
+        """Save the present state, or an earlier one; `best_mean_return` is what it has reached if it is the best.
+
+        Raises:
+            RecordError: the disk is full; what was saved before stays.
+            WorkerFailure: a worker was lost, and with it a part of the state.
+        """
+        self._recorder.flush()
+        state = self.get_state() if state is None else {**state, "progress": self._get_progress()}
+        env_steps = env_steps_of(state)
+        save_checkpoint(self._directory.path, env_steps, state, self._config, best_mean_return)
+        prune_checkpoints(self._directory.path, self._config.run.keep_checkpoints)
+        self.saved_at = max(self.saved_at, env_steps)
+
+    def mark_best(self, env_steps: int, mean_return: float) -> None:
+        """Mark what was saved after so many steps as the best."""
+        path = self._directory.path
+        mark_best(path, path / "checkpoints" / f"step-{env_steps:012d}", mean_return)
+        prune_checkpoints(path, self._config.run.keep_checkpoints)  # what was the best before
+
+    def load_best(self) -> StateTree:
+        """Return the state that is marked as the best."""
+        return self._directory.load_checkpoint("best").state
+
+    def load_best_model(self) -> StateTree:
+        """Return the weights of the best policy."""
+        return read_branch(read_branch(self.load_best(), "training"), "model")
+
+    def save_failure(self) -> str:
+        """Save the last good parameters beside the rollout that broke them; say where."""
+        rollout = self._training.rollout
+        state = self.get_state()
+        if rollout is not None:
+            names = ("obs", "start", "action", "reward", "value", "valid")
+            first = rollout.observations.get_state(0)  # of stacks, the frames before row 0 too
+            rows: StateTree = {name: getattr(rollout, name) for name in names}
+            state = {**state, "rollout": {**rows, "first": first}}
+        folder = self._directory.path / "failure"
+        try:
+            folder.mkdir(exist_ok=True)
+            path = save_checkpoint(folder, self._training.trainer.env_steps, state, self._config)
+        except (OSError, RecordError) as error:
+            return f"the state before that update could not be saved ({error})"
+        what = "the state before that update and its rollout are" if rollout else "the state is"
+        return f"{what} saved in {path}"
+
+
+def restore(
+    state: StateTree, directory: RunDirectory, training: Training, tracker: ReturnTracker
+) -> tuple[Progress, Report]:
+    """Continue from a checkpoint's state, whatever somebody may have made of it.
+
+    Returns:
+        What is remembered besides the training's state, and the report after which it was saved.
+
+    Raises:
+        ValueError: it is malformed, or does not fit this run.
+        WorkerFailure: a worker died or hung.
+    """
+    with one_sentence(f"the last checkpoint in {directory.path} does not fit this run"):
+        if not training.set_state(read_branch(state, "training")):
+            log.warning("the state of the environments is not in the checkpoint: their episodes begin anew")
+        tracker.load_state(read_branch(state, "tracker"))
+        trainer = read_branch(read_branch(state, "training"), "trainer")
+        report = last_report(trainer, training.envs.frame_skip)
+        tracker.update(report)
+        # A run that has reached its target is resumed only towards a higher one: it is not solved yet.
+        progress = replace(
+            Progress.from_state(read_branch(state, "progress")), solved_wall_s=None, solved_env_steps=None
+        )
+        # What the mark says: it may be of an older checkpoint than this one, or have been moved since.
+        best_at, best = best_mark(directory.path) or (None, None)
+        return replace(progress, best_mean_return=best, best_env_steps=best_at), report
