@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from fastac import presets
-from fastac.build.engine import build_engine, build_fused_objective, build_objective, build_sampler
+from fastac.build.engine import build_engine, build_objective, build_sampler
 from fastac.build.environments import (
     EnvFactory,
     Streams,
@@ -49,7 +49,6 @@ __all__ = [
     "build_engine",
     "build_envs",
     "build_evaluation_envs",
-    "build_fused_objective",
     "build_head",
     "build_model",
     "build_objective",

@@ -6,23 +6,12 @@ import torch
 
 from fastac.config import AlgoName, Config
 from fastac.contract import Actor
-from fastac.learning.autograd import (
-    AutogradGradient,
-    CategoricalObjective,
-    GaussianObjective,
-    Gradient,
-    Objective,
-    PlainObjective,
-)
+from fastac.learning.autograd import AutogradGradient
 from fastac.learning.fused import (
-    CategoricalFusedObjective,
     CategoricalSampler,
     FusedActor,
     FusedGradient,
     FusedNetwork,
-    FusedObjective,
-    GaussianFusedObjective,
-    PlainFusedObjective,
     PlainSampler,
     Sampler,
     StagedActor,
@@ -31,6 +20,7 @@ from fastac.learning.fused import (
     is_fusable,
 )
 from fastac.learning.losses import PolicyLoss, clipped_surrogate, policy_gradient
+from fastac.learning.objectives import CategoricalObjective, GaussianObjective, Gradient, Objective, PlainObjective
 from fastac.models import ActorCritic, CategoricalHead, GaussianHead, Head
 from fastac.rollout import FlatMinibatches, GraphActor, ModelActor, Rollout
 
@@ -53,10 +43,10 @@ def build_engine(
     """
     keep_activations = config.keeps_forward
     loss = _LOSSES[config.algo.algo]
+    objective = build_objective(model.head, loss)
     if not is_fusable(model):
-        return _build_autograd(model, build_objective(model.head, loss), rollout, generator, device, keep_activations)
+        return _build_autograd(model, objective, rollout, generator, device, keep_activations)
     network, sampler = FusedNetwork(model), build_sampler(model.head, rollout.num_envs)
-    objective = build_fused_objective(model.head, loss)
     rows = config.batch_size // config.algo.num_minibatches
     if device.type != "cpu":
         (whole,) = FlatMinibatches(1, generator).split(rollout)
@@ -84,23 +74,13 @@ def _build_autograd(
 
 
 def build_objective(head: Head, loss: PolicyLoss) -> Objective:
-    """Build the objective of an autograd model: by a kernel where there is one for exactly this head and loss."""
+    """Build the objective: by a kernel where there is one for exactly this head and loss, else by autograd."""
     if _has_kernel(head, loss):
         if isinstance(head, CategoricalHead):
             return CategoricalObjective(_CLIPS[loss])
         if isinstance(head, GaussianHead):
-            return GaussianObjective(head.log_std, _CLIPS[loss])
+            return GaussianObjective(head, _CLIPS[loss])
     return PlainObjective(head, loss)
-
-
-def build_fused_objective(head: Head, loss: PolicyLoss) -> FusedObjective:
-    """Build the objective of a fused network, likewise."""
-    if _has_kernel(head, loss):
-        if isinstance(head, CategoricalHead):
-            return CategoricalFusedObjective(_CLIPS[loss])
-        if isinstance(head, GaussianHead):
-            return GaussianFusedObjective(head, _CLIPS[loss])
-    return PlainFusedObjective(PlainObjective(head, loss))
 
 
 def _has_kernel(head: Head, loss: PolicyLoss) -> bool:

@@ -18,7 +18,6 @@ from fastac.kernels.dispatch import (
     scale_images,
     stack_frames,
 )
-from fastac.kernels.fused_loss import fused_categorical_loss, fused_gaussian_loss
 from fastac.kernels.reference import gae_reference, moments_reference
 
 __all__ = [
@@ -27,8 +26,6 @@ __all__ = [
     "cache_folder",
     "categorical_loss",
     "find_episodes",
-    "fused_categorical_loss",
-    "fused_gaussian_loss",
     "gae",
     "gae_reference",
     "gaussian_loss",

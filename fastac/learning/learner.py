@@ -17,7 +17,7 @@ from torch import Tensor
 from fastac.config import Config, anneal
 from fastac.contract import Alone, Group, NonFiniteError, Phases, StateTree, read_branch, read_count
 from fastac.kernels import batch_moments, gae
-from fastac.learning.autograd import TERMS, Coefs, Gradient
+from fastac.learning.objectives import TERMS, Coefs, Gradient
 from fastac.learning.optimizer import Optimizer
 from fastac.rollout import Batch, Minibatches, Rollout
 

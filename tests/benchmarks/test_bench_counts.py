@@ -29,17 +29,16 @@ from fastac.envs.adapter import NextStepAdapter
 from fastac.envs.sync import SyncEnvs
 from fastac.kernels import dispatch, reference
 from fastac.learning.fused import (
-    CategoricalFusedObjective,
     CategoricalSampler,
     FusedActor,
     FusedGradient,
-    GaussianFusedObjective,
 )
 from fastac.learning.fused import actor as fused_actor
 from fastac.learning.fused import gradient as fused_gradient
 from fastac.learning.fused.gradient import CHUNK
 from fastac.learning.fused.network import BackwardPass, ForwardPass
 from fastac.learning.learner import Learner
+from fastac.learning.objectives import CategoricalObjective, GaussianObjective
 from fastac.learning.optimizer import Adam, LocalOptimizer, RMSprop, SharedOptimizer
 from fastac.models import ActorCritic
 from fastac.rollout import Collector, EpisodeCounter
@@ -215,8 +214,8 @@ def test_an_allocation_more_with_no_op_more(committed, monkeypatch):
         (EpisodeCounter, "count", "other: find_episodes", 1, CONFIG),
         (Learner, "_estimate", "advantages: gae", 1, CONFIG),
         (Learner, "_moments_of", "update: batch_moments", 2, PPO),
-        (CategoricalFusedObjective, "__call__", "update: categorical_loss", 1, CONFIG),
-        (GaussianFusedObjective, "__call__", "update: gaussian_loss", 1, PENDULUM),
+        (CategoricalObjective, "__call__", "update: categorical_loss", 1, CONFIG),
+        (GaussianObjective, "__call__", "update: gaussian_loss", 1, PENDULUM),
         (FusedGradient, "__call__", "update: backwards", 1, CONFIG),
         (Adam, "step", "update: adam_step", 1, CONFIG),
         (RMSprop, "step", "update: rmsprop_step", 1, CONFIG.replace(optimizer="rmsprop")),

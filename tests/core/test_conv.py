@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from fastac.build import Streams, build, build_envs, build_fused_objective, build_objective, build_sampler
+from fastac.build import Streams, build, build_envs, build_objective, build_sampler
 from fastac.build.network import build_model
 from fastac.config import Config, ModelConfig
-from fastac.learning.autograd import AutogradGradient, Coefs, PlainObjective
+from fastac.learning.autograd import AutogradGradient
 from fastac.learning.fused import FusedActor, FusedGradient, FusedNetwork, StagedActor, StagedGradient, is_fusable
 from fastac.learning.fused import gradient as fused_gradient
 from fastac.learning.losses import clipped_surrogate, policy_gradient
+from fastac.learning.objectives import Coefs, PlainObjective
 from fastac.learning.optimizer import Adam, LocalOptimizer, flat_size, flatten
 from fastac.models import (
     ActorCritic,
@@ -272,7 +273,7 @@ def check_gradients(model, network, activations, rollout, coefs):
     rollout.log_prob.add_(0.3 * torch.randn(rollout.log_prob.shape, generator=torch.Generator().manual_seed(9)))
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
     loss = policy_gradient if coefs is A2C else clipped_surrogate
-    objective, rows = build_fused_objective(model.head, loss), NUM_STEPS * NUM_ENVS
+    objective, rows = build_objective(model.head, loss), NUM_STEPS * NUM_ENVS
     plain = AutogradGradient(model, PlainObjective(model.head, loss), CPU)
     terms, expected = gradients(model, plain, batch, coefs, False)
     for gradient, is_fresh in (

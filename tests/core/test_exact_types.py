@@ -10,19 +10,16 @@ from gymnasium.spaces import Box, Discrete
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from fastac.build import Streams, build, build_envs, build_fused_objective, build_head, build_objective, build_sampler
+from fastac.build import Streams, build, build_envs, build_head, build_objective, build_sampler
 from fastac.build import engine as engine_module
 from fastac.config import Config
-from fastac.learning.autograd import CategoricalObjective, GaussianObjective, PlainObjective
 from fastac.learning.fused import (
-    CategoricalFusedObjective,
-    GaussianFusedObjective,
-    PlainFusedObjective,
     PlainSampler,
     is_as_written,
     is_fusable,
 )
 from fastac.learning.losses import clipped_surrogate, policy_gradient
+from fastac.learning.objectives import CategoricalObjective, GaussianObjective, PlainObjective
 from fastac.models import CategoricalHead, ConvEncoder, GaussianHead, MLPEncoder
 
 SMALL = {"num_envs": 4, "num_steps": 8, "learning_rate": 1e-2}
@@ -216,20 +213,19 @@ class Wide(GaussianHead):
 @pytest.mark.parametrize("loss", [policy_gradient, clipped_surrogate])
 def test_kernels_are_for_their_heads_alone(loss):
     config = Config().model
-    for space, kernel, fused, other in (
-        (Discrete(3), CategoricalObjective, CategoricalFusedObjective, Cold(6, 3)),
-        (Box(-1.0, 1.0, (2,)), GaussianObjective, GaussianFusedObjective, Wide(6, 2, 0.0)),
+    for space, kernel, other in (
+        (Discrete(3), CategoricalObjective, Cold(6, 3)),
+        (Box(-1.0, 1.0, (2,)), GaussianObjective, Wide(6, 2, 0.0)),
     ):
         head = build_head(space, 6, config)
         for parameter in head.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        assert type(build_objective(head, loss)) is kernel and type(build_fused_objective(head, loss)) is fused
+        assert type(build_objective(head, loss)) is kernel
         for changed in (other, head):
             if changed is head:
                 head.log_prob_entropy = other.log_prob_entropy
                 assert not is_as_written(head)
             assert type(build_objective(changed, loss)) is PlainObjective
-            assert type(build_fused_objective(changed, loss)) is PlainFusedObjective
             assert type(build_sampler(changed, 4)) is PlainSampler
 
 

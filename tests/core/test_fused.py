@@ -11,13 +11,14 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastac.build import build_fused_objective, build_head, build_objective, build_sampler
+from fastac.build import build_head, build_objective, build_sampler
 from fastac.config import Config
-from fastac.learning.autograd import AutogradGradient, Coefs, PlainObjective
+from fastac.learning.autograd import AutogradGradient
 from fastac.learning.fused import FusedActor, FusedGradient, FusedNetwork, StagedActor, StagedGradient, is_fusable
 from fastac.learning.fused import gradient as fused_gradient
 from fastac.learning.fused import network as network_module
 from fastac.learning.losses import clipped_surrogate, policy_gradient
+from fastac.learning.objectives import Coefs, PlainObjective
 from fastac.learning.optimizer import Adam, LocalOptimizer
 from fastac.models import ActorCritic, IdentityCore, LSTMCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, ModelActor, Rollout
@@ -144,7 +145,7 @@ def test_its_gradients_are_autograds(net, space, normalizes, coefs, chunk, cache
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
     loss = policy_gradient if coefs is A2C else clipped_surrogate
     results = []
-    objective = build_fused_objective(model.head, loss)
+    objective = build_objective(model.head, loss)
     for gradient, is_fresh in (
         (AutogradGradient(model, PlainObjective(model.head, loss), CPU), False),
         (AutogradGradient(model, build_objective(model.head, loss), CPU), False),
@@ -182,7 +183,7 @@ def test_heads_without_a_kernel_of_their_own_learn_as_under_autograd(kind, net, 
     ours.log_prob.add_(0.3 * torch.randn(ours.log_prob.shape, generator=torch.Generator().manual_seed(9)))
     (batch,) = FlatMinibatches(1, torch.Generator()).split(ours)
     loss = policy_gradient if coefs is A2C else clipped_surrogate
-    objective = build_fused_objective(model.head, loss)
+    objective = build_objective(model.head, loss)
     results = []
     for gradient in (
         AutogradGradient(model, build_objective(model.head, loss), CPU),
@@ -204,7 +205,7 @@ def test_heads_without_a_kernel_of_their_own_learn_as_under_autograd(kind, net, 
 def test_kept_activations_are_used_only_while_they_are_fresh():
     model, rollout = make_model(SPACES["discrete"], (8,), "tanh", True), make_rollout(SPACES["discrete"])
     network, actor = act_fused(model, rollout)
-    objective = build_fused_objective(model.head, policy_gradient)
+    objective = build_objective(model.head, policy_gradient)
     gradient = FusedGradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS)
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
     found = {}
@@ -223,7 +224,7 @@ def test_after_an_update_nothing_of_the_old_weights_is_left(cache_bytes, monkeyp
     model, rollout = make_model(SPACES["discrete"], (8, 8), "tanh", True), make_rollout(SPACES["discrete"])
     network, actor = act_fused(model, rollout)
     assert actor.activations.left_out == (cache_bytes == 0)
-    objective = build_fused_objective(model.head, clipped_surrogate)
+    objective = build_objective(model.head, clipped_surrogate)
     gradients = [
         AutogradGradient(model, PlainObjective(model.head, clipped_surrogate), CPU),
         FusedGradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS),
@@ -245,7 +246,7 @@ def test_batches_of_ever_other_lengths_are_forgotten(monkeypatch):
     model, rollout = make_model(SPACES["discrete"], (8,), "tanh", True), make_rollout(SPACES["discrete"])
     network, actor = act_fused(model, rollout)
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
-    objective, rows = build_fused_objective(model.head, policy_gradient), NUM_STEPS * NUM_ENVS
+    objective, rows = build_objective(model.head, policy_gradient), NUM_STEPS * NUM_ENVS
     gradient = FusedGradient(network, objective, actor.activations, rows)
     for length in [*range(1, rows + 1), *range(rows, 0, -3)]:
         for is_fresh in (True, False):

@@ -23,9 +23,10 @@ from core_support import (
 from fastac.build import build_rule
 from fastac.config import Config
 from fastac.contract import NonFiniteError, Phases
-from fastac.learning.autograd import AutogradGradient, PlainObjective
+from fastac.learning.autograd import AutogradGradient
 from fastac.learning.learner import Learner, anneal
 from fastac.learning.losses import clipped_surrogate, policy_gradient
+from fastac.learning.objectives import PlainObjective
 from fastac.learning.optimizer import LocalOptimizer, RMSprop
 from fastac.models import (
     ActorCritic,

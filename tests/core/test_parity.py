@@ -11,14 +11,15 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from fastac.build import build_fused_objective, build_head, build_objective, build_rule
+from fastac.build import build_head, build_objective, build_rule
 from fastac.config import Config
 from fastac.contract import Phases
 from fastac.kernels import reference
-from fastac.learning.autograd import AutogradGradient, PlainObjective
+from fastac.learning.autograd import AutogradGradient
 from fastac.learning.fused import FusedGradient, FusedNetwork
 from fastac.learning.learner import Learner
 from fastac.learning.losses import policy_gradient
+from fastac.learning.objectives import PlainObjective
 from fastac.learning.optimizer import Adam, LocalOptimizer, RMSprop
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
@@ -47,7 +48,7 @@ GRADIENTS = {
     "plain": lambda model: AutogradGradient(model, PlainObjective(model.head, policy_gradient), CPU),
     "kernels": lambda model: AutogradGradient(model, build_objective(model.head, policy_gradient), CPU),
     "fused": lambda model: FusedGradient(
-        FusedNetwork(model), build_fused_objective(model.head, policy_gradient), None, NUM_STEPS * NUM_ENVS
+        FusedNetwork(model), build_objective(model.head, policy_gradient), None, NUM_STEPS * NUM_ENVS
     ),
 }
 

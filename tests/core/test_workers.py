@@ -17,7 +17,7 @@ import torch
 from core_support import assert_same, weights
 from gymnasium.spaces import Box, Discrete
 
-from fastac.build import Streams, assemble, build_fused_objective, build_head, resolve_workers
+from fastac.build import Streams, assemble, build_head, build_objective, resolve_workers
 from fastac.config import Config
 from fastac.contract import Alone, EnvFailure, NonFiniteError, Phases, WorkerFailure
 from fastac.learning.fused import FusedGradient, FusedNetwork
@@ -134,7 +134,7 @@ def learn(rollout, model, settings, group):
     optimizer = LocalOptimizer(model, Adam(1e-5), 0.5)
     if isinstance(group, SharedGroup):
         optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, group, group.vectors, group.grads)
-    objective = build_fused_objective(model.head, clipped_surrogate if settings["algo"] == "ppo" else policy_gradient)
+    objective = build_objective(model.head, clipped_surrogate if settings["algo"] == "ppo" else policy_gradient)
     gradient = FusedGradient(FusedNetwork(model), objective, None, rollout.reward.numel())
     learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), optimizer, group)
     metrics = [learner.learn(rollout, rollout.reward, 0.1, Phases()) for _ in range(3)]

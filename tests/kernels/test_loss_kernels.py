@@ -11,8 +11,6 @@ from kernels_support import SEEDS, generator, in_float64, twins
 
 from fastac.kernels import (
     categorical_loss,
-    fused_categorical_loss,
-    fused_gaussian_loss,
     gaussian_loss,
     reference,
     sample_categorical,
@@ -376,6 +374,23 @@ def double_rows(num_rows):
     return [old, advantage, return_, valid, 1.0 / int(valid.sum()), 0.1, 1.5, 0.5, 0.01]
 
 
+class _Loss(torch.autograd.Function):
+    """A kernel's loss, with the gradient that it computes."""
+
+    @staticmethod
+    def forward(ctx, kernel, constants, *inputs):
+        gradients = [torch.zeros_like(tensor) for tensor in inputs]
+        terms = torch.zeros(5, dtype=torch.float64)
+        kernel(*inputs, *constants, *gradients, terms)
+        ctx.save_for_backward(*gradients)
+        *_, vf_coef, ent_coef, _ = constants
+        return terms[0] + vf_coef * terms[1] - ent_coef * terms[2]
+
+    @staticmethod
+    def backward(ctx, d_total):
+        return None, None, *(d_total * gradient for gradient in ctx.saved_tensors)
+
+
 @pytest.mark.parametrize("clip_coef", [None, 0.2])
 @pytest.mark.parametrize("num_actions", [1, 2, 5])
 def test_categorical_gradcheck(num_actions, clip_coef):
@@ -384,7 +399,7 @@ def test_categorical_gradcheck(num_actions, clip_coef):
     constants = [torch.randint(num_actions, (9,)), *double_rows(9), clip_coef]
 
     def total(logits, value):
-        return fused_categorical_loss(logits, value, *constants)[0]
+        return _Loss.apply(reference.categorical_loss, constants, logits, value)
 
     assert torch.autograd.gradcheck(total, (logits, value))
 
@@ -398,40 +413,9 @@ def test_gaussian_gradcheck(clip_coef):
     constants[1] = constants[1] - 3.0  # near the log-probs of three dimensions
 
     def total(mean, log_std, value):
-        return fused_gaussian_loss(mean, log_std, value, *constants)[0]
+        return _Loss.apply(reference.gaussian_loss, constants, mean, log_std, value)
 
     assert torch.autograd.gradcheck(total, (mean, log_std.requires_grad_(), value))
-
-
-def test_fused_loss_in_a_graph():
-    # A network's outputs may be views, and its loss may be scaled.
-    features = torch.randn(6, 4)
-    layer = torch.nn.Linear(4, 4)
-    rows = [torch.randint(3, (6,)), torch.zeros(6), torch.randn(6), torch.randn(6), torch.ones(6, dtype=torch.bool)]
-    both = layer(features)
-    total, terms = fused_categorical_loss(both[:, :3], both[:, 3], *rows, 1 / 6, 0.0, 1.0, 0.5, 0.01, None)
-    assert not terms.requires_grad
-    (3.0 * total).backward()
-    got = layer.weight.grad.clone()
-    layer.weight.grad = None
-    both = layer(features)
-    distribution = torch.distributions.Categorical(logits=both[:, :3])
-    policy_loss = -(distribution.log_prob(rows[0]) * rows[2]).mean()
-    value_loss = (both[:, 3] - rows[3]).square().mean()
-    expected = policy_loss + 0.5 * value_loss - 0.01 * distribution.entropy().mean()
-    (3.0 * expected).backward()
-    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
-    np.testing.assert_allclose(got.numpy(), layer.weight.grad.numpy(), rtol=1e-4, atol=1e-6)
-
-
-def test_it_cannot_be_differentiated_twice_by_mistake():
-    logits = torch.zeros(2, 2, requires_grad=True)
-    ones = torch.ones(2)
-    rows = torch.tensor([0, 1]), ones, ones, ones, torch.ones(2, dtype=torch.bool)
-    total, _ = fused_categorical_loss(logits, ones, *rows, 0.5, 0.0, 1.0, 0.5, 0.0, None)
-    (gradient,) = torch.autograd.grad(total.square(), logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
 
 
 # ---- one policy, sampled and learnt ---------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 import fastac
 from fastac.cli import main
 from fastac.contract import Report
+from fastac.runs.evaluator import Request
 from fastac.workers.shared_counters import ENV_STEPS
 
 # Enough of a run to save, resume and evaluate; a fraction of a second.
@@ -63,15 +64,15 @@ def train_past_a_best(run_dir: Path, **settings: object) -> None:
     """Train with A3C until an evaluated policy is saved, from between two rows; then wait to be killed."""
     warnings.simplefilter("error")
     session = fastac.start("CartPole-v1", "a3c", run_dir=run_dir, **settings)
-    begin, counts = session._begin_evaluation, session.training._counters.counts.view()
+    begin, counts = session.evaluations._begin, session.training._counters.counts.view()
 
-    def begin_later(report: Report) -> None:
+    def begin_later(report: Report, request: Request) -> None:
         """As it may happen, but here it does each time: workers go on between a row and what is saved after it."""
         while counts[:, ENV_STEPS].sum() == report.env_steps:
             time.sleep(0.001)
-        begin(report)
+        begin(report, request)
 
-    session._begin_evaluation = begin_later
+    session.evaluations._begin = begin_later
     for _ in session:
         if checkpoints(run_dir):
             (run_dir / "mark").touch()

@@ -62,7 +62,7 @@ def pids_of(session):
 
 
 def evaluator_of(session):
-    return session._evaluator._children[0].process.pid
+    return session.evaluations._evaluator._children[0].process.pid
 
 
 def read_stat(pid):
@@ -602,7 +602,7 @@ def test_the_policy_that_is_returned_is_the_one_that_reached_the_target(tmp_path
 @pytest.mark.parametrize("settings", [{"eval_every": 0}, {"eval": False}])
 def test_without_evaluations_in_between_no_process_waits_to_play_them(tmp_path, settings):
     session = start(tmp_path / "run", total_env_steps=200, **settings)
-    assert isinstance(session._evaluator, InProcessEvaluator)
+    assert isinstance(session.evaluations._evaluator, InProcessEvaluator)
     assert (finish(session)["eval_mean_return"] is None) == ("eval" in settings)
 
 
@@ -626,7 +626,7 @@ class ToldEvaluator:
 
 def test_the_best_is_kept_where_its_evaluation_ends_after_later_checkpoints(tmp_path, monkeypatch):
     told = ToldEvaluator()
-    monkeypatch.setattr("fastac.runs.session.open_evaluator", lambda *_: told)
+    monkeypatch.setattr("fastac.runs.evaluations.open_evaluator", lambda *_: told)
     settings = {"eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1}
     session = start(tmp_path / "run", total_env_steps=ENDLESS, **settings)
     for _, _ in zip(range(6), session, strict=False):
@@ -649,7 +649,7 @@ def test_a_killed_evaluator_is_started_again(tmp_path, caplog):
             os.kill(killed, signal.SIGKILL)
             assert are_gone([killed])
             steps = report.env_steps
-        if session._evaluated_at > steps:
+        if session.evaluations._played_at > steps:
             break
     assert evaluator_of(session) != killed
     summary = session.finish()
@@ -671,12 +671,12 @@ def test_an_evaluator_that_hangs_is_started_again(tmp_path, monkeypatch, caplog)
     session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=1)
     hung = known = None
     for _ in session:
-        if hung is None and session.evaluation is not None:
+        if hung is None and session.evaluations.latest is not None:
             hung = evaluator_of(session)
             os.kill(hung, signal.SIGSTOP)
         elif hung is not None and evaluator_of(session) != hung:
-            known = known or session.evaluation
-            if session.evaluation is not known:  # another one has been made since
+            known = known or session.evaluations.latest
+            if session.evaluations.latest is not known:  # another one has been made since
                 break
     assert session.finish()["asynchrony"]["restarts"] == 0
     assert SILENT in caplog.text and are_gone([hung])
@@ -685,7 +685,7 @@ def test_an_evaluator_that_hangs_is_started_again(tmp_path, monkeypatch, caplog)
 def test_an_evaluator_that_hangs_while_it_is_waited_for_is_started_again(tmp_path, monkeypatch, caplog):
     hasten(monkeypatch)
     session = start(tmp_path / "run", total_env_steps=100)
-    assert session._evaluator._children[0].pipe.poll(60.0), "it is not ready"
+    assert session.evaluations._evaluator._children[0].pipe.poll(60.0), "it is not ready"
     hung = evaluator_of(session)
     os.kill(hung, signal.SIGSTOP)
     assert finish(session)["eval_mean_return"] is not None
@@ -697,7 +697,7 @@ def test_an_evaluator_that_is_killed_every_time_ends_the_run(tmp_path):
     killed = None
     with pytest.raises(fastac.WorkerFailure, match=r"the evaluator died \(exit code -9\)"):
         for _ in session:
-            if session._evaluator._children and evaluator_of(session) != killed:
+            if session.evaluations._evaluator._children and evaluator_of(session) != killed:
                 killed = evaluator_of(session)
                 os.kill(killed, signal.SIGKILL)
     resumed = fastac.resume(tmp_path / "run")

@@ -364,7 +364,7 @@ def test_ctrl_c_ends_an_evaluation_at_once_and_resume_plays_it(tmp_path, monkeyp
         patch.setattr("fastac.runs.evaluator.evaluate", interrupted)
         for _ in session:
             pass
-    assert session.stop_signal == signal.SIGINT and session.evaluation is None
+    assert session.stop_signal == signal.SIGINT and session.evaluations.latest is None
     session.finish()
     resumed = fastac.resume(tmp_path / "run")
     for _ in resumed:

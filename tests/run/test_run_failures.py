@@ -121,8 +121,8 @@ def test_all_is_closed_where_the_disk_is_full(tmp_path, monkeypatch):
     def full(*_):
         raise RecordError("cannot write: the disk is full.")
 
-    monkeypatch.setattr("fastac.runs.session.save_checkpoint", full)
-    for writer in session._writers:
+    monkeypatch.setattr("fastac.runs.saver.save_checkpoint", full)
+    for writer in session._recorder._writers:
         monkeypatch.setattr(writer, "close", full)
     for _ in session:
         break
@@ -131,7 +131,7 @@ def test_all_is_closed_where_the_disk_is_full(tmp_path, monkeypatch):
     assert closed == [True]
     monkeypatch.undo()
     session.training.envs.close()
-    for writer in session._writers:
+    for writer in session._recorder._writers:
         writer.close()
 
 
@@ -179,7 +179,7 @@ def test_a_failure_that_cannot_be_saved_is_still_told(tmp_path, monkeypatch):
     def full(*_):
         raise RecordError("the disk is full")
 
-    monkeypatch.setattr("fastac.runs.session.save_checkpoint", full)
+    monkeypatch.setattr("fastac.runs.saver.save_checkpoint", full)
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", encoder=lambda space: Sick(space.shape[0]), **SMALL)
     with pytest.raises(fastac.NonFiniteError, match=r"policy_loss is not finite; .* could not be saved"):
         list(session)

@@ -127,6 +127,6 @@ def test_a3c_can_be_left_and_entered_again_and_leaves_no_process(tmp_path):
                 break
             assert last_env_steps(tmp_path / "run") == session.report.env_steps
             assert session.training._workers._places == []
-        children = [child.process.pid for child in session._evaluator._children]
+        children = [child.process.pid for child in session.evaluations._evaluator._children]
     assert len(children) == 1
     assert all(map(is_gone, children))

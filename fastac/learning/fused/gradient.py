@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from fastac.learning.autograd import Coefs
 from fastac.learning.fused.network import Activations, BackwardPass, FusedNetwork, GradientBuffers
+from fastac.learning.objectives import Coefs, Objective
 from fastac.rollout import Batch
 
 # Rows per pass: their activations and gradients (1.5 MB at two layers of 128) stay in a core's own cache
@@ -26,29 +24,13 @@ def chunk_rows(network: FusedNetwork, rows: int) -> int:
     return -(-rows // num_passes)
 
 
-class FusedObjective(Protocol):
-    """The objective of a batch and its gradient, in one pass without autograd."""
-
-    def __call__(
-        self,
-        params: Tensor,
-        value: Tensor,
-        batch: Batch,
-        coefs: Coefs,
-        d_params: Tensor,
-        d_value: Tensor,
-        terms: Tensor,
-    ) -> None:
-        """Write `d_params` `[M, P]` and `d_value` `[M]`; add to `terms` `[5]` and to the network's `other_grads`."""
-
-
 class FusedGradient:
     """A `Gradient` that goes through a batch in chunks: forward where needed, objective, backward."""
 
     def __init__(
         self,
         network: FusedNetwork,
-        objective: FusedObjective,
+        objective: Objective,
         kept: Activations | None,
         max_rows: int,
         goes_forward: bool = True,

@@ -16,10 +16,9 @@ import torch
 from torch import Generator, Tensor
 
 from fastac.contract import StateTree, read_tensor
-from fastac.learning.autograd import Coefs
 from fastac.learning.fused.actor import Sampler
-from fastac.learning.fused.gradient import FusedObjective
 from fastac.learning.fused.network import Activations, BackwardPass, ForwardPass, FusedNetwork, GradientBuffers
+from fastac.learning.objectives import Coefs, Objective
 from fastac.rollout import Batch, Rollout
 
 Work: TypeAlias = Callable[[], None]
@@ -100,7 +99,7 @@ class StagedActor:
 class StagedGradient:
     """A `Gradient` whose network is on another device than the batch, in one pass over all rows."""
 
-    def __init__(self, network: FusedNetwork, objective: FusedObjective, batch: Batch) -> None:
+    def __init__(self, network: FusedNetwork, objective: Objective, batch: Batch) -> None:
         """Allocate for batches shaped like `batch`; smaller ones go without captured graphs."""
         self._network, self._objective = network, objective
         self._batch = Batch(*(getattr(batch, f.name).to(network.device, copy=True) for f in fields(batch)))
