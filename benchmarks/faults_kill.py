@@ -34,25 +34,27 @@ from fastac.runs.checkpoint import best_mean_return, find_checkpoint
 _OUTPUT = Path("runs/kills.txt")  # committed results are replaced only with --output
 _TIMEOUT_S = 120.0
 _ENV = "CartPole-v1"
-_SMALL = (
+_FEW = (
     *("--num-envs", "8", "--hidden-sizes", "16", "--checkpoint-every", "700", "--keep-checkpoints", "2"),
-    *("--eval-every", "1500", "--eval-episodes", "5", "--no-tensorboard"),
+    "--no-tensorboard",
 )
+_SMALL = (*_FEW, "--eval-every", "1500", "--eval-episodes", "5")
 _PPO = ("--algo", "ppo", "--num-steps", "32", "--num-epochs", "2", "--num-minibatches", "4")
 # By name: the environment, the flags, and of how many runs in 20 they are.
 KINDS: dict[str, tuple[str, tuple[str, ...], int]] = {
-    "a2c": (_ENV, (*_SMALL, "--algo", "a2c", "--num-steps", "8", "--total-env-steps", "10000"), 5),
+    "a2c": (_ENV, (*_SMALL, "--algo", "a2c", "--num-steps", "8", "--total-env-steps", "10000"), 4),
     "ppo": (_ENV, (*_SMALL, *_PPO, "--normalize-obs", "--normalize-reward", "--total-env-steps", "10000"), 4),
     "lstm": (
         "fastac.envs.masked:fastac/MaskedCartPole-v1",
         (*_SMALL, *_PPO, "--core", "lstm", "--lstm-size", "16", "--total-env-steps", "5000"),
-        4,
+        3,
     ),
     "evaluation": (
         _ENV,
         (*_SMALL, "--num-steps", "8", "--total-env-steps", "3000", "--eval-every", "300", "--eval-episodes", "20"),
-        5,
+        4,
     ),
+    "until": (_ENV, (*_FEW, "--num-steps", "8", "--until-return", "60", "--total-env-steps", "20000"), 3),
     "workers": (_ENV, (*_SMALL, "--num-steps", "8", "--workers", "2", "--total-env-steps", "10000"), 2),
 }
 # What differs between two runs that did the same.

@@ -14,7 +14,9 @@ from fastac.runs.evaluator import Request
 
 # Evaluations in between may cost such a part of the training steps so far, and the last one such a part of all; more
 # where a return ends the run, which is then seen sooner.
-_SHARE, _SHARE_UNTIL, _LAST_SHARE = 0.05, 0.25, 0.02
+_SHARE, _SHARE_UNTIL, _LAST_SHARE = 0.05, 0.08, 0.02
+# And much more of so many first steps, where they are of a batch: these take a second, less than starting did.
+_SHARE_SOON, _SOON = 0.5, 100_000
 _FEW_SHARE = 0.05  # of a short run's last evaluation, so that it is not of one or two episodes
 _TIMES, _TIMES_UNTIL = 20, 100  # there are at most so many in a run
 _FEW, _FEW_BATCHED = 5, 10  # episodes in between
@@ -43,7 +45,14 @@ class Schedule:
             return env_steps // run.eval_every > latest // run.eval_every
         until = run.until_return is not None
         every = run.total_env_steps // (_TIMES_UNTIL if until else _TIMES)
-        return env_steps - latest >= every and spent <= (_SHARE_UNTIL if until else _SHARE) * env_steps
+        return env_steps - latest >= every and spent <= self._may_cost(env_steps)
+
+    def _may_cost(self, env_steps: int) -> float:
+        """Return what evaluations in between may have cost after so many steps of training."""
+        if self._config.run.until_return is None:
+            return _SHARE * env_steps
+        first = min(env_steps, _SOON) if self._is_batched else 0
+        return _SHARE_SOON * first + _SHARE_UNTIL * (env_steps - first)
 
     def request(self, env_steps: int, max_steps: int) -> Request:
         """Return an evaluation in between."""

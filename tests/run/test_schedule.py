@@ -52,8 +52,15 @@ def test_a_target_is_looked_for_more_often():
     settings = {"total_env_steps": 500_000}
     usual, _, _ = play_run(configure("CartPole-v1", **settings), 200.0)
     until, _, _ = play_run(configure("CartPole-v1", **settings, until_return=475.0), 200.0)
-    assert len(until) >= 3 * len(usual)
     assert until[0] <= 5_000 + 256
+    assert len([at for at in until if at <= 100_000]) >= 6 * len([at for at in usual if at <= 100_000])
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", PROBE])
+def test_a_target_that_is_not_reached_soon_is_looked_for_at_a_twelfth_of_the_steps(env_id: str):
+    total, length = 5_000_000, 500.0
+    at, spent, _ = play_run(configure(env_id, total_env_steps=total, until_return=475.0), length)
+    assert spent - spent / len(at) <= 0.08 * total + (50_000 if env_id == "CartPole-v1" else 0)
 
 
 def test_a3c_evaluates_less_often_as_its_workers_go_on_meanwhile():
