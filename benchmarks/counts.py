@@ -108,7 +108,7 @@ KERNELS = (
     "scale_images",
     "stack_frames",
 )
-CALLS: tuple[tuple[type, str, str], ...] = (
+CALLS: tuple[tuple[object, str, str], ...] = (
     (CartPoleVectorEnv, "step", "env steps"),
     (CartPoleVectorEnv, "reset", "env resets"),
     (PendulumEnv, "step", "env steps"),
@@ -118,7 +118,7 @@ CALLS: tuple[tuple[type, str, str], ...] = (
     (ForwardPass, "forward_critic", "critic forwards"),
     (BackwardPass, "backward", "backwards"),
     (ActorCritic, "forward", "forwards"),
-    (Tensor, "backward", "backwards"),
+    (torch.autograd, "backward", "backwards"),
     (Tensor, "tolist", "reads"),
     (Tensor, "cpu", "reads"),
 )

@@ -17,19 +17,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastac.api import Run, evaluate, finish, load, resume, start, train
     from fastac.config import Config
-    from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
+    from fastac.contract import EnvFailure, NonFiniteError, Report, WorkerFailure
     from fastac.runs import Session
+    from fastac.runs.evaluate import Evaluation
     from fastac.runs.files import RecordError
+    from fastac.settings import TrainSettings
+    from fastac.tools.policy import TrainedPolicy
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Config",
     "EnvFailure",
+    "Evaluation",
     "NonFiniteError",
     "RecordError",
+    "Report",
     "Run",
     "Session",
+    "TrainSettings",
+    "TrainedPolicy",
     "WorkerFailure",
     "evaluate",
     "finish",
@@ -41,8 +48,10 @@ __all__ = [
 
 # Imported when first used: `fastac --help` and worker processes need not wait seconds for torch.
 _HOMES = dict.fromkeys(("Run", "evaluate", "finish", "load", "resume", "start", "train"), "fastac.api")
-_HOMES |= dict.fromkeys(("EnvFailure", "NonFiniteError", "WorkerFailure"), "fastac.contract")
+_HOMES |= dict.fromkeys(("EnvFailure", "NonFiniteError", "Report", "WorkerFailure"), "fastac.contract")
 _HOMES |= {"Config": "fastac.config", "RecordError": "fastac.runs.files", "Session": "fastac.runs"}
+_HOMES |= {"Evaluation": "fastac.runs.evaluate", "TrainedPolicy": "fastac.tools.policy"}
+_HOMES |= {"TrainSettings": "fastac.settings"}
 
 
 def __getattr__(name: str) -> object:

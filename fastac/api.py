@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, Unpack, cast, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -48,6 +48,7 @@ from fastac.runs.player import make_player
 from fastac.runs.resuming import continued_config, tell_changes, tell_jumps
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.state import wall_minutes_of
+from fastac.settings import TrainSettings
 from fastac.tools.policy import TrainedPolicy
 from fastac.workers import Training
 
@@ -95,7 +96,7 @@ def train(
     encoder: str | EncoderFactory | None = None,
     verbose: bool = False,
     checkpoint: Which = "best",
-    **settings: ConfigValue | Sequence[int],
+    **settings: Unpack[TrainSettings],
 ) -> Run:
     """Train to the end and return the run, with its best policy.
 
@@ -146,21 +147,22 @@ def start(
     run_dir: Path | str | None = None,
     encoder: str | EncoderFactory | None = None,
     verbose: bool = False,
-    **settings: ConfigValue | Sequence[int],
+    **settings: Unpack[TrainSettings],
 ) -> Session:
     """Begin a run and return it as an iterator of reports; `finish` ends it. Arguments as in `train`."""
     end_where_imported()
     named = name_env(env)
-    if "env_id" in settings:
+    flat = cast("dict[str, ConfigValue]", {**settings})
+    if "env_id" in flat:
         raise ValueError(
-            f"env_id is {settings['env_id']!r} beside the environment {named.env_id!r}, expected only the latter."
+            f"env_id is {flat['env_id']!r} beside the environment {named.env_id!r}, expected only the latter."
         )
-    given_kwargs = Config().replace(env_kwargs=settings.pop("env_kwargs", {})).env.env_kwargs
+    given_kwargs = Config().replace(env_kwargs=flat.pop("env_kwargs", {})).env.env_kwargs
     kwargs = cast("dict[str, JsonValue]", {**named.kwargs, **given_kwargs})
-    config = default_config(named.env_id, algo, preset, named.given, kwargs).replace(**settings, env_kwargs=kwargs)
+    config = default_config(named.env_id, algo, preset, named.given, kwargs).replace(**flat, env_kwargs=kwargs)
     name, factory = name_encoder(encoder)
     config = config if name is None else config.replace(encoder=name)
-    config = shorten_rollout(config, is_asked="num_steps" in settings)
+    config = shorten_rollout(config, is_asked="num_steps" in flat)
     directory = None if run_dir is None else Path(run_dir)
     return start_config(config, directory, named.given, factory, verbose)
 

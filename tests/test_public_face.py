@@ -3,11 +3,18 @@
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 import fastac
 from fastac.cli import main
+from fastac.config import Config
+from fastac.settings import TrainSettings
 
 
 def test_dir_is_the_public_names():
@@ -32,6 +39,32 @@ def test_everything_that_is_raised_is_shown():
     raised = set(errors())
     assert raised >= {"EnvFailure", "WorkerFailure", "NonFiniteError", "RecordError"}
     assert raised <= set(fastac.__all__)
+
+
+def test_typed_settings_are_the_configurations_fields():
+    named = {"env_id", "algo", "encoder"}  # arguments of `train`
+    fields = {
+        name: kind
+        for section in get_type_hints(Config).values()
+        for name, kind in get_type_hints(section).items()
+        if name not in named
+    }
+    wider = {"hidden_sizes": Sequence[int], "total_env_steps": float, "checkpoint_every": float}
+    wider["eval_every"] = float | None  # 1e6 goes for a whole number
+    assert get_type_hints(TrainSettings) == fields | wider
+
+
+def test_a_type_checker_finds_typos(tmp_path):
+    (tmp_path / "typo.py").write_text('import fastac\nfastac.train("CartPole-v1", nun_envs=4)\n')
+    (tmp_path / "right.py").write_text('import fastac\nfastac.start("CartPole-v1", num_envs=4, total_env_steps=1e5)\n')
+    words = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), "--follow-imports", "silent"]
+    root = Path(__file__).parents[1]
+    done = [
+        subprocess.run([*words, tmp_path / name], cwd=root, capture_output=True, text=True)
+        for name in ("right.py", "typo.py")
+    ]
+    assert [run.returncode for run in done] == [0, 1], done[0].stdout
+    assert '"nun_envs"' in done[1].stdout
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

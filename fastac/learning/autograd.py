@@ -32,13 +32,13 @@ class AutogradGradient:
             value = torch.stack(self._graphs.value).view(batch.valid.shape)
         else:
             params, value, _ = self._model(batch.obs, batch.state, batch.start)
-        outputs = params.flatten(0, -2), value.flatten()
-        said = [output.detach().contiguous() for output in outputs]
-        gradients = [torch.empty_like(output) for output in said]
+        params, value = params.flatten(0, -2), value.flatten()
+        d_params, d_value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (params, value))
         terms = torch.zeros(len(TERMS), dtype=torch.float64, device=self._device)
         self._model.zero_grad(set_to_none=False)
-        self._objective(*said, _rows_of(batch), coefs, *gradients, terms)
-        pairs = [(output, d) for output, d in zip(outputs, gradients, strict=True) if output.requires_grad]
+        said = params.detach().contiguous(), value.detach().contiguous()
+        self._objective(*said, _rows_of(batch), coefs, d_params, d_value, terms)
+        pairs = [(output, d) for output, d in ((params, d_params), (value, d_value)) if output.requires_grad]
         torch.autograd.backward([output for output, _ in pairs], [d for _, d in pairs])
         return terms.cpu()
 

@@ -22,12 +22,13 @@ from benchmarks.counts import (
     format_differences,
     main,
 )
-from fastac import kernels, learner
+from fastac import kernels
 from fastac.build import worker as composition
 from fastac.config import Config
 from fastac.envs.adapter import NextStepAdapter
 from fastac.envs.sync import SyncEnvs
 from fastac.kernels import dispatch, reference
+from fastac.learning import learner
 from fastac.learning.fused import (
     CategoricalSampler,
     FusedActor,

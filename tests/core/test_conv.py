@@ -238,7 +238,7 @@ def test_a_network_of_linear_layers_begins_as_it_always_did():
 # --- fused --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("keep_activations", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("case", CASES)
 def test_it_acts_and_values_as_the_model_does(case, shared, keep_activations):

@@ -89,7 +89,7 @@ def act_fused(model, rollout, keep_activations=True):
     return network, actor
 
 
-@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("keep_activations", [True, False])
 @pytest.mark.parametrize("normalizes", [False, True])
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize(("hidden", "activation", "shared"), NETS)
@@ -111,7 +111,7 @@ def test_it_acts_and_values_as_the_model_does(hidden, activation, shared, space,
     torch.testing.assert_close(actor.value_of(final), model.value(final, none, start), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("keep_activations", [True, False])
 def test_a_rollout_is_acted_with_the_statistics_of_its_beginning(keep_activations):
     space = SPACES["discrete"]
     model, ours = make_model(space, (8, 8), "tanh", False, normalizes=True), make_rollout(space)

@@ -1,0 +1,95 @@
+"""The settings of a run as typed keyword arguments, so that editors complete them and type checkers find typos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+from fastac.config import (
+    ActionChoice,
+    ActivationName,
+    AtariProtocol,
+    CollectMode,
+    CoreName,
+    EnvArguments,
+    OptimizerName,
+    Schedule,
+    Vectorization,
+)
+
+
+class TrainSettings(TypedDict, total=False):
+    """Every field of the configuration by its flat name, less those that `fastac.train` has arguments for.
+
+    `fastac.config` tells what each means. Numbers of steps may be written as 1e6.
+    """
+
+    num_envs: int
+    vectorization: Vectorization
+    envs_per_worker: int | None
+    env_kwargs: EnvArguments
+    start_timeout_s: float
+    env_timeout_s: float | None
+    squash_actions: bool
+    env_threads: int | None
+    atari_protocol: AtariProtocol | None
+    sticky_actions: float | None
+    noop_max: int | None
+    fire_reset: bool | None
+    frame_skip: int | None
+    max_pool: bool | None
+    screen_size: int | None
+    frame_stack: int | None
+    episodic_life: bool | None
+    full_action_space: bool | None
+    max_frames: int | None
+    clip_rewards: bool | None
+
+    hidden_sizes: Sequence[int]
+    activation: ActivationName
+    shared_trunk: bool
+    core: CoreName
+    lstm_size: int
+    log_std_init: float
+    dependent_std: bool
+    normalize_obs: bool
+    normalize_reward: bool
+
+    collect: CollectMode
+    num_steps: int
+    gamma: float
+    gae_lambda: float
+    baseline: bool
+    normalize_advantage: bool
+    vf_coef: float
+    ent_coef: float
+    num_epochs: int
+    num_minibatches: int
+    clip_coef: float
+
+    optimizer: OptimizerName
+    learning_rate: float
+    optimizer_eps: float
+    max_grad_norm: float | None
+    learning_rate_schedule: Schedule
+    ent_coef_schedule: Schedule
+    clip_coef_schedule: Schedule
+
+    seed: int
+    device: str
+    workers: int | Literal["auto"]
+    lock: bool
+    max_restarts: int
+    reuse_forward: bool
+    total_env_steps: float
+    budget_minutes: float | None
+    until_return: float | None
+    eval: bool
+    eval_every: float | None
+    eval_from_return: float | None
+    eval_episodes: int | None
+    eval_max_steps: int | None
+    eval_actions: ActionChoice
+    checkpoint_every: float
+    keep_checkpoints: int
+    tensorboard: bool
