@@ -1,4 +1,4 @@
-"""Holds the imports of fastac/ to the table of rooms, and the README's copy of that table to this one."""
+"""Holds the imports of fastac/ to the table of rooms, and the copy of that table in fastac/README.md to this one."""
 
 import ast
 import re
@@ -61,7 +61,7 @@ def room_errors(source: str, path: Path) -> list[str]:
     room = path.parts[1].removesuffix(".py")
     allowed = MAY_IMPORT | DOORS
     if room not in allowed:
-        return [f"{path}: {room!r} is not a room; add it to TABLE and to the README's, or move the module."]
+        return [f"{path}: {room!r} is not a room; add it to TABLE and to fastac/README.md, or move the module."]
     errors = []
     for line, name in imported(ast.parse(source), list(path.parent.parts)):
         if name.split(".")[0] != "fastac" or name == "fastac.__version__":
@@ -165,12 +165,12 @@ def test_pickling_is_seen(source):
 
 
 def readme_table() -> dict[str, set[str]]:
-    """Read `room | purpose | may import` under the README's heading "The house"."""
-    section = re.search(r"^#+ The house\n(.*?)(?=^#|\Z)", (ROOT / "README.md").read_text(), re.M | re.S)
-    assert section, 'README.md has no heading "The house"'
+    """Read `room | purpose | may import` in the page about the house."""
+    section = re.search(r"^# The house\n(.*?)(?=^#|\Z)", (ROOT / "fastac/README.md").read_text(), re.M | re.S)
+    assert section, 'fastac/README.md has no heading "The house"'
     lines = [line for line in section[1].splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert rows and rows[0] == ["room", "purpose", "may import"], 'README.md has no table of rooms under "The house"'
+    assert rows and rows[0] == ["room", "purpose", "may import"], 'fastac/README.md has no table of rooms'
     table: dict[str, set[str]] = {}
     for room, _, may_import in rows[2:]:
         above = set(table) if "all above" in may_import else set()

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from fastac.install import INSTALL, Extra
 
 ROOT = Path(__file__).parents[1]
-TOP_LEVEL = {"fastac", "benchmarks", "tests", "pyproject.toml", "README.md", "Makefile"}
+TOP_LEVEL = {"fastac", "benchmarks", "tests", "pyproject.toml", "README.md", "Makefile", "LICENSE"}
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")

@@ -1,0 +1,120 @@
+"""The pages: short enough, links that lead somewhere, commands that the command line takes."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fastac
+from fastac.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [
+    README,
+    ROOT / "fastac/README.md",
+    *sorted((ROOT / "fastac/guides").glob("*.md")),
+    ROOT / "benchmarks/README.md",
+    ROOT / "benchmarks/experiments/README.md",
+]
+OWN = """
+import gymnasium as gym
+from torch import nn
+
+class MyEnv(gym.Env):
+    def __init__(self, level=1):
+        env = gym.make("CartPole-v1")
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.env, self.reset, self.step = env, env.reset, env.step
+
+def make_encoder(space):
+    return nn.Linear(space.shape[0], 8)
+"""
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Yield every command of fastac in the pages' code, with the page that has it."""
+    for page in PAGES:
+        for line in re.findall(r"^    (fastac .*)$", page.read_text(), re.M):
+            yield page.relative_to(ROOT).as_posix(), re.sub(r"\s+#.*", "", line)
+
+
+COMMANDS = sorted({(command, page) for page, command in commands()})
+# By their first word: where the work begins that this test leaves out.
+DOORS = {
+    "train": "fastac.api.start_config",
+    "resume": "fastac.api.resume",
+    "eval": "fastac.api.load",
+    "record": "fastac.api.load",
+    "plot": "fastac.tools.plot.plot",
+    "tune": "fastac.tools.tune.Search",
+}
+
+
+def test_the_readme_is_read_in_minutes():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 180 and len(text.split()) <= 1_800
+    assert max(map(len, text.splitlines())) <= 120
+    glossary = text[text.index("## Words") : text.index("## Where the rest is")]
+    assert len(re.findall(r"^\| [a-z]", glossary, re.M)) - 1 <= 25  # less its head
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_and_pictures_are_there(page):
+    text = page.read_text()
+    linked = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for target in linked:
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with what a user of these pages has, to be in."""
+    (tmp_path / "mymodule.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("command", "page"), COMMANDS)
+def test_a_command_is_taken(own, monkeypatch, capsys, command, page):
+    _, *words = shlex.split(command)
+    if words[0] == "list":
+        assert main(words) == 0
+        return
+
+    def open_door(*_, **__):
+        raise ValueError("the work begins")
+
+    monkeypatch.setattr("fastac.tools.tune.load_tuned", lambda config: None)
+    monkeypatch.setattr(DOORS["tune"] if "--tuned" in words else DOORS[words[0]], open_door)
+    assert main(words) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "fastac: the work begins", page
+
+
+@pytest.mark.slow
+def test_all_commands_run(own):
+    """Each as it stands, but for budgets of a moment; runs of the names that pages use are there."""
+    runs = ("mine", "a", "b", "a2c-0", "a2c-1", "ppo-0")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(own)])}
+    few = ["--total-env-steps", "2048", "--eval-episodes", "1"]
+    for name in runs:
+        fastac.train("CartPole-v1", run_dir=own / "runs" / name, num_envs=4, total_env_steps=512, eval_episodes=1)
+    for command, page in COMMANDS:
+        _, *words = shlex.split(command)
+        words = [word for word in words if word != "runs/mine"] if words[:2] == ["train", "Pendulum-v1"] else words
+        words = [word for word in words if word != "--run-dir"]
+        if words[0] == "train":
+            words += few
+        if words[0] == "tune":
+            words += ["--seconds", "0.1"]
+        done = subprocess.run([sys.executable, "-m", "fastac", *words], env=environment, capture_output=True, text=True)
+        told = (page, command, done.stderr)
+        is_over = words[0] == "resume" and "complete" in done.stderr  # a run of the whole budget, which it says
+        assert done.returncode == 0 or is_over, told
