@@ -31,12 +31,11 @@ TABLE = {
     "runs": "text memory contract config processes rollout envs models learning workers build",
     "tools": "install memory contract config processes envs models runs build",
     "api": "contract config settings processes models workers build runs tools",
-    "flags": "config",
-    "cli": "text contract config presets processes build runs tools api flags",
+    "cli": "text contract config presets processes build runs tools api",
 }
 MAY_IMPORT = {room: set(names.split()) for room, names in TABLE.items()}
 # The two doors are no rooms: `python -m fastac` opens the command line, and the public face may show anything.
-DOORS: dict[str, set[str]] = {"__main__": {"cli"}, "__init__": set(MAY_IMPORT) - {"cli", "flags"}}
+DOORS: dict[str, set[str]] = {"__main__": {"cli"}, "__init__": set(MAY_IMPORT) - {"cli"}}
 
 # Unpickling runs code from the file. What fastac saves is safetensors and JSON, and nothing else.
 PICKLING = {"pickle", "cloudpickle", "dill", "torch.load", "torch.save", "allow_pickle"}
@@ -170,7 +169,7 @@ def readme_table() -> dict[str, set[str]]:
     assert section, 'fastac/README.md has no heading "The house"'
     lines = [line for line in section[1].splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert rows and rows[0] == ["room", "purpose", "may import"], 'fastac/README.md has no table of rooms'
+    assert rows and rows[0] == ["room", "purpose", "may import"], "fastac/README.md has no table of rooms"
     table: dict[str, set[str]] = {}
     for room, _, may_import in rows[2:]:
         above = set(table) if "all above" in may_import else set()

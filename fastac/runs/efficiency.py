@@ -29,16 +29,16 @@ from torch import Tensor
 
 from fastac import memory
 from fastac.build import EnvFactory, allocate_rollout, build_envs, single_thread, worker_share
-from fastac.workers import Training
 from fastac.config import Config
 from fastac.contract import ActionArray
 from fastac.envs import observation_dtype
 from fastac.envs.adapter import NextStepAdapter, SameStepAdapter
 from fastac.envs.spaces import ArraySpace, map_actions
-from fastac.learning.fused import FusedNetwork, Activations, is_fusable
+from fastac.learning.fused import Activations, FusedNetwork, is_fusable
 from fastac.learning.fused.gradient import chunk_rows
 from fastac.learning.fused.network import BackwardPass, ForwardPass, GradientBuffers
 from fastac.models import ActorCritic
+from fastac.workers import Training
 
 Clock: TypeAlias = Callable[[], float]
 Work: TypeAlias = Callable[[], object]
@@ -238,14 +238,22 @@ class _FusedNetwork:
     """A fused network, chunk by chunk as `FusedGradient` goes through a batch."""
 
     def __init__(
-        self, model: ActorCritic, num_envs: int, rows: int, obs_space: ArraySpace, keep_activations: bool, rng: np.random.Generator
+        self,
+        model: ActorCritic,
+        num_envs: int,
+        rows: int,
+        obs_space: ArraySpace,
+        keep_activations: bool,
+        rng: np.random.Generator,
     ) -> None:
         """Allocate for `num_envs` rows to act on and `rows` to learn from, the latter at once where they are kept."""
         for param in model.parameters():
             param.grad = torch.zeros_like(param)
         network = FusedNetwork(model)
         chunk, steps = chunk_rows(network, rows), rows // num_envs if keep_activations else 1
-        acting = Activations.kept(network, steps, num_envs) if keep_activations else Activations.for_step(network, num_envs)
+        acting = (
+            Activations.kept(network, steps, num_envs) if keep_activations else Activations.for_step(network, num_envs)
+        )
         activations = acting if keep_activations else Activations(network, chunk)
         obs = _draw_obs(rng, (num_envs,), obs_space)
         network.refresh()

@@ -17,11 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastac.build import EncoderFactory, EnvFactory, Streams, build_evaluation_envs, build_model, evaluation_seed, evaluation_width, is_batched, is_seeded_when_built
-from fastac.models import load_module
-from fastac.workers import Training
+from fastac.build import (
+    EncoderFactory,
+    EnvFactory,
+    Streams,
+    build_evaluation_envs,
+    build_model,
+    evaluation_seed,
+    evaluation_width,
+    is_batched,
+    is_seeded_when_built,
+)
 from fastac.config import Config, is_atari
 from fastac.contract import EnvFailure, Policy, StateTree, VecEnv, WorkerFailure, read_tensor
+from fastac.models import load_module
 from fastac.processes import (
     UNSENDABLE,
     Child,
@@ -39,6 +48,7 @@ from fastac.processes import (
 )
 from fastac.runs.evaluate import Evaluation, Tell, action_noise, evaluate
 from fastac.runs.player import Player, make_player
+from fastac.workers import Training
 
 log = logging.getLogger("fastac")
 

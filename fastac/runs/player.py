@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from fastac.learning.optimizer import flatten
 from fastac.contract import ActionArray, Policy
 from fastac.learning.fused import FusedNetwork, is_fusable
-from fastac.learning.fused.network import ForwardPass, Activations
+from fastac.learning.fused.network import Activations, ForwardPass
+from fastac.learning.optimizer import flatten
 from fastac.models import ActorCritic, CategoricalHead
 
 

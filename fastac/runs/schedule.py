@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from fastac.build import EnvFactory, evaluation_width, is_batched
 from fastac.config import Config, is_atari
-from fastac.runs.state import Progress
 from fastac.runs.evaluator import Request
+from fastac.runs.state import Progress
 
 # Evaluations in between may cost such a part of the training steps so far, and the last one such a part of all; more
 # where a return ends the run, which is then seen sooner.

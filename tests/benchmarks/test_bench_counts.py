@@ -275,7 +275,7 @@ def test_a_watched_name_that_is_gone(monkeypatch, owner, name):
 @pytest.mark.parametrize(
     ("module", "name", "method", "uncounted"),
     [
-        (fused_actor, "Pass", "forward", "collect: forwards"),
+        (fused_actor, "ForwardPass", "forward", "collect: forwards"),
         (fused_gradient, "BackwardPass", "backward", "update: backwards"),
         (composition, "Collector", "collect", "collect: env steps"),
         (composition, "Learner", "learn", "update: *_loss"),

@@ -294,11 +294,13 @@ def make_tree(tmp_path, monkeypatch):
 
     def make(name, **changed):
         modules = {"__init__": "", "config": _CONFIG, "build": _BUILD, "rollout": _ROLLOUT, "learner": _LEARNER}
-        (tmp_path / name / "fastac").mkdir(parents=True)
+        package = tmp_path / name / "fastac"
+        (package / "learning").mkdir(parents=True)
+        (package / "learning" / "__init__.py").touch()
         # In place of the real one, which takes seconds to import.
         (tmp_path / name / "torch.py").write_text("def set_num_threads(number):\n    assert number == 1\n")
         for module, text in (modules | changed).items():
-            (tmp_path / name / "fastac" / f"{module}.py").write_text(text)
+            (package / ("learning/learner.py" if module == "learner" else f"{module}.py")).write_text(text)
         return tmp_path / name
 
     return make

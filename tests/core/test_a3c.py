@@ -44,9 +44,19 @@ from fastac.contract import Alone, EnvFailure, Episodes, NonFiniteError, Phases,
 from fastac.learning.optimizer import Adam, HogwildOptimizer, LocalOptimizer, RMSprop, flatten
 from fastac.models import RunningMoments, merge_moments
 from fastac.processes import ProcessLock, close, get_context, start
-from fastac.workers import BeatingEnvs, HogwildTrainer, SharedCounters, WorkerCounters, merge_all_statistics, pool
+from fastac.workers import BeatingEnvs, HogwildTrainer, SharedCounters, WorkerCounters, async_workers
 from fastac.workers.hogwild_worker import _train
-from fastac.workers.shared_counters import BEATS, ENV_STEPS, EPISODES, ITERATIONS, LOSSES, MAX_STALENESS, ROOM, UPDATES
+from fastac.workers.shared_counters import (
+    BEATS,
+    ENV_STEPS,
+    EPISODES,
+    ITERATIONS,
+    LOSSES,
+    MAX_STALENESS,
+    ROOM,
+    UPDATES,
+    merge_all_statistics,
+)
 
 SMALL = {"algo": "a3c", "num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "total_env_steps": 1500}
 PATIENCE_S = 60.0
@@ -940,8 +950,8 @@ def test_a_worker_that_fails_once_is_started_again(tmp_path, caplog):
 
 
 def test_a_worker_that_hangs_is_started_again(monkeypatch, caplog):
-    monkeypatch.setattr(pool, "SILENCE_S", 1.5)
-    monkeypatch.setattr(pool, "SILENCE_ITERATIONS", 1.0)
+    monkeypatch.setattr(async_workers, "SILENCE_S", 1.5)
+    monkeypatch.setattr(async_workers, "SILENCE_ITERATIONS", 1.0)
     with assembled(total_env_steps=10**7) as training:
         run = training.trainer.run()
         next(run)
@@ -959,7 +969,7 @@ def test_a_worker_that_hangs_is_started_again(monkeypatch, caplog):
 def test_a_slow_first_iteration_is_no_hang(monkeypatch, caplog):
     with assembled(partial(make_slow, 0.1), workers=1, num_envs=1, num_steps=30, total_env_steps=1) as training:
         training._workers._start_timeout_s = 1.5  # it has started; an iteration takes longer
-        monkeypatch.setattr(pool, "SILENCE_S", 1.5)
+        monkeypatch.setattr(async_workers, "SILENCE_S", 1.5)
         (report,) = train(training)[-1:]
         assert training.asynchrony.restarts == 0
     assert report.iteration == 1 and report.phases.env_s > 1.5
@@ -972,8 +982,8 @@ def test_a_slow_first_iteration_is_no_hang(monkeypatch, caplog):
     ids=["first", "slow", "fast"],
 )
 def test_who_shows_no_step_for_too_long_is_lost(monkeypatch, iterations, seconds, patience_s):
-    monkeypatch.setattr(pool, "SILENCE_S", 10.0)
-    monkeypatch.setattr(pool, "SILENCE_ITERATIONS", 4.0)
+    monkeypatch.setattr(async_workers, "SILENCE_S", 10.0)
+    monkeypatch.setattr(async_workers, "SILENCE_ITERATIONS", 4.0)
     with assembled(total_env_steps=10**9, start_timeout_s=50.0) as training:
         for pid in pids_of(training):
             os.kill(pid, signal.SIGSTOP)  # so that nobody but this test writes to the counters

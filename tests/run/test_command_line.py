@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -13,13 +14,15 @@ from run_support import SMALL, SMALL_FLAGS, read_rows
 
 import fastac
 from fastac.cli import main
+from fastac.cli.train import COMMON
+from fastac.config import setting_names
 from fastac.presets import PRESETS
 
 HELP = """
 import sys
 from fastac.cli import main
 commands = ("train", "resume", "tune", "eval", "record", "plot", "list")
-for words in (["--help"], *([command, "--help"] for command in commands)):
+for words in (["--help"], *([command, "--help-all"] for command in commands)):
     try:
         code = main(words)
     except SystemExit as stop:
@@ -42,7 +45,7 @@ def test_help_and_list_wait_for_nothing():
     assert done.stderr == ""
     for command in ("train", "resume", "tune", "eval", "record", "plot", "list"):
         assert f"  {command} " in done.stdout
-    for flag in ("--num-envs", "--no-baseline", "--until-return", "--total-env-steps", "--json", "--episodes"):
+    for flag in ("--num-envs", "--[no-]baseline", "--until-return", "--total-env-steps", "--[no-]json", "--episodes"):
         assert flag in done.stdout
     assert "lecture" in done.stdout
 
@@ -62,8 +65,33 @@ def test_help_shows_the_presets_values(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "CartPole-v1", "--preset", "lecture", "--help"])
     assert stop.value.code == 0
-    told = " ".join(capsys.readouterr().out.replace("│", " ").split())  # as no terminal's width wraps it
+    told = " ".join(capsys.readouterr().out.split())  # as no terminal's width wraps it
     assert "--num-envs INT Environments stepped side by side, by all workers together. (default: 1)" in told
+
+
+def help_of(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        main([*words])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_shows_what_people_use_and_all_where_asked(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    short, whole = help_of(capsys, "train", "--help"), help_of(capsys, "train", "--help-all")
+    flags = [re.findall(r"^  --(?:\[no-\])?([a-z0-9-]+)", told, re.M) for told in (short, whole)]
+    assert set(flags[0]) == {name.replace("_", "-") for name in COMMON} and len(flags[0]) == 20
+    assert set(flags[1]) >= {name.replace("_", "-") for name in setting_names()}
+    groups = re.findall(r"^(\w[\w ]+):$", whole, re.M)
+    assert groups[-1] == "Atari games" and len(groups) == 7
+    assert max(map(len, whole.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_knows_commands_and_flags(capsys, shell):
+    assert main(["completion", shell]) == 0
+    told = capsys.readouterr().out
+    assert "total-env-steps" in told and "resume" in told and "checkpoint" in told
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

@@ -37,7 +37,7 @@ from fastac.config import Config
 from fastac.runs.checkpoint import find_checkpoint, load_checkpoint
 from fastac.runs.evaluate import MOST_STEPS, Evaluation
 from fastac.runs.evaluator import InProcessEvaluator, ProcessEvaluator, Request, Stage
-from fastac.workers import pool
+from fastac.workers import async_workers
 
 ENDLESS = 10**9
 A3C = {**SMALL, "algo": "a3c", "workers": 2, "eval_every": ENDLESS}  # evaluated beside training, but not yet
@@ -248,8 +248,8 @@ def test_an_environment_that_raises_once_costs_its_worker_a_restart(tmp_path, ca
 
 
 def test_an_environment_that_hangs_costs_its_worker_a_restart(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(pool, "SILENCE_S", 1.5)
-    monkeypatch.setattr(pool, "SILENCE_ITERATIONS", 1.0)
+    monkeypatch.setattr(async_workers, "SILENCE_S", 1.5)
+    monkeypatch.setattr(async_workers, "SILENCE_ITERATIONS", 1.0)
     factory = partial(make_mishap, "hangs", os.getpid(), marks_of(tmp_path))
     session = start(tmp_path / "run", factory, total_env_steps=ENDLESS)
     before, done = pids_of(session), None
@@ -444,7 +444,7 @@ def test_a_second_signal_does_not_wait(tmp_path):
 def test_a_second_ctrl_c_does_not_wait_for_a_worker_that_is_stopped(tmp_path):
     shared, run_dir, told = shared_memory(), tmp_path / "run", tmp_path / "stderr"
     # Else the worker would be given up after a while, and the first Ctrl-C would do.
-    script = "import sys; from fastac.cli import main; from fastac.workers import pool; pool.SILENCE_S = 6000.0; "
+    script = "import sys; from fastac.cli import main; from fastac.workers import async_workers; async_workers.SILENCE_S = 6000.0; "
     words = ["train", "CartPole-v1", *FLAGS, "--total-env-steps", "1e9", "--checkpoint-every", "500"]
     command = [sys.executable, "-c", script + "sys.exit(main())", *words, "--run-dir", str(run_dir)]
     with told.open("w") as errors:

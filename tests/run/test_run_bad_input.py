@@ -62,6 +62,13 @@ def assert_refused(capsys, words: list[str], says: str) -> None:
         ("train CartPole-v1 Pendulum-v1", "'Pendulum-v1' is one word too many"),
         ("train CartPole-v1 --total_env_stepz=3", "did you mean --total-env-steps"),
         ("train CartPole-v1 --env-id Pendulum-v1", "named twice, CartPole-v1 and --env-id Pendulum-v1"),
+        ("train CartPole-v1 --algo PPO", "--algo: 'PPO' is not known: did you mean ppo"),
+        ("train CartPole-v1 --lr 1e-3", "'--lr' is not an option.* did you mean --learning-rate"),
+        ("train CartPole-v1 --n-steps 8", "did you mean --num-steps"),
+        ("train CartPole-v1 --total-timesteps 8", "did you mean --total-env-steps"),
+        ("train CartPole-v1 --n-envs=8", "did you mean --num-envs"),
+        ("resume --json", "resume needs a run's directory"),
+        ("completion fish", "'fish' is not known"),
         ("train CartPole-v1 --num-envs", "--num-envs needs a value"),
         ("train CartPole-v1 --num-envs eight", "--num-envs: 'eight' is not a whole number"),
         ("train CartPole-v1 --num-envs 2.5", "--num-envs: '2.5' is not a whole number"),
@@ -70,8 +77,8 @@ def assert_refused(capsys, words: list[str], says: str) -> None:
         ("train CartPole-v1 --gamma nan", "gamma is nan, expected a number from 0 to 1"),
         ("train CartPole-v1 --learning-rate inf", "learning_rate is inf, expected a finite number above 0"),
         ("train CartPole-v1 --num-envs 4 --num-steps 8 --num-minibatches 7", "num_minibatches is 7.* a divisor of 32,"),
-        ("train CartPole-v1 --max-grad-norm none", "--max-grad-norm: 'none' is neither None nor FLOAT"),
-        ("train CartPole-v1 --algo sac", "algo is 'sac', expected one of a2c, a3c, ppo, reinforce"),
+        ("train CartPole-v1 --max-grad-norm none", "--max-grad-norm: 'none' is neither None nor a number"),
+        ("train CartPole-v1 --algo sac", "--algo: 'sac' is not known: expected one of a2c, a3c, ppo, reinforce"),
         ("train CartPole-v1 --algo a3c --device cuda", "device is 'cuda' with algo a3c, expected 'cpu'"),
         ("train CartPole-v1 --algo a3c --vectorization process", "workers is .* with vectorization process"),
         ("train CartPole-v1 --lock", "lock is True with algo a2c"),
@@ -224,7 +231,6 @@ def test_resume_without_the_runs_own_encoder(finished):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize("words", ["--num-envs 0", "--learning-rate abc", "--vectorization async"])
 def test_on_a_terminal_it_is_one_sentence_too(words):
-    # The parser draws its box in colour where stdout is a terminal.
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "fastac", "train", "CartPole-v1", *words.split()]
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"}

@@ -1,0 +1,54 @@
+"""fastac completion: what a shell needs to complete commands and flags, by shtab."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fastac.cli.flags import build_parser, flags_of, read_options
+from fastac.cli.policy import EvalOptions, ListOptions, PlotOptions, RecordOptions
+from fastac.cli.train import ResumeOptions, TrainOptions, TuneOptions, setting_flags
+from fastac.config import Config
+
+
+@dataclass(frozen=True)
+class CompletionOptions:
+    """Print what completes fastac's commands: eval "$(fastac completion bash)" in a shell's start-up file."""
+
+    shell: Literal["bash", "zsh", "tcsh"] = "bash"
+    """Which shell."""
+
+
+def complete(words: Sequence[str]) -> int:
+    """Run `fastac completion`."""
+    options = read_options(CompletionOptions, words, "fastac completion", ["shell"])
+    import shtab
+
+    print(shtab.complete(_build_whole(), options.shell))
+    return 0
+
+
+def _build_whole() -> argparse.ArgumentParser:
+    """Build a parser of all commands."""
+    whole = argparse.ArgumentParser(prog="fastac")
+    commands = whole.add_subparsers()
+    settings = setting_flags(Config())
+    kinds: dict[str, type] = {"train": TrainOptions, "tune": TuneOptions}
+    for name, kind in kinds.items():
+        flags = [*flags_of(kind, "command"), *settings]
+        commands.add_parser(name, parents=[build_parser(f"fastac {name}", "", flags)], add_help=False, help=name)
+    positional = ("run_dir", "run_dirs", "shell")
+    others: dict[str, type] = {
+        "resume": ResumeOptions,
+        "eval": EvalOptions,
+        "record": RecordOptions,
+        "plot": PlotOptions,
+        "list": ListOptions,
+        "completion": CompletionOptions,
+    }
+    for name, kind in others.items():
+        parser = build_parser(f"fastac {name}", "", flags_of(kind, "flags", None, positional))
+        commands.add_parser(name, parents=[parser], add_help=False, help=name)
+    return whole

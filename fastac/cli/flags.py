@@ -1,0 +1,426 @@
+"""Flags for the fields of dataclasses, on argparse: one sentence for words that do not fit, and short help.
+
+argparse comes with Python, starts fastest, and lets every message be its caller's. Each field is a flag; what is not
+given is not in the result, so that a preset can stand below it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import json
+from ast import AnnAssign, ClassDef, Constant, Expr, Name, parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from itertools import pairwise, zip_longest
+from pathlib import Path
+from textwrap import dedent
+from types import NoneType, UnionType
+from typing import Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from fastac.config import EnvArguments, JsonValue
+
+Options = TypeVar("Options")
+Reader = Callable[[str], object]
+
+# Names that other libraries have for a flag.
+_OTHER_NAMES = {
+    "lr": "learning-rate",
+    "n-envs": "num-envs",
+    "n-steps": "num-steps",
+    "n-epochs": "num-epochs",
+    "epochs": "num-epochs",
+    "total-timesteps": "total-env-steps",
+    "timesteps": "total-env-steps",
+    "steps": "total-env-steps",
+    "clip-range": "clip-coef",
+    "clip-eps": "clip-coef",
+    "entropy-coef": "ent-coef",
+    "value-coef": "vf-coef",
+    "lambda": "gae-lambda",
+    "batch-size": "num-minibatches",
+    "minibatch-size": "num-minibatches",
+    "net-arch": "hidden-sizes",
+    "logdir": "run-dir",
+    "log-dir": "run-dir",
+    "log-folder": "run-dir",
+    "output-dir": "run-dir",
+    "max-episode-steps": "eval-max-steps",
+    "eval-freq": "eval-every",
+    "n-eval-episodes": "eval-episodes",
+    "deterministic": "eval-actions",
+}
+_BOOL = "True|False"
+_TRUTH = {"True": True, "true": True, "False": False, "false": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A field as a flag.
+
+    Attributes:
+        name: of the field.
+        kind: its type.
+        default: what help shows.
+        what: its docstring.
+        group: under which help shows it.
+        is_positional: whether it is a word without a flag.
+    """
+
+    name: str
+    kind: object
+    default: object
+    what: str
+    group: str
+    is_positional: bool = False
+
+    @property
+    def word(self) -> str:
+        """The flag as it is written."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether it has a `--no-`, and stands for True by itself."""
+        return self.kind in (bool, bool | None)
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether several words may follow it."""
+        return get_origin(self.kind) is tuple
+
+
+def flags_of(kind: type, group: str, default: object = None, positional: Sequence[str] = ()) -> list[Flag]:
+    """Return the fields of a dataclass as flags; `default` is an instance whose values help shows."""
+    hints, told = get_type_hints(kind), _docstrings(kind)
+    return [
+        Flag(
+            f.name,
+            hints[f.name],
+            getattr(default, f.name, f.default),
+            told.get(f.name, ""),
+            group,
+            f.name in positional,
+        )
+        for f in dataclasses.fields(kind)
+    ]
+
+
+@cache
+def _docstrings(kind: type) -> dict[str, str]:
+    """Return the docstrings below a class's fields."""
+    (body,) = parse(dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ClassDef)
+    return {
+        field.target.id: str(below.value.value)
+        for field, below in pairwise(body.body)
+        if isinstance(field, AnnAssign) and isinstance(field.target, Name)
+        if isinstance(below, Expr) and isinstance(below.value, Constant)
+    }
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises its errors instead of printing them."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError, in one sentence."""
+        raise ValueError(message.removeprefix("argument "))
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Shows a flag once, with what it takes."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        (word,) = action.option_strings
+        if action.metavar == _BOOL:
+            return word.replace("--", "--[no-]", 1)
+        return f"{word} {self._format_args(action, str(action.metavar))}"
+
+
+def build_parser(prog: str, what: str, flags: Sequence[Flag], shown: Sequence[str] | None = None) -> _Parser:
+    """Build a parser of `flags`, of whose help those not among `shown` are left out."""
+    words = [flag.name.upper() for flag in flags if flag.is_positional]
+    parser = _Parser(
+        prog=prog,
+        usage=" ".join([prog, *words, "[FLAGS]"]),
+        description=what,
+        formatter_class=_Formatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    order = list(shown or ())
+    for flag in sorted(flags, key=lambda flag: order.index(flag.name) if flag.name in order else len(order)):
+        hidden = shown is not None and flag.name not in shown
+        group = flag.group if shown is None or hidden else "flags"
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        _add(groups[group], flag, hidden)
+    return parser
+
+
+def _add(group: argparse._ArgumentGroup, flag: Flag, hidden: bool) -> None:
+    reader, metavar = _reader_of(flag.kind)
+    told = argparse.SUPPRESS if hidden else f"{flag.what} {_tell_default(flag)}".replace("%", "%%").strip()
+    nargs = "*" if flag.takes_several else None
+    if flag.is_positional:
+        missing = dataclasses.MISSING  # no text, which would be read
+        group.add_argument(
+            flag.name, type=reader, nargs=nargs or "?", default=missing, metavar=flag.name.upper(), help=told
+        )
+    else:
+        group.add_argument(flag.word, dest=flag.name, type=reader, nargs=nargs, metavar=metavar, help=told)
+
+
+def _tell_default(flag: Flag) -> str:
+    if flag.is_positional or flag.default is None or flag.default is dataclasses.MISSING or "Default:" in flag.what:
+        return ""
+    value = flag.default
+    if isinstance(value, tuple):
+        value = " ".join(map(str, value))
+    return f"(default: {json.dumps(value) if isinstance(value, Mapping) else value})"
+
+
+def read(flags: Sequence[Flag], words: Sequence[str], prog: str) -> dict[str, object]:
+    """Return the values that are given, by the fields' names.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    known = {flag.word: flag for flag in flags if not flag.is_positional}
+    given, unknown = build_parser(prog, "", flags).parse_known_args(list(_spell_out(known, words, prog)))
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is one word too many for {prog}: see {prog} --help.")
+    values = {name: value for name, value in vars(given).items() if value is not dataclasses.MISSING}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def read_options(kind: type[Options], words: Sequence[str], prog: str, positional: Sequence[str] = ()) -> Options:
+    """Return a dataclass made of the words.
+
+    Raises:
+        ValueError: in one sentence.
+        SystemExit: after --help.
+    """
+    flags = flags_of(kind, "flags", None, positional)
+    show_help(prog, inspect.getdoc(kind) or "", flags, words)
+    return kind(**read(flags, words, prog))
+
+
+def read_run_options(kind: type[Options], words: Sequence[str], command: str) -> Options:
+    """Return the same of a command whose one word without a flag is a run's directory.
+
+    Raises:
+        ValueError: it is missing, or words do not fit.
+    """
+    prog = f"fastac {command}"
+    try:
+        return read_options(kind, words, prog, ["run_dir"])
+    except TypeError as error:  # the field without a default
+        raise ValueError(f"{command} needs a run's directory, such as: {prog} runs/...") from error
+
+
+def show_help(
+    prog: str, what: str, flags: Sequence[Flag], words: Sequence[str], shown: Sequence[str] | None = None
+) -> None:
+    """Print help and exit, where words ask for it; with --help-all, of all flags by group."""
+    if not asks_for_help(words):
+        return
+    build_parser(prog, what, flags, None if "--help-all" in words else shown).print_help()
+    raise SystemExit(0)
+
+
+def asks_for_help(words: Sequence[str]) -> bool:
+    """Return whether words ask for help."""
+    return any(word in ("-h", "--help", "--help-all") for word in words)
+
+
+def _spell_out(known: Mapping[str, Flag], words: Sequence[str], prog: str) -> Iterator[str]:
+    """Yield the words as argparse takes them without doubt: `--flag=value`, with hyphens, `--x` and `--no-x` with one.
+
+    Raises:
+        ValueError: no such flag.
+    """
+    skip = False
+    for word, following in zip_longest(words, words[1:], fillvalue="--"):
+        if skip or not word.startswith("--"):
+            if not skip:
+                yield word
+            skip = False
+            continue
+        flag, is_no = _find_flag(known, word, prog)
+        _, equals, value = word.partition("=")
+        if is_no or (flag.is_bool and not equals):
+            takes_next = not is_no and _is_truth(flag, following)
+            yield f"{flag.word}={following if takes_next else not is_no}"
+            skip = takes_next
+        elif equals:
+            yield f"{flag.word}={value}"
+        elif flag.takes_several:
+            yield flag.word
+        elif following.startswith("--"):
+            raise ValueError(f"{flag.word} needs a value.")
+        else:
+            yield f"{flag.word}={following}"
+            skip = True
+
+
+def _is_truth(flag: Flag, word: str) -> bool:
+    """Return whether a word after a flag without a value is its value: with None there are three, and so always."""
+    return not word.startswith("-") and (word in _TRUTH or flag.kind is not bool)
+
+
+def _find_flag(known: Mapping[str, Flag], word: str, prog: str) -> tuple[Flag, bool]:
+    """Return the flag that a word names, and whether it says no to it."""
+    name, equals, _ = word.partition("=")
+    name = name.replace("_", "-")
+    if name in known:
+        return known[name], False
+    positive = name.replace("--no-", "--", 1)
+    if positive != name and positive in known:
+        if equals or not known[positive].is_bool:
+            raise ValueError(f"{word!r} is one word too many for {prog}: see {prog} --help.")
+        return known[positive], True
+    other = _OTHER_NAMES.get(name.removeprefix("--"))
+    near = [f"--{other}"] if other and f"--{other}" in known else get_close_matches(name, known, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"see {prog} --help."
+    raise ValueError(f"{word!r} is not an option of {prog}: {hint}")
+
+
+def _reader_of(kind: object) -> tuple[Reader, str]:
+    """Return what reads a word as a value of that kind, and how help names it."""
+    if get_origin(kind) is tuple:
+        return _reader_of(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return _Choice(get_args(kind)), "{" + ",".join(map(str, get_args(kind))) + "}"
+    if get_origin(kind) in (Union, UnionType):
+        kinds = get_args(kind)
+        first = next(each for each in kinds if each is not NoneType)
+        return _either([each for each in kinds if each is not NoneType], NoneType in kinds), _reader_of(first)[1]
+    readers: dict[object, tuple[Reader, str]] = {
+        int: (to_int, "INT"),
+        float: (_to_float, "FLOAT"),
+        bool: (_to_bool, _BOOL),
+        str: (str, "TEXT"),
+        Path: (Path, "PATH"),
+        EnvArguments: (_to_env_arguments, "JSON"),
+    }
+    return readers[kind]
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Reads one of a few words."""
+
+    choices: tuple[object, ...]
+
+    def __call__(self, word: str) -> object:
+        if word not in self.choices:
+            lower = word.lower()
+            hint = f"did you mean {lower}?" if lower in self.choices else f"expected one of {_list(self.choices)}."
+            raise argparse.ArgumentTypeError(f"{word!r} is not known: {hint}")
+        return word
+
+
+def _list(choices: Sequence[object]) -> str:
+    return ", ".join(map(str, choices))
+
+
+def _either(kinds: list[object], takes_none: bool) -> Reader:
+    """Return what reads a word as the first kind that takes it."""
+    names = [*(["None"] if takes_none else []), *(_name_of(kind) for kind in kinds)]
+
+    def read_either(word: str) -> object:
+        if takes_none and word == "None":
+            return None
+        for kind in kinds:
+            if get_origin(kind) is Literal and word in get_args(kind):
+                return word
+        for kind in kinds:
+            try:
+                return _reader_of(kind)[0](word)
+            except (ValueError, argparse.ArgumentTypeError):
+                continue
+        (choice,) = [kind for kind in kinds if get_origin(kind) is Literal] or (None,)
+        if choice is not None and len(kinds) == 1:
+            return _Choice(get_args(choice))(word)
+        raise argparse.ArgumentTypeError(f"{word!r} is neither {' nor '.join(names)}.")
+
+    if kinds == [bool]:
+        names[:] = ["True", "False"]
+    return read_either
+
+
+def _name_of(kind: object) -> str:
+    if get_origin(kind) is Literal:
+        return " nor ".join(map(str, get_args(kind)))
+    names: dict[object, str] = {int: "a whole number", float: "a number", bool: "True nor False"}
+    return names.get(kind, "a word")
+
+
+def to_int(word: str) -> int:
+    """Read a whole number as people write it: 1000000, 1_000_000 or 1e6."""
+    try:
+        number = float(word)
+        if number == int(number):
+            # float() has 53 bits; plain digits keep all of theirs.
+            return int(word) if word.lstrip("+-").replace("_", "").isdigit() else int(number)
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"{word!r} is not a whole number.")
+
+
+def _to_float(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number.") from None
+
+
+def _to_bool(word: str) -> bool:
+    if word not in _TRUTH:
+        raise argparse.ArgumentTypeError(f"{word!r} is neither True nor False.")
+    return _TRUTH[word]
+
+
+def _to_env_arguments(word: str) -> dict[str, JsonValue]:
+    try:
+        return to_arguments(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def to_arguments(word: str) -> dict[str, JsonValue]:
+    """Return what `--env-kwargs` says.
+
+    Raises:
+        ValueError: it is neither an object of JSON nor names with values.
+    """
+    if not word.lstrip().startswith("{"):
+        pairs = [pair.partition("=") for pair in word.split(",")]
+        if not all(name.isidentifier() and equals for name, equals, _ in pairs):
+            raise ValueError(f"{word!r} is neither JSON such as '{{\"level\": 3}}' nor level=3,size=9.")
+        return {name: _to_value(value) for name, _, value in pairs}
+    try:
+        arguments: dict[str, JsonValue] = json.loads(word)
+    except ValueError as error:
+        raise ValueError(f"{word!r} is not JSON ({error}).") from error
+    return arguments
+
+
+def _to_value(word: str) -> JsonValue:
+    """Return a value of JSON, or the word itself where it is none."""
+    try:
+        value: JsonValue = json.loads(word)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(word, word)
+    return value

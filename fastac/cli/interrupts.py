@@ -1,0 +1,37 @@
+"""SIGINT and SIGTERM while a command starts or ends; a run that trains hears them itself."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come where nobody waits for it, while starting or evaluating."""
+
+
+def name_of(error: BaseException) -> str:
+    """Return what has happened, in a word."""
+    return "terminated" if isinstance(error, Terminated) else "interrupted"
+
+
+@contextmanager
+def hearing_sigterm() -> Iterator[None]:
+    """Raise `Terminated` at SIGTERM, as Python raises KeyboardInterrupt at SIGINT, where it would die otherwise."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    is_ours = threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+    if is_ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,320 @@
+"""fastac train, resume and tune."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, cast, get_type_hints
+
+from fastac.cli.flags import Flag, Options, asks_for_help, flags_of, read, read_run_options, show_help
+from fastac.cli.interrupts import name_of
+from fastac.config import Config, ConfigValue
+from fastac.presets import find
+from fastac.text import fit, fit_command
+
+if TYPE_CHECKING:
+    from fastac.runs import Session
+    from fastac.tools.tune import Search, Trial
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train an agent: fastac train ENV_ID takes the preset, and a flag overrides it."""
+
+    preset: str | None = None
+    """A preset's name, where not the algorithm's own (see fastac list)."""
+    run_dir: Path | None = None
+    """A new directory for the run. Default: a dated one under runs/."""
+    tuned: bool = False
+    """Take the workers, vectorization and reuse-forward that fastac tune found, where not given; else find them."""
+    json: bool = False
+    """Print summary.json as the last line of stdout."""
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """Find the fastest settings for an environment on this machine; every flag of train's says what to tune for."""
+
+    preset: str | None = None
+    """A preset's name, where not the algorithm's own (see fastac list)."""
+    seconds: float = 3.0
+    """How long to measure each setting."""
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Continue a run from its last checkpoint."""
+
+    run_dir: Path
+    """The run's directory."""
+    total_env_steps: int | None = None
+    """A new budget in environment steps."""
+    budget_minutes: float | None = None
+    """A new budget in minutes of wall-clock, of which those up to the last checkpoint are spent."""
+    until_return: float | None = None
+    """A new return to stop at."""
+    learning_rate: float | None = None
+    """A new learning rate. Default: the run's own."""
+    eval: bool = True
+    """Go on with evaluations, if the run has any."""
+    json: bool = False
+    """Print summary.json as the last line of stdout."""
+
+
+# What --help shows of train's flags; --help-all shows the rest too.
+COMMON = (
+    *("algo", "preset", "seed", "total_env_steps", "budget_minutes", "until_return", "eval", "num_envs", "num_steps"),
+    *("workers", "env_kwargs", "encoder", "hidden_sizes", "core", "learning_rate", "gamma", "ent_coef"),
+    *("normalize_obs", "run_dir", "json"),
+)
+_GROUPS = {
+    "env": "environments",
+    "model": "network",
+    "algo": "algorithm",
+    "optim": "optimiser",
+    "run": "run and evaluation",
+}
+_MORE = "A flag of True or False has a --no- too, such as --no-eval. --help-all tells of all flags, by group."
+
+
+def setting_flags(config: Config) -> list[Flag]:
+    """Return every field of the configuration as a flag, Atari's last."""
+    flags = [
+        flag
+        for section, kind in get_type_hints(Config).items()
+        for flag in flags_of(kind, _GROUPS[section], getattr(config, section))
+    ]
+    ours = [flag for flag in flags if not flag.what.startswith("Atari: ") and flag.name != "atari_protocol"]
+    return ours + [
+        Flag(flag.name, flag.kind, flag.default, flag.what, "Atari games") for flag in flags if flag not in ours
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What words ask for.
+
+    Attributes:
+        settings: of the configuration, by name.
+        config: what comes of them.
+    """
+
+    settings: Mapping[str, ConfigValue]
+    config: Config
+
+
+def _read_settings(command: str, kind: type[Options], words: Sequence[str]) -> tuple[Options, _Given]:
+    """Return the command's own options, and what the words ask for, of which the environment is the first.
+
+    Raises:
+        ValueError: words that do not fit, in one sentence.
+        SystemExit: after --help.
+    """
+    env_id, words = _take_env_id(words, command)
+    prog = f"fastac {command} ENV_ID"
+    own = flags_of(kind, "command")
+    if asks_for_help(words):
+        asked = [word for word in words if word not in ("-h", "--help", "--help-all")]
+        config = _configure_for_help(env_id, read([*own, *setting_flags(Config())], asked, prog))
+        show_help(prog, f"{kind.__doc__} {_MORE}", [*own, *setting_flags(config)], words, COMMON)
+    values = read([*own, *setting_flags(Config())], words, prog)
+    options = {flag.name: values.pop(flag.name) for flag in own if flag.name in values}
+    settings = cast("dict[str, ConfigValue]", values)
+    if settings.get("env_id", env_id) != env_id:
+        raise ValueError(f"the environment is named twice, {env_id} and --env-id {settings['env_id']}.")
+    if {"num_envs", "envs_per_worker"} <= settings.keys():
+        raise ValueError("num_envs and envs_per_worker are both given, expected one of them.")
+    return kind(**options), _Given(settings, _configure(env_id, options.get("preset"), settings))
+
+
+def _take_env_id(words: Sequence[str], command: str) -> tuple[str, list[str]]:
+    """Return the environment id, which comes first, and the other words; some id where only help is asked for."""
+    if words and not words[0].startswith("-"):
+        return words[0], list(words[1:])
+    if asks_for_help(words):
+        return "CartPole-v1", list(words)
+    raise ValueError(f"{command} needs an environment id first, such as: fastac {command} CartPole-v1")
+
+
+def _configure_for_help(env_id: str, values: Mapping[str, object]) -> Config:
+    """Return the preset's values for help, which for an environment without one does not wait for torch."""
+    name = values.get("preset") or values.get("algo") or "a2c"
+    config = find(env_id, str(name)) or Config().replace(env_id=env_id)
+    protocol = values.get("atari_protocol")
+    return config if protocol is None else config.replace(atari_protocol=str(protocol))
+
+
+def _configure(env_id: str, preset: object, settings: Mapping[str, ConfigValue]) -> Config:
+    """Return the preset with what is given in place of its own."""
+    from fastac.build import default_config
+
+    algo, kwargs = settings.get("algo"), settings.get("env_kwargs") or {}
+    config = default_config(
+        env_id, cast("str | None", algo), cast("str | None", preset), None, cast("Mapping[str, object]", kwargs)
+    )
+    return config.replace(**settings)
+
+
+def train(words: Sequence[str]) -> int:
+    """Run `fastac train`."""
+    options, asked = _read_settings("train", TrainOptions, words)
+    config = _take_tuned(asked.config, asked.settings) if options.tuned else asked.config
+    from fastac.api import start_config
+    from fastac.build import shorten_rollout
+
+    config = shorten_rollout(config, is_asked="num_steps" in asked.settings)
+    command = shlex.join(["fastac", "train", *words])
+    return _follow(start_config(config, options.run_dir, verbose=True, command=command), options.json)
+
+
+def tune(words: Sequence[str]) -> int:
+    """Run `fastac tune`."""
+    options, asked = _read_settings("tune", TuneOptions, words)
+    seconds = options.seconds
+    if not 0.0 < seconds <= 3600.0:
+        raise ValueError(f"seconds is {seconds!r}, expected a number above 0, up to 3600.")
+    from fastac.tools.tune import TUNED, Search, measure_sps
+
+    for name in sorted(asked.settings.keys() & set(TUNED)):
+        raise ValueError(f"--{name.replace('_', '-')} is what fastac tune finds: leave it out.")
+    search = Search(asked.config, partial(measure_sps, seconds=seconds), seconds)
+    _print_trials(search, search.run(), asked.config, sys.stdout)
+    kept = _keep_tuned(search, asked.config)
+    _print_trials(search, search.grow(), asked.config, sys.stdout)
+    _print_tuned(search, ["fastac", "train", *_without(words, "--seconds")], kept)
+    return 0
+
+
+def _without(words: Sequence[str], flag: str) -> list[str]:
+    """Return the words without a flag and its value."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if not skip and word != flag and not word.startswith(flag + "="):
+            kept.append(word)
+        skip = word == flag
+    return kept
+
+
+def _take_tuned(config: Config, given: Mapping[str, ConfigValue]) -> Config:
+    """Return the configuration with what `fastac tune` found for it, now or before; flags win."""
+    from fastac.tools.tune import TUNED, Search, load_tuned, measure_sps
+
+    setting = load_tuned(config)
+    if setting is None:
+        print(fit("Nothing is tuned for this on this machine yet, so that comes first.", sys.stderr), file=sys.stderr)
+        seconds = TuneOptions.seconds
+        search = Search(config, partial(measure_sps, seconds=seconds), seconds)
+        _print_trials(search, search.run(), config, sys.stderr)
+        print(fit(_keep_tuned(search, config), sys.stderr), file=sys.stderr)
+        setting = search.best.setting
+    config = config.replace(**{name: getattr(setting, name) for name in TUNED if name not in given})
+    told = f"tuned: {setting.flags}{' (but for what is given)' if given.keys() & set(TUNED) else ''}"
+    print(fit(told, sys.stderr), file=sys.stderr)
+    return config
+
+
+def _keep_tuned(search: Search, config: Config) -> str:
+    """Keep what was found; say in a sentence where, or why not."""
+    from fastac.runs.files import RecordError
+    from fastac.tools.tune import save_tuned
+
+    try:
+        return f"Kept in {save_tuned(config, search.best)}"
+    except RecordError as error:
+        return f"It is not kept for next time: {error}"
+
+
+def _print_trials(search: Search, trials: Iterator[Trial], config: Config, out: TextIO) -> None:
+    """Print a line per trial when it is done, and what they are above the first."""
+    for trial in trials:
+        if len(search.own) + len(search.larger) == 1:
+            print(fit(_tell_trials(search, config), out), file=out)
+        print(fit(_tell_trial(trial), out), file=out, flush=True)
+
+
+def _tell_trials(search: Search, config: Config) -> str:
+    from fastac.processes import count_cores
+    from fastac.tools.tune import cpu_model
+
+    where = f"{config.env.env_id}, {config.algo.algo}, {count_cores()} cores ({cpu_model()})"
+    head = f"{'envs':>8}{'workers':>9}  {'vectorization':<15}{'reuse-forward':<15}{'steps/s':>12}{'took':>9}"
+    return f"{where}: {search.seconds:g} s each, untrained policy\n\n{head}"
+
+
+def _tell_trial(trial: Trial) -> str:
+    setting = trial.setting
+    sps = "-" if trial.failure else f"{trial.sps:,.0f}"
+    row = (
+        f"{setting.num_envs:>8}{setting.workers:>9}  {setting.vectorization:<15}"
+        f"{'yes' if setting.reuse_forward else 'no':<15}{sps:>12}{trial.took_s:>7.1f} s"
+    )
+    return row + (f"\n          which does not work here: {trial.failure}" if trial.failure else "")
+
+
+def _print_tuned(search: Search, command: Sequence[str], kept: str) -> None:
+    """Print what to do with what was found."""
+    best, fastest = search.best, search.fastest
+
+    def tell(*flags: str) -> None:
+        print(fit_command(" ".join([shlex.join(command), *flags]), sys.stdout))
+
+    print()
+    print(f"Fastest with {best.setting.num_envs} envs, {best.sps:,.0f} steps/s. These flags change no algorithm;")
+    print("random numbers may be others, as with another seed:")
+    tell(best.setting.flags)
+    print("or, as long as the rest stays the same:")
+    tell("--tuned")
+    print(fit(kept, sys.stdout))
+    if fastest.setting.num_envs != best.setting.num_envs:
+        times = fastest.setting.num_envs // best.setting.num_envs
+        text = (
+            f"\nFastest of all, {fastest.sps:,.0f} steps/s. But every update then learns from {times} times the rows: "
+            "fewer updates in as many steps, which need other learning rates to learn as much:"
+        )
+        print(fit(text, sys.stdout))
+        tell(f"--num-envs {fastest.setting.num_envs}", fastest.setting.flags)
+
+
+def resume(words: Sequence[str]) -> int:
+    """Run `fastac resume`."""
+    options = read_run_options(ResumeOptions, words, "resume")
+    from fastac import api
+
+    session = api.resume(
+        options.run_dir,
+        total_env_steps=options.total_env_steps,
+        budget_minutes=options.budget_minutes,
+        until_return=options.until_return,
+        learning_rate=options.learning_rate,
+        eval=None if options.eval else False,
+        verbose=True,
+        command=shlex.join(["fastac", "resume", *words]),
+    )
+    return _follow(session, options.json)
+
+
+def _follow(session: Session, as_json: bool) -> int:
+    """Consume a session's stream to its end and tell how it ended."""
+    from fastac.contract import EnvFailure, WorkerFailure
+    from fastac.runs.ending import describe_end
+
+    try:
+        for _ in session:
+            pass
+        summary = session.finish(measure_efficiency=True)
+    except (EnvFailure, WorkerFailure, KeyboardInterrupt) as error:
+        if not session.is_saved:
+            raise
+        hint = f"continue from the last checkpoint with: fastac resume {session.directory.path}"
+        raise type(error)(f"{str(error) or name_of(error)}; {hint}") from error
+    for text in describe_end(session, summary):
+        print(fit(text, sys.stderr), file=sys.stderr)
+    if as_json:
+        print(json.dumps(summary, allow_nan=False))
+    return 0 if session.stop_signal is None else 128 + session.stop_signal
