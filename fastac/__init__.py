@@ -5,17 +5,23 @@
     run = fastac.train("CartPole-v1", algo="a2c", seed=0, until_return=475)
     action = run.policy.act(observation)
 
-`fastac.train` trains to the end; `fastac.start` gives the loop as an iterator of reports and
-`fastac.finish` ends it; `fastac.resume` continues a run and `fastac.load` reads a finished one.
+`fastac.train` trains to the end. `fastac.start` gives the loop, an iterator of reports, and `fastac.finish` ends it.
+`fastac.resume` gives the loop of a run to go on with, and `fastac.complete` trains such a loop to its end.
+`fastac.load` reads a run.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastac.api import Run, evaluate, finish, load, resume, start, train
+    from fastac.api import Run, complete, evaluate, finish, load, resume, start, train
     from fastac.config import Config
     from fastac.contract import EnvFailure, NonFiniteError, Report, WorkerFailure
     from fastac.runs import Session
@@ -38,6 +44,7 @@ __all__ = [
     "TrainSettings",
     "TrainedPolicy",
     "WorkerFailure",
+    "complete",
     "evaluate",
     "finish",
     "load",
@@ -47,7 +54,7 @@ __all__ = [
 ]
 
 # Imported when first used: `fastac --help` and worker processes need not wait seconds for torch.
-_HOMES = dict.fromkeys(("Run", "evaluate", "finish", "load", "resume", "start", "train"), "fastac.api")
+_HOMES = dict.fromkeys(("Run", "complete", "evaluate", "finish", "load", "resume", "start", "train"), "fastac.api")
 _HOMES |= dict.fromkeys(("EnvFailure", "NonFiniteError", "Report", "WorkerFailure"), "fastac.contract")
 _HOMES |= {"Config": "fastac.config", "RecordError": "fastac.runs.files", "Session": "fastac.runs"}
 _HOMES |= {"Evaluation": "fastac.runs.evaluate", "TrainedPolicy": "fastac.tools.policy"}
@@ -57,7 +64,25 @@ _HOMES |= {"TrainSettings": "fastac.settings"}
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'fastac' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    with _interrupts_later():
+        return getattr(import_module(_HOMES[name]), name)
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Keep Ctrl-C until torch is imported: half of it could not be imported again in this process."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    came: list[FrameType | None] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        handler(signal.SIGINT, came[0])
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -17,7 +17,6 @@ import numpy as np
 from fastac.build import (
     EncoderFactory,
     EnvFactory,
-    Spaces,
     Streams,
     assemble,
     build_evaluation_envs,
@@ -37,6 +36,7 @@ from fastac.build import (
 )
 from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue
 from fastac.contract import read_branch
+from fastac.envs.source import Named
 from fastac.models import load_module
 from fastac.processes import end_where_imported
 from fastac.runs import Session
@@ -49,6 +49,7 @@ from fastac.runs.resuming import continued_config, tell_changes, tell_jumps
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.state import wall_minutes_of
 from fastac.settings import TrainSettings
+from fastac.text import log_on_stderr
 from fastac.tools.policy import TrainedPolicy
 from fastac.workers import Training
 
@@ -71,6 +72,7 @@ class Run:
         policy: the trained policy, the best one unless the last was asked for; `policy.act(obs)`.
         summary: the content of `summary.json`; empty for a run that has not ended.
         checkpoint: which policy that is.
+        env: what its environments are made from, where that is known and the name in `config` is not enough.
     """
 
     config: Config
@@ -78,12 +80,14 @@ class Run:
     policy: TrainedPolicy
     summary: Mapping[str, JsonValue]
     checkpoint: Which = "best"
+    env: EnvFactory | None = None
 
     def __repr__(self) -> str:
         """Tell what was trained, what it has reached, and where it is."""
         told = "eval_mean_return" if self.checkpoint == "best" else "last_eval_mean_return"
         config, mean_return = self.config, self.summary.get(told)
-        reached = f", mean return {mean_return:.1f}" if isinstance(mean_return, float) else ""
+        episodes = self.summary.get("eval_episodes")
+        reached = f", mean return {mean_return:.1f} over {episodes} episodes" if isinstance(mean_return, float) else ""
         return f"Run({config.algo.algo} on {config.env.env_id}, seed {config.run.seed}{reached}, {self.directory})"
 
 
@@ -112,7 +116,8 @@ def train(
         encoder: the name of one, as the configuration has it (auto, mlp, nature, a3c, minatar or `module:name` of a
             function); or a function that builds an `nn.Module` for an observation space, in place of the configured
             layers: it maps `[..., *obs_shape]` to `[..., D]` and is kept in evaluation mode.
-        verbose: show on stderr how far the run is: a bar on a terminal, elsewhere a line per evaluation.
+        verbose: show on stderr how far the run is (a bar on a terminal, elsewhere a line per evaluation), and the
+            log's lines, unless your program has set up logging.
         checkpoint: which policy to return, the one with the best evaluation, or the last one.
         settings: any field of the configuration by its flat name, such as `num_envs=64`.
 
@@ -128,14 +133,29 @@ def train(
     recorded by name, so that `fastac eval`, `record` and `resume` find it.
     """
     _check_which(checkpoint)
-    session = start(env, algo, preset=preset, run_dir=run_dir, encoder=encoder, verbose=verbose, **settings)
+    return complete(
+        start(env, algo, preset=preset, run_dir=run_dir, encoder=encoder, verbose=verbose, **settings), checkpoint
+    )
+
+
+def complete(session: Session, checkpoint: Which = "best") -> Run:
+    """Train a session to its end and return the run, as `train` does; of a run to go on with, see `resume`.
+
+    Args:
+        session: from `start` or `resume`.
+        checkpoint: which policy to return, the one with the best evaluation, or the last one.
+
+    Raises:
+        As `train`, once it trains.
+    """
+    _check_which(checkpoint)
     for _ in session:
         pass
     run = finish(session, checkpoint)
     if session.stop_signal == signal.SIGTERM:
         raise SystemExit(128 + signal.SIGTERM)
     if session.stop_signal is not None:
-        raise KeyboardInterrupt(f"all is saved: go on with fastac.resume({str(run.directory)!r})")
+        raise KeyboardInterrupt(f"all is saved: go on with {session.how_to_resume}")
     return run
 
 
@@ -151,20 +171,33 @@ def start(
 ) -> Session:
     """Begin a run and return it as an iterator of reports; `finish` ends it. Arguments as in `train`."""
     end_where_imported()
-    named = name_env(env)
-    flat = cast("dict[str, ConfigValue]", {**settings})
-    if "env_id" in flat:
+    with ExitStack() as held:
+        if verbose:
+            held.enter_context(log_on_stderr())
+        named = name_env(env)
+        config, factory = _configure(named, algo, preset, encoder, cast("dict[str, ConfigValue]", {**settings}))
+        directory = None if run_dir is None else Path(run_dir)
+        return start_config(config, directory, named.given, factory, verbose, held=held)
+
+
+def _configure(
+    named: Named,
+    algo: AlgoName | None,
+    preset: str | None,
+    encoder: str | EncoderFactory | None,
+    settings: dict[str, ConfigValue],
+) -> tuple[Config, EncoderFactory | None]:
+    """Return the preset with what is given in its place, and the encoder function, if it is one."""
+    if "env_id" in settings:
         raise ValueError(
-            f"env_id is {flat['env_id']!r} beside the environment {named.env_id!r}, expected only the latter."
+            f"env_id is {settings['env_id']!r} beside the environment {named.env_id!r}, expected only the latter."
         )
-    given_kwargs = Config().replace(env_kwargs=flat.pop("env_kwargs", {})).env.env_kwargs
+    given_kwargs = Config().replace(env_kwargs=settings.pop("env_kwargs", {})).env.env_kwargs
     kwargs = cast("dict[str, JsonValue]", {**named.kwargs, **given_kwargs})
-    config = default_config(named.env_id, algo, preset, named.given, kwargs).replace(**flat, env_kwargs=kwargs)
+    config = default_config(named.env_id, algo, preset, named.given, kwargs).replace(**settings, env_kwargs=kwargs)
     name, factory = name_encoder(encoder)
     config = config if name is None else config.replace(encoder=name)
-    config = shorten_rollout(config, is_asked="num_steps" in flat)
-    directory = None if run_dir is None else Path(run_dir)
-    return start_config(config, directory, named.given, factory, verbose)
+    return shorten_rollout(config, is_asked="num_steps" in settings), factory
 
 
 def start_config(
@@ -174,19 +207,31 @@ def start_config(
     encoder: EncoderFactory | None = None,
     verbose: bool = False,
     command: str = "",
+    held: ExitStack | None = None,
 ) -> Session:
-    """Begin a run of a complete configuration; see `start`. `command` goes into the summary."""
+    """Begin a run of a complete configuration; see `start`.
+
+    `command` goes into the summary; `held` is what is to last as long as the session.
+    """
     end_where_imported()
     began = perf_counter()
     config = resolve_workers(config, env_factory)
     untuned = describe_untuned(config)
     if untuned is not None:
         log.info("%s", untuned)
-    training = assemble(config, Streams.spawn(config.run.seed).env, env_factory, encoder)
-    with _closing_on_error(training):
-        _log_cautions(training)
-        directory = RunDirectory.create_default(config) if run_dir is None else RunDirectory.create(run_dir, config)
-        return Session(config, directory, training, began, env_factory, encoder, None, verbose, command)
+    with held or ExitStack() as lasting:
+        training = assemble(config, Streams.spawn(config.run.seed).env, env_factory, encoder)
+        with _closing_on_error(training):
+            _log_cautions(training)
+            directory = RunDirectory.create_default(config) if run_dir is None else RunDirectory.create(run_dir, config)
+            lasting.enter_context(directory.held())
+            try:
+                return Session(
+                    config, directory, training, began, lasting, env_factory, encoder, None, verbose, command
+                )
+            except BaseException:
+                directory.discard()
+                raise
 
 
 def resume(
@@ -194,7 +239,7 @@ def resume(
     *,
     env: EnvLike | None = None,
     encoder: str | EncoderFactory | None = None,
-    total_env_steps: int | None = None,
+    total_env_steps: float | None = None,
     budget_minutes: float | None = None,
     until_return: float | None = None,
     learning_rate: float | None = None,
@@ -202,7 +247,11 @@ def resume(
     verbose: bool = False,
     command: str = "",
 ) -> Session:
-    """Continue a run from its last checkpoint, bit for bit where the environments can be captured.
+    """Return a session that continues a run from its last checkpoint, bit for bit where environments can be captured.
+
+    Nothing is trained yet, and nothing of the run is changed, until the session is iterated over::
+
+        run = fastac.complete(fastac.resume("runs/mine", total_env_steps=2e6))
 
     Args:
         run_dir: the run's directory.
@@ -222,9 +271,6 @@ def resume(
     """
     end_where_imported()
     began = perf_counter()
-    directory = RunDirectory.open(Path(run_dir))
-    checkpoint = directory.load_checkpoint("last")
-    directory.check_checkpoints()
     changes: dict[str, ConfigValue] = {
         "total_env_steps": total_env_steps,
         "budget_minutes": budget_minutes,
@@ -232,23 +278,37 @@ def resume(
         "learning_rate": learning_rate,
         "eval": eval,
     }
+    directory = RunDirectory.open(Path(run_dir))
+    with ExitStack() as held:
+        if verbose:
+            held.enter_context(log_on_stderr())
+        held.enter_context(directory.held())  # first of all: another session may be about to save
+        checkpoint = directory.load_checkpoint("last")
+        config = _continue(directory, checkpoint, changes)
+        factory, given = _pick_encoder(encoder, config), _find_given(env, config)
+        # These environments' streams are overwritten by the saved ones, or new where none could be saved.
+        training = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), given, factory)
+        with _closing_on_error(training):
+            _log_cautions(training)
+            _check_spaces(training, checkpoint)
+            session = Session(
+                config, directory, training, began, held, given, factory, checkpoint.state, verbose, command
+            )
+        told = tell_changes(checkpoint.config, config, checkpoint.env_steps)
+        if told:
+            is_jump = tell_jumps(checkpoint.config, config, checkpoint.env_steps)
+            log.log(logging.WARNING if is_jump else logging.INFO, "from step %d on: %s", checkpoint.env_steps, told)
+        return session
+
+
+def _continue(directory: RunDirectory, checkpoint: Checkpoint, changes: Mapping[str, ConfigValue]) -> Config:
+    """Return the configuration that a run goes on with."""
+    directory.check_checkpoints()
     config = continued_config(checkpoint.config, directory.read_config(), directory.config_path, changes)
     with one_sentence(f"the last checkpoint in {directory.path} does not fit this run"):
         minutes = wall_minutes_of(checkpoint.state)
     _check_incomplete(config, checkpoint, minutes, directory)
-    factory = _pick_encoder(encoder, config)
-    given = _find_given(env, config)
-    # These environments' streams are overwritten by the saved ones, or new where none could be saved.
-    training = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), given, factory)
-    with _closing_on_error(training):
-        _log_cautions(training)
-        _check_spaces(training, checkpoint)
-        session = Session(config, directory, training, began, given, factory, checkpoint.state, verbose, command)
-    told = tell_changes(checkpoint.config, config, checkpoint.env_steps)
-    if told:
-        is_jump = tell_jumps(checkpoint.config, config, checkpoint.env_steps)
-        log.log(logging.WARNING if is_jump else logging.INFO, "from step %d on: %s", checkpoint.env_steps, told)
-    return session
+    return config
 
 
 def finish(session: Session, checkpoint: Which = "best") -> Run:
@@ -265,20 +325,23 @@ def finish(session: Session, checkpoint: Which = "best") -> Run:
     summary = session.finish()
     envs, model = session.training.envs, session.copy_policy(checkpoint)
     policy = TrainedPolicy(model, envs.single_observation_space, envs.single_action_space)
-    return Run(session.config, session.directory.path, policy, summary, checkpoint)
+    return Run(session.config, session.directory.path, policy, summary, checkpoint, session.env_factory)
 
 
 def load(
     run_dir: Path | str,
     *,
     checkpoint: Which = "best",
-    env: EnvLike | None = None,
     encoder: str | EncoderFactory | None = None,
 ) -> Run:
     """Load a run's best policy (the last where none was evaluated) on the CPU, for evaluation or use.
 
-    That needs no environment: its spaces are saved. `encoder` as in `resume`; `env` is for runs of versions that did
-    not save them; with `checkpoint="last"` it is the last policy.
+    That needs no environment: its spaces are saved.
+
+    Args:
+        run_dir: the run's directory.
+        checkpoint: which policy, the one with the best evaluation, or the last one.
+        encoder: the encoder function, if the run began with one that cannot be imported.
 
     Raises:
         ValueError: no run, no checkpoint, or a damaged one.
@@ -288,9 +351,9 @@ def load(
     saved = directory.load_checkpoint(checkpoint)
     config = saved.config
     factory = _pick_encoder(encoder, config)
-    spaces = _find_spaces(saved, env)
-    model = build_model(config.model, spaces, encoder=factory)
     with one_sentence(f"the {checkpoint} checkpoint in {directory.path} cannot be loaded"):
+        spaces = load_spaces(read_branch(saved.state, "spaces"))
+        model = build_model(config.model, spaces, encoder=factory)
         load_module(model, read_branch(read_branch(saved.state, "training"), "model"))
     policy = TrainedPolicy(model, spaces.single_observation_space, spaces.single_action_space)
     return Run(config, directory.path, policy, directory.read_summary() if directory.has_ended else {}, checkpoint)
@@ -329,7 +392,7 @@ def evaluate(
         raise ValueError(f"actions is {actions!r}, expected {' or '.join(get_args(ActionChoice))}.")
     stream = evaluation_seed(seed, 0)
     noise = action_noise(actions or run.config.run.eval_actions, stream)
-    given = _find_given(env, run.config)
+    given = run.env if env is None and run.env is not None else _find_given(env, run.config)
     width = evaluation_width(run.config.env, episodes, given)
     envs = build_evaluation_envs(run.config.env, width, stream, given)
     try:
@@ -352,17 +415,6 @@ def _check_which(checkpoint: str) -> None:
         raise ValueError(f"checkpoint is {checkpoint!r}, expected {' or '.join(get_args(Which))}.")
 
 
-def _find_spaces(checkpoint: Checkpoint, env: EnvLike | None) -> Spaces:
-    """Return the spaces of a saved policy; of a run that has not saved any, those of its environment."""
-    if "spaces" in checkpoint.state:
-        return load_spaces(read_branch(checkpoint.state, "spaces"))
-    config = checkpoint.config
-    given = _find_given(env, config)
-    envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), given)
-    envs.close()
-    return Spaces(envs.single_observation_space, envs.single_action_space)
-
-
 def _find_given(env: EnvLike | None, config: Config) -> EnvFactory | None:
     """Return what a run's environments are made from, where the recorded name is not what says it."""
     return name_env(config.env.env_id).given if env is None else take_env(env)
@@ -370,8 +422,6 @@ def _find_given(env: EnvLike | None, config: Config) -> EnvFactory | None:
 
 def _check_spaces(training: Training, checkpoint: Checkpoint) -> None:
     """Refuse to go on in an environment of other spaces than the policy's."""
-    if "spaces" not in checkpoint.state:
-        return
     saved = load_spaces(read_branch(checkpoint.state, "spaces"))
     for what in ("observation", "action"):
         before, now = (getattr(has, f"single_{what}_space") for has in (saved, training.envs))

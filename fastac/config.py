@@ -501,6 +501,35 @@ _KIND_OF: dict[str, object] = {n: k for kind in _SECTIONS.values() for n, k in g
 assert len(_SECTION_OF) == sum(len(fields(kind)) for kind in _SECTIONS.values()), "field names must be unique"
 
 
+# Names that other libraries have for a setting.
+OTHER_NAMES = {
+    "lr": "learning_rate",
+    "n_envs": "num_envs",
+    "n_steps": "num_steps",
+    "n_epochs": "num_epochs",
+    "epochs": "num_epochs",
+    "total_timesteps": "total_env_steps",
+    "timesteps": "total_env_steps",
+    "steps": "total_env_steps",
+    "clip_range": "clip_coef",
+    "clip_eps": "clip_coef",
+    "entropy_coef": "ent_coef",
+    "value_coef": "vf_coef",
+    "lambda": "gae_lambda",
+    "batch_size": "num_minibatches",
+    "minibatch_size": "num_minibatches",
+    "net_arch": "hidden_sizes",
+    "logdir": "run_dir",
+    "log_dir": "run_dir",
+    "log_folder": "run_dir",
+    "output_dir": "run_dir",
+    "max_episode_steps": "eval_max_steps",
+    "eval_freq": "eval_every",
+    "n_eval_episodes": "eval_episodes",
+    "deterministic": "eval_actions",
+}
+
+
 def setting_names() -> list[str]:
     """Return the flat names of all fields."""
     return list(_SECTION_OF)
@@ -508,7 +537,8 @@ def setting_names() -> list[str]:
 
 def _section_of(name: str) -> str:
     if name not in _SECTION_OF:
-        near = get_close_matches(name, _SECTION_OF, n=3)
+        other = OTHER_NAMES.get(name)
+        near = [other] if other in _SECTION_OF else get_close_matches(name, _SECTION_OF, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"{name!r} is not a fastac setting.{hint}")
     return _SECTION_OF[name]

@@ -227,7 +227,7 @@ class Child:
         """
         code = self.exit_code()
         if code == _UNGUARDED:
-            raise ValueError(f"another process cannot import this script: {GUARD}.")
+            raise ValueError(f"another process cannot import this script: {GUARD}.") from None  # its pipe's end
         return f"died (exit code {code})"
 
 
@@ -382,19 +382,37 @@ UNSENDABLE = (
 GUARD = "put what it does below `if __name__ == '__main__':`, or move what other processes need to a module of its own"
 
 
+_NOTEBOOK = (
+    "other processes cannot import what a notebook or a console defines: put it in a module, as with %%writefile"
+)
+
+
+class UnsendableError(ValueError):
+    """Something of the user's cannot be sent to another process.
+
+    Attributes:
+        reason: why, without what to do about it.
+    """
+
+    def __init__(self, what: str, reason: str) -> None:
+        """Take what the sentence begins with, and why."""
+        super().__init__(f"{what} ({reason}).")
+        self.reason = reason
+
+
 def pickled(thing: object, what: str) -> bytes:
     """Return `thing` for another process.
 
     Raises:
-        ValueError: it cannot be pickled, or is defined where others cannot import it from; `what` begins the
+        UnsendableError: it cannot be pickled, or is defined where others cannot import it from; `what` begins the
             sentence and says what to do.
     """
     try:
         sent = pickle.dumps(thing)
     except Exception as error:  # pickling runs foreign code, which may raise anything
-        raise ValueError(f"{what} ({type(error).__name__}: {error}).") from error
+        raise UnsendableError(what, f"other processes cannot have it, {type(error).__name__}: {error}") from error
     if _SCRIPT in sent and not _has_script():
-        raise ValueError(f"{what} (it is defined in a notebook or a console, which no other process can import).")
+        raise UnsendableError(what, _NOTEBOOK)
     return sent
 
 

@@ -1,10 +1,14 @@
-"""Text on a terminal: broken between words where a line is longer than the terminal is wide."""
+"""Text on a terminal, the log's lines too: broken between words where a line is longer than the terminal is wide."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 _WIDTH = 80  # of a terminal that does not tell
@@ -63,3 +67,37 @@ def _break(line: str, width: int, hang: int) -> str:
         break_on_hyphens=False,
     )
     return "\n".join(parts)
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes the log to what `sys.stderr` is at the moment: a bar puts itself there, to have lines above it."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Break lines between words."""
+        return fit(super().format(record), sys.stderr)
+
+
+@contextmanager
+def log_on_stderr() -> Iterator[None]:
+    """Show fastac's log, information too, on stderr for a while; where nobody has set up logging."""
+    log = logging.getLogger("fastac")
+    if log.hasHandlers():
+        yield
+        return
+    handler, level = StderrHandler(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

@@ -67,6 +67,7 @@ def test_the_readme_is_read_in_minutes():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_and_pictures_are_there(page):
     text = page.read_text()
+    assert not re.findall(r"TODO|\b[A-Z0-9]+_[TW]\b|\bKILLS\b", text), "something is left to fill in"
     linked = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
     for target in linked:
         assert target.startswith("http") or (page.parent / target).exists(), target

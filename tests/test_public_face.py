@@ -85,4 +85,7 @@ def test_sessions_and_runs_have_short_reprs(tmp_path):
         pass
     run = fastac.finish(session)
     mean_return = run.summary["eval_mean_return"]
-    assert repr(run) == f"Run(a2c on CartPole-v1, seed 0, mean return {mean_return:.1f}, {tmp_path / 'run'})"
+    assert (
+        repr(run)
+        == f"Run(a2c on CartPole-v1, seed 0, mean return {mean_return:.1f} over 2 episodes, {tmp_path / 'run'})"
+    )

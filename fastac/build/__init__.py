@@ -124,7 +124,10 @@ def default_config(
             raise ValueError(f"algo is {algo!r}, but the preset {preset!r} is for {found.algo.algo}: name one of them.")
         return found
     if preset is not None:
-        raise ValueError(f"preset is {preset!r}, expected one of {', '.join(presets.names(env_id))} for {env_id}.")
+        known = presets.names(env_id)
+        if not known:
+            raise ValueError(f"preset is {preset!r}, expected none: there is no preset for {env_id}, so leave it out.")
+        raise ValueError(f"preset is {preset!r}, expected one of {', '.join(known)} for {env_id}.")
     if is_atari(env_id):
         has_native(EnvConfig(env_id))  # raises for an unknown game
         return presets.default(env_id, algo or "a2c", "image")

@@ -75,13 +75,15 @@ def replacement_seeds(seed: np.random.SeedSequence, restarts: int) -> tuple[np.r
     return envs, to_int(actions)
 
 
-def build_envs(config: EnvConfig, seed: np.random.SeedSequence, factory: EnvFactory | None = None) -> VecEnv:
-    """Build the environments by name, or of what the user gave.
+def build_envs(
+    config: EnvConfig, seed: np.random.SeedSequence, factory: EnvFactory | None = None, why_sync: str = "as asked"
+) -> VecEnv:
+    """Build the environments by name, or of what the user gave; `why_sync` tells why vectorization is, if it is.
 
     Raises:
         ValueError: unknown id, unsupported space, or a function that returned something else than it should.
     """
-    return make_vec(config, seed, given=factory)
+    return make_vec(config, seed, given=factory, why_sync=why_sync)
 
 
 def _spread(episodes: int, most: int) -> int:

@@ -18,7 +18,7 @@ from fastac.build.environments import (
     worker_seeds,
 )
 from fastac.build.network import EncoderFactory, build_model
-from fastac.build.shares import worker_share
+from fastac.build.shares import why_sync, worker_share
 from fastac.build.worker import build_reward_normalizer, build_rule, build_worker
 from fastac.config import Config
 from fastac.contract import VecEnv
@@ -45,11 +45,12 @@ def assemble_hogwild(
 ) -> HogwildTraining:
     """Assemble a run whose workers wait for nobody; see `assemble`."""
     share, seeds = worker_share(config, env_factory), worker_seeds(config, seed)
+    why = why_sync(config)
 
     def make(worker: int, replaced: int) -> MakeHogwildWorker:
         """Describe a worker; one that takes another's place has streams of its own."""
         streams = replacement_seeds(seed, replaced) if replaced else seeds[worker]
-        return partial(_make_worker, share, *streams, env_factory, encoder)
+        return partial(_make_worker, share, *streams, why, env_factory, encoder)
 
     # Only looked at, since a policy is of spaces; of some simulators no other can be open beside a worker's.
     envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env_factory)
@@ -101,6 +102,7 @@ def _make_worker(
     share: Config,
     env_seed: np.random.SeedSequence,
     action_seed: int,
+    why: str,
     env_factory: EnvFactory | None,
     encoder: EncoderFactory | None,
     counters: SharedCounters,
@@ -108,7 +110,7 @@ def _make_worker(
     lock: AbstractContextManager[object],
 ) -> HogwildWorker:
     """Build a worker in its own process."""
-    envs = BeatingEnvs(build_envs(share.env, env_seed, env_factory), row)
+    envs = BeatingEnvs(build_envs(share.env, env_seed, env_factory, why), row)
     # From the run's seed, for what an encoder has besides parameters; those are copied over.
     model = build_model(share.model, envs, Streams.spawn(share.run.seed).model, encoder)
     optimizer = HogwildOptimizer(

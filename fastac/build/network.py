@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import singledispatch
@@ -10,11 +11,12 @@ from typing import TypeAlias, cast, get_args
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
-from torch import nn
+from torch import Tensor, nn
 
 from fastac.config import EncoderName, ModelConfig
 from fastac.contract import HasSpaces
 from fastac.envs import is_image, observation_dtype
+from fastac.envs.failure import describe
 from fastac.envs.importing import find_thing, is_unnamed, name_of
 from fastac.models import (
     ActorCritic,
@@ -42,14 +44,24 @@ def name_encoder(encoder: str | EncoderFactory | None) -> tuple[str | None, Enco
     """Return how a configuration records an encoder, and itself where the name is not enough.
 
     Raises:
-        ValueError: it is neither a name nor a function.
+        ValueError: it is neither a name nor a function, or a module that was built already.
     """
     if encoder is None or isinstance(encoder, str):
         return encoder, None
+    _check_unbuilt(encoder)
     if not callable(encoder):
         raise ValueError(f"encoder is {encoder!r}, expected a name, or a function that returns an nn.Module.")
     name = name_of(encoder)
     return name, encoder if is_unnamed(name) else None
+
+
+def _check_unbuilt(encoder: object) -> None:
+    """Refuse a module in place of a function: every trunk of every worker needs one of its own."""
+    if isinstance(encoder, nn.Module):
+        raise ValueError(
+            f"encoder is a {type(encoder).__name__} that was built already, expected a function from an observation "
+            "space to a module: build it in one, such as lambda space: torch.nn.Linear(space.shape[0], 64)."
+        )
 
 
 @contextmanager
@@ -63,13 +75,17 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+# Torch's global stream is seeded while a model is built: another thread that builds one waits meanwhile.
+_seeding = threading.RLock()  # the user's encoder may build a model
+
+
 def build_model(
     config: ModelConfig, envs: HasSpaces, seed: int = 0, encoder: EncoderFactory | None = None
 ) -> ActorCritic:
     """Build the network for the environments' spaces, initialised from `seed` without touching torch's CPU stream.
 
     Raises:
-        ValueError: settings that do not go with the spaces, or an encoder of other observations.
+        ValueError: settings that do not go with the spaces, or an encoder that fails, or of other observations.
     """
     space = envs.single_observation_space
     assert isinstance(space, Box)  # envs/ let nothing else through
@@ -83,10 +99,10 @@ def build_model(
             f"dependent_std is True, expected False: the action space is {envs.single_action_space}, and only the "
             "actions of a Box have a deviation."
         )
-    with torch.random.fork_rng(devices=[]), single_thread():
+    make = encoder or _find_encoder(config)
+    with _seeding, torch.random.fork_rng(devices=[]), single_thread():
         torch.manual_seed(seed)
-        make = encoder or (lambda _: build_encoder(config, space))
-        trunks = [_build_trunk(config, make(space), space) for _ in range(1 if config.shared_trunk else 2)]
+        trunks = [_build_trunk(config, make, space) for _ in range(1 if config.shared_trunk else 2)]
         head = build_head(envs.single_action_space, trunks[0].core.output_size, config)
         normalizer = ObsNormalizer(space.shape) if config.normalize_obs else NoObsNormalizer()
         # In evaluation mode for good: with dropout, or statistics of the batch, the forward that learns
@@ -95,13 +111,11 @@ def build_model(
 
 
 def build_encoder(config: ModelConfig, space: Box) -> nn.Module:
-    """Build the encoder for an observation space.
+    """Build the encoder of that name for an observation space.
 
     Raises:
-        ValueError: the encoder is for other observations, or for larger images, or cannot be imported.
+        ValueError: the encoder is for other observations, or for larger images.
     """
-    if config.encoder not in get_args(EncoderName):
-        return cast(EncoderFactory, find_thing("encoder", config.encoder))(space)
     if not is_image(space):
         if config.encoder not in ("auto", "mlp"):
             raise ValueError(
@@ -120,14 +134,55 @@ def build_encoder(config: ModelConfig, space: Box) -> nn.Module:
     return ConvEncoder(obs_shape, net, 1.0 / 255.0 if is_byte else 1.0)
 
 
-def _build_trunk(config: ModelConfig, encoder: nn.Module, space: Box) -> Trunk:
-    probe = np.zeros((2, *space.shape), observation_dtype(space))
-    features = encoder(torch.from_numpy(probe))
+def _find_encoder(config: ModelConfig) -> EncoderFactory | None:
+    """Return the user's function that the configuration names, or None where it names an encoder of fastac's.
+
+    Raises:
+        ValueError: it cannot be imported, or is a module that was built already.
+    """
+    if config.encoder in get_args(EncoderName):
+        return None
+    found = find_thing("encoder", config.encoder)
+    _check_unbuilt(found)
+    return cast(EncoderFactory, found)
+
+
+def _build_trunk(config: ModelConfig, make: EncoderFactory | None, space: Box) -> Trunk:
+    """Build an encoder, by the user's function where there is one, and the core behind it."""
+    probe = torch.from_numpy(np.zeros((2, *space.shape), observation_dtype(space)))
+    encoder, features = _build_own(make, space, probe) if make else _build_named(config, space, probe)
     if features.dim() != 2 or features.shape[0] != 2:
         raise ValueError(f"the encoder maps {list(probe.shape)} to {list(features.shape)}, expected [2, D].")
     size = features.shape[1]
     core = LSTMCore(size, config.lstm_size) if config.core == "lstm" else IdentityCore(size)
     return Trunk(encoder, core)
+
+
+def _build_named(config: ModelConfig, space: Box, probe: Tensor) -> tuple[nn.Module, Tensor]:
+    encoder = build_encoder(config, space)
+    return encoder, encoder(probe)
+
+
+def _build_own(make: EncoderFactory, space: Box, probe: Tensor) -> tuple[nn.Module, Tensor]:
+    """Build an encoder by the user's function, which may raise anything; return also what it makes of `probe`.
+
+    Raises:
+        ValueError: it did, or the encoder is no module, or makes no tensor.
+    """
+    try:
+        encoder: object = make(space)
+        if not isinstance(encoder, nn.Module):
+            raise TypeError(f"it returned {encoder!r:.60}")
+        features: object = encoder(probe)
+        if not isinstance(features, Tensor):
+            raise TypeError(f"its module returned a {type(features).__name__}")
+    except Exception as error:
+        dims = ", ".join(map(str, space.shape))
+        raise ValueError(
+            f"encoder {name_of(make)} failed for observations of shape {space.shape}: {describe(error)}; expected a "
+            f"function from an observation space to a module that maps [..., {dims}] to [..., D]."
+        ) from error
+    return encoder, features
 
 
 @singledispatch

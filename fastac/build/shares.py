@@ -36,6 +36,11 @@ def worker_share(config: Config, env_factory: EnvFactory | None) -> Config:
     return config.replace(**changes)
 
 
+def why_sync(config: Config) -> str:
+    """Return why a `worker_share` has vectorization sync, where it has."""
+    return "as asked" if config.env.vectorization == "sync" else "in each worker"
+
+
 def shorten_rollout(config: Config, is_asked: bool = False) -> Config:
     """Return the configuration with a rollout that is a fourth of the budget, where one is more than all of it.
 

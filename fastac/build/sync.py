@@ -9,7 +9,7 @@ import numpy as np
 
 from fastac.build.environments import EnvFactory, Streams, build_envs, worker_seeds
 from fastac.build.network import EncoderFactory, build_model
-from fastac.build.shares import worker_share
+from fastac.build.shares import why_sync, worker_share
 from fastac.build.worker import build_rule, build_worker, check_device
 from fastac.config import Config
 from fastac.contract import Alone, Group, VecEnv
@@ -113,7 +113,7 @@ def assemble_sync(
     makes: list[MakeWorker] = [
         partial(_make_worker, share, env_seed, action_seed, env_factory, encoder) for env_seed, action_seed in seeds[1:]
     ]
-    envs = build_envs(share.env, seeds[0][0], env_factory)
+    envs = build_envs(share.env, seeds[0][0], env_factory, why_sync(config))
     return _closing(envs, lambda envs: _build_first(config, share, envs, makes, encoder))
 
 

@@ -10,13 +10,17 @@ import logging
 import os
 import signal
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from fastac import __version__
 from fastac.cli import completion, policy, train
+from fastac.cli.flags import asks_for_help
 from fastac.cli.interrupts import Terminated, hearing_sigterm, name_of
-from fastac.text import fit
+from fastac.text import StderrHandler, fit
 
 __all__ = ["main"]
 
@@ -39,7 +43,7 @@ def _help() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 2 for bad input, 1 for a run that failed."""
+    """Run a command and return its exit code: 2 for bad input or an environment that failed, 1 for what failed else."""
     words = list(sys.argv[1:] if argv is None else argv)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for module:EnvId beside the user, as `python -m` would find it
@@ -54,11 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(_COMMANDS)}."
         print(f"fastac: {words[0]!r} is not a command: {hint}", file=sys.stderr)
         return 2
-    _log_to_stderr()
+    logging.basicConfig(format="%(message)s", handlers=[StderrHandler()])
     logging.getLogger("fastac").setLevel(logging.INFO)  # and of other packages only warnings
     try:
         with hearing_sigterm():
             return _COMMANDS[words[0]][0](words[1:])
+    except BrokenPipeError:  # nobody reads any more, such as head; of what only prints that is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0 if words[0] in ("list", "completion") or asks_for_help(words) else 1
     except ValueError as error:
         print(fit(f"fastac: {error}", sys.stderr), file=sys.stderr)
         return 2
@@ -70,21 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(number, signal.SIG_IGN)  # another one would only disturb the exit
         print(fit(f"fastac: {str(error) or name_of(error)}", sys.stderr), file=sys.stderr)
         return 128 + number
-
-
-def _log_to_stderr() -> None:
-    """Let log lines fit the terminal."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Fitting("%(message)s"))
-    logging.basicConfig(handlers=[handler])
-
-
-class _Fitting(logging.Formatter):
-    """Breaks lines between words."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """See `fastac.text.fit`."""
-        return fit(super().format(record), sys.stderr)
 
 
 def _tell_failure(error: RuntimeError) -> int:
@@ -100,10 +92,20 @@ def _tell_failure(error: RuntimeError) -> int:
 
 
 def _find_traceback(error: BaseException) -> str:
-    """Return the traceback that a worker sent, or nothing where it died without one."""
+    """Return the traceback that a worker sent, or else where in the user's own files the first cause was raised."""
     from fastac.processes import WorkerTraceback
 
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, WorkerTraceback):
-        cause = cause.__cause__
-    return str(cause or "")
+    while error.__cause__ is not None and not isinstance(error, WorkerTraceback):
+        error = error.__cause__
+    if isinstance(error, WorkerTraceback):
+        return str(error)
+    if isinstance(error, OSError):
+        return ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_installed(frame.filename)]
+    return "".join(traceback.format_list(frames))
+
+
+def _is_installed(path: str) -> bool:
+    """Return whether a file is of fastac, of Python or of another package, and none of the user's."""
+    places = (Path(__file__).parents[1], sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+    return path.startswith("<") or any(Path(path).is_relative_to(place) for place in places)

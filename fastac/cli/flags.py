@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import inspect
 import json
+import textwrap
 from ast import AnnAssign, ClassDef, Constant, Expr, Name, parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,42 +18,15 @@ from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from textwrap import dedent
 from types import NoneType, UnionType
 from typing import Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fastac.config import EnvArguments, JsonValue
+from fastac.config import OTHER_NAMES, EnvArguments, JsonValue
 
 Options = TypeVar("Options")
 Reader = Callable[[str], object]
 
-# Names that other libraries have for a flag.
-_OTHER_NAMES = {
-    "lr": "learning-rate",
-    "n-envs": "num-envs",
-    "n-steps": "num-steps",
-    "n-epochs": "num-epochs",
-    "epochs": "num-epochs",
-    "total-timesteps": "total-env-steps",
-    "timesteps": "total-env-steps",
-    "steps": "total-env-steps",
-    "clip-range": "clip-coef",
-    "clip-eps": "clip-coef",
-    "entropy-coef": "ent-coef",
-    "value-coef": "vf-coef",
-    "lambda": "gae-lambda",
-    "batch-size": "num-minibatches",
-    "minibatch-size": "num-minibatches",
-    "net-arch": "hidden-sizes",
-    "logdir": "run-dir",
-    "log-dir": "run-dir",
-    "log-folder": "run-dir",
-    "output-dir": "run-dir",
-    "max-episode-steps": "eval-max-steps",
-    "eval-freq": "eval-every",
-    "n-eval-episodes": "eval-episodes",
-    "deterministic": "eval-actions",
-}
+HELP = ("-h", "--help", "--help-all")
 _BOOL = "True|False"
 _TRUTH = {"True": True, "true": True, "False": False, "false": False}
 
@@ -100,7 +74,7 @@ def flags_of(kind: type, group: str, default: object = None, positional: Sequenc
         Flag(
             f.name,
             hints[f.name],
-            getattr(default, f.name, f.default),
+            getattr(default, f.name, f.default if f.default_factory is dataclasses.MISSING else f.default_factory()),
             told.get(f.name, ""),
             group,
             f.name in positional,
@@ -112,7 +86,7 @@ def flags_of(kind: type, group: str, default: object = None, positional: Sequenc
 @cache
 def _docstrings(kind: type) -> dict[str, str]:
     """Return the docstrings below a class's fields."""
-    (body,) = parse(dedent(inspect.getsource(kind))).body
+    (body,) = parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ClassDef)
     return {
         field.target.id: str(below.value.value)
@@ -135,6 +109,9 @@ class _Formatter(argparse.HelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
@@ -197,7 +174,7 @@ def read(flags: Sequence[Flag], words: Sequence[str], prog: str) -> dict[str, ob
         ValueError: in one sentence.
     """
     known = {flag.word: flag for flag in flags if not flag.is_positional}
-    given, unknown = build_parser(prog, "", flags).parse_known_args(list(_spell_out(known, words, prog)))
+    given, unknown = build_parser(prog, "", flags).parse_known_intermixed_args(list(_spell_out(known, words, prog)))
     if unknown:
         raise ValueError(f"{unknown[0]!r} is one word too many for {prog}: see {prog} --help.")
     values = {name: value for name, value in vars(given).items() if value is not dataclasses.MISSING}
@@ -241,7 +218,7 @@ def show_help(
 
 def asks_for_help(words: Sequence[str]) -> bool:
     """Return whether words ask for help."""
-    return any(word in ("-h", "--help", "--help-all") for word in words)
+    return any(word in HELP for word in words)
 
 
 def _spell_out(known: Mapping[str, Flag], words: Sequence[str], prog: str) -> Iterator[str]:
@@ -290,8 +267,9 @@ def _find_flag(known: Mapping[str, Flag], word: str, prog: str) -> tuple[Flag, b
         if equals or not known[positive].is_bool:
             raise ValueError(f"{word!r} is one word too many for {prog}: see {prog} --help.")
         return known[positive], True
-    other = _OTHER_NAMES.get(name.removeprefix("--"))
-    near = [f"--{other}"] if other and f"--{other}" in known else get_close_matches(name, known, n=2)
+    other = OTHER_NAMES.get(name.removeprefix("--").replace("-", "_"))
+    other = f"--{other.replace('_', '-')}" if other else ""
+    near = [other] if other in known else get_close_matches(name, known, n=2)
     hint = f"did you mean {' or '.join(near)}?" if near else f"see {prog} --help."
     raise ValueError(f"{word!r} is not an option of {prog}: {hint}")
 

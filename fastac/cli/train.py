@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast, get_type_hints
 
-from fastac.cli.flags import Flag, Options, asks_for_help, flags_of, read, read_run_options, show_help
+from fastac.cli.flags import HELP, Flag, Options, asks_for_help, flags_of, read, read_run_options, show_help
 from fastac.cli.interrupts import name_of
 from fastac.config import Config, ConfigValue
 from fastac.presets import find
@@ -119,9 +119,15 @@ def _read_settings(command: str, kind: type[Options], words: Sequence[str]) -> t
     prog = f"fastac {command} ENV_ID"
     own = flags_of(kind, "command")
     if asks_for_help(words):
-        asked = [word for word in words if word not in ("-h", "--help", "--help-all")]
+        asked = [word for word in words if word not in HELP]
         config = _configure_for_help(env_id, read([*own, *setting_flags(Config())], asked, prog))
-        show_help(prog, f"{kind.__doc__} {_MORE}", [*own, *setting_flags(config)], words, COMMON)
+        show_help(
+            prog,
+            f"{kind.__doc__} {_MORE} Defaults are those for {env_id}.",
+            [*own, *setting_flags(config)],
+            words,
+            COMMON,
+        )
     values = read([*own, *setting_flags(Config())], words, prog)
     options = {flag.name: values.pop(flag.name) for flag in own if flag.name in values}
     settings = cast("dict[str, ConfigValue]", values)
@@ -137,7 +143,8 @@ def _take_env_id(words: Sequence[str], command: str) -> tuple[str, list[str]]:
     if words and not words[0].startswith("-"):
         return words[0], list(words[1:])
     if asks_for_help(words):
-        return "CartPole-v1", list(words)
+        is_next = len(words) > 1 and words[0] in HELP and not words[1].startswith("-")
+        return (words[1], [words[0], *words[2:]]) if is_next else ("CartPole-v1", list(words))
     raise ValueError(f"{command} needs an environment id first, such as: fastac {command} CartPole-v1")
 
 

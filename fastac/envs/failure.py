@@ -18,9 +18,12 @@ def check_obs(obs: ObsArray, shape: tuple[int, ...], space: ArraySpace, who: str
     """Return `obs` as an array; NumPy would broadcast a wrong shape and cut floats to integers silently.
 
     Raises:
-        EnvFailure: another shape, or a dtype that does not fit the space's.
+        EnvFailure: no array, another shape, or a dtype that does not fit the space's.
     """
-    obs = np.asarray(obs)  # costs 50 ns where it already is one
+    try:
+        obs = np.asarray(obs)  # costs 50 ns where it already is one
+    except ValueError as error:  # lists of several lengths
+        raise EnvFailure(f"{who} returned an observation that is no array ({describe(error)}).") from error
     if obs.shape != shape:
         raise EnvFailure(f"{who} returned an observation of shape {obs.shape}, expected {shape}.")
     if obs.dtype != space.dtype and not np.can_cast(obs.dtype, np.dtype(space.dtype), casting="same_kind"):

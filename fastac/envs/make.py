@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from dataclasses import dataclass
@@ -17,12 +16,13 @@ from gymnasium.vector import AsyncVectorEnv, VectorEnv
 from gymnasium.wrappers import PassiveEnvChecker
 
 from fastac.config import EnvConfig, is_atari
-from fastac.contract import EnvFailure, VecEnv
+from fastac.contract import EnvFailure, ObsArray, VecEnv
 from fastac.envs.adapter import wrap
 from fastac.envs.atari import AtariEnvs, FilmedGame
 from fastac.envs.cautions import SEEDLESS, find_cautions, ignores_seeds
-from fastac.envs.failure import describe
+from fastac.envs.failure import check_obs, describe
 from fastac.envs.flatten import FlatBox, FlattenedBatch, flatten_env
+from fastac.envs.mistakes import blame, check_reset
 from fastac.envs.process import ENV_TIMEOUT_S, Build, ProcessEnvs
 from fastac.envs.robots import quiet_mujoco_warnings
 from fastac.envs.seeds import draw_batch_seed, draw_seeds
@@ -31,15 +31,14 @@ from fastac.envs.spaces import ArraySpace, SquashedBox, check_spaces, needs_flat
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.envs.sync import SyncEnvs
 from fastac.install import INSTALL, Extra
-from fastac.processes import count_cores
-
-log = logging.getLogger("fastac")
+from fastac.processes import UnsendableError, count_cores
 
 # A step in another process costs a wake-up and two copies, about 100 us on a busy machine; below this
 # cost of one environment's step, doing them one after the other here is as fast.
 _PROCESS_WORTH_US = 300.0
 _TRIAL_STEPS = 50
 _TRIAL_S = 0.05
+_WHEN_TRIED = "when it was tried"
 
 # From so many on, a step of the id's own batch costs less than single environments one after the other, where
 # `auto` has the choice: CartPole's batch takes 40 us for one and for five of them, a single one 7 us.
@@ -57,6 +56,7 @@ def make_vec(
     whole_stacks: bool = False,
     least_processes: int = 1,
     given: Given | None = None,
+    why_sync: str = "as asked",
 ) -> VecEnv:
     """Build the environments that `config` names, batched as it asks; no others are open when this returns.
 
@@ -70,6 +70,7 @@ def make_vec(
             `frame_stack` is 1 then, which is what does not keep rows wants.
         least_processes: for environments in processes, also where there are fewer cores.
         given: what `config` names, where it is at hand: a class, a function or a spec.
+        why_sync: why `config` has vectorization sync, where it has.
 
     Raises:
         ValueError: an unknown id, a missing package, a space or a vectorization that does not go, or a function that
@@ -88,7 +89,7 @@ def make_vec(
     if render_mode is None and _picks_native(config, source, num_envs):
         return _make_native(config, source, seed, num_envs)
     processes = min(max(count_cores(), least_processes), num_envs)
-    return _make_singles(config, source, draw_seeds(seed, num_envs), render_mode, processes)
+    return _make_singles(config, source, draw_seeds(seed, num_envs), render_mode, processes, why_sync)
 
 
 def make_single(config: EnvConfig, render_mode: str | None = None, given: Given | None = None) -> SingleEnv:
@@ -237,7 +238,7 @@ def _make_native(config: EnvConfig, source: Source, seed: np.random.SeedSequence
 
 
 def _make_singles(
-    config: EnvConfig, source: Source, seeds: list[int], render_mode: str | None, processes: int
+    config: EnvConfig, source: Source, seeds: list[int], render_mode: str | None, processes: int, why_sync: str
 ) -> VecEnv:
     """Build single environments and batch them here or in at most so many processes."""
     build = partial(_make_single, config, source)
@@ -250,7 +251,7 @@ def _make_singles(
         if render_mode is not None:
             trial.close()
             return SyncEnvs(partial(build, render_mode=render_mode), seeds, f"sync (renders {render_mode})")
-        choice = _choose(config, trial, len(seeds), processes)
+        choice = _choose(config, fitted, len(seeds), processes, why_sync)
     except BaseException:
         trial.close()
         raise
@@ -258,22 +259,24 @@ def _make_singles(
     if not choice.is_tried:
         return SyncEnvs(build, seeds, description, first=_without_checker(fitted))
     trial.close()  # there are simulators of which one can be open
-    if choice.processes:
-        try:
-            return _start_processes(config, build, fitted, seeds, choice.processes, description)
-        except (ValueError, EnvFailure) as error:
-            if config.vectorization != "auto":
-                raise
-            log.warning("the environments are stepped in this process, as others cannot have them: %s", error)
-            description = "sync (other processes cannot have them)" + _describe_flat(fitted.observation_space)
-    return SyncEnvs(build, seeds, description)
+    if not choice.processes:
+        return SyncEnvs(build, seeds, description)
+    return _start_processes(config, build, fitted, seeds, choice.processes, description)
 
 
 def _start_processes(
     config: EnvConfig, build: Build, sample: SingleEnv, seeds: list[int], processes: int, description: str
-) -> ProcessEnvs:
+) -> VecEnv:
+    """Put the environments in processes, or, where these cannot have them and nobody asked for that, in this one."""
     timeout_s = config.env_timeout_s or ENV_TIMEOUT_S
-    return ProcessEnvs(build, sample, seeds, processes, description, config.start_timeout_s, timeout_s)
+    try:
+        return ProcessEnvs(build, sample, seeds, processes, description, config.start_timeout_s, timeout_s)
+    except (ValueError, EnvFailure) as error:
+        if config.vectorization != "auto":
+            raise
+        why = error.reason if isinstance(error, UnsendableError) else str(error).removesuffix(".")
+    description = "sync (other processes cannot have them)" + _describe_flat(sample.observation_space)
+    return SyncEnvs(build, seeds, description, cautions=(f"the environments are stepped in this process: {why}",))
 
 
 def _make_single(config: EnvConfig, source: Source, render_mode: str | None = None) -> SingleEnv:
@@ -368,11 +371,11 @@ class _Choice:
     is_tried: bool
 
 
-def _choose(config: EnvConfig, trial: SingleEnv, num_envs: int, processes: int) -> _Choice:
+def _choose(config: EnvConfig, trial: SingleEnv, num_envs: int, processes: int, why_sync: str) -> _Choice:
     if config.vectorization == "process":
         return _Choice(processes, f"process (as asked, {processes} workers)", True)
     if config.vectorization == "sync":
-        return _Choice(0, "sync (as asked)", False)
+        return _Choice(0, f"sync ({why_sync})", False)
     if processes == 1:
         return _Choice(0, f"sync (one {'env' if num_envs == 1 else 'core'})", False)
     cost_us = _measure_step_us(config.env_id, trial)
@@ -383,22 +386,49 @@ def _choose(config: EnvConfig, trial: SingleEnv, num_envs: int, processes: int) 
 
 
 def _measure_step_us(env_id: str, trial: SingleEnv) -> float:
-    """Return the median cost of a random step, which a first step's lazy imports do not disturb."""
+    """Return the median cost of a random step, which a first step's lazy imports do not disturb.
+
+    Raises:
+        EnvFailure: the environment raised, or returned something else than it should.
+    """
     costs_s: list[float] = []
     trial.action_space.seed(0)
-    try:
-        trial.reset(seed=0)
-        began_s = time.perf_counter()
-        while len(costs_s) < _TRIAL_STEPS and time.perf_counter() - began_s < _TRIAL_S:
-            action = trial.action_space.sample()
-            step_began_s = time.perf_counter()
-            _, _, terminated, truncated, _ = trial.step(action)
-            costs_s.append(time.perf_counter() - step_began_s)
-            if terminated or truncated:
-                trial.reset()
-    except Exception as error:
-        raise EnvFailure(f"{env_id} raised {describe(error)} when it was tried.") from error
+    _try_reset(env_id, trial, seed=0)
+    began_s = time.perf_counter()
+    while len(costs_s) < _TRIAL_STEPS and time.perf_counter() - began_s < _TRIAL_S:
+        cost_s, is_over = _try_step(env_id, trial)
+        costs_s.append(cost_s)
+        if is_over:
+            _try_reset(env_id, trial)
     return median(costs_s) * 1e6
+
+
+def _try_reset(env_id: str, trial: SingleEnv, seed: int | None = None) -> None:
+    try:
+        returned = trial.reset(seed=seed)
+    except Exception as error:
+        raise blame(error, "reset", trial, env_id, _WHEN_TRIED) from error
+    obs, _ = check_reset(returned, env_id)
+    _check_tried(env_id, trial, obs)
+
+
+def _try_step(env_id: str, trial: SingleEnv) -> tuple[float, bool]:
+    """Return the seconds that a random step took, and whether the episode is over."""
+    action = trial.action_space.sample()
+    began_s = time.perf_counter()
+    try:
+        obs, _, terminated, truncated, _ = trial.step(action)
+        cost_s = time.perf_counter() - began_s
+        is_over = bool(terminated or truncated)
+    except Exception as error:
+        raise blame(error, "step", trial, env_id, _WHEN_TRIED) from error
+    _check_tried(env_id, trial, obs)
+    return cost_s, is_over
+
+
+def _check_tried(env_id: str, trial: SingleEnv, obs: ObsArray) -> None:
+    space = trial.observation_space
+    check_obs(obs, space.shape or (), space, env_id)
 
 
 def _find_game(spec: EnvSpec) -> str:

@@ -68,19 +68,22 @@ def find_source(config: EnvConfig, given: Given | None = None) -> Source:
         given: it itself, where it is at hand.
 
     Raises:
-        ValueError: no such id, class or function.
+        ValueError: no such id, class or function, or a function of more than a number.
     """
     if isinstance(given, ScriptEnv):
         given = gym.registry.get(given.env_id)
     found = _find_named(config.env_id) if given is None else given
-    return found if isinstance(found, EnvSpec) else _inspect(found, config.env_kwargs)
+    return found if isinstance(found, EnvSpec) else _inspect(config.env_id, found, config.env_kwargs)
 
 
-def _inspect(make: EnvMaker, kwargs: EnvArguments) -> EnvFunction:
+def _inspect(env_id: str, make: EnvMaker, kwargs: EnvArguments) -> EnvFunction:
     """Tell a function of a number from one of a single environment, by what it takes besides `kwargs`.
 
     A class of environments builds one, a class of vector environments a batch. A function that has a parameter
     `num_envs`, or a parameter without a default (but for one named `seed`), builds a batch; any other builds one.
+
+    Raises:
+        ValueError: a function that takes more than a number.
     """
     params = [param for param in _find_params(make) if param.name not in kwargs]
     names = {param.name for param in params}
@@ -88,6 +91,12 @@ def _inspect(make: EnvMaker, kwargs: EnvArguments) -> EnvFunction:
     is_batch = _NUMBER in names or bool(required)
     if isinstance(make, type):
         is_batch = issubclass(make, VectorEnv) or (is_batch and not issubclass(make, gym.Env))
+    elif len({param.name for param in required} | (names & {_NUMBER})) > 1:
+        taken = " and ".join(param.name for param in required)
+        raise ValueError(
+            f"{env_id} takes {taken}, expected a function of no arguments that returns one environment, or one with a "
+            f"parameter {_NUMBER}: give it the rest as env_kwargs, or in a lambda."
+        )
     return EnvFunction(make, is_batch, _NUMBER in names, is_batch and _SEED in names)
 
 
@@ -201,6 +210,11 @@ def take_env(env: str | Given | SingleEnv) -> Given:
         return _find_named(env)
     if isinstance(env, EnvSpec | ScriptEnv) or callable(env):
         return env
+    if isinstance(env, list | tuple) and env:
+        raise ValueError(
+            f"env is a {type(env).__name__} of {len(env)}, expected one environment's id, class or function: give one "
+            f"of them, and num_envs={len(env)}."
+        )
     raise ValueError(f"env is {env!r}, expected an environment's id, class or function.")
 
 

@@ -12,6 +12,7 @@ from fastac.envs.cautions import find_cautions
 from fastac.envs.failure import check_obs, describe
 from fastac.envs.infos import NOTHING, InfoReader
 from fastac.envs.limits import find_time_limit
+from fastac.envs.mistakes import blame, check_reset
 from fastac.envs.seeds import draw_seeds
 from fastac.envs.spaces import map_actions
 from fastac.envs.state import SingleEnv, capture, read_seeded, restore, subtree
@@ -35,6 +36,7 @@ class SyncEnvs:
         description: str,
         first_index: int = 0,
         first: SingleEnv | None = None,
+        cautions: tuple[str, ...] = (),
     ) -> None:
         """Build one environment per seed.
 
@@ -44,6 +46,7 @@ class SyncEnvs:
             description: for the log.
             first_index: the index of the first in messages and states.
             first: an environment like those that `build` makes, never reset, to be the first of them.
+            cautions: what a user should know besides what the environments themselves say.
         """
         self.num_envs = len(seeds)
         self.description = description
@@ -61,7 +64,8 @@ class SyncEnvs:
             except Exception as error:
                 self.close()
                 raise EnvFailure(f"{self._name(index)} could not be built ({describe(error)}).") from error
-        self.max_episode_steps, self.cautions = find_time_limit(self._envs[0]), find_cautions(self._envs[0])
+        self.max_episode_steps = find_time_limit(self._envs[0])
+        self.cautions = find_cautions(self._envs[0]) + cautions
         self.single_observation_space = self._envs[0].observation_space
         self.single_action_space = self._envs[0].action_space
         self._obs_shape = self.single_observation_space.shape or ()
@@ -145,9 +149,10 @@ class SyncEnvs:
 
     def _reset_one(self, index: int, seed: int | None) -> ObsArray:
         try:
-            obs, _ = self._envs[index].reset(seed=seed)
+            returned = self._envs[index].reset(seed=seed)
         except Exception as error:
-            raise EnvFailure(f"{self._name(index)} raised {describe(error)} in reset.") from error
+            raise blame(error, "reset", self._envs[index], self._name(index), "in reset") from error
+        obs, _ = check_reset(returned, self._name(index))
         return check_obs(obs, self._obs_shape, self.single_observation_space, self._name(index))
 
     def _step_one(self, index: int, action: ActionArray, row: StepRow) -> None:
@@ -158,7 +163,7 @@ class SyncEnvs:
             if terminated or truncated:
                 self._last_infos[index] = info
         except Exception as error:
-            raise EnvFailure(f"{self._name(index)} raised {describe(error)} in step.") from error
+            raise blame(error, "step", self._envs[index], self._name(index), "in step") from error
         if number.shape:
             raise EnvFailure(f"{self._name(index)} returned a reward of shape {number.shape}, expected a number.")
         row.reward[index] = number

@@ -123,7 +123,7 @@ def measure(
 
     Args:
         config: the run's, `workers` resolved.
-        parts: the run's; its model is timed as trained.
+        training: the run's; its model is timed as trained.
         rows: T of a rollout.
         env_factory: the user's own environments, if the run has them.
         seed: of environments, actions and observations.

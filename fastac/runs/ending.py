@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from fastac.runs.evaluate import Evaluation
 
 
+_POOR = 0.4  # an efficiency of workers in step below which cores are not theirs
+
+
 def describe_end(run: Session, summary: Mapping[str, JsonValue]) -> Iterator[str]:
     """Yield one text after the other: where time went, what else was measured, and the result."""
     is_concurrent = run.config.algo.algo == "a3c"
@@ -49,7 +52,10 @@ def _tell_efficiency(run: Session, summary: Mapping[str, JsonValue]) -> str:
     assert isinstance(fraction, float)
     bound = run.tracker.sps / fraction
     share = "" if workers == 1 else f", {workers} times the share of one worker while the others idle"
-    return f"Efficiency {fraction:.0%}: environments and network, timed bare, make {bound:,.0f} steps/s{share}."
+    told = f"Efficiency {fraction:.0%}: environments and network, timed bare, make {bound:,.0f} steps/s{share}."
+    if run.asynchrony is None and workers != 1 and fraction < _POOR:
+        told += " Workers wait for each other: --workers 1 may be faster here, fastac tune tells."
+    return told
 
 
 def _tell_asynchrony(measured: Asynchrony) -> str:
@@ -94,13 +100,16 @@ def _tell_evaluation(evaluation: Evaluation) -> str:
     cut = f", {evaluation.cut} of them cut before they ended" if evaluation.cut else ""
     success = "" if evaluation.success_rate is None else f", {evaluation.success_rate:.0%} of them successes"
     number = f"{evaluation.episodes} episode{'s' if evaluation.episodes > 1 else ''}"
-    return f"mean return {evaluation.mean_return:.1f} +- {evaluation.std_return:.1f} over {number}{success}{cut}"
+    spread = f" +- {evaluation.std_return:.1f}" if evaluation.episodes > 1 else ""
+    return f"mean return {evaluation.mean_return:.1f}{spread} over {number}{success}{cut}"
 
 
 def _tell_policy(run: Session) -> str:
     """Tell whose return that is, and the last policy's where that is another."""
     best_at, last = run.progress.best_env_steps, run.evaluations.last
     if best_at is None or best_at == run.report.env_steps:
-        return ", by the last policy, which is the best"
+        beaten = run.evaluations.beaten
+        than = "" if beaten is None else f" (that of env step {beaten[0]:,}, played again: {beaten[1]:.1f})"
+        return f", by the last policy, which is the best{than}"
     others = "" if last is None else f" (the last one: {last.mean_return:.1f})"
     return f", by the best policy, of env step {best_at:,}{others}"

@@ -83,8 +83,9 @@ def evaluate(
     goal: float | None = None,
     most: int = 0,
     tell: Tell | None = None,
+    budget: int = 0,
 ) -> Evaluation:
-    """Play `episodes` episodes from fresh resets, and more of them as long as their mean reaches a goal.
+    """Play `episodes` episodes from fresh resets, and more as long as their mean reaches a goal or steps are left.
 
     Every env is assigned its number of episodes beforehand and all of them count: stopping at the
     first so many that finish would favour short ones.
@@ -98,6 +99,7 @@ def evaluate(
         goal: while the mean return reaches this, go on; None: never.
         most: episodes, up to so many.
         tell: see `Tell`; what it raises ends the evaluation.
+        budget: env steps; as long as these last for more episodes of the length so far, go on.
 
     Raises:
         EnvFailure: an environment failed, or returned what is not finite.
@@ -108,6 +110,9 @@ def evaluate(
         # Side by side, all of them take no longer than a few.
         aim = most if envs.num_envs >= most else min(most, _MORE * games.num)
         games.play(aim - games.num, tell)
+    more = min(most - games.num, games.affordable(budget))
+    if more > 0:
+        games.play(more, tell)
     return games.result()
 
 
@@ -137,6 +142,11 @@ class _Games:
     def mean_return(self) -> float:
         """Their mean return."""
         return sum(self._returns) / self.num
+
+    def affordable(self, budget: int) -> int:
+        """Return how many more of their mean length take no more env steps than are left of `budget`."""
+        spent = sum(self._lengths)
+        return int((budget - spent) * self.num / max(spent, 1))
 
     def result(self) -> Evaluation:
         """Return all of them."""

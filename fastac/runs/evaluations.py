@@ -22,6 +22,7 @@ from fastac.runs.state import env_steps_of
 from fastac.runs.writers import EvaluationRow
 from fastac.workers import Training
 
+_ANY = 10**15  # env steps
 LONGEST_TIMES = 2  # an episode may take so many times the longest of training, where nothing else limits it
 
 
@@ -47,6 +48,7 @@ class Evaluations:
         latest: the latest evaluation, or None.
         best: that of the best policy, unless that is known from a checkpoint alone.
         last: after `play_last` that of the last policy, or None.
+        beaten: env steps and mean return of the best policy until then, where the last one was better; or None.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Evaluations:
         self.latest: Evaluation | None = None
         self.best: Evaluation | None = None
         self.last: Evaluation | None = None
+        self.beaten: tuple[int, float] | None = None
         self._env_steps, self._played_at = 0, -1  # of training so far, and before the latest evaluation
         self._pending: _Pending | None = None  # the evaluation in progress
 
@@ -241,13 +244,14 @@ class Evaluations:
         """
         best, best_at = self._progress.best_mean_return, self._progress.best_env_steps
         if best is not None and best_at is not None and best_at != report.env_steps and best > last.mean_return:
-            again = self._play_best(request)
+            again = self._play_best(replace(request, most=last.episodes, budget=_ANY))
             if again is None:
                 return
             if again.mean_return > last.mean_return:
                 self._mark(again, best_at)
                 self._note_solution(again.mean_return, best_at, report.train_wall_s)
                 return
+            self.beaten = best_at, again.mean_return
         self._mark(last, report.env_steps)
 
     def _play_best(self, request: Request) -> Evaluation | None:

@@ -63,6 +63,7 @@ class Request:
         most: up to so many while the mean reaches the goal.
         goal: a mean return, or None.
         max_steps: where an episode is cut.
+        budget: go on, up to `most`, as long as so many environment steps last at the length of the episodes so far.
     """
 
     env_steps: int
@@ -70,13 +71,14 @@ class Request:
     most: int
     goal: float | None
     max_steps: int
+    budget: int = 0
 
 
 class Evaluator(Protocol):
     """Plays episodes with a run's policy, greedy or sampled as the run's `eval_actions` says.
 
     Attributes:
-        is_beside: whether training goes on meanwhile.
+        is_concurrent: whether training goes on meanwhile.
     """
 
     is_concurrent: bool
@@ -119,7 +121,17 @@ class Stage:
                 self._side_by_side(request), evaluation_seed(self._config.run.seed, request.env_steps)
             )
             envs.reseed(seed)
-            return evaluate(player, envs, request.episodes, noise, request.max_steps, request.goal, request.most, tell)
+            return evaluate(
+                player,
+                envs,
+                request.episodes,
+                noise,
+                request.max_steps,
+                request.goal,
+                request.most,
+                tell,
+                request.budget,
+            )
         except EnvFailure as error:
             where = f"in the evaluation after {request.env_steps} environment steps"
             raise EnvFailure(f"{str(error).removesuffix('.')}, {where}") from error

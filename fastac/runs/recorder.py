@@ -10,7 +10,7 @@ from fastac.contract import Report
 from fastac.runs.progress import Bar, Evaluated, NullBar, open_bar
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.tracker import ReturnTracker
-from fastac.runs.writers import EvaluationRow, NullWriter, ProgressWriter, TensorBoardWriter, progress_row
+from fastac.runs.writers import EvaluationRow, ProgressWriter, TensorBoardWriter, Writer, progress_row
 
 
 class Recorder:
@@ -28,21 +28,29 @@ class Recorder:
         resume_at: tuple[int, int] | None,
         verbose: bool,
     ) -> None:
-        """Open the files; `resume_at` is the iteration and the env steps after which a resumed run goes on.
+        """Take what is needed; `resume_at` is the iteration and the env steps after which a resumed run goes on."""
+        self.tracker = tracker
+        self._config, self._directory, self._resume_at, self._verbose = config, directory, resume_at, verbose
+        self._writers: list[Writer] = []
+        self._bar: Bar = NullBar()
+        self._opened = ExitStack()
+
+    def begin(self) -> None:
+        """Open the files, of which rows after `resume_at` are taken away.
 
         Raises:
             RecordError: a file cannot be written.
         """
-        self.tracker = tracker
+        config, directory, resume_at = self._config, self._directory, self._resume_at
         with ExitStack() as opened:
-            rows = opened.enter_context(closing(ProgressWriter(directory.progress_path, resume_at=resume_at)))
-            board: TensorBoardWriter | NullWriter = NullWriter()
+            rows = ProgressWriter(directory.progress_path, resume_at=resume_at)
+            writers: list[Writer] = [opened.enter_context(closing(rows))]
             if config.run.tensorboard:
-                board = TensorBoardWriter(directory.tensorboard_path, config, resume_at and resume_at[1])
-            self._writers = rows, opened.enter_context(closing(board))
-            bar = open_bar(config.run.total_env_steps) if verbose else NullBar()
-            self._bar: Bar = opened.enter_context(closing(bar))
-            self._opened = opened.pop_all()
+                events = TensorBoardWriter(directory.tensorboard_path, config, resume_at and resume_at[1])
+                writers.append(opened.enter_context(closing(events)))
+            bar = open_bar(config.run.total_env_steps) if self._verbose else NullBar()
+            self._bar = opened.enter_context(closing(bar))
+            self._writers, self._opened = writers, opened.pop_all()
 
     def report(self, report: Report, action_std: float | None, is_news: bool) -> None:
         """Take in a report; one without news is shown but not written."""

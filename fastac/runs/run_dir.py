@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -32,10 +34,58 @@ class RunDirectory:
         path: where it is.
         run_id: tells this run from all others; its checkpoints have it too. Empty for a run that was begun before
             there were any.
+        is_made: whether the run has made the directory itself.
     """
 
     path: Path
     run_id: str
+    is_made: bool = field(default=False, compare=False)
+
+    def __fspath__(self) -> str:
+        """Return where it is, for whatever takes a path."""
+        return str(self.path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other sessions out of this run, until this process ends at the latest.
+
+        Raises:
+            ValueError: another session has it.
+        """
+        lock = self._lock()
+        try:
+            yield
+        finally:
+            if lock is not None:
+                self._unlock(lock)
+
+    def _lock(self) -> int | None:
+        """Return a file descriptor that holds the lock, or None where there are no locks."""
+        try:
+            import fcntl
+
+            lock = os.open(self.path / _CHECKPOINTS, os.O_RDONLY)
+        except (ImportError, OSError):  # Windows; a directory that somebody has removed
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise ValueError(
+                f"{self.path} is open in another session, of this process or another: close that one first."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        return lock
+
+    @staticmethod
+    def _unlock(lock: int) -> None:
+        """Let go, also where a process that was forked meanwhile has the file too."""
+        import fcntl
+
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_UN)
+        os.close(lock)
 
     @classmethod
     def create(cls, path: Path, config: Config) -> RunDirectory:
@@ -77,7 +127,9 @@ class RunDirectory:
 
     @classmethod
     def _begin(cls, path: Path, config: Config, is_new: bool) -> RunDirectory:
-        taken = f"{path} already holds a run: choose another --run-dir, or continue it with 'fastac resume {path}'."
+        taken = (
+            f"{path} already holds a run: choose another run directory, or continue that one (fastac resume {path})."
+        )
         if os.path.lexists(path / _CONFIG):
             raise ValueError(taken)
         try:
@@ -85,11 +137,11 @@ class RunDirectory:
         except FileExistsError as error:
             raise ValueError(
                 f"{path} already holds a run or what is left of one ({_CHECKPOINTS} is there): choose another "
-                "--run-dir, or remove it."
+                "run directory, or remove it."
             ) from error
         except OSError as error:
             raise _cannot_create(path, error) from error
-        run = cls(path, uuid.uuid4().hex)
+        run = cls(path, uuid.uuid4().hex, is_new)
         try:
             run._write_config(config)
         except RecordError:
@@ -183,6 +235,24 @@ class RunDirectory:
         except OSError as error:
             raise RecordError(f"cannot remove {self.path / _SUMMARY}: {describe(error)}.") from error
 
+    def check_there(self) -> None:
+        """Find out early that all that is written goes nowhere; 2 us.
+
+        Raises:
+            RecordError: somebody has moved or removed the directory.
+        """
+        if not os.path.exists(self.path / _CONFIG):
+            raise RecordError(f"{self.path} was moved or removed while the run was training, which ends it here.")
+
+    def discard(self) -> None:
+        """Remove what a run has written that failed before its first update, so that it can be begun again there."""
+        if self.is_made:
+            shutil.rmtree(self.path, ignore_errors=True)
+            return
+        with suppress(OSError):  # somebody's own directory: only what keeps another run out
+            (self.path / _CONFIG).unlink(missing_ok=True)
+            (self.path / _CHECKPOINTS).rmdir()
+
     def _write_config(self, config: Config) -> None:
         replace_json(self.path / _CONFIG, {_RUN_ID: self.run_id, **config.to_dict()})
 
@@ -215,4 +285,4 @@ def default_run_dir(config: Config) -> Path:
 
 
 def _cannot_create(path: Path, error: OSError) -> RecordError:
-    return RecordError(f"cannot create run directory {path}: {describe(error)}; choose another --run-dir.")
+    return RecordError(f"cannot create run directory {path}: {describe(error)}; choose another run directory.")

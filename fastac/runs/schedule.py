@@ -62,13 +62,15 @@ class Schedule:
 
     def request_last(self, env_steps: int, mean_length: float | None, max_steps: int) -> Request:
         """Return the last evaluation: of 100 episodes, unless they are so long that they would cost too much."""
-        run, most = self._config.run, _MOST
-        if not self._is_batched:
-            length = max(mean_length or 0.0, self._progress.eval_mean_length) or max_steps
-            most = max(1, min(_FEW, int(_FEW_SHARE * env_steps / length)), int(_LAST_SHARE * env_steps / length))
-            most = min(_MOST, most)
-        episodes = run.eval_episodes or most
-        return Request(env_steps, episodes, self._confirming(episodes), run.until_return, max_steps)
+        run = self._config.run
+        if run.eval_episodes is not None:
+            return Request(env_steps, run.eval_episodes, run.eval_episodes, run.until_return, max_steps)
+        if self._is_batched:
+            return Request(env_steps, _MOST, _MOST, run.until_return, max_steps)
+        length = max(mean_length or 0.0, self._progress.eval_mean_length) or max_steps
+        few = max(1, min(_FEW, int(_FEW_SHARE * env_steps / length)))
+        # How many a budget lasts for is seen from the lengths of the first ones: training's may be others.
+        return Request(env_steps, few, _MOST, run.until_return, max_steps, int(_LAST_SHARE * env_steps))
 
     def _confirming(self, episodes: int) -> int:
         return episodes if self._config.run.eval_episodes is not None else _MOST

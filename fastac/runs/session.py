@@ -55,6 +55,7 @@ class Session:
         training: the environments, the policy and the workers.
         tracker: mean return and rates so far.
         progress: what is remembered besides the training's state.
+        env_factory: what the environments are made from, where a name is not enough.
         evaluations: the latest evaluation, and after `finish` those of the best and the last policy.
         stop_signal: the signal that ended the run early, or None.
         ended_by: why there are no more reports; None before that, and if the caller broke out of the loop.
@@ -68,6 +69,7 @@ class Session:
         directory: RunDirectory,
         training: Training,
         began: float,
+        held: ExitStack,
         env_factory: EnvFactory | None = None,
         encoder: EncoderFactory | None = None,
         state: StateTree | None = None,
@@ -76,10 +78,11 @@ class Session:
     ) -> None:
         """Take the assembled run; with `state`, continue from there. Made by `start` and `resume`.
 
-        `began` is what `perf_counter` said before it was assembled: from then on its minutes count.
+        `began` is what `perf_counter` said before it was assembled: from then on its minutes count. `held` is what
+        lasts as long as the session, such as the directory's lock.
         """
         self.config, self.directory, self.training, self.command = config, directory, training, command
-        self._env_factory = env_factory
+        self.env_factory = env_factory
         self.tracker, self.progress = ReturnTracker(), Progress()
         self.stop_signal: signal.Signals | None = None
         self.ended_by: Ending | None = None
@@ -87,22 +90,23 @@ class Session:
         self._report: Report | None = None
         self._summary: dict[str, JsonValue] = {}
         self._closed = False
-        _log_start(config, training, directory, verbose)
+        _log_start(config, training, directory)
+        self._is_new = state is None
+        self._has_begun = False  # nothing that was there before is changed until then
         if state is not None:
             self.progress, self._report = restore(state, directory, training, self.tracker)
         mark = None if self._report is None else (self._report.iteration, self._report.env_steps)
         saved_at = -1 if self._report is None else self._report.env_steps
         with ExitStack() as opened:  # closed where this fails, by `close`, and where nobody needs the session any more
+            opened.enter_context(held.pop_all())
             opened.enter_context(closing(training))
             recorder = Recorder(config, directory, self.tracker, mark, verbose)
             self._recorder = opened.enter_context(closing(recorder))
             self._saver = Saver(config, directory, training, recorder, self.progress, saved_at, began)
             evaluations = Evaluations(config, training, env_factory, encoder, recorder, self._saver)
             self.evaluations = opened.enter_context(closing(evaluations))
-            if state is not None:
-                directory.reopen(config)
-                prune_checkpoints(directory.path, config.run.keep_checkpoints)  # a kill may have come before it
-                log.info("continuing from step %d", saved_at)
+            if self._is_new:
+                self._begin()
             self._opened = opened.pop_all()
         weakref.finalize(self, _close_quietly, self._opened)
 
@@ -152,28 +156,12 @@ class Session:
             RecordError: the disk is full; the last checkpoint stays.
         """
         self._check_open()
-        if self._report is not None:  # resumed: perhaps only the end is missing
-            self.ended_by = self._find_ending(Stop())
-            if self.ended_by is not None:
-                return
         try:
-            # Closed by name: what the end of a generator raises, such as a second Ctrl-C, would be lost otherwise.
-            with stop_signals() as stop, closing(self.training.trainer.run()) as reports:
-                self.evaluations.stop = stop
-                if self._report is not None:  # where a resumed run was stopped in its evaluation
-                    self.evaluations.play_due(self._report)
-                if self.evaluations.is_reached:
-                    self.ended_by = "until_return"
-                    return
-                for report in reports:
-                    self._consume(report)
-                    yield report
-                    self.ended_by = self._find_ending(stop)
-                    if self.ended_by is not None:
-                        break
-                else:
-                    self.stop_signal = stop.signal  # it may have come after the last report
-                    self.ended_by = "env_steps" if stop.signal is None else "signal"
+            self._begin()
+            if self._report is not None:  # resumed: perhaps only the end is missing
+                self.ended_by = self._find_ending(Stop())
+            if self.ended_by is None:
+                yield from self._train()
         except NonFiniteError as error:
             saved = self._saver.save_failure()
             self._abandon()
@@ -183,6 +171,8 @@ class Session:
                 self._save_without_workers()
             finally:
                 self._abandon()
+                if self._is_new and self._report is None:
+                    self.directory.discard()
             raise
         except (Exception, KeyboardInterrupt):
             self._abandon()
@@ -191,12 +181,55 @@ class Session:
             self._leave()
             raise
 
+    def _train(self) -> Generator[Report, None, None]:
+        """Yield the trainer's reports until the run ends, and note why."""
+        # Closed by name: what the end of a generator raises, such as a second Ctrl-C, would be lost otherwise.
+        with stop_signals() as stop, closing(self.training.trainer.run()) as reports:
+            self.evaluations.stop = stop
+            if self._report is not None:  # where a resumed run was stopped in its evaluation
+                self.evaluations.play_due(self._report)
+            if self.evaluations.is_reached:
+                self.ended_by = "until_return"
+                return
+            for report in reports:
+                self._consume(report)
+                yield report
+                self.ended_by = self._find_ending(stop)
+                if self.ended_by is not None:
+                    return
+            self.stop_signal = stop.signal  # it may have come after the last report
+            self.ended_by = "env_steps" if stop.signal is None else "signal"
+
     def _check_open(self) -> None:
-        if self._closed or self._saver.is_left:
-            why = "the session is closed" if self._closed else "its workers ended when its loop was left"
-            raise ValueError(f"{why}: go on with fastac.resume({str(self.directory.path)!r}).")
+        if self._summary:
+            raise ValueError(f"the run has ended: fastac.load({str(self.directory.path)!r}) reads it.")
+        if self._closed:
+            how = f"go on with {self.how_to_resume}" if self.is_saved else "nothing was saved: start anew"
+            raise ValueError(f"the session is closed: {how}.")
+        if self._saver.is_left:
+            raise ValueError(
+                "its workers ended when its loop was left: finish the session, or close it and go on with "
+                f"{self.how_to_resume}."
+            )
+
+    @property
+    def how_to_resume(self) -> str:
+        """What to write in Python to go on to the end."""
+        return f"fastac.complete(fastac.resume({str(self.directory.path)!r}))"
+
+    def _begin(self) -> None:
+        """Make the directory that of a run in progress, with the configuration that it goes on with."""
+        if self._has_begun:
+            return
+        self._recorder.begin()
+        if not self._is_new:
+            self.directory.reopen(self.config)
+            prune_checkpoints(self.directory.path, self.config.run.keep_checkpoints)  # a kill may have come before it
+            log.info("continuing from step %d", self.report.env_steps)
+        self._has_begun = True
 
     def _consume(self, report: Report) -> None:
+        self.directory.check_there()
         before = 0 if self._report is None else self._report.env_steps
         self._record(report)
         self.evaluations.play_due(report)
@@ -288,6 +321,7 @@ class Session:
                 it takes to build the environments again and step them twice.
         """
         if not self._closed:
+            self._check_trained()
             try:
                 self._end(measure_efficiency)
             except (Exception, KeyboardInterrupt) as error:
@@ -299,16 +333,19 @@ class Session:
                 raise
             self._close()
         if not self._summary:
-            where = str(self.directory.path)
-            raise ValueError(f"the session is closed, and its run has not ended: go on with fastac.resume({where!r}).")
+            self._check_open()
         return self._summary
 
-    def _end(self, measure_efficiency: bool) -> None:
+    def _check_trained(self) -> None:
+        """Take in what was not reported yet; refuse a session that has done nothing."""
         last = self.training.trainer.halt()
         if last is not None:
             self._record(last)
         if self._report is None:
             raise ValueError("nothing was trained yet, so there is nothing to finish: iterate over the session first.")
+
+    def _end(self, measure_efficiency: bool) -> None:
+        self._begin()
         report = self.report
         # Before the evaluation, which may take long or fail. What was saved before the minutes were over does not
         # say that they are.
@@ -344,7 +381,7 @@ class Session:
             return None
         try:
             rows = rows_per_iteration(config, report.iteration, report.env_steps)
-            return measure(config, self.training, rows, self._env_factory, config.run.seed)
+            return measure(config, self.training, rows, self.env_factory, config.run.seed)
         except (Exception, KeyboardInterrupt) as error:  # a trained run is not lost by what comes after it
             log.warning("efficiency was not measured: %s", str(error) or type(error).__name__)
             return None
@@ -367,7 +404,7 @@ class Session:
             self._close()
 
 
-def _log_start(config: Config, training: Training, directory: RunDirectory, verbose: bool) -> None:
+def _log_start(config: Config, training: Training, directory: RunDirectory) -> None:
     log.info(
         "%s on %s: %d envs x %d steps, %s",
         config.algo.algo,
@@ -392,8 +429,6 @@ def _log_start(config: Config, training: Training, directory: RunDirectory, verb
             config.env.env_id,
             LONGEST_TIMES,
         )
-    if verbose and not log.isEnabledFor(logging.INFO):  # from Python, where nobody has asked for the log
-        print(f"{config.algo.algo} on {config.env.env_id}: run directory {directory.path}", file=sys.stderr)
 
 
 def _close_quietly(opened: ExitStack) -> None:

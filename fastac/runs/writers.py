@@ -1,4 +1,4 @@
-"""Writers of what each iteration and each evaluation gave: JSON lines, TensorBoard, and none."""
+"""Writers of what each iteration and each evaluation gave: JSON lines and TensorBoard."""
 
 from __future__ import annotations
 
@@ -70,25 +70,6 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """Flush and close; safe to call twice."""
-
-
-class NullWriter:
-    """Writes nothing."""
-
-    def write(self, row: Row) -> None:
-        """Do nothing."""
-
-    def write_evaluation(self, row: EvaluationRow) -> None:
-        """Do nothing."""
-
-    def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
-        """Do nothing."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 def progress_row(
@@ -260,7 +241,8 @@ class TensorBoardWriter:
         self._next_at = -math.inf
         self._pending: Row | None = None
         self._closed = False
-        unique = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(self._file_numbers)}"
+        # TensorBoard reads files in the order of their names.
+        unique = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(self._file_numbers):06d}"
         self._path = log_dir / f"events.out.tfevents.{unique}"
         with _reporting(self._path):
             log_dir.mkdir(parents=True, exist_ok=True)

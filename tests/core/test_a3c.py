@@ -498,7 +498,7 @@ def test_who_takes_a_lost_workers_place_goes_on_with_its_row():
 
 
 class Script:
-    """A pool whose workers do one thing between two looks."""
+    """Workers that do one thing between two looks."""
 
     def __init__(self, *acts):
         self._acts, self.restarts, self.calls = list(acts), 0, []
@@ -868,7 +868,7 @@ def test_workers_begin_with_the_restored_parameters_and_statistics():
     with assembled(**settings) as again:
         counters, lock = again._counters, nullcontext()
         config, seed = Config().replace(**(SMALL | settings)), np.random.SeedSequence(0)
-        worker = _make_worker(config, seed, 0, None, None, counters, WorkerCounters(counters, 0), lock)
+        worker = _make_worker(config, seed, 0, "as asked", None, None, counters, WorkerCounters(counters, 0), lock)
         with closing(worker.worker):
             again.set_state(saved)  # when workers stand already
             worker.begin()

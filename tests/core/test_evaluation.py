@@ -420,6 +420,14 @@ def test_a_run_plays_what_may_confirm_its_target_side_by_side():
     assert few.episodes == 10 and sorted(few.returns) == sorted(result.returns[:10])
 
 
+@pytest.mark.parametrize(
+    ("length", "budget", "episodes"), [(10, 1000, 100), (10, 400, 40), (100, 400, 5), (10, 0, 5), (10, 10**15, 100)]
+)
+def test_steps_that_are_left_are_played(length, budget, episodes):
+    result = evaluate(Idle(), Lengths(np.full((5, 40), length)), 5, most=100, budget=budget)
+    assert result.episodes == episodes and set(result.lengths) == {length}
+
+
 def test_a_lucky_mean_is_not_confirmed():
     lengths = np.concatenate([np.full((10, 1), 50), np.full((10, 99), 1)], axis=1)  # the first of each is long
 

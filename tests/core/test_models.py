@@ -2,11 +2,16 @@
 
 import itertools
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from core_support import evaluate_rows, make_training
+from gymnasium.spaces import Box, Discrete
+from torch import nn
 from torch.distributions import (
     AffineTransform,
     Categorical,
@@ -15,7 +20,9 @@ from torch.distributions import (
     TanhTransform,
     TransformedDistribution,
 )
+from torch.nn.utils import parameters_to_vector
 
+from fastac.build import build_model, name_encoder
 from fastac.config import ModelConfig
 from fastac.contract import Alone
 from fastac.models import (
@@ -34,6 +41,7 @@ from fastac.models import (
     Trunk,
 )
 
+SPACES = SimpleNamespace(single_observation_space=Box(-1.0, 1.0, (3,)), single_action_space=Discrete(2))
 LARGEST_UNIFORM = 1.0 - 2.0**-24
 
 
@@ -415,3 +423,68 @@ def test_the_kind_of_deviation_is_a_setting():
     for dependent, kind, size in ((False, GaussianHead, 1), (True, DependentGaussianHead, 2)):
         training = make_training(env_id="Pendulum-v1", num_envs=2, dependent_std=dependent, log_std_init=-0.5)
         assert isinstance(training.model.head, kind) and training.model.head.layer.out_features == size
+
+
+# --- encoders of the user's own, and threads -----------------------------------------------------
+
+
+class Sized(nn.Module):
+    """Takes a number where it is given a space."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(size, 8)
+
+
+class Pair(nn.Module):
+    """Returns two tensors, as a network with two heads does."""
+
+    def forward(self, obs):
+        return obs, obs
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [
+        (lambda _: 5, "TypeError: it returned 5"),
+        (lambda _: nn.Linear(7, 8), "RuntimeError: mat1 and mat2 shapes cannot be multiplied .*"),
+        (lambda _: Pair(), "TypeError: its module returned a tuple"),
+        (Sized, "TypeError: .*"),
+        (lambda: nn.Linear(3, 8), "TypeError: .* takes 0 positional arguments but 1 was given"),
+    ],
+)
+def test_an_encoder_that_fails_is_one_sentence(encoder, words):
+    says = (
+        rf"^encoder <?test_models:\w+>? failed for observations of shape \(3,\): {words}; expected a function from an "
+        r"observation space to a module that maps \[\.\.\., 3\] to \[\.\.\., D\]\.$"
+    )
+    with pytest.raises(ValueError, match=says):
+        build_model(ModelConfig(), SPACES, encoder=encoder)
+
+
+BUILT = nn.Linear(3, 8)
+
+
+def test_an_encoder_that_was_built_already_is_refused():
+    says = "^encoder is a Linear that was built already, expected a function from an observation space to a module"
+    with pytest.raises(ValueError, match=says):
+        name_encoder(BUILT)
+    with pytest.raises(ValueError, match=says):
+        build_model(ModelConfig(encoder="test_models:BUILT"), SPACES)
+
+
+def test_models_that_are_built_at_the_same_time_have_the_weights_of_their_seeds():
+    def make_slow(space):
+        first = nn.Linear(space.shape[0], 8)
+        time.sleep(0.02)  # in which another thread would draw
+        return nn.Sequential(first, nn.Linear(8, 8))
+
+    def build(seed):
+        return parameters_to_vector(build_model(ModelConfig(), SPACES, seed, make_slow).parameters())
+
+    seeds = [0, 1, 0, 1]
+    expected = [build(seed) for seed in seeds]
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        for weights, right in zip(pool.map(build, seeds), expected, strict=True):
+            assert torch.equal(weights, right)
+    assert not torch.equal(*expected[:2])

@@ -34,7 +34,7 @@ SMALL = {"num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "tot
 SMALL |= {"vectorization": "native"}
 
 
-def assemble_parts(factory=None, **settings):
+def assemble_training(factory=None, **settings):
     config = Config().replace(**(SMALL | settings))
     return assemble(config, Streams.spawn(config.run.seed).env, factory)
 
@@ -214,7 +214,7 @@ def test_normalizers_see_all_workers_rows():
 
 @pytest.mark.parametrize("settings", [{}, {"algo": "ppo", "num_epochs": 2, "num_minibatches": 2}, {"core": "lstm"}])
 def test_a_run_with_workers_learns_and_counts_everybodys_steps(settings):
-    training = assemble_parts(normalize_obs=True, normalize_reward=True, lstm_size=8, **settings)
+    training = assemble_training(normalize_obs=True, normalize_reward=True, lstm_size=8, **settings)
     try:
         before = weights(training)
         reports = list(islice(training.trainer.run(), 40))
@@ -232,6 +232,22 @@ def test_a_run_with_workers_learns_and_counts_everybodys_steps(settings):
     assert not torch.equal(torch.as_tensor(rank_0), torch.as_tensor(rank_1)), "the workers' streams are the same"
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"vectorization": "auto"}, "sync (in each worker)"),
+        ({"vectorization": "sync"}, "sync (as asked)"),
+        ({"vectorization": "auto", "algo": "a3c"}, "sync (in each worker)"),
+    ],
+)
+def test_how_a_workers_environments_are_stepped_is_told_as_it_came(settings, says):
+    training = assemble_training(env_id="MountainCar-v0", **settings)
+    try:
+        assert training.description == says
+    finally:
+        training.close()
+
+
 def without_clocks(state):
     trainer = {name: value for name, value in state["trainer"].items() if name not in ("phases", "train_wall_s")}
     return to_dict(state | {"trainer": trainer})
@@ -243,7 +259,7 @@ def to_dict(tree):
 
 @pytest.mark.parametrize("settings", [{}, {"normalize_obs": True, "normalize_reward": True, "vectorization": "sync"}])
 def test_a_saved_run_with_workers_goes_on_bit_for_bit(settings):
-    straight, first, second = (assemble_parts(**settings) for _ in range(3))
+    straight, first, second = (assemble_training(**settings) for _ in range(3))
     try:
         list(islice(straight.trainer.run(), 6))
         list(islice(first.trainer.run(), 3))
@@ -274,7 +290,7 @@ def wait_gone(pids, seconds=10.0):
 
 
 def test_closing_ends_the_workers():
-    training = assemble_parts()
+    training = assemble_training()
     pids = children_of(training)
     assert len(pids) == 1 and all(is_alive(pid) for pid in pids)
     training.close()
@@ -283,7 +299,7 @@ def test_closing_ends_the_workers():
 
 
 def test_a_worker_that_is_killed_ends_the_run_and_leaves_a_state_to_go_on_from():
-    training = assemble_parts(normalize_reward=True)
+    training = assemble_training(normalize_reward=True)
     try:
         reports = training.trainer.run()
         list(islice(reports, 3))
@@ -296,7 +312,7 @@ def test_a_worker_that_is_killed_ends_the_run_and_leaves_a_state_to_go_on_from()
     finally:
         training.close()
     assert state["trainer"]["envs"] is None and state["workers"] == {}
-    again = assemble_parts(normalize_reward=True)
+    again = assemble_training(normalize_reward=True)
     try:
         assert again.set_state(state) is False
         (report,) = islice(again.trainer.run(), 1)
@@ -306,7 +322,7 @@ def test_a_worker_that_is_killed_ends_the_run_and_leaves_a_state_to_go_on_from()
 
 
 def test_a_worker_that_hangs_ends_the_run():
-    training = assemble_parts()
+    training = assemble_training()
     try:
         reports = training.trainer.run()
         list(islice(reports, 2))
@@ -344,7 +360,7 @@ def vector_of(first, kind, num):
 
 
 def test_an_environment_that_fails_in_a_worker_is_named_with_its_traceback():
-    training = assemble_parts(partial(vector_of, os.getpid(), ArithmeticError))
+    training = assemble_training(partial(vector_of, os.getpid(), ArithmeticError))
     try:
         with pytest.raises(
             EnvFailure, match=r"worker 1: .*ArithmeticError: the wheel came off.*in iteration 1, "
@@ -358,11 +374,11 @@ def test_an_environment_that_fails_in_a_worker_is_named_with_its_traceback():
 
 def test_a_factory_that_cannot_be_sent_is_refused():
     with pytest.raises(ValueError, match="top level of a module; use workers 1"):
-        assemble_parts(lambda num: vector_of(0, ValueError, num))
+        assemble_training(lambda num: vector_of(0, ValueError, num))
 
 
 def test_numbers_that_are_not_finite_stop_every_worker_and_can_be_saved():
-    training = assemble_parts(learning_rate=1e30, max_grad_norm=None)
+    training = assemble_training(learning_rate=1e30, max_grad_norm=None)
     try:
         with pytest.raises(NonFiniteError):
             list(islice(training.trainer.run(), 50))
@@ -377,12 +393,12 @@ def test_workers_go_when_the_first_is_killed(tmp_path):
 
     script = tmp_path / "run.py"
     script.write_text(
-        "from core_support import *\nfrom test_workers import assemble_parts, children_of\n"
+        "from core_support import *\nfrom test_workers import assemble_training, children_of\n"
         "if __name__ == '__main__':\n"
-        "    parts = assemble_parts()\n    print(*children_of(parts), flush=True)\n"
+        "    parts = assemble_training()\n    print(*children_of(parts), flush=True)\n"
         "    for _ in parts.trainer.run(): pass\n"
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.getcwd()])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, Path(__file__).parents[:2]), os.getcwd()])}
     run = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=env)
     pids = [int(word) for word in run.stdout.readline().split()]
     assert len(pids) == 1
@@ -430,7 +446,7 @@ def test_auto_workers(monkeypatch, cores, settings, workers):
 
 def test_nothing_is_shared_by_name():
     before = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
-    training = assemble_parts()
+    training = assemble_training()
     list(islice(training.trainer.run(), 2))
     training.close()
     after = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()

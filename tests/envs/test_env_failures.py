@@ -15,7 +15,7 @@ from probes import Probe
 
 from fastac.config import EnvConfig
 from fastac.contract import EnvFailure, VecEnv
-from fastac.envs import adapt, make_vec
+from fastac.envs import adapt, make_vec, name_env
 from fastac.envs.process import ProcessEnvs, WorkerTraceback
 from fastac.envs.sync import SyncEnvs
 
@@ -44,7 +44,7 @@ class Broken(Probe):
                 time.sleep(1000)
             if self.how == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
-            obs = {"shape": np.zeros(7, np.float32), "dtype": np.array(["x"])}.get(self.how, obs)
+            obs = {"shape": np.zeros(7, np.float32), "dtype": np.array(["x"]), "lists": [[0.0], []]}.get(self.how, obs)
             reward = np.zeros(1) if self.how == "reward" else reward
         return obs, reward, False, False, {}
 
@@ -63,6 +63,7 @@ WAYS = [
     ("raise", "env 3 raised RuntimeError: the wheel came off in step"),
     ("shape", r"env 3 returned an observation of shape \(7,\), expected \(1,\)"),
     ("dtype", r"env 3 returned an observation of dtype <U1, expected float32"),
+    ("lists", r"env 3 returned an observation that is no array \(ValueError: .*\)\.$"),
     ("reward", r"env 3 returned a reward of shape \(1,\), expected a number"),
 ]
 
@@ -203,3 +204,85 @@ def test_failure_when_tried() -> None:
     with pytest.raises(EnvFailure, match="Untried-v0 raised RuntimeError: the wheel came off when it was tried"):
         make_vec(EnvConfig("fastac/Untried-v0", 2), np.random.SeedSequence(0))
     del gym.registry["fastac/Untried-v0"]
+
+
+class Mistaken(Probe):
+    """Gets a method of Gymnasium's wrong, in a way of choice."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (2,))
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> object:
+        obs = np.zeros(2, np.float32)  # as many numbers as a reset returns values
+        return obs if self.how == "reset" else (obs, {})
+
+    def step(self, action: object) -> object:
+        obs = np.zeros(5 if self.how == "shape" else 2, np.float32)
+        return (obs, 0.0, False, {}) if self.how == "step" else (obs, 0.0, False, False, {})
+
+
+class Seedless(Mistaken):
+    """Has a reset of long ago."""
+
+    def reset(self) -> tuple:
+        return np.zeros(2, np.float32), {}
+
+
+class Optionless(Mistaken):
+    """Has a reset of the days when it had no options."""
+
+    def reset(self, seed: int | None = None) -> tuple:
+        return np.zeros(2, np.float32), {}
+
+
+def of_wrapped(kind: type, how: str) -> gym.Env:
+    return gym.wrappers.TimeLimit(kind(how), 9)
+
+
+def of_plain(kind: type, how: str) -> gym.Env:
+    return kind(how)
+
+
+MISTAKES = [
+    (Mistaken, "reset", r": reset\(\) returned one value, expected \(observation, info\)\.$"),
+    (
+        Mistaken,
+        "step",
+        r": step\(\) returned 4 values, expected \(observation, reward, terminated, truncated, info\)\.$",
+    ),
+    (Seedless, "", r": reset\(\) does not take seed and options, expected reset\(\*, seed=None, options=None\)\.$"),
+    (Optionless, "", r": reset\(\) does not take options, expected reset\(\*, seed=None, options=None\)\.$"),
+    (Mistaken, "shape", r" returned an observation of shape \(5,\), expected \(2,\)\.$"),
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # Gymnasium's, of the same
+@pytest.mark.parametrize("make", [of_plain, of_wrapped])
+@pytest.mark.parametrize(("kind", "how", "words"), MISTAKES)
+def test_a_mistake_is_told_when_it_is_tried(
+    monkeypatch: pytest.MonkeyPatch, make: object, kind: type, how: str, words: str
+) -> None:
+    monkeypatch.setattr("fastac.envs.make.count_cores", lambda: 2)
+    named = name_env(lambda: make(kind, how))
+    with pytest.raises(EnvFailure, match="lambda>" + words):
+        make_vec(EnvConfig(named.env_id, 2), np.random.SeedSequence(0), given=named.given)
+
+
+@pytest.mark.parametrize(("kind", "how", "words"), MISTAKES)
+def test_a_mistake_of_what_is_not_tried_is_told_in_its_first_step(kind: type, how: str, words: str) -> None:
+    with pytest.raises(EnvFailure, match="^env 0" + words):
+        step_twice(SyncEnvs(partial(of_wrapped, kind, how), SEEDS, ""))
+
+
+class TakesApart(Mistaken):
+    """Fails with Python's words for what it does itself."""
+
+    def step(self, action: object) -> object:
+        _, _ = 1, 2, 3
+
+
+def test_what_an_environment_raises_itself_keeps_its_words() -> None:
+    with pytest.raises(EnvFailure, match=r"env 0 raised ValueError: too many values to unpack .* in step"):
+        step_twice(SyncEnvs(partial(of_wrapped, TakesApart, ""), SEEDS, ""))

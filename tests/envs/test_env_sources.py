@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from functools import partial
+from types import ModuleType
 
 import given_envs
 import gymnasium as gym
@@ -100,6 +102,7 @@ def test_a_made_environment_s_wrappers_are_kept_but_have_no_name() -> None:
         (Plain(), "env is an environment that was built already, .*Plain.*: give its class"),
         (gym.make_vec("CartPole-v1", 2), "a batch that was built already: give a function that builds it"),
         (5, "env is 5, expected an environment's id, class or function"),
+        ([make_one] * 4, "env is a list of 4, expected .*: give one of them, and num_envs=4"),
     ],
 )
 def test_what_is_no_environment(env: object, words: str) -> None:
@@ -119,6 +122,12 @@ def test_what_is_no_environment(env: object, words: str) -> None:
         (lambda n: Plain(), r"called with num_envs = 3 and returned .*, expected a gymnasium.vector.VectorEnv"),
         (lambda n: Batch(2), r"returned 2 envs, expected num_envs = 3"),
         (lambda: Batch(3), r"was called for one environment and returned .*: give the function a parameter num_envs"),
+        (
+            lambda env_id, seed, idx: Plain(),
+            r"lambda> takes env_id and idx, expected a function of no arguments that returns one environment, or one "
+            "with a parameter num_envs: give it the rest as env_kwargs",
+        ),
+        (lambda num_envs, level: Batch(num_envs), r"takes num_envs and level, expected a function of no arguments"),
         (lambda: 3, r"was called for one environment and returned 3, expected a gymnasium.Env"),
     ],
 )
@@ -168,17 +177,40 @@ def test_environments_may_have_processes_of_their_own() -> None:
     envs.close()
 
 
-def test_what_processes_cannot_have_stays_here_and_the_log_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_what_processes_cannot_have_stays_here_and_a_caution_says_so(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("fastac.envs.make._measure_step_us", lambda *_: 900.0)
     monkeypatch.setattr("fastac.envs.make.count_cores", lambda: 2)
     envs = build(lambda: Plain(), 2, "auto")
     assert envs.description == "sync (other processes cannot have them)"
-    assert "the environments are stepped in this process, as others cannot have them: vectorization" in caplog.text
+    (caution,) = envs.cautions
+    assert caution.startswith("the environments are stepped in this process: other processes cannot have it, ")
     envs.close()
     with pytest.raises(ValueError, match="vectorization 'process' cannot send the environment to its workers"):
         build(lambda: Plain(), 2, "process")
+
+
+def test_what_a_notebook_defines_stays_here_and_the_caution_says_how_it_would_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fastac.envs.make._measure_step_us", lambda *_: 900.0)
+    monkeypatch.setattr("fastac.envs.make.count_cores", lambda: 2)
+    main = ModuleType("__main__")
+    main.InNotebook = InNotebook
+    monkeypatch.setattr(InNotebook, "__module__", "__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    envs = build(InNotebook, 2, "auto")
+    assert envs.description == "sync (other processes cannot have them)"
+    assert envs.cautions == (
+        "the environments are stepped in this process: other processes cannot import what a notebook or a console "
+        "defines: put it in a module, as with %%writefile",
+    )
+    envs.close()
+
+
+class InNotebook(Plain):
+    """Stands in for what is defined in a notebook."""
 
 
 def test_an_id_is_sent_with_what_it_is_registered_as() -> None:

@@ -35,7 +35,7 @@ def test_create_writes_the_config_and_open_finds_it(tmp_path: Path) -> None:
 
 def test_create_takes_an_empty_directory_and_refuses_a_run(tmp_path: Path) -> None:
     RunDirectory.create(tmp_path, Config())
-    with pytest.raises(ValueError, match=r"already holds a run: choose another --run-dir, or .*'fastac resume /"):
+    with pytest.raises(ValueError, match=r"already holds a run: choose another run directory, or .*fastac resume /"):
         RunDirectory.create(tmp_path, Config())
     (tmp_path / "b").mkdir()
     save_checkpoint(tmp_path / "b", 1, {"x": np.ones(1)}, Config())
@@ -47,7 +47,7 @@ def test_create_takes_an_empty_directory_and_refuses_a_run(tmp_path: Path) -> No
 def test_create_in_an_unwritable_place_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(RecordError, match=r"cannot create run directory .*file.*; choose another --run-dir\.$"):
+        with pytest.raises(RecordError, match=r"cannot create run directory .*file.*; choose another run directory\.$"):
             RunDirectory.create(path, Config())
 
 

@@ -10,7 +10,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from fastac.runs.checkpoint import load_checkpoint, save_checkpoint
 from fastac.runs.files import RecordError
 from fastac.runs.progress import Bar, Evaluated, ProgressBar, ProgressLines, open_bar, shorten
 from fastac.runs.tracker import ReturnTracker
-from fastac.runs.writers import EvaluationRow, NullWriter, ProgressWriter, TensorBoardWriter, Writer, progress_row
+from fastac.runs.writers import EvaluationRow, ProgressWriter, TensorBoardWriter, progress_row
 
 LOSSES = {
     "policy_loss": 0.25,
@@ -370,6 +372,15 @@ def read_hparams(path: Path) -> plugin_data_pb2.SessionStartInfo:
     return metadata.parse_session_start_info_plugin_data(found[0].metadata.plugin_data.content)
 
 
+def test_files_of_one_second_are_read_in_the_order_in_which_they_were_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastac.runs.writers.time", SimpleNamespace(time=lambda: 1.7e9, monotonic=time.monotonic))
+    names = []
+    for _ in range(12):  # more than one digit counts
+        TensorBoardWriter(tmp_path, Config()).close()
+        names.append(next(path.name for path in tmp_path.iterdir() if path.name not in names))
+    assert names == sorted(names)
+
+
 def test_hparams_tab_has_settings_and_final_metrics_once_per_run(tmp_path: Path) -> None:
     config = Config().replace(algo="ppo", learning_rate=0.5, hidden_sizes=(8, 4))
     for resume in (None, 300):
@@ -483,15 +494,6 @@ def test_weights_and_biases_syncs_tensorboard(tmp_path: Path) -> None:
 
 
 # --- null twins and the bar ------------------------------------------------------------------------
-
-
-def test_null_writer_takes_everything() -> None:
-    writer: Writer = NullWriter()
-    writer.write({})
-    writer.write_evaluation(EvaluationRow(1, 1.0, 1.0, 1.0, 1.0, 10))
-    writer.write_summary({})
-    writer.flush()
-    writer.close()
 
 
 class Terminal(io.StringIO):

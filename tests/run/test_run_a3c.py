@@ -444,7 +444,8 @@ def test_a_second_signal_does_not_wait(tmp_path):
 def test_a_second_ctrl_c_does_not_wait_for_a_worker_that_is_stopped(tmp_path):
     shared, run_dir, told = shared_memory(), tmp_path / "run", tmp_path / "stderr"
     # Else the worker would be given up after a while, and the first Ctrl-C would do.
-    script = "import sys; from fastac.cli import main; from fastac.workers import async_workers; async_workers.SILENCE_S = 6000.0; "
+    script = "import sys; from fastac.cli import main; from fastac.workers import async_workers as w; "
+    script += "w.SILENCE_S = 6000.0; "
     words = ["train", "CartPole-v1", *FLAGS, "--total-env-steps", "1e9", "--checkpoint-every", "500"]
     command = [sys.executable, "-c", script + "sys.exit(main())", *words, "--run-dir", str(run_dir)]
     with told.open("w") as errors:

@@ -11,11 +11,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from run_envs import Opaque
 from run_support import SMALL, checkpoints, snapshot
 
 import fastac
 from fastac.cli import main
+from fastac.contract import EnvFailure
 from fastac.runs.checkpoint import find_checkpoint
 
 
@@ -85,6 +88,10 @@ def assert_refused(capsys, words: list[str], says: str) -> None:
         ("train CartPole-v1 --envs-per-worker 0", "envs_per_worker is 0, expected at least 1"),
         ("train CartPole-v1 --envs-per-worker 4 --num-envs 8", "num_envs and envs_per_worker are both given"),
         ("train CartPole-v1 --preset lectur", "preset is 'lectur', expected one of .*lecture"),
+        (
+            "train run_envs:Opaque-v0 --preset nope",
+            "expected none: there is no preset for run_envs:Opaque-v0",
+        ),
         ("train CartPole-v1 --optimizer sgd", "'sgd'.*adam"),
         ("train CartPole-v1 --device gpu", "device is 'gpu'"),
         ("train CartPole-v1 --vectorization native --num-envs two", "'two' is not a whole number"),
@@ -120,6 +127,21 @@ def test_words_that_do_not_fit(capsys, words, says):
 def test_settings_from_python_that_do_not_fit(settings, says):
     with pytest.raises(ValueError, match=says):
         fastac.start("CartPole-v1", **settings)
+    assert snapshot(Path()) == {}
+
+
+class Misshapen(Opaque):
+    """Shows other observations than its space has."""
+
+    def step(self, action):
+        return np.zeros(5, np.float32), 0.0, False, False, {}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Gymnasium's, of the same
+def test_an_environment_that_is_tried_is_refused_before_anything_is_written(monkeypatch):
+    monkeypatch.setattr("fastac.envs.make.count_cores", lambda: 2)
+    with pytest.raises(EnvFailure, match=r"Misshapen returned an observation of shape \(5,\), expected \(1,\)\.$"):
+        fastac.start(Misshapen, num_envs=2)
     assert snapshot(Path()) == {}
 
 

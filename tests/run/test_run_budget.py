@@ -33,7 +33,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in ("api", "run.session"):
+    for module in ("api", "runs.saver", "runs.evaluations"):
         monkeypatch.setattr(f"fastac.{module}.perf_counter", clock)
     return clock
 

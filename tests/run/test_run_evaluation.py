@@ -151,14 +151,18 @@ def test_the_last_policy_is_a_keyword_away(tmp_path, monkeypatch):
         fastac.load(tmp_path / "run", checkpoint="first")
 
 
-def test_the_command_line_tells_both_returns(tmp_path, monkeypatch, capsys):
-    evaluate_as_told(monkeypatch, [1.0, 3.0, 2.0, 2.5])
+@pytest.mark.parametrize(
+    ("again", "reached", "other"),
+    [(2.5, "mean return 2.5", "the last one: 2.0"), (1.5, "mean return 2.0", "again: 1.5")],
+)
+def test_the_command_line_tells_both_returns(tmp_path, monkeypatch, capsys, again, reached, other):
+    evaluate_as_told(monkeypatch, [1.0, 3.0, 2.0, again])
     words = ["--num-envs", "4", "--num-steps", "8", "--hidden-sizes", "8", "--eval-every", "1", "--eval-episodes", "2"]
     words += ["--total-env-steps", "90", "--no-tensorboard", "--run-dir", str(tmp_path / "run")]
     assert main(["train", "CartPole-v1", *words]) == 0
     told = capsys.readouterr().err
-    assert "mean return 2.5" in told and "the last one: 2.0" in told and "evaluation" in told
-    assert fastac.load(tmp_path / "run").summary["eval_mean_return"] == 2.5
+    assert reached in told and other in told and "evaluation" in told
+    assert f"mean return {fastac.load(tmp_path / 'run').summary['eval_mean_return']}" == reached
 
 
 def test_best_and_last_play_the_same_number_of_episodes(tmp_path, monkeypatch):
@@ -348,7 +352,7 @@ def test_ctrl_c_ends_an_evaluation_at_once_and_resume_plays_it(tmp_path, monkeyp
     whole = fastac.train("CartPole-v1", run_dir=tmp_path / "whole", **settings)
 
     def interrupted(*arguments):
-        tell, steps = arguments[-1], []
+        tell, steps = arguments[-2], []
 
         def tell_and_stop(played, episodes):
             steps.append(played)
@@ -357,7 +361,7 @@ def test_ctrl_c_ends_an_evaluation_at_once_and_resume_plays_it(tmp_path, monkeyp
             assert len(steps) <= 3, "it went on"
             tell(played, episodes)
 
-        return evaluate(*arguments[:-1], tell_and_stop)
+        return evaluate(*arguments[:-2], tell_and_stop, arguments[-1])
 
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **settings)
     with monkeypatch.context() as patch:

@@ -33,6 +33,13 @@ def make_encoder(space: object) -> nn.Module:
     return nn.Sequential(nn.Linear(space.shape[0], 6), nn.Tanh())
 
 
+def make_misfit(space: object) -> nn.Module:
+    return nn.Linear(7, 6)
+
+
+BUILT = nn.Linear(1, 6)
+
+
 @pytest.mark.parametrize(
     ("env", "kwargs", "recorded", "level"),
     [
@@ -71,11 +78,16 @@ def test_the_command_line_takes_classes_arguments_and_encoders(tmp_path, words):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("--env-kwargs {level}", "env_kwargs is '{level}', which is not JSON"),
-        ("--env-kwargs level", "env_kwargs is 'level', expected JSON such as"),
+        ("--env-kwargs {level}", "--env-kwargs: '{level}' is not JSON"),
+        ("--env-kwargs level", "--env-kwargs: 'level' is neither JSON such as"),
         ("--env-kwargs render_mode=human", "expected none of render_mode, which fastac gives"),
         ("--env-kwargs lvel=3", "could not be built (TypeError"),
         ("--encoder test_run_given:make_encodr", "'test_run_given' has no 'make_encodr': did you mean make_encoder"),
+        (
+            "--encoder test_run_given:make_misfit",
+            "make_misfit failed for observations of shape (1,)",
+        ),
+        ("--encoder test_run_given:BUILT", "encoder is a Linear that was built already"),
         ("--encoder cnn", "encoder is 'cnn', expected one of auto, mlp, nature, a3c, minatar, or module:function"),
     ],
 )
@@ -183,7 +195,7 @@ def test_a_short_budget_is_about_what_is_played(tmp_path):
 
 
 SCRIPT = """
-import sys, gymnasium as gym, fastac.envs.make, fastac
+import sys, traceback, gymnasium as gym, fastac.envs.make, fastac
 from run_envs import Opaque
 fastac.envs.make.count_cores = lambda: 2
 fastac.envs.make._measure_step_us = lambda *_: 900.0
@@ -196,6 +208,7 @@ def train(env, name, **settings):
         print(name, "ran", run.summary["vectorization"], flush=True)
     except ValueError as error:
         print(name, "refused", error, flush=True)
+        assert "During handling of the above" not in "".join(traceback.format_exception(error))
 train("run_envs:Opaque-v0", "module")
 train(Own, "auto")
 train(Own, "asked", vectorization="process")
@@ -216,7 +229,7 @@ def test_a_script_without_a_main_guard(tmp_path):
     assert lines["auto"] == "ran sync (other processes cannot have them)"
     for name in ("asked", "workers", "a3c"):
         assert lines[name].startswith("refused another process cannot import this script: put what it does below")
-    assert "the environments are stepped in this process, as others cannot have them" in done.stderr
+    assert done.stderr.count("the environments are stepped in this process: another process cannot import") == 1
     assert "Traceback" not in done.stderr
 
 

@@ -189,7 +189,7 @@ def die(*_):
     raise DeathError
 
 
-@pytest.mark.parametrize("place", ["session.prune_checkpoints", "session.RunDirectory.write_summary"])
+@pytest.mark.parametrize("place", ["saver.prune_checkpoints", "session.RunDirectory.write_summary"])
 def test_a_kill_in_the_end_loses_neither_the_best_nor_writes_a_row_twice(tmp_path, monkeypatch, place):
     settings = {**SMALL, "total_env_steps": 960, "checkpoint_every": 96, "eval_every": 64, "keep_checkpoints": 1}
     fastac.train("CartPole-v1", run_dir=tmp_path / "whole", **settings)
@@ -265,8 +265,8 @@ def test_an_edited_setting_holds_where_it_may_change_and_is_refused_elsewhere(tm
 
 def test_a_budget_that_a_killed_resume_was_given_still_holds(tmp_path):
     fastac.train("CartPole-v1", run_dir=tmp_path / "run", **SMALL, total_env_steps=320)
-    with fastac.resume(tmp_path / "run", total_env_steps=640):
-        pass  # nothing is done, nor saved
+    with fastac.resume(tmp_path / "run", total_env_steps=640) as session:
+        session._begin()  # nothing is done, nor saved
     assert resume_to_the_end(tmp_path / "run").summary["env_steps"] >= 640
 
 

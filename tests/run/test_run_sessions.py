@@ -55,7 +55,7 @@ def test_a_with_block_saves_and_closes(tmp_path):
     assert last_env_steps(tmp_path / "run") == report.env_steps
     assert not (tmp_path / "run" / "summary.json").exists()
     session.close()  # a second time changes nothing
-    with pytest.raises(ValueError, match=r"the session is closed: go on with fastac\.resume\('.*run'\)"):
+    with pytest.raises(ValueError, match=r"session is closed: go on with fastac\.complete\(fastac\.resume\('.*run'\)"):
         next(iter(session))
     resumed = fastac.resume(tmp_path / "run", total_env_steps=report.env_steps + 1)
     assert [r.iteration for r in resumed] == [4]
@@ -107,7 +107,7 @@ def test_workers_end_with_a_loop_that_was_left_and_the_run_can_be_finished(tmp_p
             break
     assert is_gone(pid)
     left = load_checkpoint(checkpoints(tmp_path / "run")[-1]).state
-    with pytest.raises(ValueError, match=r"its workers ended when its loop was left: go on with fastac\.resume"):
+    with pytest.raises(ValueError, match="its workers ended when its loop was left: finish the session, or close it"):
         next(iter(session))
     run = fastac.finish(session)
     assert run.summary["eval_mean_return"] is not None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from run_support import SMALL, SMALL_FLAGS, checkpoints, last_env_steps, read_rows, spawn_main, wait_for
@@ -141,7 +142,7 @@ def test_a_signal_while_workers_start_leaves_no_traceback_and_nothing_behind(tmp
         env=environment,
         cwd=tmp_path,
     )
-    wait_until(lambda: list(tmp_path.glob("pymp-*")))  # the fork server is being started
+    wait_until(lambda: is_fork_server_of(run.pid))  # begins to import
     if number == signal.SIGKILL:
         run.kill()
     else:
@@ -151,6 +152,12 @@ def test_a_signal_while_workers_start_leaves_no_traceback_and_nothing_behind(tmp
     assert "Traceback" not in err
     assert number == signal.SIGKILL or err.splitlines()[-1] == "fastac: interrupted"
     wait_until(lambda: not list(tmp_path.glob("pymp-*")))  # a fork server sees only after its imports that it is alone
+
+
+def is_fork_server_of(pid: int) -> bool:
+    """Return whether a process has started one."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return any(b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
 
 
 def wait_until(condition: Callable[[], object]) -> None:

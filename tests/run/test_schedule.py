@@ -6,6 +6,7 @@ import pytest
 
 from fastac.config import Config, ConfigValue
 from fastac.presets import PRESETS
+from fastac.runs.evaluator import Request
 from fastac.runs.schedule import Schedule
 from fastac.runs.state import Progress
 
@@ -40,12 +41,16 @@ def test_evaluations_in_between_cost_a_twentieth_of_the_steps(env_id: str, total
         assert len(at) >= 5
 
 
-@pytest.mark.parametrize(
-    ("length", "total", "episodes"), [(10.0, 500_000, 100), (1000.0, 500_000, 10), (1000.0, 20_000, 1)]
-)
-def test_the_last_evaluation_is_of_100_episodes_where_these_are_not_too_long(length: float, total: int, episodes: int):
-    assert play_run(configure(PROBE, total_env_steps=total), length)[2] == episodes
-    assert play_run(configure("CartPole-v1", total_env_steps=total), length)[2] == 100  # a batch costs no more
+@pytest.mark.parametrize(("length", "total", "few"), [(10.0, 500_000, 5), (1000.0, 500_000, 5), (1000.0, 20_000, 1)])
+def test_the_last_evaluation_goes_on_to_100_episodes_while_a_fiftieth_of_the_steps_lasts(length, total, few):
+    request = last_request(configure(PROBE, total_env_steps=total), length)
+    assert (request.episodes, request.most, request.budget) == (few, 100, total // 50)
+    batched = last_request(configure("CartPole-v1", total_env_steps=total), length)
+    assert batched.episodes == 100  # a batch costs no more
+
+
+def last_request(config: Config, length: float) -> Request:
+    return Schedule(config, None, Progress()).request_last(config.run.total_env_steps, length, int(length))
 
 
 def test_a_target_is_looked_for_more_often():

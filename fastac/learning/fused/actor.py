@@ -27,7 +27,7 @@ class FusedActor:
 
     Attributes:
         activations: those of the rollout `[T*N]`, or of one step `[N]` where they are not kept.
-        keeps: whether they are.
+        keep_activations: whether they are.
     """
 
     def __init__(
