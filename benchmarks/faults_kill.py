@@ -157,10 +157,12 @@ def judge(kind: str, chance: random.Random, whole: Whole) -> dict[str, object]:
                 if ended.code == -signal.SIGKILL:
                     moments.append(moment)
                     break
+                if moments:
+                    if ended.code != 0:  # refused, as it was killed before its first checkpoint
+                        return _verdict(kind, moments, *_compare(ended, run_dir, folder, whole))
+                    break  # the end was nearer than that
                 if ended.code != 0:
                     return _verdict(kind, moments, f"code {ended.code} with no kill: {ended.last_words}", "")
-                if moments:
-                    break  # the end was nearer than that
                 shutil.rmtree(run_dir)
             work = partial(resume, run_dir)
         ended = run_forked(work, folder / "own", _TIMEOUT_S)

@@ -248,6 +248,11 @@ class AlgoConfig:
     clip_coef: float = 0.2
     """PPO's clipping range of the probability ratio."""
 
+    @property
+    def has_async_workers(self) -> bool:
+        """Whether its workers wait for nobody, as A3C's, in place of being in step."""
+        return self.algo == "a3c"
+
     def __post_init__(self) -> None:
         """Validate."""
         _check_choice("algo", self.algo, AlgoName)
@@ -410,7 +415,7 @@ class Config:
             )
 
     def _check_processes(self, workers: int) -> None:
-        is_a3c, device = self.algo.algo == "a3c", self.run.device
+        is_a3c, device = self.algo.has_async_workers, self.run.device
         if is_a3c and device != "cpu":
             raise ValueError(
                 f"device is {device!r} with algo a3c, expected 'cpu': its workers share parameters in the memory of "

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,6 +98,63 @@ def test_a_command_is_taken(own, monkeypatch, capsys, command, page):
     monkeypatch.setattr(DOORS["tune"] if "--tuned" in words else DOORS[words[0]], open_door)
     assert main(words) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "fastac: the work begins", page
+
+
+def python_blocks(page: Path) -> list[str]:
+    """Return the Python that a page shows."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_python_can_be_read(page):
+    for block in python_blocks(page):
+        compile(block, str(page), "exec")
+
+
+class Short:
+    """fastac, with budgets of a moment."""
+
+    def __getattr__(self, name):
+        return getattr(fastac, name)
+
+    def train(self, *arguments, **settings):
+        return fastac.train(*arguments, **{"total_env_steps": 2048, "eval_episodes": 1, **settings})
+
+    def start(self, *arguments, **settings):
+        return fastac.start(*arguments, **{"total_env_steps": 2048, "eval_episodes": 1, **settings})
+
+    def resume(self, run_dir, total_env_steps=1e6):
+        return fastac.resume(run_dir, total_env_steps=total_env_steps / 500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
+def test_python_runs(own, page, monkeypatch):
+    """In one namespace per page, with what a reader is told to have."""
+    import gymnasium as gym
+    import mymodule
+
+    from fastac.models import MLPEncoder
+
+    if "MyEnv-v0" not in gym.registry:
+        gym.register("MyEnv-v0", "mymodule:MyEnv", max_episode_steps=50)
+    with fastac.start("CartPole-v1", run_dir="runs/mine", num_envs=4, total_env_steps=512, eval_episodes=1) as session:
+        next(iter(session))
+    short = Short()
+    monkeypatch.setitem(sys.modules, "fastac", short)
+    names = {
+        "fastac": short,
+        "gym": gym,
+        # A stand-in: EnvPool is not among what the tests need.
+        "envpool": SimpleNamespace(make_gymnasium=lambda env_id, num_envs, seed: gym.make_vec(env_id, num_envs)),
+        "observation": [0.0] * 4,
+        "MyEnv": mymodule.MyEnv,
+        "MyNet": lambda: MLPEncoder(4, (8,), "tanh"),
+        "MyEncoder": lambda size: MLPEncoder(size, (8,), "tanh"),
+        "MyVectorEnv": lambda num_envs: gym.make_vec("CartPole-v1", num_envs),
+    }
+    for block in python_blocks(page):
+        exec(block, names)
 
 
 @pytest.mark.slow

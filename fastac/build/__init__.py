@@ -93,7 +93,7 @@ def assemble(
         EnvFailure: an environment could not be built.
         WorkerFailure: a worker could not be started.
     """
-    make = assemble_hogwild if config.algo.algo == "a3c" else assemble_sync
+    make = assemble_hogwild if config.algo.has_async_workers else assemble_sync
     return make(config, seed, env_factory, encoder)
 
 

@@ -22,7 +22,7 @@ _LEAST_GAMES = 4  # Atari: an emulator's step is dear, and a forward of fewer ro
 
 def worker_share(config: Config, env_factory: EnvFactory | None) -> Config:
     """Return the configuration of one worker's share, the run's own where this process is all there is."""
-    workers, is_a3c = config.run.workers, config.algo.algo == "a3c"
+    workers, is_a3c = config.run.workers, config.algo.has_async_workers
     assert isinstance(workers, int), "resolve_workers first"
     if workers == 1 and not is_a3c:
         return config
@@ -73,7 +73,7 @@ def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Co
     least = _LEAST_BATCHED_SHARE if is_batched else _LEAST_SHARE
     if is_atari(config.env.env_id):
         least = _LEAST_GAMES
-    if config.algo.algo == "a3c":
+    if config.algo.has_async_workers:
         least = 1  # its workers wait for nobody
     for workers in range(most, 1, -1):
         if config.env.num_envs // workers >= least:

@@ -100,7 +100,7 @@ def rows_per_iteration(config: Config, iterations: int, env_steps: int) -> int:
 
 def _workers_apart(config: Config) -> int:
     """Return how many workers there are whose iterations are counted one by one."""
-    workers = config.run.workers if config.algo.algo == "a3c" else 1
+    workers = config.run.workers if config.algo.has_async_workers else 1
     assert isinstance(workers, int), "resolve_workers first"
     return workers
 

@@ -18,7 +18,7 @@ _POOR = 0.4  # an efficiency of workers in step below which cores are not theirs
 
 def describe_end(run: Session, summary: Mapping[str, JsonValue]) -> Iterator[str]:
     """Yield one text after the other: where time went, what else was measured, and the result."""
-    is_concurrent = run.config.algo.algo == "a3c"
+    is_concurrent = run.asynchrony is not None
     yield _tell_phases(run.report.train_wall_s, run.report.phases, run.progress.eval_wall_s, is_concurrent)
     if summary["efficiency"] is not None:
         yield _tell_efficiency(run, summary)

@@ -382,7 +382,7 @@ def open_evaluator(
     environments that trained, if their rows are whole observations and their episodes whole games.
     """
     at_end = config.run.eval_every == 0
-    if config.algo.algo == "a3c" and config.run.eval and not at_end:
+    if config.algo.has_async_workers and config.run.eval and not at_end:
         return ProcessEvaluator(config, env_factory, encoder, tell)
     own = training.envs if at_end and plays_where_it_trains(config) else None
     return InProcessEvaluator(Stage(config, training.model, env_factory, own), tell)
@@ -390,4 +390,4 @@ def open_evaluator(
 
 def plays_where_it_trains(config: Config) -> bool:
     """Return whether a last evaluation can be played in the environments that trained."""
-    return config.algo.algo != "a3c" and not is_atari(config.env.env_id)
+    return not config.algo.has_async_workers and not is_atari(config.env.env_id)

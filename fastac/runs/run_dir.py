@@ -64,8 +64,8 @@ class RunDirectory:
         try:
             import fcntl
 
-            lock = os.open(self.path / _CHECKPOINTS, os.O_RDONLY)
-        except (ImportError, OSError):  # Windows; a directory that somebody has removed
+            lock = os.open(self.path / _CHECKPOINTS, os.O_RDONLY | os.O_DIRECTORY)  # a pipe would be waited for
+        except (ImportError, AttributeError, OSError):  # Windows; what somebody has removed, or replaced
             return None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -79,7 +79,7 @@ class Schedule:
         """Take in an evaluation that took so many steps of its environments."""
         width = evaluation_width(self._config.env, request.episodes, self._factory)
         progress = self._progress
-        beside = _BESIDE_COST if self._config.algo.algo == "a3c" else 1.0
+        beside = _BESIDE_COST if self._config.algo.has_async_workers else 1.0
         progress.eval_spent += beside * calls * self._cost_of_call(width)
         progress.eval_latest, progress.eval_mean_length = request.env_steps, mean_length
 

@@ -122,7 +122,7 @@ class Search:
         Raises:
             ValueError: an algorithm that is another one with another number of workers.
         """
-        if config.algo.algo == "a3c":
+        if config.algo.has_async_workers:
             raise ValueError(
                 "algo is 'a3c', expected one whose workers are in step: how many of them share its environments is "
                 "part of A3C, not of how fast it runs; --workers auto, a worker per core, is fastest."

@@ -214,6 +214,16 @@ def test_parts_of_a_checkpoint_that_are_no_regular_files_are_never_opened(tmp_pa
     assert run.load_checkpoint("last").env_steps == 1
 
 
+def test_a_directory_is_held_whatever_stands_in_the_checkpoints_place(tmp_path, make_special) -> None:
+    run = RunDirectory.create(tmp_path / "run", Config())
+    with run.held():
+        pass
+    (run.path / "checkpoints").rmdir()
+    make_special(run.path / "checkpoints")
+    with run.held():  # a pipe would be waited for
+        pass
+
+
 def test_versions_and_memory() -> None:
     found = versions()
     assert found["numpy"] == np.__version__

@@ -393,7 +393,7 @@ def test_workers_go_when_the_first_is_killed(tmp_path):
 
     script = tmp_path / "run.py"
     script.write_text(
-        "from core_support import *\nfrom test_workers import assemble_training, children_of\n"
+        "from core_support import *\nfrom test_sync_workers import assemble_training, children_of\n"
         "if __name__ == '__main__':\n"
         "    parts = assemble_training()\n    print(*children_of(parts), flush=True)\n"
         "    for _ in parts.trainer.run(): pass\n"
