@@ -42,7 +42,7 @@ def param_size() -> int:
 def allocate(workers: int, rule: UpdateRule) -> SharedCounters:
     """Counters for `make_model`, which holds its parameters."""
     counters = SharedCounters.allocate(workers, param_size(), rule.slots, {"obs": 2})
-    counters.param.view()[:] = flatten(make_model())[0].numpy()
+    counters.parameters.param.view()[:] = flatten(make_model())[0].numpy()
     return counters
 
 
@@ -89,7 +89,7 @@ def take_steps(
     """Learn some regression as worker `worker`, from the moment that all may go."""
     torch.set_num_threads(1)
     model, row = make_model(), WorkerCounters(counters, worker)
-    optimizer = HogwildOptimizer(model, rule, 0.5, counters.vectors(), row, lock)
+    optimizer = HogwildOptimizer(model, rule, 0.5, counters.parameters.vectors(), row, lock)
     rng = torch.Generator().manual_seed(worker)
     pipe.send("ready")
     wait_until(lambda: row.may_go, lambda _: None)

@@ -129,7 +129,7 @@ def test_workers_write_into_lines_of_their_own():
     rows += [*counters.versions.values(), group.counts, group.finished, group.num_finished, group.grads]
     for array in rows:
         assert all(is_line(row) for row in array.view().reshape(3, -1))
-    assert all(is_line(slot) for turn in group.slots.view() for slot in turn)
+    assert all(is_line(slot) for turn in group.exchanged.view() for slot in turn)
 
 
 # --- the flat vectors ----------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def _assemble_around(
     reward_normalizer = build_reward_normalizer(share)
     widths = {name: moments.mean.numel() for name, moments in find_moments(model, reward_normalizer).items()}
     counters = SharedCounters.allocate(config.run.workers, param.numel(), build_rule(config.optim).slots, widths)
-    shared = counters.vectors()
+    shared = counters.parameters.vectors()
     shared.param.copy_(param)
     lock = ProcessLock() if config.run.lock else nullcontext()
     workers = AsyncWorkers(
@@ -114,7 +114,7 @@ def _make_worker(
     # From the run's seed, for what an encoder has besides parameters; those are copied over.
     model = build_model(share.model, envs, Streams.spawn(share.run.seed).model, encoder)
     optimizer = HogwildOptimizer(
-        model, build_rule(share.optim), share.optim.max_grad_norm, counters.vectors(), row, lock
+        model, build_rule(share.optim), share.optim.max_grad_norm, counters.parameters.vectors(), row, lock
     )
     worker = build_worker(share, envs, model, optimizer, action_seed, row)
     return HogwildWorker(worker, optimizer, counters)

@@ -12,14 +12,13 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fastac.contract import Episodes, Merge, Phases
-from fastac.learning.optimizer import FlatParameters
 from fastac.processes import SharedArray
 from fastac.workers.extras import ExtrasWriter, SharedExtras
 from fastac.workers.shared_group import fence
+from fastac.workers.shared_parameters import SharedParameters
 
 # Staleness is counted up to this; beyond it all are one.
 MAX_STALENESS = 63
@@ -45,8 +44,7 @@ class SharedCounters:
     """Shared by the first process and K workers; handed to each when it is started.
 
     Attributes:
-        param: `[P]`.
-        slots: `[P]` each, the optimiser's statistics by name.
+        parameters: the model's, and the optimiser's statistics.
         control: `[2]`, whether to go, and whether to stop.
         counts: `[K, 8]`, see above: `LAG_SUM` and `LAG_MAX` are of staleness.
         seconds: `[K, 8]`, of `PHASES`.
@@ -58,8 +56,7 @@ class SharedCounters:
         extras: what episodes gave in `info`.
     """
 
-    param: SharedArray[np.float32]
-    slots: Mapping[str, SharedArray[np.float32]]
+    parameters: SharedParameters
     control: SharedArray[np.int64]
     counts: SharedArray[np.int64]
     seconds: SharedArray[np.float64]
@@ -80,10 +77,9 @@ class SharedCounters:
             slots: the optimiser's statistics by name, and what they begin with.
             widths: running statistics by name, and their D.
         """
-        single, real, whole = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
-        counters = cls(
-            param=SharedArray((param_size,), single),
-            slots={name: SharedArray((param_size,), single) for name in slots},
+        real, whole = np.dtype(np.float64), np.dtype(np.int64)
+        return cls(
+            parameters=SharedParameters.allocate(param_size, slots),
             control=SharedArray((2,), whole),
             counts=SharedArray((workers, _LINE), whole),
             seconds=SharedArray((workers, _LINE), real),
@@ -96,14 +92,6 @@ class SharedCounters:
             versions={name: SharedArray((workers, _LINE), whole) for name in widths},
             extras=SharedExtras.allocate(workers),
         )
-        for name, value in slots.items():
-            counters.slots[name].view()[:] = value
-        return counters
-
-    def vectors(self) -> FlatParameters:
-        """Return parameters and optimiser statistics as tensors over the shared memory."""
-        slots = {name: torch.from_numpy(slot.view()) for name, slot in self.slots.items()}
-        return FlatParameters(torch.from_numpy(self.param.view()), slots)
 
 
 class WorkerCounters:

@@ -1,7 +1,7 @@
 """The memory that synchronous workers share, and the one thing they do with it: everybody sees everybody's numbers.
 
-A worker writes its numbers into a slot of its own, counts up, and waits until all have counted as
-far. Slots alternate between two sets, so nobody can overwrite what a slower worker still reads, and one
+A worker writes its numbers into a place of its own, counts up, and waits until all have counted as
+far. Places alternate between two sets, so nobody can overwrite what a slower worker still reads, and one
 wait per exchange is enough. Waiting is spinning at first: an exchange between running workers costs a
 few microseconds, where a lock or a pipe of the operating system costs fifty.
 """
@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from fastac.contract import Episodes, Merge
-from fastac.learning.optimizer import FlatParameters
 from fastac.processes import SharedArray, Stopwatch
 from fastac.workers.extras import ExtrasReader, ExtrasWriter, SharedExtras
+from fastac.workers.shared_parameters import SharedParameters
 
 # Looks at the counters before the core is offered to somebody else: about 50 us.
 _SPINS = 400
@@ -34,26 +34,24 @@ class GroupMemory:
     """Shared by K workers; handed to each when it is started. Each writes into cache lines of its own.
 
     Attributes:
-        slots: `[2, K, bytes]`, the exchanged numbers.
+        exchanged: `[2, K, bytes]`, numbers that everybody shows everybody.
         counts: `[K, 8]`, exchanges so far (a cache line each, or counting would slow the others' looks).
         command: `[2]`, how many commands were given, and the latest.
         done_fraction: `[1]`, of the iteration commanded.
         finished: `[K, 2, E]` float64, returns and lengths of the episodes that ended in an iteration.
         num_finished: `[K]`.
-        param: `[P]`.
-        optimizer_slots: `[P]` each, the optimiser's statistics by name.
+        parameters: the model's, and the optimiser's statistics.
         grads: `[K, P]`.
         extras: what episodes gave in `info`.
     """
 
-    slots: SharedArray[np.uint8]
+    exchanged: SharedArray[np.uint8]
     counts: SharedArray[np.int64]
     command: SharedArray[np.int64]
     done_fraction: SharedArray[np.float64]
     finished: SharedArray[np.float64]
     num_finished: SharedArray[np.int64]
-    param: SharedArray[np.float32]
-    optimizer_slots: Mapping[str, SharedArray[np.float32]]
+    parameters: SharedParameters
     grads: SharedArray[np.float32]
     extras: SharedExtras
 
@@ -61,41 +59,32 @@ class GroupMemory:
     def allocate(
         cls,
         size: int,
-        slot_bytes: int,
+        most_bytes: int,
         max_episodes: int,
         param_size: int,
-        optimizer_slots: Mapping[str, float],
+        slots: Mapping[str, float],
     ) -> GroupMemory:
         """Allocate for workers in step.
 
         Args:
             size: K.
-            slot_bytes: of the largest thing that they exchange.
+            most_bytes: of the largest thing that they exchange.
             max_episodes: E, the most that each finds in an iteration.
             param_size: P, the `flat_size` of the model.
-            optimizer_slots: the optimiser's statistics by name, and what they begin with.
+            slots: the optimiser's statistics by name, and what they begin with.
         """
         whole, real, single = np.dtype(np.int64), np.dtype(np.float64), np.dtype(np.float32)
-        memory = cls(
-            slots=SharedArray((2, size, -(-slot_bytes // 64) * 64), np.dtype(np.uint8)),
+        return cls(
+            exchanged=SharedArray((2, size, -(-most_bytes // 64) * 64), np.dtype(np.uint8)),
             counts=SharedArray((size, 8), whole),
             command=SharedArray((2,), whole),
             done_fraction=SharedArray((1,), real),
             finished=SharedArray((size, 2, max_episodes), real, apart=True),
             num_finished=SharedArray((size,), whole, apart=True),
-            param=SharedArray((param_size,), single),
-            optimizer_slots={name: SharedArray((param_size,), single) for name in optimizer_slots},
+            parameters=SharedParameters.allocate(param_size, slots),
             grads=SharedArray((size, param_size), single, apart=True),
             extras=SharedExtras.allocate(size),
         )
-        for name, value in optimizer_slots.items():
-            memory.optimizer_slots[name].view()[:] = value
-        return memory
-
-    def vectors(self) -> FlatParameters:
-        """Return parameters and optimiser statistics as tensors over the shared memory."""
-        slots = {name: torch.from_numpy(slot.view()) for name, slot in self.optimizer_slots.items()}
-        return FlatParameters(torch.from_numpy(self.param.view()), slots)
 
 
 _lock = threading.Lock()
@@ -125,8 +114,8 @@ class SharedGroup:
             rank: from 0.
             watch: called now and then while waiting, with the seconds waited so far; raises if waiting is in vain.
         """
-        self.vectors, self.grads = memory.vectors(), torch.from_numpy(memory.grads.view())
-        self._slots, counts = memory.slots.view(), memory.counts.view()
+        self.vectors, self.grads = memory.parameters.vectors(), torch.from_numpy(memory.grads.view())
+        self._exchanged, counts = memory.exchanged.view(), memory.counts.view()
         self.size, self.rank = len(counts), rank
         self._finished, self._num_finished = memory.finished.view(), memory.num_finished.view()
         self._extras_writer, self._extras_reader = ExtrasWriter(memory.extras, rank), ExtrasReader(memory.extras)
@@ -155,16 +144,16 @@ class SharedGroup:
         return known
 
     def _view(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Return this turn's slots as `[K, *shape]` arrays like `array`; made once per shape and turn."""
+        """Return this turn's numbers as `[K, *shape]` arrays like `array`; made once per shape and turn."""
         key = (self._turn % 2, array.dtype.str, array.shape)
         if key not in self._views:
-            assert array.nbytes <= self._slots.shape[-1], "the slots are too small for what is exchanged"
-            raw = self._slots[self._turn % 2, :, : array.nbytes]
+            assert array.nbytes <= self._exchanged.shape[-1], "there is too little room for what is exchanged"
+            raw = self._exchanged[self._turn % 2, :, : array.nbytes]
             self._views[key] = raw.view(array.dtype).reshape(self.size, *array.shape)
         return self._views[key]
 
     def _publish(self) -> None:
-        """Count up, after the slot is written in the eyes of the other cores too."""
+        """Count up, after the numbers are written in the eyes of the other cores too."""
         fence()
         self._counts[self._own] = self._turn
 

@@ -167,7 +167,7 @@ def test_with_the_lock_workers_are_a_serial_replay_of_their_gradients(rule):
     workers, steps = 3, 150
     log = Log(workers * steps, param_size())
     counters = allocate(workers, rule)
-    began = counters.vectors()
+    began = counters.parameters.vectors()
     param = began.param.clone()
     slots = {name: slot.clone() for name, slot in began.slots.items()}
     run_workers(counters, Logged(rule, log), ProcessLock(), workers, steps)
@@ -175,8 +175,8 @@ def test_with_the_lock_workers_are_a_serial_replay_of_their_gradients(rule):
     assert (log.written.view() == 1).all(), "two steps were counted as one"
     for i, (scale, rate) in enumerate(log.rates.view().tolist()):
         rule.step(param, torch.from_numpy(log.grads.view()[i].copy()), slots, scale, rate, i + 1)
-    assert torch.equal(param, torch.from_numpy(counters.param.view()))
-    assert_same(slots, {name: slot.view() for name, slot in counters.slots.items()})
+    assert torch.equal(param, torch.from_numpy(counters.parameters.param.view()))
+    assert_same(slots, {name: slot.view() for name, slot in counters.parameters.slots.items()})
     assert counters.counts.view()[:, UPDATES].tolist() == [steps] * workers
     assert counters.staleness.view().sum(axis=1).tolist() == [steps] * workers
 
@@ -185,30 +185,27 @@ def test_with_the_lock_workers_are_a_serial_replay_of_their_gradients(rule):
 def test_without_the_lock_every_step_is_counted_and_numbers_stay_finite(rule):
     workers, steps = 3, 300
     counters = allocate(workers, rule)
-    before = counters.param.view().copy()
+    before = counters.parameters.param.view().copy()
     run_workers(counters, rule, nullcontext(), workers, steps)
     assert counters.counts.view()[:, UPDATES].tolist() == [steps] * workers
     assert counters.staleness.view().sum() == workers * steps
-    assert np.isfinite(counters.param.view()).all() and (counters.param.view() != before).any()
-    assert all(np.isfinite(slot.view()).all() for slot in counters.slots.values())
+    assert np.isfinite(counters.parameters.param.view()).all() and (counters.parameters.param.view() != before).any()
+    assert all(np.isfinite(slot.view()).all() for slot in counters.parameters.slots.values())
 
 
 # --- the optimiser --------------------------------------------------------------------------------
 
 
-def make_applies(rule, workers=2, lock=None, max_grad_norm=None):
+def make_optimizers(rule, workers=2, lock=None, max_grad_norm=None):
     """Two workers at shared counters, in this process: models and optimisers."""
     counters = allocate(workers, rule)
     models = [make_model() for _ in range(workers)]
-    lock = nullcontext() if lock is None else lock
-    return (
-        counters,
-        models,
-        [
-            HogwildOptimizer(model, rule, max_grad_norm, counters.vectors(), WorkerCounters(counters, worker), lock)
-            for worker, model in enumerate(models)
-        ],
-    )
+    lock, shared = nullcontext() if lock is None else lock, counters.parameters.vectors()
+    optimizers = [
+        HogwildOptimizer(model, rule, max_grad_norm, shared, WorkerCounters(counters, worker), lock)
+        for worker, model in enumerate(models)
+    ]
+    return counters, models, optimizers
 
 
 def put_gradient(model, grad):
@@ -227,7 +224,7 @@ def parameters_of(model):
 
 @EACH_RULE
 def test_a_constant_gradient_stays_constant(rule):
-    _, models, optimizers = make_applies(rule)
+    _, models, optimizers = make_optimizers(rule)
     for _ in range(4):
         for model, optimizer in zip(models, optimizers, strict=True):
             model.zero_grad(set_to_none=False)
@@ -244,20 +241,20 @@ def test_a_gradient_of_ones_moves_parameters_by_as_much_each_time():
         def step(self, param, grad, slots, grad_scale, learning_rate, count):
             param.sub_(learning_rate * grad_scale * grad)
 
-    counters, models, optimizers = make_applies(Descent())
-    counters.param.view()[:] = 0.0
+    counters, models, optimizers = make_optimizers(Descent())
+    counters.parameters.param.view()[:] = 0.0
     for turn in range(4):
         model, optimizer = models[turn % 2], optimizers[turn % 2]
         model.zero_grad(set_to_none=False)
         sum(p.sum() for p in model.parameters()).backward()
         optimizer.step(1.0)
-        assert torch.equal(torch.from_numpy(counters.param.view()), flatten(deepcopy(model))[0])
+        assert torch.equal(torch.from_numpy(counters.parameters.param.view()), flatten(deepcopy(model))[0])
         assert (parameters_of(model) == -1.0 - turn).all(), "a worker copies the parameters after its step"
 
 
 def test_gradients_and_parameters_of_workers_are_their_own():
-    counters, models, _ = make_applies(Adam(1e-5))
-    shared = [counters.param.view(), *(slot.view() for slot in counters.slots.values())]
+    counters, models, _ = make_optimizers(Adam(1e-5))
+    shared = [counters.parameters.param.view(), *(slot.view() for slot in counters.parameters.slots.values())]
     own = [
         array for model in models for p in model.parameters() for array in (p.detach().numpy(), p.grad.detach().numpy())
     ]
@@ -265,14 +262,14 @@ def test_gradients_and_parameters_of_workers_are_their_own():
     for i, one in enumerate(arrays):
         for other in arrays[:i]:
             assert not np.shares_memory(one, other)
-    counters.param.view()[:] = 7.0
+    counters.parameters.param.view()[:] = 7.0
     assert not any((p == 7.0).any() for model in models for p in model.parameters())
 
 
 @EACH_RULE
 @pytest.mark.parametrize("make_lock", [lambda: None, ProcessLock], ids=["without lock", "with lock"])
 def test_workers_in_turn_are_one_that_takes_all_their_steps(rule, make_lock):
-    counters, models, optimizers = make_applies(rule, lock=make_lock(), max_grad_norm=0.5)
+    counters, models, optimizers = make_optimizers(rule, lock=make_lock(), max_grad_norm=0.5)
     alone = make_model()
     local = LocalOptimizer(alone, rule, 0.5)
     rng = torch.Generator().manual_seed(0)
@@ -282,14 +279,14 @@ def test_workers_in_turn_are_one_that_takes_all_their_steps(rule, make_lock):
         put_gradient(alone, grad)
         rate = 0.1 / (1 + turn)
         assert optimizers[worker].step(rate) == local.step(rate)
-        assert torch.equal(torch.from_numpy(counters.param.view()), flatten(deepcopy(alone))[0])
+        assert torch.equal(torch.from_numpy(counters.parameters.param.view()), flatten(deepcopy(alone))[0])
         assert torch.equal(parameters_of(models[worker]), parameters_of(alone))
     assert_same(optimizers[0].get_state(), local.get_state())
 
 
 def test_adam_corrects_its_averages_by_everybodys_steps():
     """A count of a worker's own would correct the second worker's step as if it were the first."""
-    _, models, optimizers = make_applies(Adam(1e-5))
+    _, models, optimizers = make_optimizers(Adam(1e-5))
     counts = []
     for worker in (0, 1, 1, 0):
         put_gradient(models[worker], torch.ones(num_params()))
@@ -302,17 +299,17 @@ def test_adam_corrects_its_averages_by_everybodys_steps():
 
 
 def test_numbers_that_are_not_finite_are_not_applied():
-    counters, models, optimizers = make_applies(Adam(1e-5))
-    before = counters.param.view().copy()
+    counters, models, optimizers = make_optimizers(Adam(1e-5))
+    before = counters.parameters.param.view().copy()
     put_gradient(models[0], torch.full((num_params(),), torch.nan))
     assert np.isnan(optimizers[0].step(0.01))
-    assert (counters.param.view() == before).all()
-    assert not any(slot.view().any() for slot in counters.slots.values())
+    assert (counters.parameters.param.view() == before).all()
+    assert not any(slot.view().any() for slot in counters.parameters.slots.values())
     assert counters.counts.view().sum() == counters.staleness.view().sum() == 0
 
 
 def test_staleness_is_how_many_steps_of_others_lay_between_copy_and_step():
-    counters, models, optimizers = make_applies(RMSprop(1e-5, tensorflow=False))
+    counters, models, optimizers = make_optimizers(RMSprop(1e-5, tensorflow=False))
     for model in models:
         put_gradient(model, torch.ones(num_params()))
     expected = np.zeros((2, MAX_STALENESS + 1), int)
@@ -329,7 +326,7 @@ def test_staleness_is_how_many_steps_of_others_lay_between_copy_and_step():
 
 
 def test_mean_and_maximum_of_staleness_are_true_beyond_where_it_is_counted():
-    counters, _, optimizers = make_applies(RMSprop(1e-5, tensorflow=False))
+    counters, _, optimizers = make_optimizers(RMSprop(1e-5, tensorflow=False))
     between = [MAX_STALENESS + 9, 1, MAX_STALENESS + 2]
     for steps in between:
         for _ in range(steps):
@@ -343,8 +340,8 @@ def test_mean_and_maximum_of_staleness_are_true_beyond_where_it_is_counted():
 
 
 def test_a_worker_copies_anew_when_it_is_told():
-    counters, models, optimizers = make_applies(Adam(1e-5))
-    counters.param.view()[:] = 3.0
+    counters, models, optimizers = make_optimizers(Adam(1e-5))
+    counters.parameters.param.view()[:] = 3.0
     put_gradient(models[1], torch.zeros(num_params()))
     optimizers[1].step(0.0)
     optimizers[0].copy()
@@ -421,7 +418,7 @@ def pooled(counters, name="obs"):
 
 def test_slots_begin_as_the_rule_says():
     counters = SharedCounters.allocate(2, 4, RMSprop(1e-5, tensorflow=True).slots, {})
-    assert counters.slots["square"].view().tolist() == [1.0] * 4
+    assert counters.parameters.slots["square"].view().tolist() == [1.0] * 4
 
 
 def test_statistics_are_of_the_rows_that_any_worker_has_seen():
@@ -1082,7 +1079,7 @@ def test_nothing_of_a_run_stays_open_or_in_shared_memory(lock):
     def run_once():
         with assembled(lock=lock, total_env_steps=100) as training:
             train(training)
-            arrays.append(weakref.ref(training._counters.param))  # its memory is freed with it
+            arrays.append(weakref.ref(training._counters.parameters.param))  # its memory is freed with it
 
     arrays = []
     run_once()  # what is opened once and for all

@@ -179,7 +179,7 @@ def test_a_step_that_is_taken_in_part_is_not_saved():
     model = make_model()
     params = flat_size(model)
     memory = GroupMemory.allocate(2, 64, 1, params, {"average": 0.0, "square": 0.0})
-    optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, Deserted(), memory.vectors(), torch.ones(2, params))
+    optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, Deserted(), memory.parameters.vectors(), torch.ones(2, params))
     assert optimizer.get_state()["steps"] == 0
     with pytest.raises(WorkerFailure, match="worker 1 died"):
         optimizer.step(0.01)
