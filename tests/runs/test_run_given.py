@@ -181,7 +181,7 @@ def test_the_log_begins_with_what_one_would_not_expect(tmp_path, caplog):
 )
 def test_a_rollout_is_no_longer_than_the_budget(monkeypatch, caplog, settings, num_steps):
     caplog.set_level(logging.INFO, "fastac")
-    monkeypatch.setattr("fastac.api.start_config", lambda config, *_: config)
+    monkeypatch.setattr("fastac.api.start_config", lambda config, *_, held: config)
     config = fastac.start(Opaque, "ppo", **{"num_minibatches": 4, **settings})
     assert config.algo.num_steps == num_steps
     assert config.env.num_envs == 16
