@@ -54,10 +54,11 @@ def test_typed_settings_are_the_configurations_fields():
     assert get_type_hints(TrainSettings) == fields | wider
 
 
+@pytest.mark.slow  # half a minute
 def test_a_type_checker_finds_typos(tmp_path):
     (tmp_path / "typo.py").write_text('import fastac\nfastac.train("CartPole-v1", nun_envs=4)\n')
     (tmp_path / "right.py").write_text('import fastac\nfastac.start("CartPole-v1", num_envs=4, total_env_steps=1e5)\n')
-    words = [sys.executable, "-m", "mypy", "--follow-imports", "silent"]  # with the cache of `make type`
+    words = [sys.executable, "-m", "mypy", "--follow-imports", "silent"]
     root = Path(__file__).parents[1]
     done = [
         subprocess.run([*words, tmp_path / name], cwd=root, capture_output=True, text=True)
