@@ -146,7 +146,7 @@ class RewardClipper(nn.Module):
 
 
 class NoObsNormalizer(nn.Module):
-    """The null twin: observations as they are."""
+    """Observations as they are."""
 
     def forward(self, obs: Tensor) -> Tensor:
         """Return `obs`."""
@@ -157,7 +157,7 @@ class NoObsNormalizer(nn.Module):
 
 
 class NoRewardNormalizer(nn.Module):
-    """The null twin: rewards as they are."""
+    """Rewards as they are."""
 
     def forward(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
         """Return `reward`."""

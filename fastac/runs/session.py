@@ -321,9 +321,10 @@ class Session:
                 it takes to build the environments again and step them twice.
         """
         if not self._closed:
-            self._check_trained()
             try:
-                self._end(measure_efficiency)
+                has_trained = self._take_last()
+                if has_trained:
+                    self._end(measure_efficiency)
             except (Exception, KeyboardInterrupt) as error:
                 try:
                     if isinstance(error, WorkerFailure):
@@ -331,18 +332,19 @@ class Session:
                 finally:
                     self._abandon()
                 raise
+            if not has_trained:  # it may be iterated over still
+                raise ValueError("nothing was trained yet: iterate over the session first, or fastac.complete it.")
             self._close()
         if not self._summary:
             self._check_open()
         return self._summary
 
-    def _check_trained(self) -> None:
-        """Take in what was not reported yet; refuse a session that has done nothing."""
+    def _take_last(self) -> bool:
+        """Take in what was not reported yet; return whether anything was trained."""
         last = self.training.trainer.halt()
         if last is not None:
             self._record(last)
-        if self._report is None:
-            raise ValueError("nothing was trained yet, so there is nothing to finish: iterate over the session first.")
+        return self._report is not None
 
     def _end(self, measure_efficiency: bool) -> None:
         self._begin()

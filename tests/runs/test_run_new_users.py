@@ -185,6 +185,19 @@ def test_a_session_that_cannot_begin_is_closed(tmp_path, monkeypatch):
     assert rows == list(range(1, len(rows) + 1))
 
 
+def test_a_session_whose_last_rows_cannot_be_written_is_closed(tmp_path, monkeypatch):
+    session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **SMALL, total_env_steps=64)
+
+    def fail(*_):
+        raise fastac.RecordError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(fastac.RecordError):
+        patch.setattr(session.training.trainer, "halt", fail)
+        fastac.finish(session)
+    with pytest.raises(ValueError, match="the session is closed: nothing was saved"):
+        next(iter(session))
+
+
 def test_a_session_that_was_not_iterated_over_can_be_still(tmp_path):
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **SMALL, total_env_steps=64)
     with pytest.raises(ValueError, match="iterate over the session first"):

@@ -1,6 +1,6 @@
 """Networks of fastac's own layers without autograd: acting leaves its activations behind, learning starts from them.
 
-The readable twin is `ActorCritic` under autograd, which tests hold this to.
+The readable reference is `ActorCritic` under autograd, which tests hold this to.
 """
 
 from fastac.learning.fused.actor import FusedActor, Sampler
