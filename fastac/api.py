@@ -130,7 +130,8 @@ def train(
 
     With a3c, or several workers, `env` and `encoder` go to other processes: they must be defined at the top level
     of a module. Where that is the script itself, it needs `if __name__ == "__main__":`; where it is a module of its
-    own, the script needs none. What is defined in a module is recorded by name, so that `fastac eval`, `record` and `resume` find it.
+    own, the script needs none. What is defined in a module is recorded by name, so that `fastac eval`, `record` and
+    `resume` find it.
     """
     _check_which(checkpoint)
     return complete(
