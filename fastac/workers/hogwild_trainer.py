@@ -85,7 +85,7 @@ class HogwildTrainer:
         if self.env_steps >= self._budget:
             return
         self._began, self._is_running = perf_counter(), True
-        reported_at = self._began
+        reported_at: float | None = None  # nothing is reported before the first iteration, of a resumed run either
         self._workers.begin()
         try:
             while not self._workers.are_done:
@@ -93,7 +93,7 @@ class HogwildTrainer:
                 self._workers.watch(min(_MOST_PERIOD_S, max(_LEAST_PERIOD_S, _PERIOD_PART * elapsed_s)))
                 is_news = self._counts[:, ITERATIONS].sum() > self._reported
                 # Now and then also without news: a consumer who wants to stop is heard after a report.
-                is_late = self._reported > 0 and perf_counter() - reported_at > _SILENT_S
+                is_late = reported_at is not None and perf_counter() - reported_at > _SILENT_S
                 if not self._workers.are_done and (is_news or is_late):
                     yield self._report()
                     reported_at = perf_counter()

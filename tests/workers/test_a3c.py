@@ -44,7 +44,7 @@ from fastac.contract import Alone, EnvFailure, Episodes, NonFiniteError, Phases,
 from fastac.learning.optimizer import Adam, HogwildOptimizer, LocalOptimizer, RMSprop, flatten
 from fastac.models import RunningMoments, merge_moments
 from fastac.processes import ProcessLock, close, get_context, start
-from fastac.workers import BeatingEnvs, HogwildTrainer, SharedCounters, WorkerCounters, async_workers
+from fastac.workers import BeatingEnvs, HogwildTrainer, SharedCounters, WorkerCounters, async_workers, hogwild_trainer
 from fastac.workers.hogwild_worker import _train
 from fastac.workers.shared_counters import (
     BEATS,
@@ -578,6 +578,19 @@ def test_nothing_is_reported_before_the_first_iteration():
     trainer, _ = make_trainer(counters, lambda: None, partial(note, worker_rows[0]))
     assert [report.iteration for report in trainer.run()] == [1]
     assert make_trainer(make_rows(2)[0])[0].halt() is None
+
+
+def test_a_resumed_run_reports_nothing_before_its_first_iteration_however_long_that_takes(monkeypatch):
+    monkeypatch.setattr(hogwild_trainer, "_SILENT_S", 0.0)
+    counters, worker_rows = make_rows(2)
+    trainer, _ = make_trainer(counters, partial(note, worker_rows[0]))
+    (first,) = trainer.run()
+    saved = trainer.get_state()
+    counters, worker_rows = make_rows(2)
+    again, _ = make_trainer(counters, lambda: None, lambda: None, partial(note, worker_rows[1]), *[lambda: None] * 2)
+    again.set_state(saved)
+    # The second has no news, and is there so that a consumer who wants to stop is heard.
+    assert [report.iteration for report in again.run()] == [2, 2]
 
 
 def test_losses_are_means_over_the_iterations_since_the_last_report():
