@@ -33,8 +33,8 @@ def find_experiment(name: str) -> Experiment:
         hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(experiments)}."
         raise ValueError(f"{name!r} is not an experiment: {hint}")
     needs = experiments[name].needs
-    extras: list[Extra] = ["plot"] if needs is None else ["plot", needs]
-    for extra in extras:
-        if find_spec(EXTRAS[extra]) is None:
-            raise ValueError(f"{name} needs {EXTRAS[extra]}, which is not installed: {INSTALL[extra]}.")
+    extras: list[Extra] = ["plot", "experiments", *([needs] if needs else [])]
+    for extra, package in ((extra, package) for extra in extras for package in EXTRAS[extra]):
+        if find_spec(package) is None:
+            raise ValueError(f"{name} needs {package}, which is not installed: {INSTALL[extra]}.")
     return experiments[name]

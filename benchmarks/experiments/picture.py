@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from benchmarks.experiments.definition import Arm, CurvePlot, Experiment, Number, Trial, ValuePlot
-from benchmarks.experiments.stats import LEAST_FOR_INTERVAL, Floats, bootstrap_interval, mean, median_with_none_last
+from benchmarks.experiments.stats import LEAST_FOR_INTERVAL, Floats, bootstrap_interval, median_with_none_last
 from benchmarks.experiments.trials import flatten
 from fastac.install import INSTALL
 from fastac.runs.files import replace_file
@@ -110,8 +110,7 @@ def _draw_curves(
         grid, values = align([(np.array(curve.x), np.array(curve.y)) for curve in curves])
         axes.plot(grid, values.mean(axis=0), color=color, linestyle=line, linewidth=2.0, label=arm.name)
         if len(curves) >= LEAST_FOR_INTERVAL:
-            low, high = np.array([bootstrap_interval(column, mean) for column in values.T]).T
-            axes.fill_between(grid, low, high, color=color, alpha=0.15, linewidth=0)
+            axes.fill_between(grid, *bootstrap_interval(values, np.mean), color=color, alpha=0.15, linewidth=0)
     if axes.get_xlim()[1] >= 10_000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k
 
@@ -156,8 +155,7 @@ def _draw_seeds(axes: Axes, x: float, scores: Floats, color: str, has_bar: bool)
     """Draw a dot for each seed and a bar for the interval."""
     axes.plot(np.full(len(scores), x), scores, "o", color=color, alpha=0.35, markersize=4, markeredgewidth=0)
     if has_bar and len(scores) >= LEAST_FOR_INTERVAL:
-        low, high = bootstrap_interval(scores, mean)
-        axes.plot([x, x], [low, high], color=color, linewidth=3.0, alpha=0.7, solid_capstyle="butt")
+        axes.plot([x, x], bootstrap_interval(scores, np.mean), color=color, linewidth=3.0, alpha=0.7, solid_capstyle="butt")
 
 
 def _place(axes: Axes, plot: ValuePlot, arms: Sequence[Arm]) -> list[float]:

@@ -14,7 +14,6 @@ from benchmarks.experiments.stats import (
     LEAST_FOR_INTERVAL,
     bootstrap_interval,
     interquartile_mean,
-    mean,
     median_with_none_last,
 )
 from benchmarks.experiments.trials import Saved, check_out, flatten, list_jobs, load_trial
@@ -98,10 +97,10 @@ def summarise(scores: Sequence[Number]) -> Json:
         "none": len(scores) - len(there),
         "median_with_none_last": median_with_none_last(scores),
     }
-    for name, statistic in (("mean", mean), ("iqm", interquartile_mean)):
+    for name, statistic in (("mean", np.mean), ("iqm", interquartile_mean)):
         summary[name] = float(statistic(there)) if len(there) else None
         enough = len(there) >= LEAST_FOR_INTERVAL
-        summary[f"{name}_interval"] = list(bootstrap_interval(there, statistic)) if enough else None
+        summary[f"{name}_interval"] = [float(end) for end in bootstrap_interval(there, statistic)] if enough else None
     return summary
 
 

@@ -23,12 +23,12 @@ from fastac.runs.files import read_json, replace_json
 from fastac.runs.provenance import git_commit, versions
 from fastac.tools.tune import cpu_model
 
-# What each extra of fastac's installs that the experiments use: the name to import.
-EXTRAS: dict[Extra, str] = {
-    "box2d": "Box2D",
-    "experiments": "stable_baselines3",
-    "mujoco": "mujoco",
-    "plot": "matplotlib",
+# What each extra of fastac's installs that the experiments use: the names to import.
+EXTRAS: dict[Extra, tuple[str, ...]] = {
+    "box2d": ("Box2D",),
+    "experiments": ("scipy", "stable_baselines3"),
+    "mujoco": ("mujoco",),
+    "plot": ("matplotlib",),
 }
 
 
@@ -184,9 +184,9 @@ def describe_machine(experiment: Experiment) -> dict[str, JsonValue]:
     """Return what the trials run on: `cpu`, `cores`, `versions` and `commit`."""
     software: dict[str, JsonValue] = dict(versions())
     if experiment.needs is not None:
-        name = EXTRAS[experiment.needs]
-        with suppress(PackageNotFoundError):  # where the distribution has another name
-            software[name] = version(name)
+        for name in EXTRAS[experiment.needs]:
+            with suppress(PackageNotFoundError):  # where the distribution has another name
+                software[name] = version(name)
     return {"cpu": cpu_model(), "cores": count_cores(), "versions": software, "commit": git_commit()}
 
 

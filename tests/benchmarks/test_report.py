@@ -16,7 +16,7 @@ from benchmarks.experiments import write_report
 from benchmarks.experiments.__main__ import main
 from benchmarks.experiments.definition import Column, Trial
 from benchmarks.experiments.report import format_cell, summarise
-from benchmarks.experiments.stats import bootstrap_interval, interquartile_mean, mean
+from benchmarks.experiments.stats import bootstrap_interval, interquartile_mean
 from benchmarks.experiments.trials import list_jobs, save_trial
 from fastac.install import INSTALL
 
@@ -48,7 +48,7 @@ def test_results_by_hand(tmp_path, undrawn):
     final = first["arms"]["arm 1"]["values"]["final"]
     assert final["scores"] == [5.0, 15.0, 25.0, 35.0, 45.0, 55.0]
     assert (final["none"], final["mean"], final["iqm"]) == (0, 30.0, pytest.approx(30.0))
-    assert final["mean_interval"] == list(bootstrap_interval(np.array(final["scores"]), mean))
+    assert final["mean_interval"] == list(bootstrap_interval(np.array(final["scores"]), np.mean))
     assert final["iqm_interval"] == list(bootstrap_interval(np.array(final["scores"]), interquartile_mean))
     solved = first["arms"]["arm 0"]["values"]["solved"]
     assert (solved["scores"], solved["none"], solved["mean"]) == ([100.0, 101.0, None, None, None, None], 4, 100.5)
@@ -59,7 +59,7 @@ def test_results_by_hand(tmp_path, undrawn):
 def test_the_page(tmp_path, undrawn):
     save_all(toy(), 6, tmp_path)
     tables = write_report(toy(), 6, tmp_path)
-    low, high = bootstrap_interval(np.arange(0.0, 60.0, 10.0), mean)
+    low, high = bootstrap_interval(np.arange(0.0, 60.0, 10.0), np.mean)
     first = f"| 25.0 / 25.0 [{low:.1f}, {high:.1f}] | 100 / 100, 2 of 6 | 0 of 6 |"
     second = f"| 30.0 / 30.0 [{low + 5:.1f}, {high + 5:.1f}] | 100 / 100, 2 of 6 | 0 of 6 |"
     told = "algo a2c, num_envs {}, num_steps 16, learning_rate 0.0007, total_env_steps 500,000."
@@ -198,7 +198,7 @@ def test_the_picture(tmp_path, drawn):
     assert second[0].lines[0].get_color() == zero.get_color()
     assert zero.get_xdata()[[0, -1]].tolist() == [100.0, 1100.0]  # to where the first ends
     np.testing.assert_allclose(one.get_ydata()[[0, -1]], [26.0, 25.0 + 11**0.5])
-    low, high = bootstrap_interval(np.arange(6.0, 56.0, 10.0), mean)
+    low, high = bootstrap_interval(np.arange(6.0, 56.0, 10.0), np.mean)
     corners = curves.collections[1].get_paths()[0].vertices
     for corner in ([100.0, low], [100.0, high]):
         assert np.isclose(corners, corner).all(axis=1).any()
@@ -229,7 +229,7 @@ def test_values_are_squares_bars_and_dots(tmp_path, drawn):
     dots = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"]
     assert dots[1] == [[0.875, 5.0], [0.875, 15.0], [0.875, 25.0], [0.875, 35.0], [0.875, 45.0]]
     bars = [line.get_xydata().tolist() for line in axes.lines if line.get_linewidth() == 3.0]
-    assert bars[1] == [[0.875, end] for end in bootstrap_interval(np.arange(5.0, 55.0, 10.0), mean)]
+    assert bars[1] == [[0.875, end] for end in bootstrap_interval(np.arange(5.0, 55.0, 10.0), np.mean)]
     assert [text.get_text() for text in axes.texts] == ["2/5", "2/5"]
 
 
@@ -308,7 +308,10 @@ def test_wrong_words_are_one_sentence(toys, tmp_path, capsys, words, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("missing", "name", "extra"), [("mujoco", "other", "mujoco"), ("matplotlib", "toy", "plot")])
+@pytest.mark.parametrize(
+    ("missing", "name", "extra"),
+    [("mujoco", "other", "mujoco"), ("matplotlib", "toy", "plot"), ("scipy", "toy", "experiments")],
+)
 def test_a_missing_extra_is_told_before_anything_runs(toys, tmp_path, capsys, monkeypatch, missing, name, extra):
     monkeypatch.setattr("benchmarks.experiments.find_spec", lambda module: None if module == missing else object())
     assert main([name]) == 2
