@@ -34,7 +34,8 @@ def find_experiment(name: str) -> Experiment:
         raise ValueError(f"{name!r} is not an experiment: {hint}")
     needs = experiments[name].needs
     extras: list[Extra] = ["plot", "experiments", *([needs] if needs else [])]
-    for extra, package in ((extra, package) for extra in extras for package in EXTRAS[extra]):
-        if find_spec(package) is None:
-            raise ValueError(f"{name} needs {package}, which is not installed: {INSTALL[extra]}.")
+    for extra in extras:
+        for package in EXTRAS[extra]:
+            if find_spec(package) is None:
+                raise ValueError(f"{name} needs {package}, which is not installed: {INSTALL[extra]}.")
     return experiments[name]

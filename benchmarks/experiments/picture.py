@@ -155,7 +155,8 @@ def _draw_seeds(axes: Axes, x: float, scores: Floats, color: str, has_bar: bool)
     """Draw a dot for each seed and a bar for the interval."""
     axes.plot(np.full(len(scores), x), scores, "o", color=color, alpha=0.35, markersize=4, markeredgewidth=0)
     if has_bar and len(scores) >= LEAST_FOR_INTERVAL:
-        axes.plot([x, x], bootstrap_interval(scores, np.mean), color=color, linewidth=3.0, alpha=0.7, solid_capstyle="butt")
+        ends = bootstrap_interval(scores, np.mean)
+        axes.plot([x, x], ends, color=color, linewidth=3.0, alpha=0.7, solid_capstyle="butt")
 
 
 def _place(axes: Axes, plot: ValuePlot, arms: Sequence[Arm]) -> list[float]:

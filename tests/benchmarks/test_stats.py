@@ -27,7 +27,7 @@ def test_an_interval_by_hand():
 
 
 def test_a_curve_has_an_interval_at_every_point():
-    curves = np.random.default_rng(0).normal(size=(10, 3)) + [0.0, 5.0, 10.0]  # [seeds, points]
+    curves = np.random.default_rng(0).normal([0.0, 5.0, 10.0], size=(10, 3))  # [seeds, points]
     low, high = bootstrap_interval(curves, np.mean)
     assert low.shape == high.shape == (3,)
     assert (low < curves.mean(axis=0)).all() and (curves.mean(axis=0) < high).all()
