@@ -13,7 +13,7 @@ Extra: TypeAlias = Literal["atari", "box2d", "experiments", "mujoco", "plot", "v
 INSTALL: dict[Extra, str] = {
     "atari": "pip install 'ale-py>=0.12'",
     "box2d": "pip install 'gymnasium[box2d]'",
-    "experiments": "pip install 'scipy>=1.15' 'stable-baselines3>=2.7'",
+    "experiments": "pip install 'gymnasium[box2d]' 'matplotlib>=3.8' 'scipy>=1.15' 'stable-baselines3>=2.7'",
     "mujoco": "pip install 'gymnasium[mujoco]'",
     "plot": "pip install 'matplotlib>=3.8'",
     "video": "pip install 'gymnasium[classic-control]' 'imageio[ffmpeg]>=2.34'",

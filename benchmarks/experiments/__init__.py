@@ -9,7 +9,7 @@ from benchmarks.experiments.definition import Experiment
 from benchmarks.experiments.report import write_report
 from benchmarks.experiments.runner import run_trials
 from benchmarks.experiments.trials import EXTRAS
-from fastac.install import INSTALL, Extra
+from fastac.install import INSTALL
 
 __all__ = ["find_experiment", "list_experiments", "run_trials", "write_report"]
 
@@ -32,9 +32,7 @@ def find_experiment(name: str) -> Experiment:
         near = get_close_matches(name, experiments, n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(experiments)}."
         raise ValueError(f"{name!r} is not an experiment: {hint}")
-    needs = experiments[name].needs
-    extras: list[Extra] = ["plot", "experiments", *([needs] if needs else [])]
-    for extra in extras:
+    for extra in experiments[name].extras:
         for package in EXTRAS[extra]:
             if find_spec(package) is None:
                 raise ValueError(f"{name} needs {package}, which is not installed: {INSTALL[extra]}.")

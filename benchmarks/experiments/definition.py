@@ -132,7 +132,7 @@ class Experiment:
         arms: in the order in which they are shown.
         plots: of every group.
         columns: of every group's table.
-        needs: the extra of fastac's that it cannot do without, if any.
+        extras: those of fastac's that it cannot do without.
     """
 
     name: str
@@ -140,4 +140,4 @@ class Experiment:
     arms: tuple[Arm, ...]
     plots: tuple[CurvePlot | ValuePlot, ...]
     columns: tuple[Column, ...]
-    needs: Extra | None = None
+    extras: tuple[Extra, ...] = ("experiments",)

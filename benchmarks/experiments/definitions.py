@@ -202,7 +202,6 @@ def _gotchas() -> Experiment:
         tuple(arm for config in (cartpole, lander) for arm in _vary(config.env.env_id, config, _SWITCHES, learn)),
         (_BY_STEPS, ValuePlot({"final_return": "seeds, mean"}, "at the end", _RETURN)),
         (_FINAL,),
-        needs="box2d",
     )
 
 
@@ -254,7 +253,6 @@ def _cartpole_500() -> Experiment:
             Column("return_at_seconds", "50 episodes before second 20", "their mean return, in training"),
             Column("fall_at_seconds", "fall at second 20", "the best mean of 50 episodes until then, minus this one"),
         ),
-        needs="experiments",
     )
 
 
@@ -280,7 +278,6 @@ def _a2c_a3c_ppo() -> Experiment:
         tuple(arms),
         (_BY_STEPS, _BY_SECONDS),
         (*_columns_to("the threshold", goals), _STAYS, _FINAL, _SPS),
-        needs="box2d",
     )
 
 
@@ -373,7 +370,6 @@ def _gaussians() -> Experiment:
         tuple(arms),
         (_BY_STEPS, ValuePlot({"final_return": "seeds, mean"}, "at the end", _RETURN)),
         (_columns_to("the threshold", goals)[0], _STAYS, _FINAL),
-        needs="box2d",
     )
 
 
@@ -393,7 +389,7 @@ def _robots() -> Experiment:
         ),
         (_BY_STEPS, ValuePlot({"final_return": "seeds, mean"}, "at the end", _RETURN)),
         (_FINAL, _SPS),
-        needs="mujoco",
+        extras=("experiments", "mujoco"),
     )
 
 

@@ -25,10 +25,8 @@ from fastac.tools.tune import cpu_model
 
 # What each extra of fastac's installs that the experiments use: the names to import.
 EXTRAS: dict[Extra, tuple[str, ...]] = {
-    "box2d": ("Box2D",),
-    "experiments": ("scipy", "stable_baselines3"),
+    "experiments": ("Box2D", "matplotlib", "scipy", "stable_baselines3"),
     "mujoco": ("mujoco",),
-    "plot": ("matplotlib",),
 }
 
 
@@ -183,10 +181,9 @@ def flatten(config: Config) -> dict[str, JsonValue]:
 def describe_machine(experiment: Experiment) -> dict[str, JsonValue]:
     """Return what the trials run on: `cpu`, `cores`, `versions` and `commit`."""
     software: dict[str, JsonValue] = dict(versions())
-    if experiment.needs is not None:
-        for name in EXTRAS[experiment.needs]:
-            with suppress(PackageNotFoundError):  # where the distribution has another name
-                software[name] = version(name)
+    for name in (name for extra in experiment.extras for name in EXTRAS[extra]):
+        with suppress(PackageNotFoundError):  # where the distribution has another name
+            software[name] = version(name)
     return {"cpu": cpu_model(), "cores": count_cores(), "versions": software, "commit": git_commit()}
 
 

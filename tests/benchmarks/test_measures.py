@@ -187,7 +187,7 @@ def shrink(measure):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda each: each.name)
 def test_every_plot_and_column_is_of_something_that_is_measured(experiment):
-    for package in EXTRAS[experiment.needs] if experiment.needs else ():
+    for package in (package for extra in experiment.extras for package in EXTRAS[extra]):
         pytest.importorskip(package)
     assert len({(arm.group, arm.name) for arm in experiment.arms}) == len(experiment.arms)
     curves, values, done = set(), set(), set()

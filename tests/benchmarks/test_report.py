@@ -272,7 +272,7 @@ def test_values_by_a_setting(tmp_path, drawn):
 @pytest.fixture
 def toys(monkeypatch, tmp_path):
     module = types.ModuleType("benchmarks.experiments.definitions")
-    module.EXPERIMENTS = (toy(), toy(name="other", needs="mujoco"))
+    module.EXPERIMENTS = (toy(), toy(name="other", extras=("experiments", "mujoco")))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.chdir(tmp_path)
 
@@ -310,7 +310,7 @@ def test_wrong_words_are_one_sentence(toys, tmp_path, capsys, words, message):
 
 @pytest.mark.parametrize(
     ("missing", "name", "extra"),
-    [("mujoco", "other", "mujoco"), ("matplotlib", "toy", "plot"), ("scipy", "toy", "experiments")],
+    [("mujoco", "other", "mujoco"), ("matplotlib", "toy", "experiments"), ("scipy", "toy", "experiments")],
 )
 def test_a_missing_extra_is_told_before_anything_runs(toys, tmp_path, capsys, monkeypatch, missing, name, extra):
     monkeypatch.setattr("benchmarks.experiments.find_spec", lambda module: None if module == missing else object())
