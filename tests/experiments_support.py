@@ -62,7 +62,7 @@ def meet(config: Config, folder: Path) -> Trial:
     return measure(config)
 
 
-def toy(*measures, name="toy", needs=None, x_setting=None, **changes) -> Experiment:
+def toy(*measures, name="toy", extras=("experiments",), x_setting=None, **changes) -> Experiment:
     """Return an experiment with an arm per measure in one group, and one arm in another."""
     measures = measures or (measure, partial(measure, offset=5.0))
     base = Config().replace(**changes)
@@ -81,5 +81,5 @@ def toy(*measures, name="toy", needs=None, x_setting=None, **changes) -> Experim
             Column("solved", "steps to the goal", "of training", 0),
             Column("never", "never", "nothing"),
         ),
-        needs,
+        extras,
     )
