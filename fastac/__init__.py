@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastac.api import Run, complete, evaluate, finish, load, resume, start, train
-    from fastac.config import Config
+    from fastac.config import Config, TrainSettings
     from fastac.contract import EnvFailure, NonFiniteError, Report, WorkerFailure
     from fastac.runs import Session
     from fastac.runs.evaluate import Evaluation
     from fastac.runs.files import RecordError
-    from fastac.settings import TrainSettings
     from fastac.tools.policy import TrainedPolicy
 
 __version__ = "0.1.0"
@@ -56,9 +55,9 @@ __all__ = [
 # Imported when first used: `fastac --help` and worker processes need not wait seconds for torch.
 _HOMES = dict.fromkeys(("Run", "complete", "evaluate", "finish", "load", "resume", "start", "train"), "fastac.api")
 _HOMES |= dict.fromkeys(("EnvFailure", "NonFiniteError", "Report", "WorkerFailure"), "fastac.contract")
-_HOMES |= {"Config": "fastac.config", "RecordError": "fastac.runs.files", "Session": "fastac.runs"}
+_HOMES |= dict.fromkeys(("Config", "TrainSettings"), "fastac.config")
+_HOMES |= {"RecordError": "fastac.runs.files", "Session": "fastac.runs"}
 _HOMES |= {"Evaluation": "fastac.runs.evaluate", "TrainedPolicy": "fastac.tools.policy"}
-_HOMES |= {"TrainSettings": "fastac.settings"}
 
 
 def __getattr__(name: str) -> object:

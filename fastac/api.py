@@ -34,7 +34,7 @@ from fastac.build import (
     single_thread,
     take_env,
 )
-from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue
+from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue, TrainSettings
 from fastac.contract import read_branch
 from fastac.envs.source import Named
 from fastac.models import load_module
@@ -48,7 +48,6 @@ from fastac.runs.player import make_player
 from fastac.runs.resuming import continued_config, tell_changes, tell_jumps
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.state import wall_minutes_of
-from fastac.settings import TrainSettings
 from fastac.text import log_on_stderr
 from fastac.tools.policy import TrainedPolicy
 from fastac.workers import Training

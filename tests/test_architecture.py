@@ -16,8 +16,7 @@ TABLE = {
     "install": "",
     "memory": "",
     "contract": "",
-    "config": "contract",
-    "settings": "config",
+    "config": "",
     "kernels": "",
     "presets": "config",
     "fork_server": "",
@@ -30,7 +29,7 @@ TABLE = {
     "build": "contract config kernels presets processes rollout envs models learning workers",
     "runs": "text memory contract config processes rollout envs models learning workers build",
     "tools": "install memory contract config processes envs models runs build",
-    "api": "text contract config settings processes envs models workers build runs tools",
+    "api": "text contract config processes envs models workers build runs tools",
     "cli": "text contract config presets processes build runs tools api",
 }
 MAY_IMPORT = {room: set(names.split()) for room, names in TABLE.items()}

@@ -435,8 +435,8 @@ def test_a_second_signal_does_not_wait(tmp_path):
     pids = [*pids_of(session), evaluator_of(session)]
     with pytest.raises(KeyboardInterrupt):
         for _ in session:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     assert session.finish()["env_steps"] > 0  # what was done is still there
     assert are_gone(pids)
 
@@ -736,7 +736,7 @@ def test_who_ends_a_run_does_not_wait_for_its_evaluation(tmp_path):
     session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=1, eval_episodes=10**5)
     evaluator = evaluator_of(session)
     for _ in session:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     summary = session.finish()
     assert summary["stopped_by"] == "SIGTERM" and summary["eval_mean_return"] is None
     assert are_gone([evaluator])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 from dataclasses import dataclass
 
@@ -137,7 +136,7 @@ def test_a_run_writes_down_its_whole_protocol(tmp_path, caplog, protocol):
     caplog.set_level(logging.INFO, "fastac")
     session = start(tmp_path / "run", BREAKOUT, atari_protocol=name, screen_size=None, max_frames=None)
     for _ in session:
-        os.kill(os.getpid(), signal.SIGTERM)  # which spares its evaluation
+        signal.raise_signal(signal.SIGTERM)  # which spares its evaluation
     assert session.finish()["stopped_by"] == "SIGTERM"
     env = json.loads((tmp_path / "run" / "config.json").read_text())["env"]
     assert {field: env[field] for field in protocol} == protocol

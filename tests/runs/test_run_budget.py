@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 
 import pytest
@@ -137,7 +136,7 @@ def test_other_ends_are_named_too(tmp_path):
 
     session = fastac.start(PROBE, run_dir=tmp_path / "stopped", **settings)
     for _ in session:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     assert (session.finish()["ended_by"], session.finish()["stopped_by"]) == ("signal", "SIGTERM")
 
     session = fastac.start(PROBE, run_dir=tmp_path / "left", **settings)

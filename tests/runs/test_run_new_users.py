@@ -47,7 +47,7 @@ def test_complete_goes_on_to_the_end(tmp_path):
 
 def test_an_interrupt_says_what_goes_on(tmp_path, monkeypatch):
     env = gym.make("CartPole-v1")
-    monkeypatch.setattr("fastac.runs.recorder.Recorder.report", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("fastac.runs.recorder.Recorder.report", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt) as raised:
         fastac.train(env.spec, run_dir=tmp_path / "run", **SMALL, total_env_steps=640)
     monkeypatch.undo()
@@ -137,7 +137,7 @@ def test_an_interrupt_waits_until_torch_is_imported(monkeypatch):
     imported = []
 
     def slow_import(name):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         imported.append(name)
         return SimpleNamespace(Config="it")
 

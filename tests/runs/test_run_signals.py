@@ -51,8 +51,8 @@ def test_a_second_signal_does_not_wait(tmp_path):
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **SMALL, total_env_steps=10**9)
     with pytest.raises(KeyboardInterrupt):
         for _ in session:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     assert session.finish()["env_steps"] > 0  # what was done is still there
 
 
@@ -61,7 +61,7 @@ def test_signals_do_what_they_did_before_a_run(tmp_path):
     session = fastac.start("CartPole-v1", run_dir=tmp_path / "run", **SMALL, total_env_steps=10**9)
     for report in session:
         if report.iteration == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
     assert session.stop_signal == signal.SIGTERM
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     run = fastac.finish(session)
@@ -102,7 +102,7 @@ def test_train_saves_and_raises(tmp_path, monkeypatch, number, error):
     def signal_once(self, row):
         write(self, row)
         if row["iteration"] == 3:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     write = ProgressWriter.write
     monkeypatch.setattr(ProgressWriter, "write", signal_once)
@@ -120,7 +120,7 @@ def test_train_saves_and_raises(tmp_path, monkeypatch, number, error):
 
 def test_sigterm_before_training_is_told(tmp_path, monkeypatch, capsys):
     def terminate(*_, **__):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fastac.build.sync.build_envs", terminate)

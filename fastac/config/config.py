@@ -7,17 +7,13 @@ line flags (`--num-envs 64`), `fastac.train(..., num_envs=64)` and `Config.repla
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
-from numbers import Integral, Real
-from typing import Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
-JsonValue: TypeAlias = str | int | float | bool | list["JsonValue"] | dict[str, "JsonValue"] | None
-ConfigValue: TypeAlias = str | int | float | bool | tuple[int, ...] | Mapping[str, JsonValue] | None
-EnvArguments: TypeAlias = Mapping[str, object]  # of JSON's values; the parser of flags knows them by this type
+from fastac.config.atari_protocols import PROTOCOLS
+from fastac.config.values import ConfigValue, EnvArguments, JsonValue, coerce, unknown
 
 AlgoName = Literal["a2c", "a3c", "ppo", "reinforce"]
 Vectorization = Literal["auto", "native", "sync", "process"]
@@ -29,36 +25,6 @@ CollectMode = Literal["steps", "episodes"]
 OptimizerName = Literal["adam", "rmsprop", "rmsprop_tf"]
 Schedule = Literal["constant", "linear"]
 ActionChoice = Literal["greedy", "sampled"]
-
-# What each protocol says of the fields of `EnvConfig` below `atari_protocol`.
-_PROTOCOLS: dict[str, dict[str, bool | int | float]] = {
-    # As most published scores are trained: Mnih et al. 2015, Nature 518, with OpenAI Baselines' FIRE at a reset (but
-    # Baselines press it after every lost life too; here the agent has to).
-    "dqn": {
-        "sticky_actions": 0.0,
-        "noop_max": 30,
-        "fire_reset": True,
-        "frame_skip": 4,
-        "max_pool": True,
-        "screen_size": 84,
-        "frame_stack": 4,
-        "episodic_life": True,
-        "full_action_space": False,
-        "max_frames": 108_000,
-        "clip_rewards": True,
-    },
-}
-# Machado et al. 2018, arXiv 1709.06009: randomness by sticky actions alone, all 18 actions, games of 5 minutes.
-_PROTOCOLS["machado"] = _PROTOCOLS["dqn"] | {
-    "sticky_actions": 0.25,
-    "noop_max": 0,
-    "fire_reset": False,
-    "episodic_life": False,
-    "full_action_space": True,
-    "max_frames": 18_000,
-}
-# Mnih et al. 2016, arXiv 1602.01783; no-ops stand for its human starts, which are not public.
-_PROTOCOLS["a3c"] = _PROTOCOLS["dqn"] | {"fire_reset": False, "episodic_life": False}
 
 
 def anneal(schedule: Schedule, start: float, done_fraction: float) -> float:
@@ -145,7 +111,7 @@ class EnvConfig:
             _check(not self.env_kwargs, "env_kwargs", self.env_kwargs, "{}: a game of ALE/ has settings of its own")
             self._resolve_protocol()
             return
-        for name in ("env_threads", "atari_protocol", *_PROTOCOLS["dqn"]):
+        for name in ("env_threads", "atari_protocol", *PROTOCOLS["dqn"]):
             if getattr(self, name) is not None:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, expected None: {self.env_id} is no Atari game of ALE/."
@@ -156,7 +122,7 @@ class EnvConfig:
         _check(not self.squash_actions, "squash_actions", self.squash_actions, "False: a game's actions are discrete")
         protocol = self.atari_protocol or "dqn"
         _check_choice("atari_protocol", protocol, AtariProtocol)
-        for name, value in {"atari_protocol": protocol, **_PROTOCOLS[protocol]}.items():
+        for name, value in {"atari_protocol": protocol, **PROTOCOLS[protocol]}.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         for name, least, most in (
@@ -450,10 +416,10 @@ class Config:
         sections: dict[str, dict[str, ConfigValue]] = {}
         for name, value in changes.items():
             section = sections.setdefault(_section_of(name), {})
-            section[name] = _coerce(name, value)
+            section[name] = coerce(name, _KIND_OF[name], value)
         env = sections.get("env", {})
         if "atari_protocol" in env:  # its word goes for what is not given beside it
-            sections["env"] = env = dict.fromkeys(_PROTOCOLS["dqn"]) | env
+            sections["env"] = env = dict.fromkeys(PROTOCOLS["dqn"]) | env
         if "num_envs" in env:  # by itself it overrides what another setting made of it
             env.setdefault("envs_per_worker", None)
         changed = dataclasses.replace(
@@ -506,35 +472,6 @@ _KIND_OF: dict[str, object] = {n: k for kind in _SECTIONS.values() for n, k in g
 assert len(_SECTION_OF) == sum(len(fields(kind)) for kind in _SECTIONS.values()), "field names must be unique"
 
 
-# Names that other libraries have for a setting.
-OTHER_NAMES = {
-    "lr": "learning_rate",
-    "n_envs": "num_envs",
-    "n_steps": "num_steps",
-    "n_epochs": "num_epochs",
-    "epochs": "num_epochs",
-    "total_timesteps": "total_env_steps",
-    "timesteps": "total_env_steps",
-    "steps": "total_env_steps",
-    "clip_range": "clip_coef",
-    "clip_eps": "clip_coef",
-    "entropy_coef": "ent_coef",
-    "value_coef": "vf_coef",
-    "lambda": "gae_lambda",
-    "batch_size": "num_minibatches",
-    "minibatch_size": "num_minibatches",
-    "net_arch": "hidden_sizes",
-    "logdir": "run_dir",
-    "log_dir": "run_dir",
-    "log_folder": "run_dir",
-    "output_dir": "run_dir",
-    "max_episode_steps": "eval_max_steps",
-    "eval_freq": "eval_every",
-    "n_eval_episodes": "eval_episodes",
-    "deterministic": "eval_actions",
-}
-
-
 def setting_names() -> list[str]:
     """Return the flat names of all fields."""
     return list(_SECTION_OF)
@@ -542,68 +479,5 @@ def setting_names() -> list[str]:
 
 def _section_of(name: str) -> str:
     if name not in _SECTION_OF:
-        other = OTHER_NAMES.get(name)
-        near = [other] if other in _SECTION_OF else get_close_matches(name, _SECTION_OF, n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"{name!r} is not a fastac setting.{hint}")
+        raise unknown(name, _SECTION_OF)
     return _SECTION_OF[name]
-
-
-def _coerce(name: str, value: object) -> ConfigValue:
-    """Return `value` as its field's kind: an integral float as int, a list of ints as tuple.
-
-    Raises:
-        ValueError: a value of another kind.
-    """
-    kind = _KIND_OF[name]
-    if kind == EnvArguments:
-        return _to_arguments(name, value)
-    kinds = (kind,) if get_origin(kind) in (None, tuple, Literal) else get_args(kind)
-    optional = type(None) in kinds
-    if value is None and optional:
-        return None
-    if isinstance(value, bool | str) or value is None:
-        expected = bool if isinstance(value, bool) else str
-        if expected in kinds or (expected is str and any(get_origin(k) is Literal for k in kinds)):
-            return value
-    elif isinstance(value, Real) and (not isinstance(value, Integral) or abs(int(value)) < 2**63):  # NumPy's too
-        if float in kinds:
-            return float(value)
-        if int in kinds and float(value).is_integer():
-            return int(value) if isinstance(value, Integral) else int(float(value))
-    elif isinstance(value, Sequence) and get_origin(kind) is tuple:
-        whole = tuple(int(v) for v in value if isinstance(v, Integral) and not isinstance(v, bool))
-        if len(whole) == len(value):
-            return whole
-    raise ValueError(f"{name} is {value!r}, expected {_describe(kind)}.")
-
-
-def _to_arguments(name: str, value: object) -> dict[str, JsonValue]:
-    """Return arguments as they will be when they are read again."""
-    if not isinstance(value, Mapping) or not is_json(value):
-        raise ValueError(f"{name} is {value!r}, expected a dict of JSON's values by name, such as {{'level': 3}}.")
-    arguments: dict[str, JsonValue] = json.loads(json.dumps(dict(value)))
-    return arguments
-
-
-def is_json(value: object) -> bool:
-    """Return whether JSON has this value, and gives it back as it was but for tuples."""
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and is_json(item) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(is_json, value))
-    is_finite = not isinstance(value, float) or math.isfinite(value)
-    return value is None or (type(value) in (str, int, float, bool) and is_finite)
-
-
-def _describe(kind: object) -> str:
-    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
-    if isinstance(kind, type) and kind in words:
-        return words[kind]
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(get_args(kind))
-    if get_origin(kind) is tuple:
-        return "whole numbers, such as (64, 64)"
-    if type(None) not in get_args(kind):
-        return "a whole number or auto"
-    return _describe(get_args(kind)[0]).replace(" or ", ", ") + " or None"

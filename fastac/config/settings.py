@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
-from fastac.config import (
+from fastac.config.config import (
     ActionChoice,
     ActivationName,
     AtariProtocol,
     CollectMode,
     CoreName,
-    EnvArguments,
     OptimizerName,
     Schedule,
     Vectorization,
 )
+from fastac.config.values import EnvArguments
 
 
 class TrainSettings(TypedDict, total=False):

@@ -1,0 +1,45 @@
+"""What can be set: frozen dataclasses, validated once, and the same as typed keyword arguments."""
+
+from fastac.config.config import (
+    ActionChoice,
+    ActivationName,
+    AlgoConfig,
+    AlgoName,
+    CollectMode,
+    Config,
+    EncoderName,
+    EnvConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    Vectorization,
+    anneal,
+    is_atari,
+    setting_names,
+)
+from fastac.config.settings import TrainSettings
+from fastac.config.values import OTHER_NAMES, ConfigValue, EnvArguments, JsonValue, is_json
+
+__all__ = [
+    "OTHER_NAMES",
+    "ActionChoice",
+    "ActivationName",
+    "AlgoConfig",
+    "AlgoName",
+    "CollectMode",
+    "Config",
+    "ConfigValue",
+    "EncoderName",
+    "EnvArguments",
+    "EnvConfig",
+    "JsonValue",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
+    "TrainSettings",
+    "Vectorization",
+    "anneal",
+    "is_atari",
+    "is_json",
+    "setting_names",
+]

@@ -1,0 +1,111 @@
+"""What a user writes of a setting, its name and its value, and how that becomes one of the right kind."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Literal, TypeAlias, get_args, get_origin
+
+JsonValue: TypeAlias = str | int | float | bool | list["JsonValue"] | dict[str, "JsonValue"] | None
+ConfigValue: TypeAlias = str | int | float | bool | tuple[int, ...] | Mapping[str, JsonValue] | None
+EnvArguments: TypeAlias = Mapping[str, object]  # of JSON's values; the parser of flags knows them by this type
+
+
+# Names that other libraries have for a setting.
+OTHER_NAMES = {
+    "lr": "learning_rate",
+    "n_envs": "num_envs",
+    "n_steps": "num_steps",
+    "n_epochs": "num_epochs",
+    "epochs": "num_epochs",
+    "total_timesteps": "total_env_steps",
+    "timesteps": "total_env_steps",
+    "steps": "total_env_steps",
+    "clip_range": "clip_coef",
+    "clip_eps": "clip_coef",
+    "entropy_coef": "ent_coef",
+    "value_coef": "vf_coef",
+    "lambda": "gae_lambda",
+    "batch_size": "num_minibatches",
+    "minibatch_size": "num_minibatches",
+    "net_arch": "hidden_sizes",
+    "logdir": "run_dir",
+    "log_dir": "run_dir",
+    "log_folder": "run_dir",
+    "output_dir": "run_dir",
+    "max_episode_steps": "eval_max_steps",
+    "eval_freq": "eval_every",
+    "n_eval_episodes": "eval_episodes",
+    "deterministic": "eval_actions",
+}
+
+
+def unknown(name: str, names: Iterable[str]) -> ValueError:
+    """Return the error for a name that is none of the settings' `names`, with those it may have meant."""
+    known = list(names)
+    other = OTHER_NAMES.get(name)
+    near = [other] if other in known else get_close_matches(name, known, n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return ValueError(f"{name!r} is not a fastac setting.{hint}")
+
+
+def coerce(name: str, kind: object, value: object) -> ConfigValue:
+    """Return the value of the setting `name` as its field's `kind`: an integral float as int, a list of ints as tuple.
+
+    Raises:
+        ValueError: a value of another kind.
+    """
+    if kind == EnvArguments:
+        return _to_arguments(name, value)
+    kinds = (kind,) if get_origin(kind) in (None, tuple, Literal) else get_args(kind)
+    optional = type(None) in kinds
+    if value is None and optional:
+        return None
+    if isinstance(value, bool | str) or value is None:
+        expected = bool if isinstance(value, bool) else str
+        if expected in kinds or (expected is str and any(get_origin(k) is Literal for k in kinds)):
+            return value
+    elif isinstance(value, Real) and (not isinstance(value, Integral) or abs(int(value)) < 2**63):  # NumPy's too
+        if float in kinds:
+            return float(value)
+        if int in kinds and float(value).is_integer():
+            return int(value) if isinstance(value, Integral) else int(float(value))
+    elif isinstance(value, Sequence) and get_origin(kind) is tuple:
+        whole = tuple(int(v) for v in value if isinstance(v, Integral) and not isinstance(v, bool))
+        if len(whole) == len(value):
+            return whole
+    raise ValueError(f"{name} is {value!r}, expected {_describe(kind)}.")
+
+
+def _to_arguments(name: str, value: object) -> dict[str, JsonValue]:
+    """Return arguments as they will be when they are read again."""
+    if not isinstance(value, Mapping) or not is_json(value):
+        raise ValueError(f"{name} is {value!r}, expected a dict of JSON's values by name, such as {{'level': 3}}.")
+    arguments: dict[str, JsonValue] = json.loads(json.dumps(dict(value)))
+    return arguments
+
+
+def is_json(value: object) -> bool:
+    """Return whether JSON has this value, and gives it back as it was but for tuples."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and is_json(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(is_json, value))
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    return value is None or (type(value) in (str, int, float, bool) and is_finite)
+
+
+def _describe(kind: object) -> str:
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+    if isinstance(kind, type) and kind in words:
+        return words[kind]
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return "whole numbers, such as (64, 64)"
+    if type(None) not in get_args(kind):
+        return "a whole number or auto"
+    return _describe(get_args(kind)[0]).replace(" or ", ", ") + " or None"
