@@ -38,7 +38,7 @@ from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue
 from fastac.contract import read_branch
 from fastac.envs.source import Named
 from fastac.models import load_module
-from fastac.processes import end_where_imported
+from fastac.pickling import end_where_imported
 from fastac.runs import Session
 from fastac.runs.checkpoint import Checkpoint, best_mean_return
 from fastac.runs.evaluate import MOST_STEPS, Evaluation, Tell, action_noise

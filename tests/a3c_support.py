@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import gymnasium as gym
@@ -17,7 +16,8 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
 from fastac.learning.optimizer import HogwildOptimizer, UpdateRule, flat_size, flatten
-from fastac.processes import SharedArray
+from fastac.processes import Parent
+from fastac.shared_memory import SharedArray
 from fastac.workers import SharedCounters, WorkerCounters
 from fastac.workers.shared_group import wait_until
 
@@ -84,14 +84,14 @@ def take_steps(
     rule: UpdateRule,
     lock: AbstractContextManager[object],
     steps: int,
-    pipe: Connection,
+    parent: Parent,
 ) -> None:
     """Learn some regression as worker `worker`, from the moment that all may go."""
     torch.set_num_threads(1)
     model, row = make_model(), WorkerCounters(counters, worker)
     optimizer = HogwildOptimizer(model, rule, 0.5, counters.parameters.vectors(), row, lock)
     rng = torch.Generator().manual_seed(worker)
-    pipe.send("ready")
+    parent.send("ready")
     wait_until(lambda: row.may_go, lambda _: None)
     optimizer.copy()
     for step in range(steps):
@@ -99,22 +99,22 @@ def take_steps(
         model.zero_grad(set_to_none=False)
         ((model(obs) - target) ** 2).mean().backward()
         optimizer.step(0.01 / (1 + step % 7))
-    pipe.send("done")
+    parent.send("done")
 
 
-def hold_lock(lock: AbstractContextManager[object], pipe: Connection) -> None:
+def hold_lock(lock: AbstractContextManager[object], parent: Parent) -> None:
     """Take the lock, say so, and release it when told."""
     with lock:
-        pipe.send("held")
-        pipe.recv()
-    pipe.send("released")
-    pipe.recv()
+        parent.send("held")
+        parent.receive()
+    parent.send("released")
+    parent.receive()
 
 
-def multiply(pipe: Connection) -> None:
+def multiply(parent: Parent) -> None:
     """Use torch with as many threads as there are, which hangs in a process forked from one that has done so."""
     torch.set_num_threads(4)
-    pipe.send(float((torch.ones(600, 600) @ torch.ones(600, 600)).sum()))
+    parent.send(float((torch.ones(600, 600) @ torch.ones(600, 600)).sum()))
 
 
 class Counts(gym.Env):

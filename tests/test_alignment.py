@@ -22,7 +22,8 @@ from fastac.build import Streams, assemble
 from fastac.config import Config
 from fastac.contract import Alone, read_tensor
 from fastac.learning.optimizer import Adam, FlatParameters, LocalOptimizer, RMSprop, SharedOptimizer, flat_size, flatten
-from fastac.processes import SharedArray, close, get_context, start
+from fastac.processes import start
+from fastac.shared_memory import SharedArray
 from fastac.workers import SharedCounters
 from fastac.workers.shared_group import GroupMemory
 
@@ -98,21 +99,20 @@ def addresses(view):
     return {begin + sum(i * s for i, s in zip(index, view.strides, strict=True)) for index in np.ndindex(view.shape)}
 
 
-def report_places(arrays, pipe):
-    pipe.send([(is_line(array.view()), array.view().tolist()) for array in arrays])
-    pipe.recv()
+def report_places(arrays, parent):
+    parent.send([(is_line(array.view()), array.view().tolist()) for array in arrays])
+    parent.receive()
 
 
 def test_another_process_sees_the_same_line():
     arrays = [SharedArray((3, size), np.dtype(np.float32), apart=True) for size in (1, 5, 17)]
     for array in arrays:
         array.view()[...] = np.arange(3)[:, None]
-    children = [start(get_context("fastac.build"), partial(report_places, arrays))]
+    child = start("the child", partial(report_places, arrays), "fastac.build")
     try:
-        assert children[0].pipe.poll(60.0)
-        assert children[0].pipe.recv() == [(True, array.view().tolist()) for array in arrays]
+        assert child.receive_within(60.0, "") == [(True, array.view().tolist()) for array in arrays]
     finally:
-        close(children)
+        child.end()
 
 
 def test_workers_write_into_lines_of_their_own():

@@ -14,23 +14,26 @@ MODULES = sorted((ROOT / "fastac").rglob("*.py"))
 TABLE = {
     "text": "",
     "install": "",
+    "cores": "",
     "memory": "",
+    "shared_memory": "memory",
     "contract": "",
     "config": "",
     "kernels": "",
     "presets": "config",
     "fork_server": "",
-    "processes": "memory contract",
+    "pickling": "",
+    "processes": "contract pickling",
     "rollout": "memory contract kernels",
-    "envs": "install contract config processes",
+    "envs": "install cores shared_memory contract config pickling processes",
     "models": "contract config",
     "learning": "memory contract config kernels rollout models",
-    "workers": "contract config processes rollout models learning",
-    "build": "contract config kernels presets processes rollout envs models learning workers",
-    "runs": "text memory contract config processes rollout envs models learning workers build",
-    "tools": "install memory contract config processes envs models runs build",
-    "api": "text contract config processes envs models workers build runs tools",
-    "cli": "text contract config presets processes build runs tools api",
+    "workers": "shared_memory contract config pickling processes rollout models learning",
+    "build": "cores shared_memory contract config kernels presets processes rollout envs models learning workers",
+    "runs": "text memory contract config pickling processes rollout envs models learning workers build",
+    "tools": "install cores memory contract config envs models runs build",
+    "api": "text contract config pickling envs models workers build runs tools",
+    "cli": "text cores contract config presets processes build runs tools api",
 }
 MAY_IMPORT = {room: set(names.split()) for room, names in TABLE.items()}
 # The two doors are no rooms: `python -m fastac` opens the command line, and the public face may show anything.
@@ -39,7 +42,7 @@ DOORS: dict[str, set[str]] = {"__main__": {"cli"}, "__init__": set(MAY_IMPORT) -
 # Unpickling runs code from the file. What fastac saves is safetensors and JSON, and nothing else.
 PICKLING = {"pickle", "cloudpickle", "dill", "torch.load", "torch.save", "allow_pickle"}
 # These hand factories to a worker process of their own, in memory: no file is involved.
-TO_WORKERS = {Path("fastac/processes.py")}
+TO_WORKERS = {Path("fastac/pickling.py")}
 
 
 def imported(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""Other processes: what they import, whom they outlive, and how waiting for them is measured."""
+"""The one child: what it imports, how it answers, fails, falls silent, is replaced and ends."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from multiprocessing import Pipe
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from child_support import echo, exit_with, listen_and_sleep, sleep_on, tell_daemon, tell_main
 
-from fastac import processes
-from fastac.processes import Stopwatch, close, get_context, has_news, start
+from fastac import pickling, processes
+from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
+from fastac.processes import Child, Children, Parent, Restarts, Stopwatch, WorkerTraceback, has_news, start, was_sent
 from fastac.workers.shared_group import wait_until
 
 
@@ -82,25 +86,14 @@ def test_who_spins_does_not_count_it_either(monkeypatch: pytest.MonkeyPatch) -> 
 # --- what they are, and when they end -----------------------------------------------------------------
 
 
-def tell_daemon(pipe: object) -> None:
-    import multiprocessing
-
-    pipe.send(multiprocessing.current_process().daemon)
-
-
-def sleep_on(pipe: object) -> None:
-    pipe.send(os.getpid())
-    time.sleep(600.0)
-
-
-def tell_main(pipe: object) -> None:
-    pipe.send(getattr(sys.modules["__main__"], "__file__", None))
+def begin(work: Callable[[Parent], None], *args: object) -> Child:
+    return start("the child", work, "fastac.processes", *args)
 
 
 def test_they_may_have_children() -> None:
-    child = start(get_context("fastac.processes"), tell_daemon)
-    assert child.pipe.recv() is False
-    close([child])
+    child = begin(tell_daemon)
+    assert child.receive() is False
+    child.end()
 
 
 def test_only_who_needs_the_script_imports_it(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
@@ -109,21 +102,21 @@ def test_only_who_needs_the_script_imports_it(monkeypatch: pytest.MonkeyPatch, t
     main = SimpleNamespace(__file__=str(script), __spec__=None, __name__="__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
     found = []
-    for sent in (b"...fastac.build...", b"...__main__..."):
-        child = start(get_context("fastac.processes"), tell_main, sent)
-        found.append(child.pipe.recv())
-        close([child])
-    assert found[1] == str(script) != found[0]
+    for sent in (None, pickling.Pickled(b"...fastac.build..."), pickling.Pickled(b"...__main__...")):
+        child = begin(tell_main, sent)
+        found.append(child.receive())
+        child.end()
+    assert found[2] == str(script) and str(script) not in found[:2]
     assert sys.modules["__main__"] is main
 
 
 ORPHAN = """
 import sys
 from fastac import processes
-from test_processes import sleep_on
+from child_support import sleep_on
 if __name__ == "__main__":
-    child = processes.start(processes.get_context("fastac.processes"), sleep_on)
-    print(child.pipe.recv(), flush=True)
+    child = processes.start("the child", sleep_on, "fastac.processes")
+    print(child.receive(), flush=True)
     sys.stdin.read()
 """
 
@@ -168,9 +161,183 @@ def test_what_a_notebook_defines_is_not_sent(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(InNotebook, "__module__", "__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
     with pytest.raises(ValueError, match=r"^it cannot be sent \(other processes cannot import .* %%writefile\)\.$"):
-        processes.pickled(InNotebook, "it cannot be sent")
+        pickling.pickled(InNotebook, "it cannot be sent")
     main.__file__ = "script.py"
-    assert processes.pickled(InNotebook, "it cannot be sent")
+    assert pickling.pickled(InNotebook, "it cannot be sent").needs_script
+
+
+# --- what it sends, and what is raised here --------------------------------------------------------
+
+
+def ended(child: Child) -> bool:
+    child.end(timeout_s=0.0)
+    return not is_alive(child.pid)
+
+
+def test_it_answers_until_it_is_ended() -> None:
+    child = begin(echo)
+    for message in ("one", {"two": [3.0]}):
+        child.send(message)
+        assert child.receive_within(60.0, "") == message
+    assert is_alive(child.pid) and not child.has_news() and not child.has_ended
+    child.end()
+    child.end()
+    assert not is_alive(child.pid) and child.has_ended
+
+
+@pytest.mark.parametrize("failure", [EnvFailure, WorkerFailure])
+def test_one_that_died_is_told_with_its_exit_code(failure: type) -> None:
+    child = begin(partial(exit_with, 3), None, failure)
+    for do in (child.receive, partial(child.receive_within, 60.0, "")):
+        with pytest.raises(failure, match=r"^the child died \(exit code 3\)\.$") as caught:
+            do()
+        assert not was_sent(caught.value)
+    assert child.has_news(), "that it died is news"
+    with pytest.raises(failure, match=r"^the child died \(exit code 3\)\.$"):
+        for _ in range(2):  # a pipe takes the first one in yet
+            child.send("are you there?")
+    assert ended(child)
+
+
+def test_one_that_gives_no_answer_is_told_with_the_setting_to_raise() -> None:
+    child = begin(echo)
+    with pytest.raises(WorkerFailure, match=r"^the child gave no answer for 0\.1 s \(raise env_timeout_s if it needs "):
+        child.receive_within(0.1, "env_timeout_s")
+    assert ended(child)
+
+
+@pytest.mark.parametrize(
+    ("error", "failure", "kind", "says"),
+    [
+        (KeyError("x"), WorkerFailure, WorkerFailure, "the child: raised KeyError: 'x'"),
+        (ValueError("one\nand more"), EnvFailure, EnvFailure, "the child: raised ValueError: one"),
+        (ValueError(), WorkerFailure, WorkerFailure, "the child: raised ValueError"),
+        (EnvFailure("env 3 broke."), WorkerFailure, EnvFailure, "the child: env 3 broke."),
+        (EnvFailure("env 3 broke."), EnvFailure, EnvFailure, "env 3 broke."),
+        (NonFiniteError("update 7: nan"), WorkerFailure, NonFiniteError, "the child: update 7: nan"),
+    ],
+)
+def test_what_fails_in_it_is_raised_here_with_its_traceback(
+    error: Exception, failure: type, kind: type, says: str
+) -> None:
+    child = begin(echo, None, failure)
+    child.send(error)
+    with pytest.raises(kind) as caught:
+        child.receive_within(60.0, "")
+    assert str(caught.value) == says and was_sent(caught.value)
+    assert isinstance(caught.value.__cause__, WorkerTraceback)
+    assert "raise message" in str(caught.value.__cause__)
+    child.process.join(60.0)
+    assert child.process.exitcode == 0, "it ends when it has told"
+    child.end()
+
+
+def test_a_script_without_a_main_guard_is_told() -> None:
+    child = begin(partial(exit_with, pickling.UNGUARDED))
+    with pytest.raises(ValueError, match="another process cannot import this script: put what it does below `if"):
+        child.receive()
+    child.end()
+
+
+@pytest.mark.parametrize("failure", [EnvFailure, WorkerFailure])
+def test_one_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch, failure: type) -> None:
+    def refuse() -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(processes, "_get_context", lambda _: SimpleNamespace(Pipe=refuse))
+    with pytest.raises(failure, match=r"^the child could not be started \(\[Errno 24\] Too many open files\)\.$"):
+        begin(echo, None, failure)
+
+
+# --- silence, restarts and the end -----------------------------------------------------------------
+
+
+def stand_in(clock: Clock) -> Child:
+    """Return a child that is nothing but a pipe."""
+    clock.close = lambda: None
+    return Child("the child", SimpleNamespace(pid=0), clock, clock, WorkerFailure)
+
+
+def test_one_that_shows_no_sign_of_life_is_told(clock: Clock) -> None:
+    child = stand_in(clock)
+    for _ in range(3):
+        for _ in range(12):
+            clock.now_s += 0.9
+            child.check_silence("finished no step", 11.0, "env_timeout_s")
+        child.silence.restart()
+    with pytest.raises(WorkerFailure, match=r"^the child finished no step for 11 s \(raise env_timeout_s if it needs"):
+        for _ in range(13):
+            clock.now_s += 0.9
+            child.check_silence("finished no step", 11.0, "env_timeout_s")
+
+
+def test_the_time_in_which_the_parent_was_stopped_is_no_silence(clock: Clock) -> None:
+    child = stand_in(clock)
+    clock.now_s += 7200.0
+    child.check_silence("finished no step", 11.0, "env_timeout_s")
+    clock.stops, clock.news_at_s = [7200.0, 600.0], 2e4
+    with pytest.raises(WorkerFailure, match="gave no answer for 11 s"):
+        child.receive_within(11.0, "env_timeout_s")
+    assert clock.now_s == pytest.approx(7200.0 + 7200.0 + 600.0 + 11.0, abs=2.0)
+
+
+def test_several_share_a_time_out(clock: Clock) -> None:
+    clock.recv = lambda: "answer"
+    clock.news_at_s = 8.0
+    children = Children([stand_in(clock), stand_in(clock)])
+    assert children.receive_within(11.0, "") == ["answer"] * 2
+    clock.news_at_s = 1e9
+    with pytest.raises(WorkerFailure, match="gave no answer for 11 s"):
+        children.receive_within(11.0, "")
+    assert clock.now_s == pytest.approx(8.0 + 11.0)
+
+
+def test_restarts_are_counted_and_told_up_to_as_many_as_are_allowed(caplog: pytest.LogCaptureFixture) -> None:
+    restarts, cause = Restarts(2), WorkerTraceback("where")
+    restarts.add(WorkerFailure("the child died."))
+    restarts.add(EnvFailure("the child: env 3 broke."), " with new episodes")
+    assert restarts.count == 2 and [record.getMessage() for record in caplog.records] == [
+        "the child died: started again (1 of at most 2 times)",
+        "the child: env 3 broke: started again with new episodes (2 of at most 2 times)",
+    ]
+    lost = EnvFailure("env 4 broke.")
+    lost.__cause__ = cause
+    with pytest.raises(EnvFailure) as caught:
+        restarts.add(lost)
+    assert str(caught.value) == "env 4 broke; there have been 2 restarts, and max_restarts allows no more."
+    assert caught.value.__cause__ is cause and restarts.count == 2
+
+
+def test_one_that_does_not_end_by_itself_is_killed() -> None:
+    child = begin(sleep_on)
+    child.receive()
+    began = time.monotonic()
+    assert ended(child)
+    assert time.monotonic() - began < 60.0
+
+
+def test_one_that_listens_ends_in_the_middle_of_its_work() -> None:
+    child = begin(listen_and_sleep)
+    child.send("one")
+    assert child.receive_within(60.0, "") == "one"
+    child.hang_up()
+    child.process.join(60.0)
+    assert child.process.exitcode == 1
+    child.end()
+
+
+def test_of_several_those_with_news_are_found_and_none_outlives_a_failure() -> None:
+    children, pids = Children(), []
+    with children:
+        children.extend(begin(echo) for _ in range(3))
+        pids.extend(children.pids)
+        children[1].send("news")
+        assert children.wait(60.0) == [children[1]]
+    assert len(children) == 3, "nothing has failed"
+    with pytest.raises(KeyboardInterrupt), children:
+        raise KeyboardInterrupt
+    assert children == [] and not any(map(is_alive, pids))
+    children.end()
 
 
 # --- the fork server -----------------------------------------------------------------------------
@@ -193,9 +360,8 @@ def test_a_fork_server_that_ends_leaves_the_first_process_its_folder() -> None:
     done = run_python(
         "import os\n"
         "from multiprocessing import forkserver, util\n"
-        "from fastac.processes import close, get_context, start\n"
-        "children = [start(get_context('fastac.contract'), print)]\n"
-        "close(children)\n"
+        "from fastac.processes import start\n"
+        "start('the child', print, 'fastac.contract').end()\n"
         "forkserver._forkserver._stop()\n"
         "print(os.path.isdir(util.get_temp_dir()))\n"
     )

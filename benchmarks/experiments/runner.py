@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Self
 
 import torch
 
@@ -30,18 +29,8 @@ from benchmarks.experiments.trials import (
     save_trial,
 )
 from fastac.build import resolve_workers
-from fastac.contract import WorkerFailure
-from fastac.processes import (
-    Child,
-    Failed,
-    close,
-    count_cores,
-    exit_with_parent,
-    get_context,
-    start,
-    to_error,
-    to_failed,
-)
+from fastac.cores import count_cores
+from fastac.processes import CHILD_FAILURES, Child, ChildFailure, Children, Parent, start
 from fastac.runs.files import RecordError, describe
 
 if TYPE_CHECKING:
@@ -74,43 +63,37 @@ def run_trials(experiment: Experiment, seeds: int, out: Path) -> signal.Signals 
     needed = {job: cores if resolve_workers(job.config).run.workers != 1 else 1 for job in missing}
     waiting = sorted(missing, key=needed.__getitem__)  # stable: seed by seed
     machine = describe_machine(experiment)
-    failures: list[tuple[Job, Failed]] = []
+    failures: list[ChildFailure] = []
     progress = _Progress(len(jobs) - len(missing), len(jobs))
     with (
         _note_signals() as signals,
         # For what trials write in passing, as those that are ended do not clean up themselves.
         TemporaryDirectory(prefix="fastac-", ignore_cleanup_errors=True) as scratch,
         progress,
-        _tasks() as running,
+        _ending() as running,
     ):
         while (waiting or running) and not signals:
-            while waiting and sum(needed[task.job] for task in running.values()) + needed[waiting[0]] <= cores:
-                task = _start(waiting.pop(0), scratch)
-                running[task.child.pipe] = task
-            progress.show([task.job for task in running.values()])
-            for pipe in wait(list(running), timeout=_POLL_S):
-                task = running.pop(cast("Connection", pipe))
-                outcome = _receive(task.child)
-                if isinstance(outcome, Failed):
-                    failures.append((task.job, outcome))
-                    progress.end(task.job, f"failed: {outcome.message}")
-                else:
-                    save_trial(task.job, out, outcome.trial, outcome.wall_s, machine)
-                    progress.end(task.job, f"{outcome.wall_s:,.1f} s")
+            while waiting and sum(needed[job] for job in running.values()) + needed[waiting[0]] <= cores:
+                job = waiting.pop(0)
+                running[_start(job, scratch)] = job
+            progress.show(list(running.values()))
+            for child in Children(running).wait(_POLL_S):
+                try:
+                    done: _Done = child.receive()
+                    save_trial(running[child], out, done.trial, done.wall_s, machine)
+                    progress.end(f"{child.name}: {done.wall_s:,.1f} s")
+                except CHILD_FAILURES as error:
+                    failures.append(error)
+                    progress.end(f"failed: {error}")
+                child.end()
+                del running[child]
     if signals:
         return signals[0]
     if failures:
-        job, failed = failures[0]
-        raise to_error(f"{len(failures)} of {len(jobs)} trials failed, the first of them {job}", failed)
+        first = failures[0]
+        what = f"{len(failures)} of {len(jobs)} trials failed, the first of them {first}"
+        raise type(first)(what) from first.__cause__
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """A job in a process."""
-
-    job: Job
-    child: Child
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,49 +105,32 @@ class _Done:
 
 
 @contextmanager
-def _tasks() -> Iterator[dict[Connection, _Task]]:
-    """Yield where the running tasks are kept; those that are there at the end are ended."""
-    running: dict[Connection, _Task] = {}
+def _ending() -> Iterator[dict[Child, Job]]:
+    """Yield where the running trials are kept; those that are there at the end are ended."""
+    running: dict[Child, Job] = {}
     try:
         yield running
     finally:
-        close([task.child for task in running.values()])
+        Children(running).end()
 
 
-def _start(job: Job, scratch: str) -> _Task:
-    context = get_context("benchmarks.experiments.measures")  # so that trials do not import it each by itself
-    try:
-        return _Task(job, start(context, partial(_work, job, scratch)))
-    except OSError as error:  # no memory, or too many open files
-        raise WorkerFailure(f"{job} could not be started ({error})") from error
+def _start(job: Job, scratch: str) -> Child:
+    # That module is imported once, and not by each trial.
+    return start(str(job), partial(_work, job, scratch), "benchmarks.experiments.measures")
 
 
-def _work(job: Job, scratch: str, pipe: Connection) -> None:
+def _work(job: Job, scratch: str, parent: Parent) -> None:
     """Do one trial, in its own process, which ends with its parent."""
     # A run in here would take Ctrl-C as a wish to end it early and in order, and half a run would look like a trial.
     os.setsid()
-    exit_with_parent(pipe, lambda message: None, grace_s=0.0)
+    parent.listen(lambda message: None, grace_s=0.0)
     tempfile.tempdir = scratch
     torch.set_num_threads(1)
-    try:
-        began = time.perf_counter()
-        trial = job.arm.measure(job.config)
-        wall_s = time.perf_counter() - began
-        check_trial(trial)
-        pipe.send(_Done(trial, wall_s))
-    except Exception as error:
-        pipe.send(to_failed(error))
-
-
-def _receive(child: Child) -> _Done | Failed:
-    """Return what a process has sent, and see it end."""
-    try:
-        outcome = child.pipe.recv()
-    except (EOFError, ConnectionError):
-        outcome = Failed(f"its process ended with exit code {child.exit_code()}", "")
-    close([child])
-    assert isinstance(outcome, _Done | Failed)
-    return outcome
+    began = time.perf_counter()
+    trial = job.arm.measure(job.config)
+    wall_s = time.perf_counter() - began
+    check_trial(trial)
+    parent.send(_Done(trial, wall_s))
 
 
 def _check_writable(out: Path) -> None:
@@ -225,10 +191,10 @@ class _Progress:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], description=", ".join(map(str, running)))
 
-    def end(self, job: Job, how: str) -> None:
+    def end(self, how: str) -> None:
         """Tell how a trial ended."""
         self._done += 1
-        line = f"[{self._done}/{self._total}] {job}: {how}"
+        line = f"[{self._done}/{self._total}] {how}"
         if self._bar is None:
             print(line, file=sys.stderr, flush=True)
         else:

@@ -17,8 +17,8 @@ from typing import cast
 
 from benchmarks.experiments.definition import Arm, Curve, Experiment, Measure, Number, Trial
 from fastac.config import Config, JsonValue
+from fastac.cores import count_cores
 from fastac.install import Extra
-from fastac.processes import count_cores
 from fastac.runs.files import read_json, replace_json
 from fastac.runs.provenance import git_commit, versions
 from fastac.tools.tune import cpu_model

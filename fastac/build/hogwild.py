@@ -23,7 +23,7 @@ from fastac.build.worker import build_reward_normalizer, build_rule, build_worke
 from fastac.config import Config
 from fastac.contract import VecEnv
 from fastac.learning.optimizer import HogwildOptimizer, flatten
-from fastac.processes import ProcessLock
+from fastac.shared_memory import ProcessLock
 from fastac.workers import (
     AsyncWorkers,
     BeatingEnvs,

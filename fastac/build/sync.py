@@ -15,8 +15,8 @@ from fastac.config import Config
 from fastac.contract import Alone, Group, VecEnv
 from fastac.learning.optimizer import LocalOptimizer, Optimizer, SharedOptimizer, flat_size
 from fastac.models import ActorCritic
+from fastac.processes import ANSWER_TIMEOUT_S
 from fastac.workers import (
-    WORKER_TIMEOUT_S,
     GroupMemory,
     MakeWorker,
     NoOtherWorkers,
@@ -60,7 +60,7 @@ def _build_first(
     streams = Streams.spawn(config.run.seed)
     model = build_model(share.model, envs, streams.model, encoder)
     memory = allocate_memory(share, len(makes) + 1, model, envs)
-    others = SyncWorkers(makes, memory, share.env.start_timeout_s, share.env.env_timeout_s or WORKER_TIMEOUT_S)
+    others = SyncWorkers(makes, memory, share.env.start_timeout_s, share.env.env_timeout_s or ANSWER_TIMEOUT_S)
     try:
         own = _build_own(share, envs, streams.actions, encoder, others.group)
         others.wait_ready()

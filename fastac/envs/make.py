@@ -17,13 +17,14 @@ from gymnasium.wrappers import PassiveEnvChecker
 
 from fastac.config import EnvConfig, is_atari
 from fastac.contract import EnvFailure, ObsArray, VecEnv
+from fastac.cores import count_cores
 from fastac.envs.adapter import wrap
 from fastac.envs.atari import AtariEnvs, FilmedGame
 from fastac.envs.cautions import SEEDLESS, find_cautions, ignores_seeds
 from fastac.envs.failure import check_obs, describe
 from fastac.envs.flatten import FlatBox, FlattenedBatch, flatten_env
 from fastac.envs.mistakes import blame, check_reset
-from fastac.envs.process import ENV_TIMEOUT_S, Build, ProcessEnvs
+from fastac.envs.process import Build, ProcessEnvs
 from fastac.envs.robots import quiet_mujoco_warnings
 from fastac.envs.seeds import draw_batch_seed, draw_seeds
 from fastac.envs.source import EnvFunction, Given, Source, find_source, has_batch, takes
@@ -31,7 +32,8 @@ from fastac.envs.spaces import ArraySpace, SquashedBox, check_spaces, needs_flat
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.envs.sync import SyncEnvs
 from fastac.install import INSTALL, Extra
-from fastac.processes import UnsendableError, count_cores
+from fastac.pickling import UnsendableError
+from fastac.processes import ANSWER_TIMEOUT_S
 
 # A step in another process costs a wake-up and two copies, about 100 us on a busy machine; below this
 # cost of one environment's step, doing them one after the other here is as fast.
@@ -268,7 +270,7 @@ def _start_processes(
     config: EnvConfig, build: Build, sample: SingleEnv, seeds: list[int], processes: int, description: str
 ) -> VecEnv:
     """Put the environments in processes, or, where these cannot have them and nobody asked for that, in this one."""
-    timeout_s = config.env_timeout_s or ENV_TIMEOUT_S
+    timeout_s = config.env_timeout_s or ANSWER_TIMEOUT_S
     try:
         return ProcessEnvs(build, sample, seeds, processes, description, config.start_timeout_s, timeout_s)
     except (ValueError, EnvFailure) as error:

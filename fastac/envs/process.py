@@ -6,46 +6,29 @@ reads them; only commands and replies go through pipes. So the trajectories are 
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from multiprocessing.connection import Connection
 from typing import Literal, TypeAlias, cast
 
 import numpy as np
 
 from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow, read_array
 from fastac.envs.cautions import find_cautions
-from fastac.envs.failure import describe
 from fastac.envs.infos import NOTHING, join
 from fastac.envs.limits import find_time_limit
 from fastac.envs.seeds import draw_seeds
 from fastac.envs.spaces import action_dtype, space_dtype
 from fastac.envs.state import SingleEnv, subtree
 from fastac.envs.sync import SyncEnvs
-from fastac.processes import (
-    Child,
-    Failed,
-    SharedArray,
-    Stopwatch,
-    WorkerTraceback,
-    close,
-    get_context,
-    has_news,
-    ignore_signals,
-    pickled,
-    start,
-    unpickled,
-)
+from fastac.pickling import Pickled, pickled
+from fastac.processes import ANSWER_TIMEOUT_S, Children, Parent, start
+from fastac.shared_memory import SharedArray
 
 Build: TypeAlias = Callable[[], SingleEnv]
 Command: TypeAlias = Literal["reset", "reseed", "rest", "step", "get_state", "set_state"]
 Payload: TypeAlias = StateTree | None
-
-ENV_TIMEOUT_S = 120.0  # for a reset or step of all environments of a worker
 
 _UNSENDABLE = (
     "vectorization 'process' cannot send the environment to its workers: register it with an entry point "
@@ -71,47 +54,12 @@ class _SharedRow:
         return self._action.view()[envs], row
 
 
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    """One worker, seen from here."""
-
-    child: Child
-    envs: slice
-
-    @property
-    def name(self) -> str:
-        """Which environments are its, for messages."""
-        return f"the worker of envs {self.envs.start} to {self.envs.stop - 1}"
-
-    def send(self, command: Command, payload: Payload) -> None:
-        """Ask for something; the reply comes by `receive`."""
-        try:
-            self.child.pipe.send((command, payload))
-        except OSError as error:
-            raise self._died() from error
-
-    def receive(self, watch: Stopwatch, timeout_s: float) -> Payload:
-        """Wait for the reply until `watch` says `timeout_s`.
-
-        Raises:
-            EnvFailure: an environment failed, or the worker died or hung.
-        """
-        try:
-            if not has_news(self.child.pipe, watch, timeout_s):
-                raise EnvFailure(f"{self.name} gave no answer for {timeout_s:g} s.")
-            reply: Payload | Failed = self.child.pipe.recv()
-        except (EOFError, OSError) as error:
-            raise self._died() from error
-        if isinstance(reply, Failed):
-            raise EnvFailure(reply.message) from WorkerTraceback(reply.traceback)
-        return reply
-
-    def _died(self) -> EnvFailure:
-        return EnvFailure(f"{self.name} {self.child.tell_end()}.")
-
-
 class ProcessEnvs:
-    """A `VecEnv` whose environments live in worker processes."""
+    """A `VecEnv` whose environments live in worker processes.
+
+    Attributes:
+        children: those processes; none after a failure.
+    """
 
     frame_skip: int = 1
     frame_stack: int = 1
@@ -124,7 +72,7 @@ class ProcessEnvs:
         num_workers: int,
         description: str,
         start_timeout_s: float = 120.0,
-        timeout_s: float = ENV_TIMEOUT_S,
+        timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         """Start the workers and wait until all have built their environments.
 
@@ -150,19 +98,16 @@ class ProcessEnvs:
         shared = _SharedRow(sample, self.num_envs)
         self._action, self._row = shared.view(slice(0, self.num_envs))
         self.extras: Extras = NOTHING
-        self._workers: list[_Worker] = []
         edges = [self.num_envs * k // num_workers for k in range(num_workers + 1)]
-        context = get_context(__name__)
+        self._slices = [slice(begin, end) for begin, end in pairwise(edges)]
+        self.children = Children()
         sent = pickled(build, _UNSENDABLE)
-        try:
-            for begin, end in pairwise(edges):
-                envs = slice(begin, end)
-                child = start(context, partial(_work, sent, shared, envs, list(seeds[begin:end])), sent)
-                self._workers.append(_Worker(child, envs))
-            self._collect(start_timeout_s)
-        except BaseException:
-            self.close()
-            raise
+        with self.children:
+            for envs in self._slices:
+                name = f"the worker of envs {envs.start} to {envs.stop - 1}"
+                work = partial(_work, sent, shared, envs, list(seeds[envs]))
+                self.children.append(start(name, work, __name__, sent, EnvFailure))
+            self.children.receive_within(start_timeout_s, "start_timeout_s")
 
     def reset(self, obs: ObsArray, start: BoolArray) -> None:
         """Begin an episode in every environment."""
@@ -173,11 +118,11 @@ class ProcessEnvs:
     def reseed(self, seed: np.random.SeedSequence) -> None:
         """Seed the next reset."""
         seeds = np.array(draw_seeds(seed, self.num_envs), dtype=np.uint64)
-        self._ask("reseed", [{"seeds": seeds[worker.envs]} for worker in self._workers])
+        self._ask("reseed", [{"seeds": seeds[envs]} for envs in self._slices])
 
     def rest(self, mask: BoolArray) -> None:
         """Step only the others."""
-        self._ask("rest", [{"mask": mask[worker.envs].copy()} for worker in self._workers])
+        self._ask("rest", [{"mask": mask[envs].copy()} for envs in self._slices])
 
     def step(self, action: ActionArray, row: StepRow) -> None:
         """Step all environments, every worker at once."""
@@ -190,17 +135,15 @@ class ProcessEnvs:
         row.truncated[...] = self._row.truncated
         row.valid[...] = self._row.valid
         # What nothing but an end brings comes through the pipes.
-        parts = [
-            (worker.envs, cast(Extras, reply)) for worker, reply in zip(self._workers, replies, strict=True) if reply
-        ]
+        parts = [(envs, cast(Extras, reply)) for envs, reply in zip(self._slices, replies, strict=True) if reply]
         self.extras = join(parts, self.num_envs) if parts else NOTHING
 
     def get_state(self) -> StateTree | None:
         """Return the same state as `SyncEnvs` would, or None, also where the workers are gone."""
-        if not self._workers:
+        if not self.children:
             return None
         states = [state for state in self._ask("get_state") if state is not None]
-        if len(states) < len(self._workers):
+        if len(states) < len(self._slices):
             return None
         envs = {index: env for state in states for index, env in subtree(state, "envs").items()}
         done = np.concatenate([np.array(state["done"], dtype=np.bool_) for state in states])  # [N]
@@ -209,48 +152,34 @@ class ProcessEnvs:
     def set_state(self, state: StateTree) -> None:
         """Continue from a `get_state` of as many environments, here or of `SyncEnvs`."""
         envs, done = subtree(state, "envs"), read_array(state, "done", np.zeros(self.num_envs, dtype=np.bool_))
-        self._ask("set_state", [{**state, "done": done[w.envs], "envs": envs} for w in self._workers])
+        self._ask("set_state", [{**state, "done": done[part], "envs": envs} for part in self._slices])
 
     def close(self) -> None:
         """End the workers."""
-        close([worker.child for worker in self._workers])
-        self._workers.clear()
+        self.children.end()
 
     def _ask(self, command: Command, payloads: Sequence[Payload] | None = None) -> list[Payload]:
         """Send a command to all workers and wait for all replies.
 
-        After a failure no worker is left; nor after Ctrl-C, or a late reply would pass for the next one.
+        Raises:
+            EnvFailure: an environment failed, or a worker died or gave no answer in time; then no worker is left.
         """
-        if not self._workers:
+        if not self.children:
             raise EnvFailure("the environments' workers are closed.")
-        try:
-            for index, worker in enumerate(self._workers):
-                worker.send(command, payloads[index] if payloads else None)
-            return self._collect(self._timeout_s)
-        except BaseException:
-            self.close()
-            raise
-
-    def _collect(self, timeout_s: float) -> list[Payload]:
-        watch = Stopwatch()
-        return [worker.receive(watch, timeout_s) for worker in self._workers]
+        with self.children:
+            for index, child in enumerate(self.children):
+                child.send((command, payloads[index] if payloads else None))
+            return self.children.receive_within(self._timeout_s, "env_timeout_s")
 
 
-def _work(build: bytes, shared: _SharedRow, envs: slice, seeds: Sequence[int], pipe: Connection) -> None:
-    """Live as a worker: build the environments, then obey until the pipe closes."""
-    ignore_signals()
-    try:
-        with closing(SyncEnvs(cast(Build, unpickled(build)), seeds, "", first_index=envs.start)) as own:
-            action, row = shared.view(envs)
-            pipe.send(None)
-            while True:
-                command, payload = pipe.recv()
-                pipe.send(_obey(own, command, payload, action, row))
-    except (EOFError, OSError):
-        return  # the parent closed the pipe, or is gone
-    except Exception as error:
-        message = str(error) if isinstance(error, EnvFailure) else f"the worker raised {describe(error)}."
-        pipe.send(Failed(message, traceback.format_exc(), "env"))
+def _work(build: Pickled[Build], shared: _SharedRow, envs: slice, seeds: Sequence[int], parent: Parent) -> None:
+    """Live as a worker: build the environments, then obey as long as the parent is there."""
+    with closing(SyncEnvs(build.load(), seeds, "", first_index=envs.start)) as own:
+        action, row = shared.view(envs)
+        parent.send(None)
+        while True:
+            command, payload = parent.receive()
+            parent.send(_obey(own, command, payload, action, row))
 
 
 def _obey(own: SyncEnvs, command: Command, payload: Payload, action: ActionArray, row: StepRow) -> Payload:

@@ -19,7 +19,7 @@ from fastac.envs.failure import describe
 from fastac.envs.importing import check_named, find_thing, import_home, is_unnamed, name_of
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.install import INSTALL
-from fastac.processes import pickled
+from fastac.pickling import pickled
 
 # Builds one environment, or a batch of as many as its first argument says.
 EnvMaker: TypeAlias = Callable[..., "SingleEnv | BatchedEnv"]

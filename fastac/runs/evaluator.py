@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Mapping
 from contextlib import closing, suppress
@@ -11,7 +10,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from time import monotonic
-from typing import Protocol, TypeAlias, cast
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -29,28 +28,13 @@ from fastac.build import (
     is_seeded_when_built,
 )
 from fastac.config import Config, is_atari
-from fastac.contract import EnvFailure, Policy, StateTree, VecEnv, WorkerFailure, read_tensor
+from fastac.contract import EnvFailure, Policy, StateTree, VecEnv, read_tensor
 from fastac.models import load_module
-from fastac.processes import (
-    UNSENDABLE,
-    Child,
-    Failed,
-    Stopwatch,
-    close,
-    exit_with_parent,
-    get_context,
-    ignore_signals,
-    pickled,
-    start,
-    to_error,
-    to_failed,
-    unpickled,
-)
+from fastac.pickling import UNSENDABLE, Pickled, pickled
+from fastac.processes import CHILD_FAILURES, ChildFailure, Parent, Restarts, start, was_sent
 from fastac.runs.evaluate import Evaluation, Tell, action_noise, evaluate
 from fastac.runs.player import Player, make_player
 from fastac.workers import Training
-
-log = logging.getLogger("fastac")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +177,8 @@ class InProcessEvaluator:
         self._stage.close()
 
 
-# An evaluator hangs that has been silent for so long, and for so many times its longest silence so far.
+# An evaluator hangs that has been silent for so long, for so many times its longest silence so far, and for as long
+# as a step may take by the settings.
 _SILENCE_S = 600.0
 _SILENCE_TIMES = 20.0
 _ALIVE_S = 0.5  # how often it says that it plays, which may take it hours
@@ -213,7 +198,11 @@ _Work: TypeAlias = tuple[Config, EnvFactory | None, EncoderFactory | None]
 
 
 class ProcessEvaluator:
-    """Plays in a process beside the workers', on a copy of the weights; started again if it dies or hangs."""
+    """Plays in a process beside the workers', on a copy of the weights; started again if it dies or hangs.
+
+    Attributes:
+        child: that process.
+    """
 
     is_concurrent = True
 
@@ -228,104 +217,96 @@ class ProcessEvaluator:
 
         Raises:
             ValueError: what builds environments or encoder cannot be sent to it.
+            WorkerFailure: it could not be started.
         """
-        self._work = pickled(
-            (config, env_factory, encoder),
-            f"{UNSENDABLE}; move them there, or train with a2c",
-        )
+        self._work = pickled((config, env_factory, encoder), f"{UNSENDABLE}; move them there, or train with a2c")
         self._tell = tell
         self._is_asked = False
         self._request: tuple[_Weights, Request] | None = None
+        self._start_timeout_s, self._env_timeout_s = config.env.start_timeout_s, config.env.env_timeout_s or 0.0
         self._longest_s = 0.0
-        self._start_timeout_s = config.env.start_timeout_s
-        self._restarts, self._max_restarts = 0, config.run.max_restarts
-        self._children: list[Child] = []
+        self._restarts = Restarts(config.run.max_restarts)
         self._start()
 
     def _start(self) -> None:
-        try:
-            self._children.append(start(get_context(__name__), partial(_evaluate, self._work), self._work))
-        except OSError as error:  # no memory, or too many open files
-            raise WorkerFailure(f"the evaluator could not be started ({error})") from error
-        self._is_ready, self._silence = False, Stopwatch()
+        self.child = start("the evaluator", partial(_evaluate, self._work), __name__, self._work)
+        self._is_ready = False
 
     def begin(self, model: StateTree, request: Request) -> None:
         """See `Evaluator`."""
         # Copies as arrays: a tensor would be sent as memory that both processes share from then on.
         weights = {name: read_tensor(model, name).numpy() for name in model}
         if self._is_asked:  # what it still plays was given up
-            close(self._children, timeout_s=0.0)
+            self.child.end(timeout_s=0.0)
             self._start()
         self._request, self._is_asked = (weights, request), True
         self._ask()
 
     def _ask(self) -> None:
-        self._silence = Stopwatch()
+        self.child.silence.restart()
         # Another thread, since a process that does not read would block this one once the pipe is full.
-        threading.Thread(target=_send, args=(self._children[0].pipe, self._request), daemon=True).start()
+        threading.Thread(target=_send, args=(self.child.pipe, self._request), daemon=True).start()
 
     def take(self, wait: bool) -> Evaluation | None:
         """See `Evaluator`."""
         while True:
-            left_s = self._patience_s - self._silence.look()
-            reply = self._receive(min(_LOOK_S, max(0.0, left_s)) if wait else 0.0)
-            if reply is None and left_s > 0.0:
-                if not wait:
-                    return None
-                self._say(0, 0)
+            try:
+                news = self._receive(wait)
+            except CHILD_FAILURES as error:
+                if was_sent(error):
+                    raise
+                self._start_again(error)
                 continue
-            if isinstance(reply, Failed):
-                raise to_error("the evaluator", reply)
-            if isinstance(reply, _Alive | Evaluation):
-                self._note_life()
-                if isinstance(reply, Evaluation):
-                    self._is_asked = False
-                    return reply
-                self._say(reply.played, reply.episodes)
-            elif reply is None:
-                self._start_again(f"has been silent for {self._patience_s:.0f} s")
+            if isinstance(news, Evaluation):
+                self._is_asked = False
+                return news
+            if news is not None:
+                self._say(news)
+            elif wait:
+                self._say(_Alive())
             else:
-                self._start_again(reply)
-
-    def _say(self, played: int, episodes: int) -> None:
-        if self._tell is not None:
-            self._tell(played, episodes)
-
-    def _note_life(self) -> None:
-        if self._is_ready:  # else it was importing
-            self._longest_s = max(self._longest_s, self._silence.look())
-        self._is_ready, self._silence = True, Stopwatch()
-
-    def _receive(self, timeout_s: float) -> Evaluation | Failed | _Alive | str | None:
-        """Return what it sends, None where it does not in time, or what has become of it in words."""
-        child = self._children[0]
-        try:
-            if not child.pipe.poll(timeout_s):
                 return None
-            reply: Evaluation | Failed | _Alive = child.pipe.recv()
-            return reply
-        except (EOFError, OSError):
-            return child.tell_end()
+
+    def _say(self, news: _Alive) -> None:
+        if self._tell is not None:
+            self._tell(news.played, news.episodes)
+
+    def _receive(self, wait: bool) -> Evaluation | _Alive | None:
+        """Return what it has sent, or None where there is nothing yet; whoever waits, waits for a moment.
+
+        Raises:
+            EnvFailure, NonFiniteError, WorkerFailure: it failed, died, or has been silent for too long.
+        """
+        patience_s, setting = self._patience
+        left_s = patience_s - self.child.silence.look()
+        if self.child.has_news(min(_LOOK_S, max(0.0, left_s)) if wait else 0.0):
+            news: Evaluation | _Alive = self.child.receive()
+            if self._is_ready:  # else it was importing
+                self._longest_s = max(self._longest_s, self.child.silence.look())
+            self._is_ready = True
+            self.child.silence.restart()
+            return news
+        if left_s <= 0.0:
+            raise self.child.too_late("has been silent", patience_s, setting)
+        return None
 
     @property
-    def _patience_s(self) -> float:
+    def _patience(self) -> tuple[float, str]:
+        """For how many seconds it may be silent, and the setting to raise if it needs longer."""
         if not self._is_ready:
-            return self._start_timeout_s
-        # Doubled with every restart: perhaps it is only slow.
-        return float(max(_SILENCE_S, _SILENCE_TIMES * self._longest_s) * 2**self._restarts)
+            return self._start_timeout_s, "start_timeout_s"
+        least_s = max(_SILENCE_S, _SILENCE_TIMES * self._longest_s, self._env_timeout_s)
+        return least_s * 2.0**self._restarts.count, "env_timeout_s"  # doubled every time: perhaps it is only slow
 
-    def _start_again(self, why: str) -> None:
-        close(self._children, timeout_s=0.0)
-        if self._restarts >= self._max_restarts:
-            raise WorkerFailure(f"the evaluator {why}; it has been started again {self._restarts} times already")
-        self._restarts += 1
-        log.warning("the evaluator %s: started again (%d of at most %d times)", why, self._restarts, self._max_restarts)
+    def _start_again(self, lost: ChildFailure) -> None:
+        self.child.end(timeout_s=0.0)
+        self._restarts.add(lost)
         self._start()
         self._ask()
 
     def close(self) -> None:
         """End the process, also in the middle of an evaluation."""
-        close(self._children, timeout_s=0.1)
+        self.child.end(timeout_s=0.1)
 
 
 def _send(pipe: Connection, request: object) -> None:
@@ -333,29 +314,24 @@ def _send(pipe: Connection, request: object) -> None:
         pipe.send(request)
 
 
-def _evaluate(work: bytes, pipe: Connection) -> None:
-    """Answer requests until the pipe closes."""
-    ignore_signals()
+def _evaluate(work: Pickled[_Work], parent: Parent) -> None:
+    """Answer requests as long as the run is there."""
     torch.set_num_threads(1)
     requests: SimpleQueue[tuple[_Weights, Request]] = SimpleQueue()
-    exit_with_parent(pipe, lambda request: requests.put(cast("tuple[_Weights, Request]", request)), grace_s=0.0)
-    with suppress(OSError):  # the run has gone
-        try:
-            config, env_factory, encoder = cast(_Work, unpickled(work))
-            envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env_factory)
-            model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
-            envs.close()
-            pipe.send(_Alive())
-            with closing(Stage(config, model, env_factory)) as stage:
-                while True:
-                    weights, request = requests.get()
-                    load_module(model, weights)
-                    pipe.send(stage.play(request, _make_pulse(pipe)))
-        except Exception as error:
-            pipe.send(to_failed(error))
+    parent.listen(requests.put, grace_s=0.0)
+    config, env_factory, encoder = work.load()
+    envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env_factory)
+    model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
+    envs.close()
+    parent.send(_Alive())
+    with closing(Stage(config, model, env_factory)) as stage:
+        while True:
+            weights, request = requests.get()
+            load_module(model, weights)
+            parent.send(stage.play(request, _make_pulse(parent)))
 
 
-def _make_pulse(pipe: Connection) -> Tell:
+def _make_pulse(parent: Parent) -> Tell:
     """Return what says that this process lives, now and then however often it is called."""
     said = monotonic()
 
@@ -364,7 +340,7 @@ def _make_pulse(pipe: Connection) -> Tell:
         now = monotonic()
         if now - said > _ALIVE_S:
             said = now
-            pipe.send(_Alive(played, episodes))
+            parent.send(_Alive(played, episodes))
 
     return pulse
 

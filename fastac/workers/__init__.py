@@ -8,12 +8,11 @@ from fastac.workers.shared_counters import SharedCounters, WorkerCounters
 from fastac.workers.shared_group import GroupMemory, SharedGroup
 from fastac.workers.statistics import find_moments
 from fastac.workers.sync_trainer import SyncTrainer, SyncTraining
-from fastac.workers.sync_workers import WORKER_TIMEOUT_S, MakeWorker, NoOtherWorkers, SyncWorkers
+from fastac.workers.sync_workers import MakeWorker, NoOtherWorkers, SyncWorkers
 from fastac.workers.training import Training
 from fastac.workers.worker import Worker, WorkerInfo
 
 __all__ = [
-    "WORKER_TIMEOUT_S",
     "AsyncWorkers",
     "BeatingEnvs",
     "GroupMemory",

@@ -11,20 +11,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import wait
 
-from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
-from fastac.processes import (
-    UNSENDABLE,
-    Child,
-    Failed,
-    Stopwatch,
-    close,
-    get_context,
-    pickled,
-    start,
-    to_error,
-)
+from fastac.contract import NonFiniteError
+from fastac.pickling import UNSENDABLE, pickled
+from fastac.processes import CHILD_FAILURES, Child, ChildFailure, Children, Restarts, start
 from fastac.workers.hogwild_worker import Done, MakeHogwildWorker, work
 from fastac.workers.shared_counters import BEATS, ENV_STEPS, ITERATIONS, PHASES, SharedCounters
 from fastac.workers.shared_group import fence
@@ -45,19 +35,13 @@ class _Place:
 
     child: Child
     info: WorkerInfo | None = None  # None until it is ready
-    is_done: bool = False
-    is_lost: bool = False
+    is_done: bool = False  # or lost
     began_at: int = 0  # iterations in the row when it was ready: of the worker before
     beats: int = -1  # when last looked at
-    silence_s: float = 0.0
 
 
 class AsyncWorkers:
-    """The workers 0 to K-1.
-
-    Attributes:
-        restarts: how often one was started again.
-    """
+    """The workers 0 to K-1."""
 
     def __init__(
         self,
@@ -85,18 +69,26 @@ class AsyncWorkers:
             ValueError: what makes a worker's part cannot be sent to it.
         """
         self._counters, self._make, self._lock, self._budget = counters, make, lock, budget
-        self._max_restarts = max_restarts
+        self._restarts = Restarts(max_restarts)
         self._start_timeout_s, self._env_timeout_s = start_timeout_s, env_timeout_s
         self._counts, self._seconds, self._control = (
             counters.counts.view(),
             counters.seconds.view(),
             counters.control.view(),
         )
-        self._context = get_context(__name__)
         self._places: list[_Place] = []
-        self.restarts = self._started = 0
-        self._watch = Stopwatch()
+        self._started = 0
         self._start_all()
+
+    @property
+    def children(self) -> Children:
+        """The workers' processes."""
+        return Children(place.child for place in self._places)
+
+    @property
+    def restarts(self) -> int:
+        """How often a worker was started again."""
+        return self._restarts.count
 
     def _start_all(self) -> None:
         self._control[1] = 0
@@ -110,14 +102,9 @@ class AsyncWorkers:
     def _start(self, worker: int) -> Child:
         replaced = max(0, self._started + 1 - len(self._counts))
         self._started += 1
-        make = pickled(
-            self._make(worker, replaced),
-            f"{UNSENDABLE}; move them there, or train with a2c",
-        )
-        try:
-            return start(self._context, partial(work, make, self._counters, worker, self._lock, self._budget), make)
-        except OSError as error:  # no memory, or too many open files
-            raise WorkerFailure(f"worker {worker} could not be started ({error})") from error
+        make = pickled(self._make(worker, replaced), f"{UNSENDABLE}; move them there, or train with a2c")
+        part = partial(work, make, self._counters, worker, self._lock, self._budget)
+        return start(f"worker {worker}", part, __name__, make)
 
     def wait_ready(self) -> WorkerInfo:
         """Wait until every worker has built its part; return what one of them says of it.
@@ -163,17 +150,7 @@ class AsyncWorkers:
             if self._counts[:, ENV_STEPS].sum() >= self._budget:
                 log.warning("%s, when the budget was spent", str(error).removesuffix("."))
                 continue
-            if self.restarts >= self._max_restarts:
-                raise type(error)(
-                    f"{str(error).removesuffix('.')}; {self.restarts} workers have been started again already"
-                ) from error.__cause__
-            self.restarts += 1
-            log.warning(
-                "%s: started again with new episodes (%d of at most %d times)",
-                str(error).removesuffix("."),
-                self.restarts,
-                self._max_restarts,
-            )
+            self._restarts.add(error, " with new episodes")
             self._places[worker] = _Place(self._start(worker))
 
     def halt(self) -> None:
@@ -184,66 +161,56 @@ class AsyncWorkers:
                 log.warning("%s, while training was being stopped", str(error).removesuffix("."))
         self.close()
 
-    def _look(self, period_s: float) -> list[tuple[int, EnvFailure | NonFiniteError | WorkerFailure]]:
+    def _look(self, period_s: float) -> list[tuple[int, ChildFailure]]:
         """Wait for news; take it in, and return who is lost and how."""
         for place in self._places:
-            place.is_done |= place.child.pipe.closed  # at exit, where multiprocessing ends what nobody has ended
-        pipes = {place.child.pipe: worker for worker, place in enumerate(self._places) if not place.is_done}
-        ready = wait(list(pipes), period_s)
-        news = {worker for pipe, worker in pipes.items() if pipe in ready}
-        before_s = self._watch.elapsed_s
-        elapsed_s = self._watch.look() - before_s
-        lost = []
-        for worker in pipes.values():
-            error = self._hear(worker) if worker in news else self._miss(worker, elapsed_s)
-            if error is not None:
-                place = self._places[worker]
-                place.is_done = place.is_lost = True
-                close([place.child], timeout_s=0.0)
+            place.is_done |= place.child.has_ended  # at exit, where children end that nobody has ended
+        going_on = [(worker, place) for worker, place in enumerate(self._places) if not place.is_done]
+        news = Children(place.child for _, place in going_on).wait(period_s)
+        lost: list[tuple[int, ChildFailure]] = []
+        for worker, place in going_on:
+            try:
+                if place.child in news:
+                    self._hear(worker, place)
+                else:
+                    self._check_pulse(worker, place)
+            except CHILD_FAILURES as error:
+                place.is_done = True
+                place.child.end(timeout_s=0.0)
                 lost.append((worker, error))
         return lost
 
-    def _hear(self, worker: int) -> EnvFailure | NonFiniteError | WorkerFailure | None:
-        place = self._places[worker]
-        try:
-            message: WorkerInfo | Done | Failed = place.child.pipe.recv()
-        except (EOFError, OSError):
-            return WorkerFailure(f"worker {worker} {place.child.tell_end()}")
-        if isinstance(message, Failed):
-            return to_error(f"worker {worker}", message)
-        if isinstance(message, WorkerInfo):
-            place.info, place.silence_s = message, 0.0
-            place.began_at = int(self._counts[worker, ITERATIONS])
-        else:
+    def _hear(self, worker: int, place: _Place) -> None:
+        message: WorkerInfo | Done = place.child.receive()
+        place.child.silence.restart()
+        if isinstance(message, Done):
             place.is_done = True
-        return None
+        else:
+            place.info, place.began_at = message, int(self._counts[worker, ITERATIONS])
 
-    def _miss(self, worker: int, elapsed_s: float) -> WorkerFailure | None:
-        """Note that a worker had nothing to say, and whether the counters show that it works nevertheless."""
-        place = self._places[worker]
+    def _check_pulse(self, worker: int, place: _Place) -> None:
+        """Raise if a worker that had nothing to say has for too long shown in the counters no step either."""
         beats = int(self._counts[worker, [BEATS, ITERATIONS]].sum())
         if beats != place.beats or (place.info and not self._control[0]):
-            place.beats, place.silence_s = beats, 0.0
-            return None
-        place.silence_s += elapsed_s
-        if place.silence_s <= self._patience_s(worker):
-            return None
+            place.beats = beats
+            place.child.silence.restart()
         what = "finished no step" if place.info else "was not ready"
-        return WorkerFailure(f"worker {worker} {what} for {place.silence_s:.0f} s")
+        place.child.check_silence(what, *self._patience(worker))
 
-    def _patience_s(self, worker: int) -> float:
+    def _patience(self, worker: int) -> tuple[float, str]:
+        """Return for how many seconds a worker may show nothing, and the setting to raise if it needs longer."""
         place, iterations = self._places[worker], int(self._counts[worker, ITERATIONS])
         if place.info is None or iterations == place.began_at:
             # Its first iteration resets everything, and may compile kernels.
-            return max(self._start_timeout_s, self._env_timeout_s or 0.0)
+            return max(self._start_timeout_s, self._env_timeout_s or 0.0), "start_timeout_s"
         if self._env_timeout_s is not None:
-            return self._env_timeout_s
+            return self._env_timeout_s, "env_timeout_s"
         mean_s = float(self._seconds[worker, : len(PHASES)].sum()) / iterations
-        return max(SILENCE_S, SILENCE_ITERATIONS * mean_s)
+        return max(SILENCE_S, SILENCE_ITERATIONS * mean_s), "env_timeout_s"
 
     def close(self) -> None:
         """End the workers, in the middle of whatever they do; safe to call twice."""
         self._control[1] = 1
-        children = [place.child for place in self._places if not place.is_lost]
+        children = self.children
         self._places.clear()  # first, since an interrupt may come while they are being closed
-        close(children)
+        children.end()

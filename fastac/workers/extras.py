@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastac.contract import EXTRAS_WINDOW, MAX_EXTRAS, Extras
-from fastac.processes import SharedArray
+from fastac.shared_memory import SharedArray
 
 _KEY_BYTES = 64
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, suppress
-from multiprocessing.connection import Connection
-from typing import TypeAlias, cast
+from contextlib import AbstractContextManager, closing
+from typing import TypeAlias
 
 import torch
 
 from fastac.contract import ActionArray, BoolArray, Extras, ObsArray, StepRow, VecEnv
 from fastac.learning.optimizer import HogwildOptimizer
-from fastac.processes import exit_with_parent, ignore_signals, to_failed, unpickled
+from fastac.pickling import Pickled
+from fastac.processes import Parent
 from fastac.workers.shared_counters import SharedCounters, WorkerCounters
 from fastac.workers.shared_group import wait_until
 from fastac.workers.statistics import copy_statistics
@@ -47,29 +47,24 @@ MakeHogwildWorker: TypeAlias = Callable[[SharedCounters, WorkerCounters, Abstrac
 
 
 def work(
-    make: bytes,
+    make: Pickled[MakeHogwildWorker],
     counters: SharedCounters,
     worker: int,
     lock: AbstractContextManager[object],
     budget: int,
-    pipe: Connection,
+    parent: Parent,
 ) -> None:
-    """Live as worker number `worker`, until it is done and the first process has closed the pipe."""
-    ignore_signals()
+    """Live as worker number `worker`, until it is done and the first process has ended it."""
     torch.set_num_threads(1)
-    has_first_left = exit_with_parent(pipe, lambda _: None, _GRACE_S)  # nothing is ever sent to a worker
-    with suppress(OSError):  # the first process has gone
-        try:
-            row = WorkerCounters(counters, worker)
-            part = cast(MakeHogwildWorker, unpickled(make))(counters, row, lock)
-            with closing(part.worker):
-                pipe.send(part.worker.info)
-                wait_until(lambda: row.may_go or row.shall_stop or has_first_left.is_set(), lambda _: None)
-                part.begin()
-                _train(part.worker, row, budget, has_first_left)
-            pipe.send(Done())
-        except Exception as error:
-            pipe.send(to_failed(error))
+    has_first_left = parent.listen(lambda _: None, _GRACE_S)  # nothing is ever sent to a worker
+    row = WorkerCounters(counters, worker)
+    part = make.load()(counters, row, lock)
+    with closing(part.worker):
+        parent.send(part.worker.info)
+        wait_until(lambda: row.may_go or row.shall_stop or has_first_left.is_set(), lambda _: None)
+        part.begin()
+        _train(part.worker, row, budget, has_first_left)
+    parent.send(Done())
     has_first_left.wait()
 
 

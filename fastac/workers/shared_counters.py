@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastac.contract import Episodes, Merge, Phases
-from fastac.processes import SharedArray
+from fastac.shared_memory import SharedArray
 from fastac.workers.extras import ExtrasWriter, SharedExtras
 from fastac.workers.shared_group import fence
 from fastac.workers.shared_parameters import SharedParameters

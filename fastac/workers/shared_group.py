@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from fastac.contract import Episodes, Merge
-from fastac.processes import SharedArray, Stopwatch
+from fastac.processes import Stopwatch
+from fastac.shared_memory import SharedArray
 from fastac.workers.extras import ExtrasReader, ExtrasWriter, SharedExtras
 from fastac.workers.shared_parameters import SharedParameters
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fastac.learning.optimizer import FlatParameters
-from fastac.processes import SharedArray
+from fastac.shared_memory import SharedArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,12 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from enum import IntEnum
 from functools import partial
-from multiprocessing.connection import Connection
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 
 from fastac.contract import (
     Alone,
-    EnvFailure,
     Episodes,
     Group,
     NonFiniteError,
@@ -26,27 +24,10 @@ from fastac.contract import (
     StateTree,
     WorkerFailure,
 )
-from fastac.processes import (
-    UNSENDABLE,
-    Child,
-    Failed,
-    Stopwatch,
-    WorkerTraceback,
-    close,
-    get_context,
-    has_news,
-    ignore_signals,
-    pickled,
-    start,
-    to_error,
-    to_failed,
-    unpickled,
-)
+from fastac.pickling import UNSENDABLE, Pickled, pickled
+from fastac.processes import CHILD_FAILURES, Child, Children, Parent, start, was_sent
 from fastac.workers.shared_group import GroupMemory, SharedGroup, fence, wait_until
 from fastac.workers.worker import Worker
-
-WORKER_TIMEOUT_S = 120.0  # the longest that one worker may keep the others waiting
-
 
 # Builds a worker in its process; sent there, so it must be picklable.
 MakeWorker: TypeAlias = Callable[[Group], Worker]
@@ -92,14 +73,15 @@ class SyncWorkers:
 
     Attributes:
         group: this process's membership, as worker 0.
+        children: the other workers' processes, by rank; none after a failure.
     """
 
     def __init__(
         self,
         makes: list[MakeWorker],
         memory: GroupMemory,
-        start_timeout_s: float = 120.0,
-        timeout_s: float = WORKER_TIMEOUT_S,
+        start_timeout_s: float,
+        timeout_s: float,
     ) -> None:
         """Start the workers; `wait_ready` waits until they stand.
 
@@ -116,21 +98,11 @@ class SyncWorkers:
         self._command, self._done_fraction = memory.command.view(), memory.done_fraction.view()
         self._shared = SharedGroup(memory, 0, self._watch)
         self.group: Group = self._shared
-        self._children: list[Child] = []
-        sent = [
-            pickled(
-                make,
-                f"{UNSENDABLE}; use workers 1, or move them",
-            )
-            for make in makes
-        ]
-        context = get_context(__name__)
-        try:
+        self.children = Children()
+        sent = [pickled(make, f"{UNSENDABLE}; use workers 1, or move them") for make in makes]
+        with self.children:
             for rank, make in enumerate(sent, start=1):
-                self._children.append(start(context, partial(_work, make, memory, rank), make))
-        except BaseException:
-            self.close()
-            raise
+                self.children.append(start(f"worker {rank}", partial(_work, make, memory, rank), __name__, make))
 
     def wait_ready(self) -> None:
         """Wait until every worker has built its part.
@@ -140,16 +112,12 @@ class SyncWorkers:
             EnvFailure: an environment failed.
             WorkerFailure: a worker failed otherwise, or gave no answer.
         """
-        watch = Stopwatch()
-        self._guarded(lambda: [self._receive(rank, self._start_timeout_s, watch) for rank in self._ranks])
-
-    @property
-    def _ranks(self) -> range:
-        return range(1, len(self._children) + 1)
+        with self.children:
+            self.children.receive_within(self._start_timeout_s, "start_timeout_s")
 
     def begin(self, done_fraction: float) -> None:
         """Have the workers do one iteration, beside which this one does its own."""
-        if not self._children:
+        if not self.children:
             raise WorkerFailure("the workers are gone.")
         self._done_fraction[0] = done_fraction
         self._give(_Command.ITERATE)
@@ -160,12 +128,11 @@ class SyncWorkers:
 
     def get_states(self) -> list[StateTree] | None:
         """Return each worker's own state, or None where the workers are gone."""
-        if not self._children:
+        if not self.children:
             return None
-        self._give(_Command.GET_STATE)
-        states: list[StateTree] = []
-        self._guarded(lambda: states.extend(self._receive(rank, self._timeout_s) for rank in self._ranks))
-        return states
+        with self.children:
+            self._give(_Command.GET_STATE)
+            return self.children.receive_within(self._timeout_s, "env_timeout_s")
 
     def set_states(self, states: list[StateTree]) -> None:
         """Hand each worker its state, and wait until it has taken it in.
@@ -174,19 +141,17 @@ class SyncWorkers:
             ValueError: it does not fit.
             WorkerFailure: a worker died or hung.
         """
-        self._give(_Command.SET_STATE)
-        self._guarded(lambda: [self._exchange(rank, state) for rank, state in zip(self._ranks, states, strict=True)])
+        with self.children:
+            self._give(_Command.SET_STATE)
+            for child, state in zip(self.children, states, strict=True):
+                self._hand(child, state)
 
-    def _exchange(self, rank: int, state: StateTree) -> StateTree:
-        child = self._children[rank - 1]
+    def _hand(self, child: Child, state: StateTree) -> None:
+        child.send(_to_arrays(state))
         try:
-            child.pipe.send(_to_arrays(state))
-        except OSError as error:
-            raise WorkerFailure(f"worker {rank} {child.tell_end()}.") from error
-        try:
-            return self._receive(rank, self._timeout_s)
-        except (EnvFailure, WorkerFailure) as error:
-            if isinstance(error.__cause__, WorkerTraceback):  # it lives, and cannot take in what it was sent
+            child.receive_within(self._timeout_s, "env_timeout_s")
+        except CHILD_FAILURES as error:
+            if was_sent(error):  # it lives, and cannot take in what it was sent
                 raise ValueError(str(error)) from error
             raise
 
@@ -197,99 +162,44 @@ class SyncWorkers:
 
     def close(self) -> None:
         """End the workers; safe to call twice."""
-        close(self._children)
+        self.children.end()
 
     def _give(self, command: _Command) -> None:
         self._command[1] = command
         fence()
         self._command[0] += 1
 
-    def _guarded(self, work: Callable[[], object]) -> None:
-        """Do `work`; after a failure no worker is left."""
-        try:
-            work()
-        except BaseException:
-            self.close()
-            raise
-
-    def _receive(self, rank: int, timeout_s: float, watch: Stopwatch | None = None) -> StateTree:
-        """Return what worker `rank` sends, at the latest when `watch`, a new one by default, says `timeout_s`.
-
-        Raises:
-            EnvFailure: it sent that an environment failed.
-            WorkerFailure: it sent that it failed, or died, or sent nothing in time.
-        """
-        child = self._children[rank - 1]
-        try:
-            if not has_news(child.pipe, watch or Stopwatch(), timeout_s):
-                raise WorkerFailure(f"worker {rank} gave no answer for {timeout_s:g} s.")
-            reply: StateTree | Failed = child.pipe.recv()
-        except (EOFError, OSError) as error:
-            raise WorkerFailure(f"worker {rank} {child.tell_end()}.") from error
-        if isinstance(reply, Failed):
-            raise to_error(f"worker {rank}", reply)
-        return reply
-
     def _watch(self, waited_s: float) -> None:
         """Raise if a worker has failed, or keeps this one waiting too long; nobody sends while it iterates."""
-        try:
-            for rank in self._ranks:
-                if self._children[rank - 1].pipe.poll(0):
-                    self._receive(rank, 0.0)
+        with self.children:
+            for child in self.children:
+                if child.has_news():
+                    child.receive()
             if waited_s > self._timeout_s:
-                raise WorkerFailure(f"a worker has kept the others waiting for {waited_s:.0f} s.")
-        except BaseException:
-            self.close()
-            raise
+                what = f"a worker has kept the others waiting for {waited_s:.0f} s"
+                raise WorkerFailure(f"{what} (raise env_timeout_s if its steps take longer).")
 
 
-class _FirstLeftError(Exception):
-    """The first worker has closed the pipe, or is gone."""
-
-
-def _receive_from_first(pipe: Connection) -> StateTree:
-    try:
-        state: StateTree = pipe.recv()
-    except (EOFError, OSError) as error:
-        raise _FirstLeftError from error
-    return state
-
-
-def _send_to_first(pipe: Connection, message: StateTree | Failed) -> None:
-    try:
-        pipe.send(message)
-    except OSError as error:
-        raise _FirstLeftError from error
-
-
-def _work(make: bytes, memory: GroupMemory, rank: int, pipe: Connection) -> None:
-    """Live as worker `rank` until the pipe closes."""
-    ignore_signals()
+def _work(make: Pickled[MakeWorker], memory: GroupMemory, rank: int, parent: Parent) -> None:
+    """Live as worker `rank` as long as the first worker is there."""
     torch.set_num_threads(1)
 
     def watch(waited_s: float) -> None:
-        if pipe.poll(0):
-            _receive_from_first(pipe)  # nothing is sent to a worker that waits, so the pipe has closed
+        if parent.has_news():
+            parent.receive()  # nothing is sent to a worker that waits, so the first has left
 
     group = SharedGroup(memory, rank, watch)
-    with suppress(_FirstLeftError):
-        try:
-            worker = cast(MakeWorker, unpickled(make))(group)
-            with closing(worker):
-                _send_to_first(pipe, {})
-                _obey(worker, memory, group, pipe)
-        except _FirstLeftError:
-            raise
-        except Exception as error:
-            _send_to_first(pipe, to_failed(error))
+    with closing(make.load()(group)) as worker:
+        parent.send({})
+        _obey(worker, memory, group, parent)
 
 
-def _obey(worker: Worker, memory: GroupMemory, group: SharedGroup, pipe: Connection) -> None:
+def _obey(worker: Worker, memory: GroupMemory, group: SharedGroup, parent: Parent) -> None:
     """Do as commanded, for ever."""
     command, done_fraction, phases = memory.command.view(), memory.done_fraction.view(), Phases()
     given, done = command.data, 0
     while True:
-        _wait_command(given, done, pipe)
+        _wait_command(given, done, parent)
         done += 1
         match _Command(int(given[1])):
             case _Command.ITERATE:
@@ -297,18 +207,18 @@ def _obey(worker: Worker, memory: GroupMemory, group: SharedGroup, pipe: Connect
                 with suppress(NonFiniteError):  # everybody sees it, and the first worker tells
                     worker.learn(float(done_fraction[0]), phases)
             case _Command.GET_STATE:
-                _send_to_first(pipe, _to_arrays(worker.get_own_state()))
+                parent.send(_to_arrays(worker.get_own_state()))
             case _Command.SET_STATE:
-                worker.set_whole_state(_receive_from_first(pipe))
-                _send_to_first(pipe, {})
+                worker.set_whole_state(parent.receive())
+                parent.send({})
 
 
-def _wait_command(given: memoryview, done: int, pipe: Connection) -> None:
+def _wait_command(given: memoryview, done: int, parent: Parent) -> None:
     """Wait for a command beyond those `done`."""
 
     def watch(waited_s: float) -> None:
-        if pipe.poll(0) and given[0] == done:  # in this order: a state is sent after its command is given
-            _receive_from_first(pipe)
+        if parent.has_news() and given[0] == done:  # in this order: a state is sent after its command is given
+            parent.receive()
 
     wait_until(lambda: bool(given[0] != done), watch)
     fence()

@@ -172,7 +172,10 @@ def test_a_trial_that_fails_is_told_when_all_others_are_done(tmp_path):
 
 @pytest.mark.parametrize(
     ("broken", "message"),
-    [(die, "its process ended with exit code -9"), (measure_nan, "the value final is nan, expected a finite number")],
+    [
+        (die, r"first / arm 1 / seed 0 died \(exit code -9\)"),
+        (measure_nan, "the value final is nan, expected a finite number"),
+    ],
 )
 def test_a_process_that_dies_and_a_number_that_is_none(tmp_path, broken, message):
     with pytest.raises(WorkerFailure, match=message):

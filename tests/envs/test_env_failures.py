@@ -16,8 +16,9 @@ from probes import Probe
 from fastac.config import EnvConfig
 from fastac.contract import EnvFailure, VecEnv
 from fastac.envs import adapt, make_vec, name_env
-from fastac.envs.process import ProcessEnvs, WorkerTraceback
+from fastac.envs.process import ProcessEnvs
 from fastac.envs.sync import SyncEnvs
+from fastac.processes import WorkerTraceback
 
 SEEDS = [10, 11, 12, 13, 14]
 
@@ -77,7 +78,7 @@ def test_failures_name_the_env(how: str, words: str) -> None:
 @pytest.mark.parametrize(("how", "words"), WAYS[:2])
 def test_failures_in_workers_name_the_env(how: str, words: str) -> None:
     env = in_processes(how, 13)
-    workers = [worker.child.process.pid for worker in env._workers]
+    workers = env.children.pids
     with pytest.raises(EnvFailure, match=words) as failure:
         step_twice(env)
     assert isinstance(failure.value.__cause__, WorkerTraceback)
@@ -106,7 +107,7 @@ def test_build_failure_names_the_env() -> None:
 
 def test_dead_worker() -> None:
     env = in_processes("die", 11)
-    workers = [worker.child.process.pid for worker in env._workers]
+    workers = env.children.pids
     with pytest.raises(EnvFailure, match=r"the worker of envs 0 to 1 died \(exit code -9\)"):
         step_twice(env)
     assert_gone(workers)
@@ -115,9 +116,9 @@ def test_dead_worker() -> None:
 def test_worker_killed_between_steps() -> None:
     env = in_processes("", 0)
     begin(env)
-    workers = [worker.child.process.pid for worker in env._workers]
+    workers = env.children.pids
     os.kill(workers[1], signal.SIGKILL)
-    env._workers[1].child.process.join()
+    env.children[1].process.join()
     with pytest.raises(EnvFailure, match=r"the worker of envs 2 to 4 died \(exit code -9\)"):
         env.step(np.zeros(5, np.int64), make_row(env))
     assert_gone(workers)
@@ -125,19 +126,21 @@ def test_worker_killed_between_steps() -> None:
 
 def test_hanging_worker() -> None:
     env = in_processes("hang", 14, timeout_s=0.5)
-    workers = [worker.child.process.pid for worker in env._workers]
-    with pytest.raises(EnvFailure, match=r"the worker of envs 2 to 4 gave no answer for 0.5 s"):
+    workers = env.children.pids
+    with pytest.raises(
+        EnvFailure, match=r"the worker of envs 2 to 4 gave no answer for 0.5 s \(raise env_timeout_s if"
+    ):
         step_twice(env)
     assert_gone(workers)
 
 
 def test_interrupt_leaves_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(timeout_s: float) -> list:
+    def interrupt(timeout_s: float, setting: str) -> list:
         raise KeyboardInterrupt
 
     env = in_processes("", 0)
-    workers = [worker.child.process.pid for worker in env._workers]
-    monkeypatch.setattr(env, "_collect", interrupt)
+    workers = env.children.pids
+    monkeypatch.setattr(env.children, "receive_within", interrupt)
     with pytest.raises(KeyboardInterrupt):
         begin(env)
     assert_gone(workers)
@@ -145,7 +148,7 @@ def test_interrupt_leaves_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_close_leaves_no_worker() -> None:
     env = in_processes("", 0)
-    workers = [worker.child.process.pid for worker in env._workers]
+    workers = env.children.pids
     env.close()
     env.close()
     assert_gone(workers)

@@ -190,5 +190,7 @@ def test_time_outs_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_environment_that_takes_longer_to_start_is_given_up() -> None:
     config = EnvConfig("MountainCar-v0", 2, "process", start_timeout_s=1e-3)
-    with pytest.raises(EnvFailure, match=r"the worker of envs \d to \d gave no answer for 0.001 s"):
+    with pytest.raises(
+        EnvFailure, match=r"the worker of envs \d to \d gave no answer for 0.001 s \(raise start_timeout_s if"
+    ):
         make_vec(config, np.random.SeedSequence(0))

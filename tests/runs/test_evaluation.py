@@ -19,6 +19,7 @@ from fastac.config import Config, EnvConfig, ModelConfig
 from fastac.contract import EnvFailure, WorkerFailure
 from fastac.envs import adapt, make_vec
 from fastac.envs.infos import NOTHING
+from fastac.processes import Child
 from fastac.runs.evaluate import MOST_STEPS, Evaluation, _Games, action_noise
 from fastac.runs.evaluate import evaluate as play_games
 from fastac.runs.evaluator import _SILENCE_S, ProcessEvaluator, Request, Stage, _Alive
@@ -466,6 +467,15 @@ class ToldPipe:
     def send(self, request):
         pass
 
+    def close(self):
+        pass
+
+
+def stand_in(pipe):
+    """Return a child that is nothing but a pipe."""
+    process = SimpleNamespace(pid=0, join=lambda _: None, is_alive=lambda: False, close=lambda: None)
+    return Child("the evaluator", process, pipe, pipe, WorkerFailure)
+
 
 ONE = Request(0, 1, 1, None, MOST_STEPS)
 PLAYED = Evaluation(np.array([1.0]), np.array([1]))
@@ -477,8 +487,7 @@ def tell(monkeypatch):
 
     def make(*comes):
         pipe = ToldPipe((at_s, _Alive() if what == "alive" else what) for at_s, what in comes)
-        monkeypatch.setattr("fastac.runs.evaluator.start", lambda *_: SimpleNamespace(pipe=pipe))
-        monkeypatch.setattr("fastac.runs.evaluator.close", lambda *_, **__: None)
+        monkeypatch.setattr("fastac.runs.evaluator.start", lambda *_: stand_in(pipe))
         monkeypatch.setattr("fastac.processes.time", SimpleNamespace(monotonic=lambda: pipe.now_s))
         evaluator = ProcessEvaluator(Config().replace(algo="a3c", max_restarts=0), None, None)
         evaluator.begin({}, ONE)
@@ -539,9 +548,9 @@ def test_the_process_says_that_it_plays():
     evaluator = ProcessEvaluator(config, make_slow, None)
     try:
         evaluator.begin(model.state_dict(), ONE)
-        pipe, said = evaluator._children[0].pipe, []
+        said = []
         while not said or not isinstance(said[-1], Evaluation):
-            said.append(pipe.recv())
+            said.append(evaluator.child.receive())
         built, *signs, played = said
     finally:
         evaluator.close()

@@ -30,7 +30,7 @@ def is_gone(pid: int, within_s: float = 5.0) -> bool:
 
 def pid_of(session: fastac.Session) -> int:
     """The process of the second worker."""
-    pid = session.training.others._children[0].process.pid
+    pid = session.training.others.children[0].pid
     assert pid is not None
     return pid
 
@@ -126,7 +126,6 @@ def test_a3c_can_be_left_and_entered_again_and_leaves_no_process(tmp_path):
             for _ in session:
                 break
             assert last_env_steps(tmp_path / "run") == session.report.env_steps
-            assert session.training._workers._places == []
-        children = [child.process.pid for child in session.evaluations._evaluator._children]
-    assert len(children) == 1
-    assert all(map(is_gone, children))
+            assert session.training._workers.children == []
+        evaluator = session.evaluations._evaluator.child.pid
+    assert is_gone(evaluator)

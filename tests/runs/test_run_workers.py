@@ -22,7 +22,7 @@ TWO = [*SMALL_FLAGS, "--workers", "2", "--total-env-steps", "1e6"]
 
 
 def pids_of(session):
-    return [child.process.pid for child in session.training.others._children]
+    return session.training.others.children.pids
 
 
 def test_a_run_with_workers_ends_as_any_other(tmp_path, capsys, caplog):
@@ -75,9 +75,9 @@ def test_how_long_workers_may_take_is_a_setting(tmp_path):
     session._close()
     session = fastac.start("CartPole-v1", "a3c", run_dir=tmp_path / "a3c", **{**settings, "workers": 1})
     workers = session.training._workers
-    assert workers._patience_s(0) == 77.0, "before its first iteration"
+    assert workers._patience(0) == (77.0, "start_timeout_s"), "before its first iteration"
     workers._counts[0, ITERATIONS] = 1
-    assert workers._patience_s(0) == 55.0
+    assert workers._patience(0) == (55.0, "env_timeout_s")
     session._close()
 
 

@@ -43,7 +43,8 @@ from fastac.config import Config
 from fastac.contract import Alone, EnvFailure, Episodes, NonFiniteError, Phases, VecEnv, WorkerFailure
 from fastac.learning.optimizer import Adam, HogwildOptimizer, LocalOptimizer, RMSprop, flatten
 from fastac.models import RunningMoments, merge_moments
-from fastac.processes import ProcessLock, close, get_context, start
+from fastac.processes import Children, start
+from fastac.shared_memory import ProcessLock
 from fastac.workers import BeatingEnvs, HogwildTrainer, SharedCounters, WorkerCounters, async_workers, hogwild_trainer
 from fastac.workers.hogwild_worker import _train
 from fastac.workers.shared_counters import (
@@ -88,7 +89,7 @@ def stop_after(training, reports):
 
 
 def pids_of(training):
-    return [place.child.process.pid for place in training._workers._places]
+    return training._workers.children.pids
 
 
 def settles(condition, seconds=10.0):
@@ -145,21 +146,27 @@ def test_one_worker_is_synchronous_a2c_bit_for_bit(settings):
 
 def run_workers(counters, rule, lock, workers, steps):
     """Let processes take steps on shared parameters at the same time."""
-    children = [
-        start(get_context("fastac.workers"), partial(take_steps, counters, worker, rule, lock, steps))
-        for worker in range(workers)
-    ]
-    try:
-        assert [receive(child) for child in children] == ["ready"] * workers
+    with ending() as children:
+        for worker in range(workers):
+            work = partial(take_steps, counters, worker, rule, lock, steps)
+            children.append(start(f"worker {worker}", work, "fastac.workers"))
+        assert children.receive_within(PATIENCE_S, "") == ["ready"] * workers
         counters.control.view()[0] = 1
-        assert [receive(child) for child in children] == ["done"] * workers
+        assert children.receive_within(PATIENCE_S, "") == ["done"] * workers
+
+
+@contextmanager
+def ending():
+    """Yield where children are kept, which are ended however the block ends."""
+    children = Children()
+    try:
+        yield children
     finally:
-        close(children)
+        children.end(timeout_s=0.0)
 
 
-def receive(child, seconds=PATIENCE_S):
-    assert child.pipe.poll(seconds), "the process says nothing"
-    return child.pipe.recv()
+def receive(child):
+    return child.receive_within(PATIENCE_S, "")
 
 
 @EACH_RULE
@@ -355,48 +362,42 @@ def test_a_worker_copies_anew_when_it_is_told():
 
 
 def start_holder(lock):
-    return start(get_context("fastac.workers"), partial(hold_lock, lock))
+    return start("the holder", partial(hold_lock, lock), "fastac.workers")
 
 
 def test_one_process_holds_the_lock_at_a_time():
     lock = ProcessLock()
-    children = [start_holder(lock)]
-    try:
+    with ending() as children:
+        children.append(start_holder(lock))
         assert receive(children[0]) == "held"
         children.append(start_holder(lock))
-        assert not children[1].pipe.poll(0.3)
-        children[0].pipe.send("go on")
+        assert not children[1].has_news(0.3)
+        children[0].send("go on")
         assert receive(children[1]) == "held"
         assert receive(children[0]) == "released"
-        children[1].pipe.send("go on")
+        children[1].send("go on")
         assert receive(children[1]) == "released"
         with lock:
             pass
-    finally:
-        close(children, timeout_s=0.0)
 
 
 def test_a_process_that_is_killed_does_not_keep_the_lock():
     lock = ProcessLock()
-    children = [start_holder(lock)]
-    try:
+    with ending() as children:
+        children.append(start_holder(lock))
         assert receive(children[0]) == "held"
         children.append(start_holder(lock))
-        os.kill(children[0].process.pid, signal.SIGKILL)
+        os.kill(children[0].pid, signal.SIGKILL)
         assert receive(children[1]) == "held"
-    finally:
-        close(children, timeout_s=0.0)
 
 
 def test_the_lock_is_released_by_what_raises_under_it():
     lock = ProcessLock()
     with pytest.raises(ZeroDivisionError), lock:
         raise ZeroDivisionError
-    children = [start_holder(lock)]
-    try:
+    with ending() as children:
+        children.append(start_holder(lock))
         assert receive(children[0]) == "held"
-    finally:
-        close(children, timeout_s=0.0)
 
 
 # --- the counters---------------------------------------------------------------------------------
@@ -928,7 +929,7 @@ def test_a_worker_that_is_lost_once_too_often_ends_the_run():
         next(run)
         pids = pids_of(training)
         os.kill(pids[1], signal.SIGKILL)
-        with pytest.raises(WorkerFailure, match=r"worker 1 died \(exit code -9\); 0 workers have been started again"):
+        with pytest.raises(WorkerFailure, match=r"worker 1 died \(exit code -9\); there have been 0 restarts"):
             list(run)
         assert are_gone(pids)
         assert training.get_state()["trainer"]["env_steps"] > 0
@@ -941,7 +942,7 @@ def test_a_worker_that_fails_every_time_ends_the_run_with_its_traceback():
         with pytest.raises(EnvFailure, match=r"worker \d: .* raised ArithmeticError: the wheel came off") as caught:
             train(training)
         assert are_gone(pids)
-    assert "2 workers have been started again already" in str(caught.value)
+    assert "there have been 2 restarts, and max_restarts allows no more" in str(caught.value)
     assert 'raise ArithmeticError("the wheel came off")' in str(caught.value.__cause__)
 
 
@@ -987,27 +988,37 @@ def test_a_slow_first_iteration_is_no_hang(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(
-    ("iterations", "seconds", "patience_s"),
-    [(0, 0.0, 50.0), (3, 60.0, 80.0), (3, 6.0, 10.0)],
+    ("iterations", "seconds", "patience_s", "setting"),
+    [(0, 0.0, 50.0, "start_timeout_s"), (3, 60.0, 80.0, "env_timeout_s"), (3, 6.0, 10.0, "env_timeout_s")],
     ids=["first", "slow", "fast"],
 )
-def test_who_shows_no_step_for_too_long_is_lost(monkeypatch, iterations, seconds, patience_s):
+def test_who_shows_no_step_for_too_long_is_lost(monkeypatch, iterations, seconds, patience_s, setting):
     monkeypatch.setattr(async_workers, "SILENCE_S", 10.0)
     monkeypatch.setattr(async_workers, "SILENCE_ITERATIONS", 4.0)
     with assembled(total_env_steps=10**9, start_timeout_s=50.0) as training:
         for pid in pids_of(training):
             os.kill(pid, signal.SIGSTOP)  # so that nobody but this test writes to the counters
-        miss, counts = training._workers._miss, training._counters.counts.view()
+        counts, (place, _) = training._counters.counts.view(), training._workers._places
+
+        def miss(seconds):
+            """Let the worker's silence last longer, and look at it."""
+            place.child.silence.elapsed_s += seconds
+            training._workers._check_pulse(0, place)
+
         counts[0, ITERATIONS] = iterations
         training._counters.seconds.view()[0, :2] = seconds / 2
-        assert [miss(0, 1e6) for _ in range(3)] == [None] * 3, "who has not been let go need not show anything"
+        for _ in range(3):
+            miss(1e6)  # who has not been let go need not show anything
         training._counters.control.view()[0] = 1
         for _ in range(3):
-            assert miss(0, 0.9 * patience_s) is None
+            miss(0.8 * patience_s)
             counts[0, BEATS] += 1
-            assert miss(0, 1e6) is None
-        assert miss(0, 0.9 * patience_s) is None
-        assert str(miss(0, 0.2 * patience_s)) == f"worker 0 finished no step for {1.1 * patience_s:.0f} s"
+            miss(1e6)
+        miss(0.8 * patience_s)
+        with pytest.raises(
+            WorkerFailure, match=f"^worker 0 finished no step for {patience_s:.0f} s \\(raise {setting} "
+        ):
+            miss(0.3 * patience_s)
 
 
 def test_steps_too_large_end_the_run_at_once():
@@ -1115,11 +1126,9 @@ def test_a_process_started_after_torch_has_used_threads_does_not_hang():
     torch.set_num_threads(4)
     try:
         float((torch.ones(600, 600) @ torch.ones(600, 600)).sum())
-        children = [start(get_context("fastac.workers"), multiply)]
-        try:
+        with ending() as children:
+            children.append(start("the child", multiply, "fastac.workers"))
             assert receive(children[0]) == 600.0**3
-        finally:
-            close(children, timeout_s=0.0)
     finally:
         torch.set_num_threads(1)
 

@@ -272,7 +272,7 @@ def test_a_saved_run_with_workers_goes_on_bit_for_bit(settings):
 
 
 def children_of(training):
-    return [child.process.pid for child in training.others._children]
+    return training.others.children.pids
 
 
 def is_alive(pid):
@@ -330,7 +330,7 @@ def test_a_worker_that_hangs_ends_the_run():
         os.kill(children_of(training)[0], signal.SIGSTOP)
         with pytest.raises(WorkerFailure, match="kept the others waiting"):
             list(islice(reports, 50))
-        assert training.others._children == []
+        assert training.others.children == []
     finally:
         training.close()
 

@@ -1,0 +1,38 @@
+"""How many cores this process may use."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def count_cores() -> int:
+    """Return the cores that this process may use, which in a container are fewer than the machine has."""
+    return min(len(_core_numbers()), _read_quota())
+
+
+def _read_quota() -> int:
+    """Return how many cores' time a container may use (docker --cpus), a huge number where that is not limited."""
+    try:
+        quota_us, period_us = _QUOTA.read_text().split()
+        return max(1, math.ceil(int(quota_us) / int(period_us)))
+    except (OSError, ValueError):  # no such file, or "max"
+        return 2**31
+
+
+def count_physical_cores() -> int:
+    """Return how many of those are cores of their own: two threads of one core compute no faster than one."""
+    siblings = (Path(f"/sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") for n in _core_numbers())
+    try:
+        return min(len({path.read_text() for path in siblings}), _read_quota())
+    except OSError:  # not Linux, or a container that hides it
+        return count_cores()
+
+
+def _core_numbers() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
