@@ -8,35 +8,35 @@ import time
 from functools import partial
 from pathlib import Path
 
-from benchmarks.experiments.definition import Arm, Column, Curve, CurvePlot, Experiment, Number, Trial, ValuePlot
+from benchmarks.experiments.definition import Arm, Column, Curve, CurvePlot, Experiment, Measurement, Number, ValuePlot
 from fastac.config import Config
 
 
-def measure(config: Config, offset: float = 0.0) -> Trial:
+def measure(config: Config, offset: float = 0.0) -> Measurement:
     """Return numbers that follow from the seed; seeds from 2 on never solve it."""
     seed = config.run.seed
     x = tuple(float(100 * step) for step in range(1, 12 + seed))
     y = tuple(offset + 10.0 * seed + step**0.5 for step in range(1, 12 + seed))
     solved: Number = 100.0 + seed if seed < 2 else None
-    return Trial({"return": Curve(x, y)}, {"final": offset + 10.0 * seed, "solved": solved, "never": None})
+    return Measurement({"return": Curve(x, y)}, {"final": offset + 10.0 * seed, "solved": solved, "never": None})
 
 
-def fail_with_seed_1(config: Config) -> Trial:
+def fail_with_seed_1(config: Config) -> Measurement:
     if config.run.seed == 1:
         raise RuntimeError("the toy broke")
     return measure(config)
 
 
-def die(config: Config) -> Trial:
+def die(config: Config) -> Measurement:
     os.kill(os.getpid(), signal.SIGKILL)
     return measure(config)
 
 
-def measure_nan(config: Config) -> Trial:
-    return Trial({}, {"final": float("nan")})
+def measure_nan(config: Config) -> Measurement:
+    return Measurement({}, {"final": float("nan")})
 
 
-def wait_after_seed_0(config: Config, folder: Path) -> Trial:
+def wait_after_seed_0(config: Config, folder: Path) -> Measurement:
     """Wait, unless it is seed 0, until there is a file `go`; leave a mark of each time that it was called."""
     with (folder / f"called-{config.run.seed}").open("a") as mark:  # two may do so at once
         mark.write("x")
@@ -45,14 +45,14 @@ def wait_after_seed_0(config: Config, folder: Path) -> Trial:
     return measure(config)
 
 
-def log_times(config: Config, folder: Path) -> Trial:
+def log_times(config: Config, folder: Path) -> Measurement:
     began = time.monotonic()
     time.sleep(0.2)
     (folder / f"{config.run.workers}-{config.env.num_envs}-{config.run.seed}").write_text(f"{began} {time.monotonic()}")
     return measure(config)
 
 
-def meet(config: Config, folder: Path) -> Trial:
+def meet(config: Config, folder: Path) -> Measurement:
     """Wait until the other arm's trial runs too."""
     (folder / f"here-{config.env.num_envs}").touch()
     deadline = time.monotonic() + 60.0

@@ -6,9 +6,9 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 
 from benchmarks.experiments.definition import Experiment
+from benchmarks.experiments.jobs import EXTRAS
 from benchmarks.experiments.report import write_report
 from benchmarks.experiments.runner import run_trials
-from benchmarks.experiments.trials import EXTRAS
 from fastac.install import INSTALL
 
 __all__ = ["find_experiment", "list_experiments", "run_trials", "write_report"]

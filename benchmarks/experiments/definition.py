@@ -26,7 +26,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Measurement:
     """What one arm measured with one seed.
 
     Attributes:
@@ -40,7 +40,7 @@ class Trial:
 
 # Trains, or does whatever else there is to measure; the configuration's seed drives all of it. A function at the top
 # level of a module, as it goes to another process.
-Measure: TypeAlias = Callable[[Config], Trial]
+Measure: TypeAlias = Callable[[Config], Measurement]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.experiments.definition import Curve, Number, Trial
+from benchmarks.experiments.definition import Curve, Measurement, Number
 from fastac.api import start_config
 from fastac.build import Streams, assemble, build_envs, build_model, single_thread
 from fastac.build.worker import build_worker
@@ -95,7 +95,7 @@ class _Points:
 
 def learn(
     config: Config, threshold: float | None = None, at_env_steps: float | None = None, at_seconds: float | None = None
-) -> Trial:
+) -> Measurement:
     """Train over the whole budget, with the evaluations that the configuration asks for.
 
     Args:
@@ -134,7 +134,7 @@ def learn(
     if at_seconds is not None:
         values |= {"return_at_seconds": by_seconds.first_from(at_seconds)}
     curves = {"return": by_steps, "return_by_seconds": by_seconds}
-    return Trial({name: points.thinned() for name, points in curves.items() if points.x}, values)
+    return Measurement({name: points.thinned() for name, points in curves.items() if points.x}, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class EpisodeLog:
         self._progress = {"episodes": episodes, "env_steps": env_steps, "seconds": seconds}
         return episodes >= horizons.episodes and env_steps >= horizons.env_steps and seconds >= horizons.seconds
 
-    def to_trial(self, horizons: Horizons) -> Trial:
+    def to_trial(self, horizons: Horizons) -> Measurement:
         """Return what there is of each horizon.
 
         Returns:
@@ -190,10 +190,10 @@ class EpisodeLog:
             curves[f"return_by_{name}"] = points.thinned(end if has_passed else None)
             values[f"return_at_{name}"] = points.last_before(end) if has_passed else None
             values[f"fall_at_{name}"] = points.fall_before(end) if has_passed else None
-        return Trial(curves, values)
+        return Measurement(curves, values)
 
 
-def learn_by_episodes(config: Config, horizons: Horizons) -> Trial:
+def learn_by_episodes(config: Config, horizons: Horizons) -> Measurement:
     """Train and note every training episode, up to three horizons; see `EpisodeLog.to_trial`."""
     log = EpisodeLog()
     with _assembled(config) as training:
@@ -205,7 +205,7 @@ def learn_by_episodes(config: Config, horizons: Horizons) -> Trial:
     return log.to_trial(horizons)
 
 
-def learn_dqn(config: Config, horizons: Horizons) -> Trial:
+def learn_dqn(config: Config, horizons: Horizons) -> Measurement:
     """Do the same by stable-baselines3's DQN, with the settings that its zoo has tuned for CartPole-v1.
 
     https://github.com/DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml. Of the configuration it takes the environment, the
@@ -257,7 +257,7 @@ def _assembled(config: Config) -> Iterator[Training]:
 # --- variance of advantages ----------------------------------------------------------------------
 
 
-def advantage_variance(config: Config) -> Trial:
+def advantage_variance(config: Config) -> Measurement:
     """Train, and look at the advantages of every rollout before they are normalised.
 
     Returns:
@@ -278,7 +278,7 @@ def advantage_variance(config: Config) -> Trial:
         with closing(Stage(config, training.model, None)) as stage:
             final = stage.play(Request(report.env_steps, 100, 100, None, MOST_STEPS)).mean_return
     variance, td_variance = (float(np.mean(curves[name].y)) for name in ("variance", "td_variance"))
-    return Trial(
+    return Measurement(
         {name: curves[name].thinned() for name in ("return", "variance")},
         {"final_return": final, "variance": variance, "variance_ratio": variance / td_variance},
     )
@@ -294,7 +294,7 @@ def advantage_variances(rollout: Rollout, gamma: float) -> dict[str, float]:
     return {"variance": variance, "td_variance": td_variance}
 
 
-def exact_critic(config: Config) -> Trial:
+def exact_critic(config: Config) -> Measurement:
     """Measure the variance of advantages where the critic is exact, beside what theory says.
 
     A random walk x without end whose reward is x has the value x / (1 - gamma), so TD errors are independent and
@@ -316,7 +316,7 @@ def exact_critic(config: Config) -> Trial:
         gae(walk[:-1].contiguous(), values, never, never, always, algo.gamma, gae_lambda, advantage, return_, moments)
         estimates.append(float(advantage[0].double().var()))
     formula = sum((algo.gamma * algo.gae_lambda) ** (2 * k) for k in range(algo.num_steps))
-    return Trial({}, {"variance_ratio": estimates[0] / estimates[1], "formula": formula})
+    return Measurement({}, {"variance_ratio": estimates[0] / estimates[1], "formula": formula})
 
 
 # --- variance of gradients -----------------------------------------------------------------------
@@ -324,7 +324,7 @@ def exact_critic(config: Config) -> Trial:
 
 def gradient_variance(
     config: Config, base: Config, base_env_steps: int, num_gradients: int, threshold: float | None = None
-) -> Trial:
+) -> Measurement:
     """Train as `learn` does; and apart from that, estimate a frozen policy's gradient many times, in the arm's way.
 
     The policy is the same in all arms: what `base`, with the same seed, has become after `base_env_steps`. Every
@@ -344,7 +344,7 @@ def gradient_variance(
     frozen = _train_for(base.replace(seed=config.run.seed), base_env_steps)
     gradients = _estimate_gradients(config.replace(num_envs=1, vf_coef=0.0, ent_coef=0.0), frozen, num_gradients)
     variance = gradients.var(dim=0)  # [P]
-    return Trial(trial.curves, {**trial.values, "gradient_variance": float(variance.mean())})
+    return Measurement(trial.curves, {**trial.values, "gradient_variance": float(variance.mean())})
 
 
 def _train_for(config: Config, env_steps: int) -> StateTree:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from benchmarks.experiments.definition import Arm, CurvePlot, Experiment, Number, Trial, ValuePlot
+from benchmarks.experiments.definition import Arm, CurvePlot, Experiment, Measurement, Number, ValuePlot
+from benchmarks.experiments.jobs import flatten
 from benchmarks.experiments.stats import LEAST_FOR_INTERVAL, Floats, bootstrap_interval, median_with_none_last
-from benchmarks.experiments.trials import flatten
 from fastac.install import INSTALL
 from fastac.runs.files import replace_file
 from fastac.tools.plot import COLORS, STYLE, align
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.typing import LineStyleType
 
-Measured: TypeAlias = dict[str, dict[Arm, list[Trial]]]  # by group and arm, a trial for each seed
+Measured: TypeAlias = dict[str, dict[Arm, list[Measurement]]]  # by group and arm, a trial for each seed
 
 _DPI = 150
 _ROW_IN = 3.6  # a row of panels' height
@@ -72,7 +72,7 @@ def _arrange(experiment: Experiment, measured: Measured) -> list[list[tuple[str,
     return rows if len(panels) > _MOST_COLUMNS else [panels]
 
 
-def _has(plot: CurvePlot | ValuePlot, arms: Mapping[Arm, Sequence[Trial]]) -> bool:
+def _has(plot: CurvePlot | ValuePlot, arms: Mapping[Arm, Sequence[Measurement]]) -> bool:
     """Return whether a group has measured all that a panel shows."""
     trials = [trial for group in arms.values() for trial in group]
     if isinstance(plot, CurvePlot):
@@ -98,7 +98,10 @@ def _tell(experiment: Experiment, seeds: int, has_counts: bool) -> str:
 
 
 def _draw_curves(
-    axes: Axes, plot: CurvePlot, arms: Mapping[Arm, Sequence[Trial]], styles: Mapping[str, tuple[str, LineStyleType]]
+    axes: Axes,
+    plot: CurvePlot,
+    arms: Mapping[Arm, Sequence[Measurement]],
+    styles: Mapping[str, tuple[str, LineStyleType]],
 ) -> None:
     from matplotlib.ticker import EngFormatter
 
@@ -115,7 +118,7 @@ def _draw_curves(
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k
 
 
-def _draw_values(axes: Axes, plot: ValuePlot, arms: Mapping[Arm, Sequence[Trial]]) -> None:
+def _draw_values(axes: Axes, plot: ValuePlot, arms: Mapping[Arm, Sequence[Measurement]]) -> None:
     places = _place(axes, plot, list(arms))
     count = len(plot.values)
     axes.margins(y=0.15)  # room for the counts

@@ -9,6 +9,7 @@ from typing import TypeAlias, cast
 import numpy as np
 
 from benchmarks.experiments.definition import Column, Experiment, Number
+from benchmarks.experiments.jobs import Saved, check_out, flatten, list_jobs, load_measurement
 from benchmarks.experiments.picture import Measured, draw
 from benchmarks.experiments.stats import (
     LEAST_FOR_INTERVAL,
@@ -16,7 +17,6 @@ from benchmarks.experiments.stats import (
     interquartile_mean,
     median_with_none_last,
 )
-from benchmarks.experiments.trials import Saved, check_out, flatten, list_jobs, load_trial
 from fastac.config import JsonValue
 from fastac.runs.files import replace_file, replace_json, write_durably
 
@@ -43,7 +43,7 @@ def write_report(experiment: Experiment, seeds: int, out: Path) -> str:
     saved = _load(experiment, seeds, out)
     measured: Measured = {}
     for arm in experiment.arms:
-        measured.setdefault(arm.group, {})[arm] = [item.trial for item in saved[arm.group, arm.name]]
+        measured.setdefault(arm.group, {})[arm] = [item.measurement for item in saved[arm.group, arm.name]]
     machines: list[JsonValue] = []
     for item in (item for items in saved.values() for item in items):
         if item.machine not in machines:
@@ -69,7 +69,7 @@ def _load(experiment: Experiment, seeds: int, out: Path) -> dict[tuple[str, str]
     """Read all trials, by group and arm, seed by seed."""
     loaded: dict[tuple[str, str], list[Saved]] = {}
     for job in list_jobs(experiment, seeds):
-        saved = load_trial(job, out)
+        saved = load_measurement(job, out)
         if saved is None:
             raise ValueError(f"{job.path(out)} is missing: run the experiment to its end first.")
         loaded.setdefault((job.arm.group, job.arm.name), []).append(saved)

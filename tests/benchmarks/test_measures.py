@@ -9,6 +9,7 @@ import torch
 from benchmarks.experiments import measures
 from benchmarks.experiments.definition import Curve, CurvePlot, ValuePlot
 from benchmarks.experiments.definitions import EXPERIMENTS
+from benchmarks.experiments.jobs import EXTRAS
 from benchmarks.experiments.measures import (
     EpisodeLog,
     Horizons,
@@ -18,7 +19,6 @@ from benchmarks.experiments.measures import (
     learn,
     learn_by_episodes,
 )
-from benchmarks.experiments.trials import EXTRAS
 from fastac.build import Streams, build_envs, build_model
 from fastac.build.worker import build_worker
 from fastac.config import Config

@@ -14,10 +14,10 @@ from PIL import Image
 
 from benchmarks.experiments import write_report
 from benchmarks.experiments.__main__ import main
-from benchmarks.experiments.definition import Column, Trial
+from benchmarks.experiments.definition import Column, Measurement
+from benchmarks.experiments.jobs import list_jobs, save_measurement
 from benchmarks.experiments.report import format_cell, summarise
 from benchmarks.experiments.stats import bootstrap_interval, interquartile_mean
-from benchmarks.experiments.trials import list_jobs, save_trial
 from fastac.install import INSTALL
 
 MACHINE = {"cpu": "an abacus", "cores": 2, "versions": {"python": "3.11", "fastac": "0.1"}, "commit": "abc"}
@@ -31,7 +31,7 @@ def undrawn(monkeypatch):
 
 def save_all(experiment, seeds, out, machine=MACHINE):
     for job in list_jobs(experiment, seeds):
-        save_trial(job, out, job.arm.measure(job.config), 1.0, machine)
+        save_measurement(job, out, job.arm.measure(job.config), 1.0, machine)
 
 
 def test_results_by_hand(tmp_path, undrawn):
@@ -154,7 +154,7 @@ def test_other_machines_and_commits_are_all_named(tmp_path, undrawn, other, told
 
 
 def measure_other(config):
-    return Trial({}, {"other": 1.0})
+    return Measurement({}, {"other": 1.0})
 
 
 def test_a_group_shows_only_what_it_measures(tmp_path, drawn):

@@ -142,7 +142,7 @@ def test_a_trial_with_other_settings_is_refused(tmp_path, other, difference):
 
 def test_a_trial_of_a_measure_whose_code_was_another_is_refused(tmp_path, monkeypatch):
     run_trials(toy(), 1, tmp_path)
-    monkeypatch.setattr("benchmarks.experiments.trials.inspect.getsource", lambda module: "other code")
+    monkeypatch.setattr("benchmarks.experiments.jobs.inspect.getsource", lambda module: "other code")
     with pytest.raises(ValueError, match=r"trial with other settings \(measure's code '\w{12}', now '\w{12}'\)"):
         run_trials(toy(), 1, tmp_path)
 
@@ -201,7 +201,7 @@ def test_a_signal_ends_the_trials(tmp_path, number):
 
 
 def test_a_trial_with_workers_has_the_machine_to_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.experiments.runner.count_cores", lambda: 2)
+    monkeypatch.setattr("fastac.trials.count_cores", lambda: 2)
     run_trials(toy(partial(log_times, folder=tmp_path), workers=2), 2, tmp_path / "other")
     spans = {path.name: tuple(map(float, path.read_text().split())) for path in tmp_path.glob("*-*-*")}
     alone = sorted(span for name, span in spans.items() if name.startswith("2-"))
@@ -210,13 +210,13 @@ def test_a_trial_with_workers_has_the_machine_to_itself(tmp_path, monkeypatch):
 
 
 def test_trials_of_one_worker_run_side_by_side(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.experiments.runner.count_cores", lambda: 2)
+    monkeypatch.setattr("fastac.trials.count_cores", lambda: 2)
     run_trials(toy(partial(meet, folder=tmp_path)), 1, tmp_path / "out")  # else each would wait for the other in vain
     assert len(list(tmp_path.glob("here-*"))) == 2
 
 
 def test_single_core_trials_come_first(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("benchmarks.experiments.runner.count_cores", lambda: 2)
+    monkeypatch.setattr("fastac.trials.count_cores", lambda: 2)
     experiment = toy()
     first, *others = experiment.arms
     arms = (Arm(first.group, first.name, first.config.replace(workers=2), first.measure), *others)

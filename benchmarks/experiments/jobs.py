@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
 
-from benchmarks.experiments.definition import Arm, Curve, Experiment, Measure, Number, Trial
+from benchmarks.experiments.definition import Arm, Curve, Experiment, Measure, Measurement, Number
 from fastac.config import Config, JsonValue
 from fastac.cores import count_cores
 from fastac.install import Extra
@@ -61,11 +61,11 @@ class Saved:
     """What a trial's file holds.
 
     Attributes:
-        trial: what was measured.
+        measurement: what was measured.
         machine: where: `cpu`, `cores`, `versions` and `commit`.
     """
 
-    trial: Trial
+    measurement: Measurement
     machine: Mapping[str, JsonValue]
 
 
@@ -86,14 +86,16 @@ def list_jobs(experiment: Experiment, seeds: int) -> list[Job]:
     return jobs
 
 
-def save_trial(job: Job, out: Path, trial: Trial, wall_s: float, machine: Mapping[str, JsonValue]) -> None:
+def save_measurement(
+    job: Job, out: Path, measurement: Measurement, wall_s: float, machine: Mapping[str, JsonValue]
+) -> None:
     """Write a trial's file, whole or not at all.
 
     Raises:
         RecordError: the disk is full, or the place cannot be written.
     """
     curves: dict[str, JsonValue] = {
-        name: {"x": list(curve.x), "y": list(curve.y)} for name, curve in trial.curves.items()
+        name: {"x": list(curve.x), "y": list(curve.y)} for name, curve in measurement.curves.items()
     }
     content: dict[str, JsonValue] = {
         "group": job.arm.group,
@@ -102,13 +104,13 @@ def save_trial(job: Job, out: Path, trial: Trial, wall_s: float, machine: Mappin
         "config": job.config.to_dict(),
         "machine": dict(machine),
         "wall_s": wall_s,
-        "values": dict(trial.values),
+        "values": dict(measurement.values),
         "curves": curves,
     }
     replace_json(job.path(out), content)
 
 
-def load_trial(job: Job, out: Path) -> Saved | None:
+def load_measurement(job: Job, out: Path) -> Saved | None:
     """Read a trial's file; None where there is none.
 
     Raises:
@@ -126,8 +128,8 @@ def load_trial(job: Job, out: Path) -> Saved | None:
             name: Curve(tuple(curve["x"]), tuple(curve["y"]))
             for name, curve in cast("dict[str, dict[str, list[float]]]", content["curves"]).items()
         }
-        trial = Trial(curves, cast("dict[str, Number]", content["values"]))
-        saved = Saved(trial, cast("dict[str, JsonValue]", content["machine"]))
+        measurement = Measurement(curves, cast("dict[str, Number]", content["values"]))
+        saved = Saved(measurement, cast("dict[str, JsonValue]", content["machine"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no trial of this fastac ({error!r}): choose another --out.") from error
     expected = job.settings
@@ -150,16 +152,16 @@ def check_out(experiment: Experiment, out: Path) -> None:
             raise ValueError(f"{path} is no trial of {experiment.name}: choose another --out.")
 
 
-def check_trial(trial: Trial) -> None:
+def check_measurement(measurement: Measurement) -> None:
     """Refuse what no statistic and no picture can be made of.
 
     Raises:
         ValueError: a number is not finite, or a curve is none.
     """
-    for name, value in trial.values.items():
+    for name, value in measurement.values.items():
         if value is not None and not math.isfinite(value):
             raise ValueError(f"the value {name} is {value!r}, expected a finite number, or None.")
-    for name, curve in trial.curves.items():
+    for name, curve in measurement.curves.items():
         if not curve.x or len(curve.x) != len(curve.y):
             raise ValueError(
                 f"the curve {name} has {len(curve.x)} x and {len(curve.y)} y, expected as many, at least 1."
