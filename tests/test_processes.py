@@ -18,7 +18,7 @@ from child_support import echo, exit_with, listen_and_sleep, sleep_on, tell_daem
 from fastac import pickling, processes
 from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
 from fastac.processes import Child, Children, Parent, Restarts, Stopwatch, WorkerTraceback, has_news, start, was_sent
-from fastac.workers.shared_group import wait_until
+from fastac.workers.waiting import wait_until
 
 
 class Clock:

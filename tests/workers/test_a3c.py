@@ -488,7 +488,7 @@ def test_who_takes_a_lost_workers_place_goes_on_with_its_row():
     assert worker_rows[0].total() == 3 and worker_rows[0].env_steps() == 30
     counts = counters.counts.view()
     assert counts[1, [UPDATES, ITERATIONS, ENV_STEPS, EPISODES]].tolist() == [2, 2, 30, 3]
-    assert counters.finished.view()[1, 0, :3].tolist() == [5.0, 6.0, 7.0]
+    assert counters.episodes.rings.view()[1, 0, :3].tolist() == [5.0, 6.0, 7.0]
     assert counts[[0, 2], UPDATES].tolist() == [0, 1]
 
 
