@@ -304,7 +304,7 @@ def test_restarts_are_counted_and_told_up_to_as_many_as_are_allowed(caplog: pyte
     lost.__cause__ = cause
     with pytest.raises(EnvFailure) as caught:
         restarts.add(lost)
-    assert str(caught.value) == "env 4 broke; there have been 2 restarts, and max_restarts allows no more."
+    assert str(caught.value) == "env 4 broke, after as many restarts as max_restarts allows (2)."
     assert caught.value.__cause__ is cause and restarts.count == 2
 
 
