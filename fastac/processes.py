@@ -319,9 +319,8 @@ class Restarts:
         """
         what = str(lost).removesuffix(".")
         if self.count >= self._most:
-            raise type(lost)(
-                f"{what}; there have been {self.count} restarts, and max_restarts allows no more."
-            ) from lost.__cause__
+            allowed = f"{what}, after as many restarts as max_restarts allows ({self._most})."
+            raise type(lost)(allowed) from lost.__cause__
         self.count += 1
         log.warning("%s: started again%s (%d of at most %d times)", what, how, self.count, self._most)
 

@@ -19,7 +19,7 @@ from fastac.learning.optimizer import HogwildOptimizer, UpdateRule, flat_size, f
 from fastac.processes import Parent
 from fastac.shared_memory import SharedArray
 from fastac.workers import SharedCounters, WorkerCounters
-from fastac.workers.shared_group import wait_until
+from fastac.workers.waiting import wait_until
 
 INPUTS, OUTPUTS, ROWS = 40, 25, 16
 SINGLE, WHOLE = np.dtype(np.float32), np.dtype(np.int64)

@@ -123,10 +123,10 @@ def test_workers_write_into_lines_of_their_own():
         counters.seconds,
         counters.losses,
         counters.staleness,
-        counters.finished,
+        counters.episodes.rings,
         *counters.statistics.values(),
     ]
-    rows += [*counters.versions.values(), group.counts, group.finished, group.num_finished, group.grads]
+    rows += [*counters.versions.values(), group.counts, group.episodes.rings, group.num_episodes, group.grads]
     for array in rows:
         assert all(is_line(row) for row in array.view().reshape(3, -1))
     assert all(is_line(slot) for turn in group.exchanged.view() for slot in turn)

@@ -18,7 +18,7 @@ from child_support import echo, exit_with, listen_and_sleep, sleep_on, tell_daem
 from fastac import pickling, processes
 from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
 from fastac.processes import Child, Children, Parent, Restarts, Stopwatch, WorkerTraceback, has_news, start, was_sent
-from fastac.workers.shared_group import wait_until
+from fastac.workers.waiting import wait_until
 
 
 class Clock:
@@ -304,7 +304,7 @@ def test_restarts_are_counted_and_told_up_to_as_many_as_are_allowed(caplog: pyte
     lost.__cause__ = cause
     with pytest.raises(EnvFailure) as caught:
         restarts.add(lost)
-    assert str(caught.value) == "env 4 broke; there have been 2 restarts, and max_restarts allows no more."
+    assert str(caught.value) == "env 4 broke, after as many restarts as max_restarts allows (2)."
     assert caught.value.__cause__ is cause and restarts.count == 2
 
 

@@ -184,8 +184,8 @@ def _task_of_workers(training: Training) -> Task:
 def _facts(training: Training) -> dict[str, float]:
     """Bytes are those of one worker."""
     facts = {
-        "rollout_bytes": float(training.rollout_nbytes),
-        "activations_bytes": float(training.activations_nbytes),
+        "rollout_bytes": float(training.info.rollout_nbytes),
+        "activations_bytes": float(training.info.activations_nbytes),
         **count_parameters(training.model.parameters()),
     }
     skip = training.envs.frame_skip

@@ -89,12 +89,12 @@ def _assemble_around(
         model=model,
         trainer=HogwildTrainer(config.run.total_env_steps, envs.frame_skip, counters, workers),
         rollout=None,
+        info=workers.wait_ready(),
         _reward_normalizer=reward_normalizer,
         _param=param,
         _shared=shared,
         _counters=counters,
         _workers=workers,
-        _info=workers.wait_ready(),
     )
 
 

@@ -413,13 +413,13 @@ def _log_start(config: Config, training: Training, directory: RunDirectory) -> N
         config.env.env_id,
         config.env.num_envs,
         config.algo.num_steps,
-        training.description,
+        training.info.description,
     )
     workers = config.run.workers
     log.info(
         "rollout %.2f MB, activations %.2f MB%s, device %s, run directory %s",
-        training.rollout_nbytes / 1e6,
-        training.activations_nbytes / 1e6,
+        training.info.rollout_nbytes / 1e6,
+        training.info.activations_nbytes / 1e6,
         f" in each of {workers} workers" if workers != 1 else "",
         config.run.device,
         directory.path,

@@ -17,7 +17,7 @@ from fastac.pickling import UNSENDABLE, pickled
 from fastac.processes import CHILD_FAILURES, Child, ChildFailure, Children, Restarts, start
 from fastac.workers.hogwild_worker import Done, MakeHogwildWorker, work
 from fastac.workers.shared_counters import BEATS, ENV_STEPS, ITERATIONS, PHASES, SharedCounters
-from fastac.workers.shared_group import fence
+from fastac.workers.waiting import fence
 from fastac.workers.worker import WorkerInfo
 
 log = logging.getLogger("fastac")

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from fastac.contract import (
     Asynchrony,
     EnvFailure,
-    Episodes,
     NonFiniteError,
     Phases,
     Report,
@@ -28,7 +27,6 @@ from fastac.contract import (
     read_count,
 )
 from fastac.workers.async_workers import AsyncWorkers
-from fastac.workers.extras import ExtrasReader
 from fastac.workers.shared_counters import (
     ENV_STEPS,
     EPISODES,
@@ -37,11 +35,11 @@ from fastac.workers.shared_counters import (
     LAG_SUM,
     LOSSES,
     PHASES,
-    ROOM,
     UPDATES,
     SharedCounters,
 )
-from fastac.workers.shared_group import fence
+from fastac.workers.shared_episodes import EpisodesReader
+from fastac.workers.waiting import fence
 
 # Between reports: a part of the time so far, so that a run of a second is seen to end, but never longer than
 # that it looks alive, nor so short that reporting would cost more than half a percent of a core.
@@ -60,10 +58,8 @@ class HogwildTrainer:
     def __init__(self, total_env_steps: int, frame_skip: int, counters: SharedCounters, workers: AsyncWorkers) -> None:
         """Take the parts; see `fastac.build`."""
         self._budget, self._frame_skip, self._counters, self._workers = total_env_steps, frame_skip, counters, workers
-        self._counts, self._finished = counters.counts.view(), counters.finished.view()
-        self._staleness = counters.staleness.view()
-        self._extras = ExtrasReader(counters.extras)
-        self._episodes_seen = self._counts[:, EPISODES].copy()  # [K]
+        self._counts, self._staleness = counters.counts.view(), counters.staleness.view()
+        self._finished = EpisodesReader(counters.episodes, self._counts[:, EPISODES])
         self._losses_seen = counters.losses.view().sum(axis=0)  # [2, L]
         self._losses = np.full(len(LOSSES), np.nan)
         self._restarts = 0  # before this process
@@ -145,7 +141,7 @@ class HogwildTrainer:
             frames=self.env_steps * self._frame_skip,
             updates=self._updates,
             episodes=self._episodes,
-            finished=self._take_finished(counts[:, EPISODES]),
+            finished=self._finished.take(counts[:, EPISODES]),
             train_wall_s=wall_s,
             phases=_mean_phases(seconds, wall_s),
             losses=self._take_losses(),
@@ -153,18 +149,6 @@ class HogwildTrainer:
 
     def _wall_s(self) -> float:
         return self._train_wall_s + (perf_counter() - self._began if self._is_running else 0.0)
-
-    def _take_finished(self, episodes: NDArray[np.int64]) -> Episodes:
-        """Return those since the last report, of `episodes` `[K]` so far; of a worker at most the latest `ROOM`."""
-        parts = [
-            found[:, np.arange(max(before, after - ROOM), after) % ROOM]
-            for found, before, after in zip(
-                self._finished, self._episodes_seen.tolist(), episodes.tolist(), strict=True
-            )
-        ]
-        self._episodes_seen = episodes
-        return_, length = np.concatenate(parts, axis=1)
-        return Episodes(return_, length.astype(np.int64), self._extras.take())
 
     def _take_losses(self) -> dict[str, float]:
         """Return means over the iterations since the last report, the last known ones where there were none."""
@@ -215,7 +199,7 @@ class HogwildTrainer:
             raise ValueError("'counts' in the saved state has numbers below 0")
         self._restarts = read_count(state, "restarts")
         self._train_wall_s = read_amount(state, "train_wall_s")
-        self._episodes_seen = self._counts[:, EPISODES].copy()
+        self._finished.skip(self._counts[:, EPISODES])
         self._losses_seen = counters.losses.view().sum(axis=0)
         self._read_counts()
         self._reported = self.iteration

@@ -24,27 +24,12 @@ class HogwildTraining:
     model: ActorCritic
     trainer: HogwildTrainer
     rollout: None
+    info: WorkerInfo
     _reward_normalizer: RewardScaler
     _param: Tensor  # the model's
     _shared: FlatParameters
     _counters: SharedCounters
     _workers: AsyncWorkers
-    _info: WorkerInfo
-
-    @property
-    def description(self) -> str:
-        """How a worker's environments are batched."""
-        return self._info.description
-
-    @property
-    def rollout_nbytes(self) -> int:
-        """Memory of a worker's rollout."""
-        return self._info.rollout_nbytes
-
-    @property
-    def activations_nbytes(self) -> int:
-        """Memory of a worker besides it."""
-        return self._info.activations_nbytes
 
     @property
     def asynchrony(self) -> Asynchrony:

@@ -14,8 +14,8 @@ from fastac.learning.optimizer import HogwildOptimizer
 from fastac.pickling import Pickled
 from fastac.processes import Parent
 from fastac.workers.shared_counters import SharedCounters, WorkerCounters
-from fastac.workers.shared_group import wait_until
 from fastac.workers.statistics import copy_statistics
+from fastac.workers.waiting import wait_until
 from fastac.workers.worker import Worker
 
 _GRACE_S = 2.0  # that a worker has to end in order after the first process has gone

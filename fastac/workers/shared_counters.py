@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from fastac.contract import Episodes, Merge, Phases
 from fastac.shared_memory import SharedArray
-from fastac.workers.extras import ExtrasWriter, SharedExtras
-from fastac.workers.shared_group import fence
+from fastac.workers.shared_episodes import EpisodesWriter, SharedEpisodes
 from fastac.workers.shared_parameters import SharedParameters
+from fastac.workers.waiting import fence
 
 # Staleness is counted up to this; beyond it all are one.
 MAX_STALENESS = 63
@@ -50,10 +50,9 @@ class SharedCounters:
         seconds: `[K, 8]`, of `PHASES`.
         losses: `[K, 2, 8]`, sums of `LOSSES`, and of how many iterations each is.
         staleness: `[K, 64]`, updates by how many updates of others lay between copy and step.
-        finished: `[K, 2, E]`, returns and lengths of the latest finished episodes, a ring.
+        episodes: the latest finished ones.
         statistics: by name, `[K, 2, 1 + 2 * D]`: two versions of what each worker has seen.
         versions: by name, `[K, 8]`, which of them is whole.
-        extras: what episodes gave in `info`.
     """
 
     parameters: SharedParameters
@@ -62,10 +61,9 @@ class SharedCounters:
     seconds: SharedArray[np.float64]
     losses: SharedArray[np.float64]
     staleness: SharedArray[np.int64]
-    finished: SharedArray[np.float64]
+    episodes: SharedEpisodes
     statistics: Mapping[str, SharedArray[np.float64]]
     versions: Mapping[str, SharedArray[np.int64]]
-    extras: SharedExtras
 
     @classmethod
     def allocate(cls, workers: int, param_size: int, slots: Mapping[str, float], widths: Mapping[str, int]) -> Self:
@@ -85,12 +83,11 @@ class SharedCounters:
             seconds=SharedArray((workers, _LINE), real),
             losses=SharedArray((workers, 2, _LINE), real),
             staleness=SharedArray((workers, MAX_STALENESS + 1), whole),
-            finished=SharedArray((workers, 2, ROOM), real),
+            episodes=SharedEpisodes.allocate(workers, ROOM),
             statistics={
                 name: SharedArray((workers, 2, 1 + 2 * width), real, apart=True) for name, width in widths.items()
             },
             versions={name: SharedArray((workers, _LINE), whole) for name in widths},
-            extras=SharedExtras.allocate(workers),
         )
 
 
@@ -109,11 +106,11 @@ class WorkerCounters:
         self._staleness = counters.staleness.view()[worker].data
         self._seconds = counters.seconds.view()[worker].data
         self._sums, self._nums = (row.data for row in counters.losses.view()[worker])
-        self._finished, self._control = counters.finished.view()[worker], counters.control.view().data
+        self._control = counters.control.view().data
         self._statistics = {name: array.view() for name, array in counters.statistics.items()}
         self._versions = {name: array.view()[:, 0] for name, array in counters.versions.items()}
         self._worker = worker
-        self._extras = ExtrasWriter(counters.extras, worker)
+        self._episodes = EpisodesWriter(counters.episodes, worker)
 
     @property
     def may_go(self) -> bool:
@@ -165,18 +162,11 @@ class WorkerCounters:
         for at, name in enumerate(PHASES):
             self._seconds[at] = getattr(phases, name)
         counts = self._counts
-        if len(finished):
-            self._put_finished(finished, counts[EPISODES])
-            self._extras.put(finished.extras)
+        self._episodes.put(finished, counts[EPISODES])
         fence()  # the counts say that the rest is there
         counts[EPISODES] += len(finished)
         counts[ENV_STEPS] += env_steps
         counts[ITERATIONS] += 1
-
-    def _put_finished(self, finished: Episodes, before: int) -> None:
-        latest = finished[-ROOM:]
-        at = np.arange(before + len(finished) - len(latest), before + len(finished)) % ROOM
-        self._finished[0, at], self._finished[1, at] = latest.return_, latest.length
 
     def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """See `Group`."""

@@ -23,7 +23,7 @@ from fastac.contract import (
 from fastac.models import ActorCritic, load_module
 from fastac.rollout import Rollout
 from fastac.workers.sync_workers import NoOtherWorkers, SyncWorkers
-from fastac.workers.worker import Worker
+from fastac.workers.worker import Worker, WorkerInfo
 
 
 class SyncTrainer:
@@ -148,19 +148,9 @@ class SyncTraining:
         return self.worker.rollout
 
     @property
-    def description(self) -> str:
-        """How the environments are batched."""
-        return self.envs.description
-
-    @property
-    def rollout_nbytes(self) -> int:
-        """Memory of a worker's rollout."""
-        return self.rollout.nbytes
-
-    @property
-    def activations_nbytes(self) -> int:
-        """Memory of a worker besides it."""
-        return self.worker.activations_nbytes
+    def info(self) -> WorkerInfo:
+        """How its environments are batched, and its memory."""
+        return self.worker.info
 
     def action_std(self) -> float | None:
         """See `ActorCritic.action_std`."""

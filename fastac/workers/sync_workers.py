@@ -26,7 +26,9 @@ from fastac.contract import (
 )
 from fastac.pickling import UNSENDABLE, Pickled, pickled
 from fastac.processes import CHILD_FAILURES, Child, Children, Parent, start, was_sent
-from fastac.workers.shared_group import GroupMemory, SharedGroup, fence, wait_until
+from fastac.workers.shared_episodes import EpisodesReader, EpisodesWriter
+from fastac.workers.shared_group import GroupMemory, SharedGroup
+from fastac.workers.waiting import fence, wait_until
 from fastac.workers.worker import Worker
 
 # Builds a worker in its process; sent there, so it must be picklable.
@@ -96,8 +98,9 @@ class SyncWorkers:
         """
         self._start_timeout_s, self._timeout_s = start_timeout_s, timeout_s
         self._command, self._done_fraction = memory.command.view(), memory.done_fraction.view()
-        self._shared = SharedGroup(memory, 0, self._watch)
-        self.group: Group = self._shared
+        self._num_episodes = memory.num_episodes.view()
+        self._episodes = EpisodesReader(memory.episodes, self._num_episodes)
+        self.group: Group = SharedGroup(memory, 0, self._watch)
         self.children = Children()
         sent = [pickled(make, f"{UNSENDABLE}; use workers 1, or move them") for make in makes]
         with self.children:
@@ -123,8 +126,8 @@ class SyncWorkers:
         self._give(_Command.ITERATE)
 
     def finished(self) -> list[Episodes]:
-        """Return the episodes that ended with the workers, by rank."""
-        return self._shared.get_finished()
+        """Return the episodes that ended with the workers in this iteration, after its last exchange."""
+        return [self._episodes.take(self._num_episodes)]
 
     def get_states(self) -> list[StateTree] | None:
         """Return each worker's own state, or None where the workers are gone."""
@@ -197,13 +200,16 @@ def _work(make: Pickled[MakeWorker], memory: GroupMemory, rank: int, parent: Par
 def _obey(worker: Worker, memory: GroupMemory, group: SharedGroup, parent: Parent) -> None:
     """Do as commanded, for ever."""
     command, done_fraction, phases = memory.command.view(), memory.done_fraction.view(), Phases()
+    episodes, num_episodes = EpisodesWriter(memory.episodes, group.rank), memory.num_episodes.view()
     given, done = command.data, 0
     while True:
         _wait_command(given, done, parent)
         done += 1
         match _Command(int(given[1])):
             case _Command.ITERATE:
-                group.put_finished(worker.collect(phases))
+                finished = worker.collect(phases)
+                episodes.put(finished, int(num_episodes[group.rank]))
+                num_episodes[group.rank] += len(finished)  # the first worker reads both after the next exchange
                 with suppress(NonFiniteError):  # everybody sees it, and the first worker tells
                     worker.learn(float(done_fraction[0]), phases)
             case _Command.GET_STATE:

@@ -7,6 +7,7 @@ from typing import Protocol
 from fastac.contract import Asynchrony, StateTree, Trainer, VecEnv
 from fastac.models import ActorCritic
 from fastac.rollout import Rollout
+from fastac.workers.worker import WorkerInfo
 
 
 class Training(Protocol):
@@ -17,8 +18,8 @@ class Training(Protocol):
         """Environments of this process, closed ones where only others step any; their spaces are the run's."""
 
     @property
-    def description(self) -> str:
-        """How the run's environments are batched."""
+    def info(self) -> WorkerInfo:
+        """How a worker's environments are batched, and its memory."""
 
     @property
     def model(self) -> ActorCritic:
@@ -31,14 +32,6 @@ class Training(Protocol):
     @property
     def rollout(self) -> Rollout | None:
         """This process's latest rollout, or None where only others collect any."""
-
-    @property
-    def rollout_nbytes(self) -> int:
-        """Memory of a worker's rollout."""
-
-    @property
-    def activations_nbytes(self) -> int:
-        """Memory of a worker besides it, see `Worker`."""
 
     @property
     def asynchrony(self) -> Asynchrony | None:

@@ -449,7 +449,7 @@ def test_a_run_holds_the_memory_that_it_states_and_no_second_copy(settings):
     training = build_lights(**({"num_envs": 16, "num_steps": 8} | settings))
     list(islice(training.trainer.run(), 2))
     held = held_bytes() - before
-    stated = training.rollout.nbytes + training.activations_nbytes
+    stated = training.rollout.nbytes + training.info.activations_nbytes
     params = sum(p.nbytes for p in training.model.parameters())  # and their gradients, two slots
     assert stated <= held <= 1.02 * stated + 4 * params + 2**15
     training.close()

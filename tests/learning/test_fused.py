@@ -338,7 +338,7 @@ def test_a_run_holds_the_memory_that_it_states_and_no_second_copy(settings):
     training = make_training(**({"num_envs": 128, "num_steps": 16, "hidden_sizes": (64, 64)} | settings))
     list(islice(training.trainer.run(), 3))
     held = held_bytes() - before
-    stated = training.rollout.nbytes + training.activations_nbytes
+    stated = training.rollout.nbytes + training.info.activations_nbytes
     weights = sum(p.nbytes for p in training.model.parameters())  # and their gradients, three slots, and a copy to act
     assert stated <= held <= 1.02 * stated + 6 * weights + 2**15
     training.close()

@@ -485,11 +485,11 @@ PLAYED = Evaluation(np.array([1.0]), np.array([1]))
 def tell(monkeypatch):
     """Return what makes an evaluator, which may not be started again, of what comes from its process and when."""
 
-    def make(*comes):
+    def make(*comes, **settings):
         pipe = ToldPipe((at_s, _Alive() if what == "alive" else what) for at_s, what in comes)
         monkeypatch.setattr("fastac.runs.evaluator.start", lambda *_: stand_in(pipe))
         monkeypatch.setattr("fastac.processes.time", SimpleNamespace(monotonic=lambda: pipe.now_s))
-        evaluator = ProcessEvaluator(Config().replace(algo="a3c", max_restarts=0), None, None)
+        evaluator = ProcessEvaluator(Config().replace(algo="a3c", max_restarts=0, **settings), None, None)
         evaluator.begin({}, ONE)
         return evaluator, pipe
 
@@ -507,6 +507,14 @@ def test_a_process_that_falls_silent_hangs_however_long_it_has_played(tell):
     with pytest.raises(WorkerFailure, match=f"has been silent for {_SILENCE_S:.0f} s"):
         evaluator.take(wait=True)
     assert pipe.now_s == pytest.approx(1999.0 + _SILENCE_S)
+
+
+def test_a_process_may_be_silent_for_as_long_as_a_step_may_take(tell):
+    silent_s = 3 * _SILENCE_S
+    evaluator, pipe = tell((5.0, "alive"), env_timeout_s=silent_s)
+    with pytest.raises(WorkerFailure, match=rf"has been silent for {silent_s:.0f} s \(raise env_timeout_s if it needs"):
+        evaluator.take(wait=True)
+    assert pipe.now_s == pytest.approx(5.0 + silent_s)
 
 
 def test_who_does_not_wait_sees_that_the_process_plays(tell):

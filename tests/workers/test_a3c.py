@@ -488,7 +488,7 @@ def test_who_takes_a_lost_workers_place_goes_on_with_its_row():
     assert worker_rows[0].total() == 3 and worker_rows[0].env_steps() == 30
     counts = counters.counts.view()
     assert counts[1, [UPDATES, ITERATIONS, ENV_STEPS, EPISODES]].tolist() == [2, 2, 30, 3]
-    assert counters.finished.view()[1, 0, :3].tolist() == [5.0, 6.0, 7.0]
+    assert counters.episodes.rings.view()[1, 0, :3].tolist() == [5.0, 6.0, 7.0]
     assert counts[[0, 2], UPDATES].tolist() == [0, 1]
 
 
@@ -929,7 +929,7 @@ def test_a_worker_that_is_lost_once_too_often_ends_the_run():
         next(run)
         pids = pids_of(training)
         os.kill(pids[1], signal.SIGKILL)
-        with pytest.raises(WorkerFailure, match=r"worker 1 died \(exit code -9\); there have been 0 restarts"):
+        with pytest.raises(WorkerFailure, match=r"worker 1 died \(exit code -9\), after as many restarts as max"):
             list(run)
         assert are_gone(pids)
         assert training.get_state()["trainer"]["env_steps"] > 0
@@ -942,7 +942,7 @@ def test_a_worker_that_fails_every_time_ends_the_run_with_its_traceback():
         with pytest.raises(EnvFailure, match=r"worker \d: .* raised ArithmeticError: the wheel came off") as caught:
             train(training)
         assert are_gone(pids)
-    assert "there have been 2 restarts, and max_restarts allows no more" in str(caught.value)
+    assert "after as many restarts as max_restarts allows (2)" in str(caught.value)
     assert 'raise ArithmeticError("the wheel came off")' in str(caught.value.__cause__)
 
 

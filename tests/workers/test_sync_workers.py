@@ -27,8 +27,9 @@ from fastac.learning.optimizer import Adam, LocalOptimizer, SharedOptimizer, fla
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, RewardNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
 from fastac.rollout.observations import Rows
-from fastac.workers import shared_group
-from fastac.workers.shared_group import GroupMemory, SharedGroup, wait_until
+from fastac.workers import waiting
+from fastac.workers.shared_group import GroupMemory, SharedGroup
+from fastac.workers.waiting import wait_until
 
 SMALL = {"num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "total_env_steps": 10**6}
 SMALL |= {"vectorization": "native"}
@@ -243,7 +244,7 @@ def test_a_run_with_workers_learns_and_counts_everybodys_steps(settings):
 def test_how_a_workers_environments_are_stepped_is_told_as_it_came(settings, says):
     training = assemble_training(env_id="MountainCar-v0", **settings)
     try:
-        assert training.description == says
+        assert training.info.description == says
     finally:
         training.close()
 
@@ -464,7 +465,7 @@ def test_waiting_costs_less_the_longer_it_lasts(monkeypatch):
         now[0] += 1e-5
         return now[0] > 60.0
 
-    monkeypatch.setattr(shared_group, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=sleep))
     wait_until(look, lambda waited_s: None)
     ends = np.cumsum(sleeps)
     assert max(sleep for sleep, end in zip(sleeps, ends, strict=True) if end < 0.9) <= 0.001  # as others work
