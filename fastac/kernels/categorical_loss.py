@@ -134,7 +134,7 @@ def _categorical_loss_numba(
     return_: Floats,
     valid: Bools,
     surrogate: int,
-    weight: float,
+    inverse_count: float,
     shift: float,
     scale: float,
     vf_coef: float,
@@ -159,13 +159,13 @@ def _categorical_loss_numba(
         _choose(shifted, row, action, valid, start, size, width)
         rows_loss(
             row, value, old_log_prob, advantage, return_, valid, start, size,
-            surrogate, weight, shift, scale, vf_coef, clip_coef, d_value, sums,
+            surrogate, inverse_count, shift, scale, vf_coef, clip_coef, d_value, sums,
         )  # fmt: skip
         sums[2] += _sum_valid(row, valid, start, size)
-        _logits_gradient(shifted, exps, row, action, valid, start, size, width, np.float32(ent_coef * weight))
+        _logits_gradient(shifted, exps, row, action, valid, start, size, width, np.float32(ent_coef * inverse_count))
         store_block(exps, d_logits, start, size, width)
     for k in range(5):
-        terms[k] += weight * sums[k]
+        terms[k] += inverse_count * sums[k]
 
 
 # ---- Triton -----------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def gae(
     """Write the advantages and returns of `compute_gae`, and their moments over valid rows.
 
     Args:
-        reward: see `compute_gae`, as the next three.
+        reward: of every step.
         value: row T is the value of the observation after the last step.
         terminated: no value follows.
         truncated: the value of row t+1 is the final observation's.

@@ -116,7 +116,7 @@ def _gaussian_loss_numba(
     return_: Floats,
     valid: Bools,
     surrogate: int,
-    weight: float,
+    inverse_count: float,
     shift: float,
     scale: float,
     vf_coef: float,
@@ -149,7 +149,7 @@ def _gaussian_loss_numba(
         _standardize(z, means, inverse_std, constant, row, size, width)
         rows_loss(
             row, value, old_log_prob, advantage, return_, valid, start, size,
-            surrogate, weight, shift, scale, vf_coef, clip_coef, d_value, sums,
+            surrogate, inverse_count, shift, scale, vf_coef, clip_coef, d_value, sums,
         )  # fmt: skip
         _mean_gradient(z, row, inverse_std, slopes, size, width)
         store_block(z, d_mean, start, size, width)
@@ -158,9 +158,9 @@ def _gaussian_loss_numba(
     if count > 0:
         sums[2] = count * entropy
     for a in range(num_columns):
-        d_log_std[a] += slopes[a] - ent_coef * weight * count
+        d_log_std[a] += slopes[a] - ent_coef * inverse_count * count
     for k in range(5):
-        terms[k] += weight * sums[k]
+        terms[k] += inverse_count * sums[k]
 
 
 # ---- Triton -----------------------------------------------------------------------------------------

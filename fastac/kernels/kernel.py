@@ -12,7 +12,8 @@ The reference stands first, documents the kernel, and its signature is the only 
         for k in range(size):
             row[k] *= np.float32(2.0)
 
-Numba's form gets flat arrays. Triton's form gets the tensors, after the same checks, and launches what it wants.
+Numba's form gets flat arrays. Triton's form gets the tensors, after the same checks, and launches device functions on
+them. A kernel without one of them runs its reference there.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import functools
 import logging
 import math
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 
 from fastac.kernels.specification import Specification, refuse
 from fastac.kernels.triton_tools import compile_marked
@@ -39,79 +41,74 @@ KERNELS: list[Kernel[..., Any]] = []  # all of them, in the order of their defin
 
 
 class Kernel(Generic[_P, _R]):
-    """A function over arrays, in up to three forms with one signature. Where its first argument lies chooses the form.
+    """A function over arrays, in up to three forms with one signature.
 
     Attributes:
+        specification: of the arguments.
         reference: in torch, of any float dtype, on any device.
-        on_cpu: Numba's form, or the reference where that cannot be used.
+        on_cpu: what runs on the CPU: Numba's form, or the reference.
         entry: what Numba compiled, None where it has not.
+        numba_form: what Numba compiles.
+        triton_form: what launches Triton's device functions.
     """
 
-    def __init__(self, reference: Callable[_P, _R], sizes: str) -> None:
+    def __init__(self, reference: Callable[Concatenate[Tensor, _P], _R], sizes: str) -> None:
         """Take the reference, and the letters of its shapes."""
         functools.update_wrapper(self, reference)
+        self.specification = Specification.read(reference, sizes)
         self.reference = self.on_cpu = reference
         self.entry: Entry = None
-        self._specification = Specification.read(reference, sizes)
-        self._numba: Form | None = None
-        self._triton: Form | None = None
+        self.numba_form: Form | None = None
+        self.triton_form: Form | None = None
         KERNELS.append(self)
 
-    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Run the kernel; the first argument has to be positional."""
-        first: Any = args[0]
-        return self.on_cuda(*args, **kwargs) if first.is_cuda else self.on_cpu(*args, **kwargs)
+    def __call__(self, first: Tensor, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Run the form for where the first argument lies, which has no name."""
+        return self.on_cuda(first, *args, **kwargs) if first.is_cuda else self.on_cpu(first, *args, **kwargs)
 
     @functools.cached_property
-    def on_cuda(self) -> Callable[_P, _R]:
-        """Triton's form, which is loaded when the first CUDA tensor comes, or else the reference."""
-        if self._triton is None or not _is_triton_loaded():
+    def on_cuda(self) -> Callable[Concatenate[Tensor, _P], _R]:
+        """What runs on CUDA: Triton's form, which is loaded when the first CUDA tensor comes, or the reference."""
+        if self.triton_form is None or not _is_triton_loaded():
             return self.reference
-        return self._write_call(self._triton, by_address=False)
+        return self._write_call(self.triton_form, by_address=False)
 
-    def prepare(self, *args: _P.args, **kwargs: _P.kwargs) -> Callable[[], _R]:
+    def prepare(self, first: Tensor, /, *args: _P.args, **kwargs: _P.kwargs) -> Callable[[], _R]:
         """Check CPU tensors that stay where they are; return the call on them, which costs half a microsecond."""
         if self.entry is None:
-            return functools.partial(self.reference, *args, **kwargs)
+            return functools.partial(self.reference, first, *args, **kwargs)
         bind = self._write_call(functools.partial(functools.partial, self.entry), by_address=True)
-        call: Any = bind(*args, **kwargs)
-        call.tensors = args, kwargs  # or their memory might go
+        call: Any = bind(first, *args, **kwargs)
+        call.tensors = first, args, kwargs  # or their memory might go
         return call  # type: ignore[no-any-return]
 
     def numba(self, form: Form) -> Form:
         """Take the form for the CPU, which `compile_kernels` compiles."""
-        self._numba = form
+        self.numba_form = form
         return form
 
     def triton(self, form: Form) -> Form:
         """Take the form for CUDA."""
-        self._triton = form
+        self.triton_form = form
         return form
 
-    def compile(self) -> Entry:
-        """Compile Numba's form, or load it from the cache."""
-        from fastac.kernels.compiling import compile_entry  # which needs Numba
-
-        assert self._numba is not None, f"{self._specification.name} has no form for the CPU"
-        return compile_entry(self._specification, self._numba)
-
     def use(self, entry: Entry) -> None:
-        """Run what `compile` returned from now on."""
+        """Run what Numba compiled from now on."""
         self.entry, self.on_cpu = entry, self._write_call(entry, by_address=True)
 
-    def _write_call(self, call: Callable[..., Any], by_address: bool) -> Callable[_P, _R]:
+    def _write_call(self, call: Callable[..., Any], by_address: bool) -> Callable[Concatenate[Tensor, _P], _R]:
         """Make the function that checks the arguments and hands them to `call`.
 
         It is written out as source, as dataclasses do: a loop over the arguments would cost more than some kernels.
         """
-        dtypes = {a.dtype: getattr(torch, a.dtype) for a in self._specification.arguments if a.dtype}
+        dtypes = {a.dtype: getattr(torch, a.dtype) for a in self.specification.arguments if a.dtype}
         namespace: dict[str, Any] = {"call": call, "refuse": refuse, "prod": math.prod, **dtypes}
-        name = self._specification.name
-        exec(compile(self._specification.write_call(by_address), f"<call of {name}>", "exec"), namespace)
+        name = self.specification.name
+        exec(compile(self.specification.write_call(by_address), f"<call of {name}>", "exec"), namespace)
         return namespace[name]  # type: ignore[no-any-return]
 
 
-def kernel(sizes: str) -> Callable[[Callable[_P, _R]], Kernel[_P, _R]]:
+def kernel(sizes: str) -> Callable[[Callable[Concatenate[Tensor, _P], _R]], Kernel[_P, _R]]:
     """Make a kernel of its reference; `sizes` are the letters of its shapes, in the order of its fast forms' sizes."""
     return lambda reference: Kernel(reference, sizes)
 
@@ -122,21 +119,25 @@ def compile_kernels() -> None:
     It is done at import, so that nothing is compiled while a run is being timed.
     """
     try:
-        from fastac.kernels.compiling import announcing_compilation
+        from fastac.kernels.compiling import announcing_compilation, compile_entry  # which need Numba
 
         with announcing_compilation():
-            entries = [kernel.compile() for kernel in KERNELS]
+            entries = [
+                (kernel, compile_entry(kernel.specification, kernel.numba_form))
+                for kernel in KERNELS
+                if kernel.numba_form is not None
+            ]
     except Exception as error:  # whatever a compiler fails at, training goes on
         _warn_of_reference(error, "install Numba, and set NUMBA_CACHE_DIR to a folder that can be written to")
         return
-    for kernel, entry in zip(KERNELS, entries, strict=True):
+    for kernel, entry in entries:
         kernel.use(entry)
 
 
 def cache_folder() -> str | None:
     """Return where the compiled CPU kernels are kept on disk, or None where the references take their place."""
-    entry = KERNELS[0].entry
-    return None if entry is None else str(entry.stats.cache_path)
+    folders = [str(kernel.entry.stats.cache_path) for kernel in KERNELS if kernel.entry is not None]
+    return folders[0] if folders else None
 
 
 @functools.cache

@@ -167,7 +167,7 @@ def rows_loss(
     start: int,
     size: int,
     surrogate: int,
-    weight: float,
+    inverse_count: float,
     shift: float,
     scale: float,
     vf_coef: float,
@@ -178,14 +178,23 @@ def rows_loss(
     """Do what all heads have in common, from `row`'s log-probs to its slopes; add to `sums`."""
     if surrogate == CLIPPED:
         policy, kl, beyond = _clipped_surrogate(
-            row, old_log_prob, advantage, valid, start, size, np.float32(weight), shift, scale, np.float32(clip_coef)
+            row,
+            old_log_prob,
+            advantage,
+            valid,
+            start,
+            size,
+            np.float32(inverse_count),
+            shift,
+            scale,
+            np.float32(clip_coef),
         )
         sums[0] += policy
         sums[3] += kl
         sums[4] += beyond
     else:
-        sums[0] += _policy_gradient(row, advantage, valid, start, size, np.float32(weight), shift, scale)
-    sums[1] += _value_loss(value, return_, valid, d_value, start, size, np.float32(2.0 * vf_coef * weight))
+        sums[0] += _policy_gradient(row, advantage, valid, start, size, np.float32(inverse_count), shift, scale)
+    sums[1] += _value_loss(value, return_, valid, d_value, start, size, np.float32(2.0 * vf_coef * inverse_count))
 
 
 # ---- Triton -----------------------------------------------------------------------------------------

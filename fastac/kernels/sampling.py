@@ -90,7 +90,7 @@ def fill_softmax(shifted: Floats, weight: Floats, row: Floats, size: int, num_ac
 
 @jit(FUSED)
 def fill_entropy(shifted: Floats, weight: Floats, row: Floats, size: int, num_actions: int) -> None:
-    """Fill in log and inverse of the sum that `_softmax` left, and the entropy."""
+    """Fill in log and inverse of the sum that `fill_softmax` left, and the entropy."""
     for n in range(size):
         row[LOG_TOTAL, n] = log(row[TOTAL, n])
         row[INVERSE, n] = ONE / row[TOTAL, n]
