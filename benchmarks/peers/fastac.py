@@ -21,8 +21,8 @@ from benchmarks.peers.settings import Part, Task
 from fastac.build import EnvFactory, allocate_rollout, assemble, build_envs
 from fastac.config import Config, EnvConfig
 from fastac.contract import Phases, StepRow
+from fastac.kernels import compute_gae
 from fastac.kernels import gae as gae_kernel
-from fastac.kernels import gae_reference as reference
 from fastac.workers import Training
 
 # Which phases of an iteration are which part of it.
@@ -251,7 +251,7 @@ def gae_reference(num_steps: int, num_envs: int) -> Iterator[Task]:
     reward, value, terminated, truncated = map(torch.from_numpy, s.gae_inputs(num_steps, num_envs))
 
     def work() -> int:
-        reference(reward, value, terminated, truncated, s.GAMMA, s.GAE_LAMBDA)
+        compute_gae(reward, value, terminated, truncated, s.GAMMA, s.GAE_LAMBDA)
         return num_steps * num_envs
 
     yield Task(work)

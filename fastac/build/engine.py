@@ -6,6 +6,7 @@ import torch
 
 from fastac.config import AlgoName, Config
 from fastac.contract import Actor
+from fastac.kernels import Surrogate
 from fastac.learning.autograd import AutogradGradient
 from fastac.learning.fused import (
     CategoricalSampler,
@@ -30,8 +31,8 @@ _LOSSES: dict[AlgoName, PolicyLoss] = {
     "reinforce": policy_gradient,
     "ppo": clipped_surrogate,
 }
-# The losses that kernels compute, and whether they clip; of any other a kernel knows nothing.
-_CLIPS: dict[PolicyLoss, bool] = {policy_gradient: False, clipped_surrogate: True}
+# The losses that kernels compute, as they call them; of any other a kernel knows nothing.
+_SURROGATES: dict[PolicyLoss, Surrogate] = {policy_gradient: "policy_gradient", clipped_surrogate: "clipped"}
 
 
 def build_engine(
@@ -77,15 +78,15 @@ def build_objective(head: Head, loss: PolicyLoss) -> Objective:
     """Build the objective: by a kernel where there is one for exactly this head and loss, else by autograd."""
     if _has_kernel(head, loss):
         if isinstance(head, CategoricalHead):
-            return CategoricalObjective(_CLIPS[loss])
+            return CategoricalObjective(_SURROGATES[loss])
         if isinstance(head, GaussianHead):
-            return GaussianObjective(head, _CLIPS[loss])
+            return GaussianObjective(head, _SURROGATES[loss])
     return PlainObjective(head, loss)
 
 
 def _has_kernel(head: Head, loss: PolicyLoss) -> bool:
     """Return whether a kernel computes this loss of this head, which may be no subclass: that may score otherwise."""
-    return loss in _CLIPS and type(head) in (CategoricalHead, GaussianHead) and is_as_written(head)
+    return loss in _SURROGATES and type(head) in (CategoricalHead, GaussianHead) and is_as_written(head)
 
 
 def build_sampler(head: Head, num_envs: int) -> Sampler:

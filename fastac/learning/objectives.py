@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastac.kernels import categorical_loss, gaussian_loss
+from fastac.kernels import Surrogate, categorical_loss, gaussian_loss
 from fastac.learning.losses import PolicyLoss
 from fastac.models import GaussianHead
 from fastac.rollout import Batch
@@ -31,7 +31,7 @@ class Coefs:
         scale: multiplies it. 0 and 1 leave it as estimated.
         vf_coef: weight of the value loss.
         ent_coef: weight of the entropy.
-        clip_coef: PPO's clipping range, for losses that clip.
+        clip_coef: the clipping range, for losses that clip.
     """
 
     inverse_count: float
@@ -42,9 +42,9 @@ class Coefs:
     clip_coef: float
 
     @property
-    def weights(self) -> tuple[float, float, float, float, float]:
-        """All but the last, in the order in which the kernels take them."""
-        return self.inverse_count, self.shift, self.scale, self.vf_coef, self.ent_coef
+    def numbers(self) -> tuple[float, float, float, float, float, float]:
+        """All, in the order in which the kernels take them."""
+        return self.inverse_count, self.shift, self.scale, self.vf_coef, self.ent_coef, self.clip_coef
 
 
 class Objective(Protocol):
@@ -137,9 +137,9 @@ class PlainObjective:
 class CategoricalObjective:
     """Logits, with a kernel, which computes the policy gradient or PPO's clipped surrogate."""
 
-    def __init__(self, clips: bool) -> None:
-        """Say which: whether it clips."""
-        self._clips = clips
+    def __init__(self, surrogate: Surrogate) -> None:
+        """Say which."""
+        self._surrogate = surrogate
 
     def __call__(
         self,
@@ -153,16 +153,15 @@ class CategoricalObjective:
     ) -> None:
         """See `Objective`."""
         rows = (batch.action, batch.log_prob, batch.advantage, batch.return_, batch.valid)
-        clip_coef = coefs.clip_coef if self._clips else None
-        categorical_loss(params, value, *rows, *coefs.weights, clip_coef, d_params, d_value, terms)
+        categorical_loss(params, value, *rows, self._surrogate, *coefs.numbers, d_params, d_value, terms)
 
 
 class GaussianObjective:
     """Means and a state-independent deviation, with a kernel: see `CategoricalObjective`."""
 
-    def __init__(self, head: GaussianHead, clips: bool) -> None:
+    def __init__(self, head: GaussianHead, surrogate: Surrogate) -> None:
         """Take the head, whose `log_std` has a gradient already: the optimiser's, which comes first."""
-        self._clips = clips
+        self._surrogate = surrogate
         assert head.log_std.grad is not None, "flatten the parameters first"
         self._log_std, self._d_log_std = head.log_std.detach(), head.log_std.grad
 
@@ -183,8 +182,8 @@ class GaussianObjective:
             self._log_std,
             value,
             *rows,
-            *coefs.weights,
-            coefs.clip_coef if self._clips else None,
+            self._surrogate,
+            *coefs.numbers,
             d_params,
             self._d_log_std,
             d_value,

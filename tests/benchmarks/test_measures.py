@@ -23,7 +23,7 @@ from fastac.build import Streams, build_envs, build_model
 from fastac.build.worker import build_worker
 from fastac.config import Config
 from fastac.contract import Alone, Phases
-from fastac.kernels.reference import gae_reference
+from fastac.kernels import compute_gae
 
 CARTPOLE = Config().replace(
     env_id="CartPole-v1",
@@ -63,7 +63,7 @@ def test_an_advantages_variance_is_over_valid_rows_and_beside_that_of_td_errors(
     assert not rollout.valid.all()
     found = advantage_variances(rollout, config.algo.gamma)
     rows = (rollout.reward, rollout.value, rollout.terminated, rollout.truncated, config.algo.gamma)
-    (advantage, _), (td_error, _) = (gae_reference(*rows, lam) for lam in (config.algo.gae_lambda, 0.0))
+    (advantage, _), (td_error, _) = (compute_gae(*rows, lam) for lam in (config.algo.gae_lambda, 0.0))
     variance, below = (np.var(x[rollout.valid].numpy(), ddof=1) for x in (advantage, td_error))
     assert found["variance"] == pytest.approx(variance, rel=1e-4)
     assert found["td_variance"] == pytest.approx(below, rel=1e-4)

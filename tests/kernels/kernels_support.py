@@ -1,15 +1,11 @@
-"""The twins of each kernel as one test parameter, and random cases for them."""
+"""The forms of each kernel as one test parameter, and random cases for them."""
 
-import importlib
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-
-import fastac.kernels
-from fastac.kernels import reference
 
 CUDA = torch.cuda.is_available()
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which is for Linux")
@@ -19,42 +15,44 @@ def moved(value, device):
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
-def by_triton(name):
-    """Triton's twin itself, in the interpreter; its arguments lie on the CPU."""
+def interpreted(kernel):
+    """Triton's form, in the interpreter; its arguments lie on the CPU."""
 
-    def kernel(*args):
+    def run(*args):
         with np.errstate(all="ignore"):  # the interpreter computes with numpy, which a GPU's NaN does not warn like
-            getattr(importlib.import_module("fastac.kernels.triton_twins"), name)(*args)
+            kernel.on_cuda(*args)
 
-    return kernel
+    return run
 
 
-def on_cuda(name):
+def on_device(kernel):
     """The kernel on copies of its arguments on the device, brought back."""
 
-    def kernel(*args):
+    def run(*args):
         copies = [moved(arg, "cuda") for arg in args]
-        getattr(fastac.kernels, name)(*copies)
+        kernel(*copies)
         for arg, copy in zip(args, copies, strict=True):
             if isinstance(arg, torch.Tensor):
                 arg.copy_(copy)
 
-    return kernel
+    return run
 
 
-def twins(name):
-    """Parametrise a test's `kernel` with every twin, which all have one signature."""
-    interpreted = pytest.mark.skipif(CUDA, reason="with a CUDA device, Triton's kernel runs there")
+def forms(kernel, has_triton=False):
+    """Parametrise a test's `kernel` with every form of a kernel, which all have one signature.
+
+    Without one of Triton's, CUDA tensors go to the reference.
+    """
+    without_device = pytest.mark.skipif(CUDA, reason="with a CUDA device, Triton's form runs there")
     gpu = [pytest.mark.gpu, pytest.mark.skipif(not CUDA, reason="needs a CUDA device")]
-    return pytest.mark.parametrize(
-        "kernel",
-        [
-            pytest.param(getattr(reference, name), id="reference"),
-            pytest.param(getattr(fastac.kernels, name), id="numba"),
-            pytest.param(by_triton(name), id="triton-interpreted", marks=[interpreted, needs_triton]),
-            pytest.param(on_cuda(name), id="triton", marks=gpu),
-        ],
-    )
+    params = [
+        pytest.param(kernel.reference, id="reference"),
+        pytest.param(kernel, id="numba"),
+        pytest.param(on_device(kernel), id="cuda", marks=gpu),
+    ]
+    if has_triton:
+        params.append(pytest.param(interpreted(kernel), id="triton-interpreted", marks=[without_device, needs_triton]))
+    return pytest.mark.parametrize("kernel", params)
 
 
 SEEDS = st.integers(0, 2**32 - 1)

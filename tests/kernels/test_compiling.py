@@ -10,7 +10,6 @@ import pytest
 from kernels_support import needs_triton
 
 import fastac.kernels
-from fastac.kernels import reference
 
 PACKAGE = Path(fastac.kernels.__file__).parent
 ANNOUNCEMENT = "Compiling fastac's kernels for this machine, once: about 20 seconds.\n"
@@ -18,8 +17,9 @@ UNWRITABLE = "/dev/null/x"  # also for root, whom permissions do not stop
 
 # Counts the kernels that were loaded from the cache on disk, and those that were compiled.
 COUNT = """
-from fastac.kernels import numba_twins
-entries = [value for name, value in vars(numba_twins).items() if name.endswith("_at") and hasattr(value, "stats")]
+import fastac.kernels
+from fastac.kernels.kernel import KERNELS
+entries = [kernel.entry for kernel in KERNELS]
 hits, misses = (sum(sum(getattr(e.stats, kind).values()) for e in entries) for kind in ("cache_hits", "cache_misses"))
 print(len(entries), hits, misses)
 """
@@ -47,7 +47,7 @@ for steps, envs in [(5, 64), (8, 4), (128, 16)]:
     logits, action = numbers(rows, 6), room(rows).long()
     chances = torch.rand(rows, generator=draw)
     call("sample_categorical", logits, chances, results=[action, room(rows), room(rows)])
-    given = numbers(rows), numbers(rows), numbers(rows), valid.view(-1), 1 / rows, 0.0, 1.0, 0.5, 0.01, 0.2
+    given = numbers(rows), numbers(rows), numbers(rows), valid.view(-1), "clipped", 1 / rows, 0.0, 1.0, 0.5, 0.01, 0.2
     results = room(rows, 6), room(rows), room(5).double()
     call("categorical_loss", logits, numbers(rows), action, *given, results=results)
     results = room(rows, 6), room(6), room(rows), room(5).double()
@@ -63,7 +63,7 @@ for steps, envs in [(5, 64), (8, 4), (128, 16)]:
         print(steps, envs, name, hashlib.sha256(result.numpy().tobytes()).hexdigest()[:16])
 """
 
-# Runs a kernel, whichever twin it is, and says which.
+# Runs a kernel, whichever form it is, and says which.
 USE = """
 import sys, torch
 from fastac.kernels import cache_folder, sample_categorical
@@ -71,6 +71,12 @@ assert "triton" not in sys.modules
 args = torch.zeros(1, 2), torch.full((1,), 0.5), torch.zeros(1, dtype=torch.int64), torch.zeros(1), torch.zeros(1)
 sample_categorical(*args)
 print(cache_folder(), args[2].item(), round(args[4].item(), 4))
+"""
+
+
+ON_CUDA = """
+from fastac.kernels import categorical_loss, gaussian_loss
+print(*(loss.on_cuda is loss.reference for loss in (categorical_loss, gaussian_loss)), sep=chr(10))
 """
 
 
@@ -87,7 +93,7 @@ def finish(process):
 
 def test_the_tests_run_with_compiled_kernels():
     assert fastac.kernels.cache_folder() is not None
-    assert fastac.kernels.find_episodes is not reference.find_episodes
+    assert fastac.kernels.find_episodes.on_cpu is not fastac.kernels.find_episodes.reference
 
 
 def test_a_second_start_compiles_nothing():
@@ -116,10 +122,10 @@ def test_what_compiles_the_kernels_says_so_and_computes_the_bits_of_what_loads_t
 # What a worker process does; the file must be importable there.
 WORKER = """
 import multiprocessing, numba
-from fastac.kernels import dispatch
+from fastac.kernels.compiling import announcing_compilation
 
 def compile_one():
-    with dispatch.announcing_compilation():
+    with announcing_compilation():
         numba.njit("int64(int64)")(lambda x: x + 1)
         numba.njit("int64(int64)")(lambda x: x + 2)
 
@@ -169,28 +175,58 @@ def test_without_numba_or_triton_the_reference_is_used(read_only):
     code, out, err = finish(start(missing + USE.replace('assert "triton" not in sys.modules', ""), read_only))
     assert (code, out) == (0, ["None 1 0.6931"]), err
     assert err.startswith("The compiled kernels cannot be used (ModuleNotFoundError: ") and err.count("\n") == 1
-    on_cuda = "from fastac.kernels import dispatch, reference\nassert dispatch._on_cuda() is reference"
-    code, _, err = finish(start(missing + on_cuda, read_only))
-    assert code == 0, err
-    assert "install the Triton that this PyTorch needs" in err
+    code, out, err = finish(start(missing + ON_CUDA, read_only))
+    assert (code, out) == (0, ["True", "True"]), err
+    assert err.count("install the Triton that this PyTorch needs") == 1
+
+
+# Compiles one kernel, without all others, and says whether it came from the cache.
+COMPILE_ONE = """
+from fastac.kernels.compiling import compile_entry
+from fastac.kernels.frames import scale_images
+print(sum(compile_entry(scale_images.specification, scale_images.numba_form).stats.cache_hits.values()))
+"""
+
+
+def test_a_change_in_any_file_of_the_folder_recompiles(tmp_path):
+    folder = tmp_path / "fastac" / "kernels"
+    shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "fastac" / "__init__.py").touch()
+    (folder / "__init__.py").write_text("")  # compiles nothing
+
+    def is_cached():
+        code, out, err = finish(start(COMPILE_ONE, tmp_path, NUMBA_CACHE_DIR=""))
+        assert (code, err) == (0, "")
+        return out == ["1"]
+
+    assert [is_cached(), is_cached()] == [False, True]
+    for name in ("numba_tools.py", "frames.py", "gae.py"):  # what the kernel uses, its own file, and another
+        with open(folder / name, "a") as file:
+            file.write("# changed\n")
+        assert [is_cached(), is_cached()] == [False, True]
 
 
 # What the interpreter takes, the compiler may not: it can be asked without a device.
 COMPILE_FOR_GPU = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from fastac.kernels import triton_twins as twins
+import fastac.kernels
+from importlib import import_module
+from fastac.kernels.triton_tools import block_shape, compile_marked
 
+compile_marked()
+sampling, categorical, gaussian = (
+    import_module(f"fastac.kernels.{name}") for name in ("sampling", "categorical_loss", "gaussian_loss")
+)
 types = {"f": "*fp32", "d": "*fp64", "u": "*u8", "l": "*i64", "F": "fp32", "i": "i32"}
-kernels = [(twins._gae, "ffuuuFFffdii", {"NUM_ENVS": 128}), (twins._batch_moments, "fudi", {"NUM_ROWS": 1024})]
-kernels += [(twins._merge_parts, "ddi", {"PAIRS": pairs, "SIZE": 8}) for pairs in (1, 2)]
+kernels = []
 for num_columns in (1, 2, 18):
-    rows, columns = twins._block_shape(num_columns)
+    rows, columns = block_shape(num_columns)
     block = {"NUM_ROWS": rows, "NUM_COLUMNS": columns}
-    kernels.append((twins._sample_categorical, "fflffii", block))
+    kernels.append((sampling._sample_rows, "fflffii", block))
     for clips in (True, False):
-        kernels.append((twins._categorical_loss, "fflfffuFFFFFFFffdii", {"CLIPS": clips, **block}))
-        kernels.append((twins._gaussian_loss, "fffffffuFFFFFFFFffddii", {"CLIPS": clips, **block}))
+        kernels.append((categorical._categorical_rows, "fflfffuFFFFFFFffdii", {"CLIPS": clips, **block}))
+        kernels.append((gaussian._gaussian_rows, "fffffffuFFFFFFFFffddii", {"CLIPS": clips, **block}))
 for kernel, arguments, constants in kernels:
     names = [parameter.name for parameter in kernel.params]
     numbers = {name: types[letter] for name, letter in zip(names, arguments)}
@@ -204,4 +240,4 @@ print(len(kernels))
 @needs_triton
 def test_triton_compiles_every_kernel_for_a_gpu(tmp_path):
     code, out, err = finish(start(COMPILE_FOR_GPU, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)))
-    assert (code, out) == (0, ["19"]), err
+    assert (code, out) == (0, ["15"]), err

@@ -1,15 +1,15 @@
-"""Advantages: by hand, by identities, by fuzzing the fast kernel against the reference, and by the lecture's code."""
+"""Advantages: by hand, by identities, by fuzzing against float64, and by the lecture's code. Moments likewise."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels_support import SEEDS, generator, twins
+from kernels_support import SEEDS, forms, generator
 
-from fastac.kernels import gae, gae_reference, moments_reference
+from fastac.kernels import batch_moments, compute_gae, compute_moments, gae
 
-KERNELS = twins("gae")
+KERNELS, MOMENTS = forms(gae), forms(batch_moments)
 
 
 def run(kernel, reward, value, terminated, truncated, gamma, lam):
@@ -85,7 +85,7 @@ def rollouts(draw):
 @given(rollouts())
 def test_equals_the_float64_reference(kernel, rollout):
     reward, value, terminated, truncated, gamma, lam = rollout
-    expected = gae_reference(reward.double(), value.double(), terminated, truncated, gamma, lam)
+    expected = compute_gae(reward.double(), value.double(), terminated, truncated, gamma, lam)
     for got, want in zip(run(kernel, *rollout), expected, strict=True):
         np.testing.assert_allclose(got.numpy(), want.numpy(), rtol=1e-4, atol=1e-3)
 
@@ -161,7 +161,7 @@ def test_writes_into_views_of_a_longer_rollout():
     moments, valid = torch.zeros(5, dtype=torch.float64), torch.ones(4, 3, dtype=torch.bool)
     rows = reward[:4], value[:5], terminated[:4], truncated[:4]
     gae(*rows, valid, 0.9, 0.8, advantage[:4], return_[:4], moments)
-    expected, _ = gae_reference(*rows, 0.9, 0.8)
+    expected, _ = compute_gae(*rows, 0.9, 0.8)
     np.testing.assert_allclose(advantage[:4].numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
     assert (advantage[4:] == 7.0).all() and (return_[4:] == 7.0).all()
 
@@ -178,14 +178,14 @@ def test_every_path_equals_the_float64_reference(kernel, num_steps, num_envs):
     terminated, truncated, valid = torch.rand(shape) < 0.1, torch.rand(shape) < 0.1, torch.rand(shape) < 0.7
     valid[-1, -1] = True
     got = run_valid(kernel, reward, value, terminated, truncated, valid, 0.99, 0.95)
-    expected = gae_reference(reward.double(), value.double(), terminated, truncated, 0.99, 0.95)
+    expected = compute_gae(reward.double(), value.double(), terminated, truncated, 0.99, 0.95)
     for estimate, want in zip(got, expected, strict=False):
         np.testing.assert_allclose(estimate.numpy(), want.numpy(), rtol=1e-4, atol=1e-4)
     assert got[2].tolist() == pytest.approx(moments_of(expected, valid), rel=1e-5, abs=1e-5)
 
 
 def moments_of(estimates, valid):
-    (count, *of_advantage), (_, *of_return) = (moments_reference(row, valid) for row in estimates)
+    (count, *of_advantage), (_, *of_return) = (compute_moments(row, valid) for row in estimates)
     return [count, *of_advantage, *of_return]
 
 
@@ -281,3 +281,49 @@ def test_what_would_be_read_beyond_its_end_is_refused(change):
     args |= change
     with pytest.raises(ValueError, match=r"the kernel takes a contiguous one of \d+ elements"):
         gae(args.pop("reward", torch.zeros(3, 2)), gamma=0.9, gae_lambda=0.9, **args)
+
+
+# ---- moments of a batch ---------------------------------------------------------------------------
+
+
+def moments_by(kernel, row, valid):
+    moments = torch.full((3,), torch.nan, dtype=torch.float64)
+    kernel(row, valid, moments)
+    return moments.tolist()
+
+
+@MOMENTS
+def test_moments_of_a_batch_by_hand(kernel):
+    row, valid = torch.tensor([1.0, 2.0, torch.nan, 6.0]), torch.tensor([True, True, False, True])
+    assert moments_by(kernel, row, valid) == pytest.approx([3.0, 3.0, 4.0 + 1.0 + 9.0])
+    assert moments_by(kernel, row[:0], valid[:0]) == [0.0, 0.0, 0.0]
+    assert moments_by(kernel, row[2:3], valid[2:3]) == [0.0, 0.0, 0.0]
+    assert moments_by(kernel, row[3:], valid[3:]) == [1.0, 6.0, 0.0]
+
+
+@MOMENTS
+@given(st.sampled_from([1, 2, 40, 1023, 1024, 1025, 5000]), st.sampled_from([0.0, 1.0, 1e4, -3e5]), SEEDS)
+def test_moments_of_a_batch_equal_float64(kernel, size, mean, seed):
+    random = generator(seed)
+    row = torch.randn(size, generator=random) + mean
+    valid = torch.rand(size, generator=random) < 0.8
+    garbage = torch.where(valid, row, torch.inf)
+    want = compute_moments(row, valid)
+    assert moments_by(kernel, garbage, valid) == pytest.approx(want, rel=1e-5, abs=1e-5)
+
+
+@MOMENTS
+@pytest.mark.parametrize("number", [0.1, -123.456, 3e7])
+@pytest.mark.parametrize("size", [1, 3, 700, 3000])
+def test_equal_numbers_of_a_batch_do_not_vary_at_all(kernel, number, size):
+    row, valid = torch.full((size,), number), torch.arange(size) % 3 < 2
+    assert moments_by(kernel, row, valid) == [valid.sum(), float(row[0]), 0.0]
+    assert moments_by(kernel, row, ~valid) == ([(~valid).sum(), float(row[0]), 0.0] if size > 2 else [0.0, 0.0, 0.0])
+
+
+@MOMENTS
+def test_numbers_may_jump(kernel):
+    # Each strip's deviations are taken from the mean before it, which is of no use here.
+    row = torch.randn(6000) + 1e4 * (torch.arange(6000) // 1500 % 2)
+    valid = torch.ones(6000, dtype=torch.bool)
+    assert moments_by(kernel, row, valid) == pytest.approx(compute_moments(row, valid), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Sampling categorical actions: by hand, against torch.distributions, and every twin against the float64 reference."""
+"""Sampling categorical actions: by hand, against torch.distributions, and every form against the float64 reference."""
 
 import math
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernels_support import SEEDS, generator, in_float64, twins
+from kernels_support import SEEDS, forms, generator, in_float64
 
-from fastac.kernels import reference, sample_categorical
+from fastac.kernels import sample_categorical
 
-KERNELS = twins("sample_categorical")
+KERNELS = forms(sample_categorical, has_triton=True)
 BELOW_ONE = 1.0 - 2.0**-24
 
 
@@ -74,7 +74,7 @@ def test_equals_the_float64_reference(kernel, rows):
     logits, uniform = rows
     got, log_prob, entropy = sample(kernel, logits, uniform)
     expected = in_float64([logits, uniform, got, log_prob, entropy])
-    reference.sample_categorical(*expected)
+    sample_categorical.reference(*expected)
     # Rounding may move a uniform over an entry of the cumulative distribution, but not far.
     cdf = torch.softmax(expected[0], dim=-1).cumsum(dim=-1)
     bounds = torch.cat([torch.zeros(len(uniform), 1), cdf], dim=-1)
@@ -142,3 +142,12 @@ def test_what_would_be_read_beyond_its_end_is_refused(wrong):
     args[wrong] = torch.zeros(2, 4).T if wrong == 0 else args[wrong][:3]
     with pytest.raises(ValueError, match=r"the kernel takes a contiguous one of \d+ elements"):
         sample_categorical(*args)
+
+
+def test_the_reference_takes_float64_too():
+    args = in_float64(
+        [torch.randn(5, 3), torch.rand(5), torch.zeros(5, dtype=torch.int64), torch.zeros(5), torch.zeros(5)]
+    )
+    sample_categorical.reference(*args)
+    expected = torch.distributions.Categorical(logits=args[0]).entropy()
+    np.testing.assert_allclose(args[4].numpy(), expected.numpy(), rtol=1e-14)

@@ -11,10 +11,10 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from fastac import kernels
 from fastac.build import build_head, build_objective, build_rule
 from fastac.config import Config
 from fastac.contract import Phases
-from fastac.kernels import reference
 from fastac.learning.autograd import AutogradGradient
 from fastac.learning.fused import FusedGradient, FusedNetwork
 from fastac.learning.learner import Learner
@@ -211,14 +211,14 @@ def step_both(rule, theirs):
 @RULES
 def test_our_rules_are_theirs_bit_for_bit(monkeypatch, rule, theirs):
     for name in ("adam_step", "rmsprop_step"):
-        monkeypatch.setattr(f"fastac.learning.optimizer.{name}", getattr(reference, name))
+        monkeypatch.setattr(f"fastac.learning.optimizer.{name}", getattr(kernels, name).reference)
     ours, expected, _ = step_both(rule, theirs)
     assert torch.equal(ours, expected)
 
 
 @RULES
 def test_our_compiled_rules_are_theirs_but_for_roundings(rule, theirs):
-    # A root of torch's is now and then not the nearest float32, see tests/kernels/test_optimizer_steps.py.
+    # A root of torch's is now and then not the nearest float32, see tests/kernels/test_optimizers.py.
     ours, expected, way = step_both(rule, theirs)
     assert way.min() > 0.1
     assert ((ours - expected).abs() <= 1e-6 * (expected.abs() + way)).all()

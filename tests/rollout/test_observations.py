@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from fastac.contract import Alone, Phases
 from fastac.envs.infos import NOTHING
-from fastac.kernels import reference, stack_frames
 from fastac.models import RewardClipper
 from fastac.rollout import Collector, EpisodeCounter, FlatMinibatches, Rollout, SequenceMinibatches
 
@@ -163,25 +162,6 @@ def test_whole_episodes_go_on_over_lost_lives():
     assert np.array_equal(next(FlatMinibatches(1, torch.Generator()).split(rollout)).obs, np.concatenate(actor.seen))
     episodes = EpisodeCounter(200, 3).count(rollout)
     assert len(episodes) == 3 and episodes.length.sum() == rollout.valid.sum()
-
-
-@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
-def test_the_kernel_equals_its_reference(num_steps, num_envs, depth, seed):
-    random = torch.Generator().manual_seed(seed)
-    frames = torch.randint(0, 256, (depth - 1 + num_steps, num_envs, 5, 7), dtype=torch.uint8, generator=random)
-    age = torch.randint(0, depth, (num_steps, num_envs), generator=random)
-    index = torch.randint(0, num_steps * num_envs, (11,), generator=random)
-    out = [torch.full((11, depth, 5, 7), 7, dtype=torch.uint8) for _ in range(2)]
-    for kernel, stacks in zip((reference.stack_frames, stack_frames), out, strict=True):
-        kernel(frames, age, index, stacks)
-    assert torch.equal(*out)
-    assert torch.equal(out[0][:, -1], frames.flatten(0, 1)[index + (depth - 1) * num_envs])
-
-
-def test_the_kernel_refuses_other_memory():
-    frames, age = torch.zeros(4, 2, 3, dtype=torch.uint8), torch.zeros(1, 2, dtype=torch.int64)
-    with pytest.raises(ValueError, match="the kernel takes a contiguous one"):
-        stack_frames(frames, age, torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4, 3))
 
 
 def test_rewards_are_clipped_in_a_copy():

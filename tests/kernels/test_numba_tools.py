@@ -4,12 +4,12 @@ import numba
 import numpy as np
 import pytest
 
-from fastac.kernels import numba_twins
+from fastac.kernels import numba_tools
 
 
 @pytest.fixture(scope="module")
 def functions():
-    exp, log = numba_twins._exp, numba_twins._log
+    exp, log = numba_tools.exp, numba_tools.log
 
     @numba.njit
     def exp_of(x, y):

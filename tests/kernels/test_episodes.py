@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernels_support import SEEDS, generator
+from kernels_support import SEEDS, forms, generator
 
-from fastac.kernels import find_episodes, reference
+from fastac.kernels import find_episodes
 
-KERNELS = pytest.mark.parametrize("kernel", [reference.find_episodes, find_episodes], ids=["reference", "numba"])
+KERNELS = forms(find_episodes)
 
 
 def flags(rows):
@@ -77,7 +77,7 @@ def test_equals_a_loop_over_every_env(num_steps, num_envs, ends, seed):
                 total, length = 0.0, 0
     expected = [episode[2:] for episode in sorted(expected)]
     rows = reward, valid, terminated, truncated
-    for kernel in (reference.find_episodes, find_episodes):
+    for kernel in (find_episodes.reference, find_episodes):
         assert found_by(kernel, *rows, zeros(num_envs)) == expected
         # The same in two calls, the second of which carries on what the first began.
         half, running = num_steps // 2, zeros(num_envs)

@@ -1,4 +1,4 @@
-"""Optimiser steps: by hand, against float64 and torch.optim, and bit for bit between the twins."""
+"""Optimiser steps: by hand, against float64 and torch.optim, and bit for bit between the forms."""
 
 import math
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernels_support import SEEDS, generator, in_float64, twins
+from kernels_support import SEEDS, forms, generator, in_float64
 
-from fastac.kernels import adam_step, reference, rmsprop_step
+from fastac.kernels import adam_step, rmsprop_step
 
-ADAM, RMSPROP = twins("adam_step"), twins("rmsprop_step")
+ADAM, RMSPROP = forms(adam_step), forms(rmsprop_step)
 SCALES = 1.0, 0.3712
 
 
@@ -59,7 +59,7 @@ def test_two_steps_of_rmsprop_by_hand(kernel, scale, eps, eps_in_root, roots):
     assert [param.tolist(), square.tolist()] == after(expected, 0.0, 16.0)[::2]  # 0.75 * 4 + 0.25 * 52
 
 
-# ---- every twin -----------------------------------------------------------------------------------
+# ---- every form -----------------------------------------------------------------------------------
 
 
 def assert_equals_float64(kernel, step, rows, *rest):
@@ -78,14 +78,14 @@ SIZES = st.sampled_from([0, 1, 7, 8, 33, 70, 9219])
 @given(SIZES, st.sampled_from([1, 2, 10, 100_000]), st.sampled_from(SCALES), SEEDS)
 def test_adam_equals_float64(kernel, size, count, scale, seed):
     rest = scale, 1e-2, 0.9, 0.999, 1e-5, count
-    assert_equals_float64(kernel, reference.adam_step, vectors(size, seed, 2), *rest)
+    assert_equals_float64(kernel, adam_step.reference, vectors(size, seed, 2), *rest)
 
 
 @RMSPROP
 @given(SIZES, st.booleans(), st.sampled_from(SCALES), SEEDS)
 def test_rmsprop_equals_float64(kernel, size, eps_in_root, scale, seed):
     rest = scale, 1e-2, 0.99, 1e-3, eps_in_root
-    assert_equals_float64(kernel, reference.rmsprop_step, vectors(size, seed, 1), *rest)
+    assert_equals_float64(kernel, rmsprop_step.reference, vectors(size, seed, 1), *rest)
 
 
 @ADAM
@@ -113,9 +113,9 @@ def test_nan_surfaces_in_rmsprop(kernel, eps_in_root):
 @pytest.mark.parametrize(
     ("step", "num_slots", "rest", "theirs"),
     [
-        (reference.adam_step, 2, (0.9, 0.999, 1e-5), lambda p: torch.optim.Adam(p, 0.05, eps=1e-5, foreach=False)),
+        (adam_step.reference, 2, (0.9, 0.999, 1e-5), lambda p: torch.optim.Adam(p, 0.05, eps=1e-5, foreach=False)),
         (
-            reference.rmsprop_step,
+            rmsprop_step.reference,
             1,
             (0.99, 1e-5, False),
             lambda p: torch.optim.RMSprop(p, 0.05, eps=1e-5, foreach=False),
@@ -162,7 +162,7 @@ def assert_equal_bits(kernel, step, rows, *rest):
 def test_adam_equals_its_reference_bit_for_bit(count, scale):
     for size in [*range(71), 9219]:
         rest = scale, 0.05, 0.9, 0.999, 1e-5, count
-        assert_equal_bits(adam_step, reference.adam_step, vectors(size, size, 2), *rest)
+        assert_equal_bits(adam_step, adam_step.reference, vectors(size, size, 2), *rest)
 
 
 @same_roundings
@@ -172,7 +172,7 @@ def test_adam_equals_its_reference_bit_for_bit(count, scale):
 def test_rmsprop_equals_its_reference_bit_for_bit(eps_in_root, scale):
     for size in [*range(71), 9219]:
         rest = scale, 0.05, 0.99, 1e-5, eps_in_root
-        assert_equal_bits(rmsprop_step, reference.rmsprop_step, vectors(size, size, 1), *rest)
+        assert_equal_bits(rmsprop_step, rmsprop_step.reference, vectors(size, size, 1), *rest)
 
 
 # ---- what is refused ------------------------------------------------------------------------------

@@ -1,0 +1,242 @@
+"""What the losses of all heads share: the surrogate of the policy, the value loss, and the five terms.
+
+Every loss kernel takes, per row `[M]`, all constant but `value`:
+
+- `value`: the critic's estimates;
+- `old_log_prob`: of the actions under the policy that acted; only the clipped surrogate reads it;
+- `advantage`: what counts is (advantage - shift) * scale;
+- `return_`: the critic's target;
+- `valid`: rows that are not valid may hold anything; a NaN in a valid one shows in `terms`.
+
+Its numbers are
+
+- `surrogate`: which loss of the policy, see `Surrogate`;
+- `inverse_count`: 1 / number of valid rows in the whole batch, the weight of a row;
+- `shift`, `scale`: mean and inverse deviation of the advantage where it is normalised, or 0 and 1;
+- `vf_coef`, `ent_coef`: weights of the value loss and of the entropy;
+- `clip_coef`: the clipping range, for the clipped surrogate.
+
+It writes to `d_value` the gradient of total = policy_loss + vf_coef * value_loss - ent_coef * entropy, 0 in rows that
+are not valid, and adds to `terms`: policy_loss, value_loss, entropy, approx_kl, clip_fraction. So a batch may come in
+chunks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastac.kernels.numba_tools import HALF, ONE, SUMS, ZERO, Bools, Doubles, Floats, Number, exp, jit
+from fastac.kernels.row_blocks import LOG_PROB, SLOPE
+from fastac.kernels.triton_tools import Results, triton_jit
+
+if TYPE_CHECKING:
+    import triton.language as tl
+
+# A2C and REINFORCE follow the policy gradient, PPO the gradient of its clipped ratio.
+Surrogate: TypeAlias = Literal["policy_gradient", "clipped"]
+CLIPPED = get_args(Surrogate).index("clipped")  # as compiled code sees it
+
+
+def compute_surrogate(
+    surrogate: Surrogate, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_coef: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return per row `[M]`: the policy loss, Schulman's k3 estimate of the KL divergence, and whether it is clipped."""
+    if surrogate == "policy_gradient":
+        zero = torch.zeros_like(log_prob)
+        return -log_prob * advantage, zero, zero
+    log_ratio = log_prob - old_log_prob
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1.0 - clip_coef, 1.0 + clip_coef)
+    loss = -torch.minimum(ratio * advantage, clipped * advantage)
+    return loss, ratio - 1.0 - log_ratio, ((ratio - 1.0).abs() > clip_coef).to(log_prob.dtype)
+
+
+def compute_terms(
+    surrogate: Surrogate,
+    log_prob: Tensor,
+    entropy: Tensor,
+    value: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    return_: Tensor,
+    inverse_count: float,
+    shift: float,
+    scale: float,
+    clip_coef: float,
+) -> Tensor:
+    """Return the terms `[5]` of rows `[M]` that are all valid."""
+    effective = ((advantage.double() - shift) * scale).to(advantage.dtype)  # [M]
+    policy_loss, approx_kl, clipped = compute_surrogate(surrogate, log_prob, old_log_prob, effective, clip_coef)
+    rows = torch.stack([policy_loss, (value - return_).square(), entropy, approx_kl.detach(), clipped])  # [5, M]
+    return rows.sum(dim=1) * inverse_count
+
+
+def differentiate(
+    added: Tensor, vf_coef: float, ent_coef: float, leaves: tuple[Tensor, ...], terms: Tensor
+) -> tuple[Tensor, ...]:
+    """Add to `terms` `[5]`; return the gradients of the total with respect to `leaves`."""
+    terms += added.detach()
+    total = added[0] + vf_coef * added[1] - ent_coef * added[2]
+    return torch.autograd.grad(total, leaves)
+
+
+# ---- Numba ------------------------------------------------------------------------------------------
+
+
+@jit(SUMS)
+def _policy_gradient(
+    row: Floats, advantage: Floats, valid: Bools, start: int, size: int, weight: float, shift: float, scale: float
+) -> Number:
+    """Fill in the slopes of minus log-prob times advantage; return the sum of that."""
+    total = ZERO
+    for n in range(size):
+        # In float64: the rounding of nearly equal float32 advantages would be scaled up.
+        scaled = np.float32((np.float64(advantage[start + n]) - shift) * scale)
+        effective = scaled if valid[start + n] else ZERO
+        row[SLOPE, n] = -effective * weight
+        total -= row[LOG_PROB, n] * effective
+    return total
+
+
+@jit()
+def _divergence(ratio: float, log_ratio: float) -> Number:
+    """Return Schulman's k3, a function of its own so that sums do not take apart what nearly cancels."""
+    return ratio - ONE - log_ratio
+
+
+@jit(SUMS)
+def _clipped_surrogate(
+    row: Floats,
+    old_log_prob: Floats,
+    advantage: Floats,
+    valid: Bools,
+    start: int,
+    size: int,
+    weight: float,
+    shift: float,
+    scale: float,
+    clip_coef: float,
+) -> Number:
+    """Fill in the slopes of PPO's surrogate; return the sums of surrogate, KL and clipped rows."""
+    low, high = np.float32(1.0 - clip_coef), np.float32(1.0 + clip_coef)
+    total, kl, beyond = ZERO, ZERO, ZERO
+    for n in range(size):
+        scaled = np.float32((np.float64(advantage[start + n]) - shift) * scale)
+        effective = scaled if valid[start + n] else ZERO
+        difference = row[LOG_PROB, n] - old_log_prob[start + n]
+        log_ratio = difference if valid[start + n] else ZERO
+        ratio = exp(log_ratio)
+        clipped = low if ratio < low else (high if ratio > high else ratio)
+        plain, limited = ratio * effective, clipped * effective
+        total -= limited if limited < plain else plain
+        # Autograd's: the gradient of a tie is shared, and clamp passes it on within the range only.
+        inside = clipped == ratio
+        share = ONE if inside or plain < limited else (HALF if plain == limited else ZERO)
+        row[SLOPE, n] = -share * plain * weight
+        kl += _divergence(ratio, log_ratio)
+        beyond += ONE if abs(ratio - ONE) > clip_coef else ZERO
+    return total, kl, beyond
+
+
+@jit(SUMS)
+def _value_loss(
+    value: Floats, return_: Floats, valid: Bools, d_value: Floats, start: int, size: int, slope: float
+) -> Number:
+    """Fill in the gradient of the squared error times `slope` / 2; return the sum of squares."""
+    total = ZERO
+    for n in range(size):
+        difference = value[start + n] - return_[start + n]
+        error = difference if valid[start + n] else ZERO
+        d_value[start + n] = slope * error
+        total += error * error
+    return total
+
+
+@jit(SUMS)
+def rows_loss(
+    row: Floats,
+    value: Floats,
+    old_log_prob: Floats,
+    advantage: Floats,
+    return_: Floats,
+    valid: Bools,
+    start: int,
+    size: int,
+    surrogate: int,
+    inverse_count: float,
+    shift: float,
+    scale: float,
+    vf_coef: float,
+    clip_coef: float,
+    d_value: Floats,
+    sums: Doubles,
+) -> None:
+    """Do what all heads have in common, from `row`'s log-probs to its slopes; add to `sums`."""
+    if surrogate == CLIPPED:
+        policy, kl, beyond = _clipped_surrogate(
+            row,
+            old_log_prob,
+            advantage,
+            valid,
+            start,
+            size,
+            np.float32(inverse_count),
+            shift,
+            scale,
+            np.float32(clip_coef),
+        )
+        sums[0] += policy
+        sums[3] += kl
+        sums[4] += beyond
+    else:
+        sums[0] += _policy_gradient(row, advantage, valid, start, size, np.float32(inverse_count), shift, scale)
+    sums[1] += _value_loss(value, return_, valid, d_value, start, size, np.float32(2.0 * vf_coef * inverse_count))
+
+
+# ---- Triton -----------------------------------------------------------------------------------------
+
+
+@triton_jit
+def surrogate_triton(
+    log_prob: tl.tensor, old_log_prob: tl.tensor, effective: tl.tensor, clip_coef: tl.tensor, CLIPS: tl.constexpr
+) -> Results:
+    """Return per row: the surrogate, its slope with respect to the log-prob, KL, and 1 where clipped."""
+    surrogate, slope = log_prob * effective, effective
+    kl = tl.zeros_like(log_prob)
+    beyond = tl.zeros_like(log_prob)
+    if CLIPS:
+        log_ratio = log_prob - old_log_prob
+        ratio = tl.exp(log_ratio)
+        low = 1.0 - clip_coef
+        high = 1.0 + clip_coef
+        clipped = tl.where(ratio < low, low, tl.where(ratio > high, high, ratio))
+        plain, limited = ratio * effective, clipped * effective
+        # Autograd's: the gradient of a tie is shared, and clamp passes it on within the range only.
+        share = tl.where((clipped == ratio) | (plain < limited), 1.0, tl.where(plain == limited, 0.5, 0.0))
+        surrogate, slope = tl.where(limited < plain, limited, plain), share * plain
+        kl = ratio - 1.0 - log_ratio
+        beyond = tl.where(tl.abs(ratio - 1.0) > clip_coef, 1.0, 0.0)
+    return surrogate, slope, kl, beyond
+
+
+@triton_jit
+def store_parts(
+    parts: tl.tensor,
+    counts: tl.tensor,
+    surrogate: tl.tensor,
+    error: tl.tensor,
+    entropy: tl.tensor,
+    kl: tl.tensor,
+    beyond: tl.tensor,
+) -> None:
+    """Leave the program's sums of the five terms over valid rows."""
+    at = parts + tl.program_id(0) * 5
+    tl.store(at, tl.sum(tl.where(counts, -surrogate, 0.0).to(tl.float64), axis=0))
+    tl.store(at + 1, tl.sum((error * error).to(tl.float64), axis=0))
+    tl.store(at + 2, tl.sum(tl.where(counts, entropy, 0.0).to(tl.float64), axis=0))
+    tl.store(at + 3, tl.sum(tl.where(counts, kl, 0.0).to(tl.float64), axis=0))
+    tl.store(at + 4, tl.sum(tl.where(counts, beyond, 0.0).to(tl.float64), axis=0))

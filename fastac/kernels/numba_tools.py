@@ -1,0 +1,103 @@
+"""What Numba's forms are made of.
+
+Three things make them fast:
+
+- The inner loops run over unsigned indices of flat arrays (a signed index could be negative, which numpy counts from
+  the end), without branches, over few enough arrays for LLVM's run-time alias checks: so LLVM vectorises them.
+- Categorical and Gaussian kernels work on blocks of rows, transposed, for the same reason (`row_blocks.py`).
+- exp and log are polynomials, part of the loop that needs them.
+
+`fastmath` is given flag by flag and never has nnan or ninf: a NaN has to surface.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Flat arrays, and numbers of whatever type Numba finds.
+Floats: TypeAlias = NDArray[Any]  # float32
+Doubles: TypeAlias = NDArray[np.float64]
+Bools: TypeAlias = NDArray[np.bool_]
+Ints: TypeAlias = NDArray[np.int64]
+Bytes: TypeAlias = NDArray[np.uint8]
+Number: TypeAlias = Any
+
+Function: TypeAlias = Callable[..., Any]  # compiled, its arguments are of whatever type Numba finds
+
+U = np.uint64  # sizes and indices of inner loops
+FUSED = frozenset({"contract"})  # a * b + c may be rounded once
+SUMS = frozenset({"contract", "reassoc", "nsz"})  # and sums taken in any order, which reductions need to vectorise
+ZERO, ONE, HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
+
+
+@functools.cache
+def _load_numba() -> ModuleType | None:
+    """Return Numba, or None where it cannot be imported: nothing is compiled then, and `compile_kernels` says so."""
+    try:
+        return importlib.import_module("numba")
+    except Exception:
+        return None
+
+
+def jit(fastmath: frozenset[str] = frozenset()) -> Callable[[Function], Function]:
+    """A part of kernels, compiled when a kernel is, into it.
+
+    A part that stayed a function of its own would be compiled twice, in other ways: a process that compiles runs the
+    one, whoever loads the kernel from the cache runs the other, and their sums differ in the last bit.
+    """
+    numba = _load_numba()
+    if numba is None:
+        return lambda function: function
+    return numba.njit(fastmath=set(fastmath), error_model="numpy", forceinline=True)  # type: ignore[no-any-return]
+
+
+# ---- exp and log, from Cephes (S. L. Moshier, single/expf.c and logf.c), at most 2 ulp off ----------
+
+_TWO = np.float32(2.0)
+_LOG2_E = np.float32(1.44269504088896341)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_EXP_MIN, _EXP_MAX = np.float32(-86.0), np.float32(89.0)  # below, 0 instead of denormals; above, inf
+_E0, _E1, _E2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
+_E3, _E4, _E5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+_L0, _L1, _L2 = np.float32(7.0376836292e-2), np.float32(-1.1514610310e-1), np.float32(1.1676998740e-1)
+_L3, _L4, _L5 = np.float32(-1.2420140846e-1), np.float32(1.4249322787e-1), np.float32(-1.6668057665e-1)
+_L6, _L7, _L8 = np.float32(2.0000714765e-1), np.float32(-2.4999993993e-1), np.float32(3.3333331174e-1)
+_INF = np.float32(np.inf)
+_SQRT_HALF_BITS = np.int32(0x3F3504F3)
+_MANTISSA_SIZE = np.int32(23)
+_EXPONENT_BIAS = np.int32(127)
+
+
+@jit(FUSED)
+def exp(x: Number) -> Number:
+    """Return e to the float32 x."""
+    clamped = x if x > _EXP_MIN else _EXP_MIN  # NaN has no exponent
+    clamped = clamped if clamped < _EXP_MAX else _EXP_MAX
+    exponent = np.floor(clamped * _LOG2_E + HALF)
+    r = (x - exponent * _LN2_HIGH) - exponent * _LN2_LOW
+    y = ((((_E0 * r + _E1) * r + _E2) * r + _E3) * r + _E4) * r + _E5
+    y = y * r * r + r + ONE
+    # Half of the power of two, so that the largest result's fits.
+    half_power = np.int32((np.int32(exponent) + (_EXPONENT_BIAS - np.int32(1))) << _MANTISSA_SIZE)
+    y = y * half_power.view(np.float32) * _TWO
+    y = ZERO if x < _EXP_MIN else y
+    return _INF if x > _EXP_MAX else y  # x = NaN made y NaN
+
+
+@jit(FUSED)
+def log(x: Number) -> Number:
+    """Return the natural logarithm of a positive, not denormal float32."""
+    bits = np.float32(x).view(np.int32)
+    exponent = (bits - _SQRT_HALF_BITS) >> _MANTISSA_SIZE
+    z = np.int32(bits - (exponent << _MANTISSA_SIZE)).view(np.float32) - ONE  # in sqrt(1/2) - 1 .. sqrt(2) - 1
+    y = (((((((_L0 * z + _L1) * z + _L2) * z + _L3) * z + _L4) * z + _L5) * z + _L6) * z + _L7) * z + _L8
+    y = y * z * z * z + np.float32(exponent) * _LN2_LOW - HALF * z * z
+    y = (z + y) + np.float32(exponent) * _LN2_HIGH
+    return y if x == x else x  # NaN

@@ -1,0 +1,135 @@
+"""What a kernel takes, read from its reference's signature, and the code that follows from it.
+
+An array is annotated as `Annotated[Tensor, "float32 T+1 N"]`: its dtype and its shape, in which a number, a letter or
+a sum of both is a dimension, and `*F` is the product of all that are left. A letter gets its value from the first array
+that has it alone as a dimension. All other arguments are numbers: float, int, bool, or a `Literal` of strings, of
+which compiled code sees the index.
+
+`T` is steps and `N` environments, time first; `M` is rows of a batch; `A` is actions, or the size of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+# Numba's names of the types of numbers that its code is called with; whatever else is an address, a size or an index.
+_NUMBERS: dict[object, str] = {float: "f8", bool: "b1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of a kernel.
+
+    Attributes:
+        name: as in the signature.
+        dtype: of an array's elements, as torch and numpy call it; empty for a number.
+        shape: of an array, its dimensions.
+        number: type of a number, as Numba calls it.
+        choices: the strings that stand for a number, if they do.
+    """
+
+    name: str
+    dtype: str = ""
+    shape: tuple[str, ...] = ()
+    number: str = "i8"
+    choices: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, name: str, hint: object) -> Argument:
+        """Read an annotation."""
+        if get_origin(hint) is Literal:
+            return cls(name, choices=get_args(hint))
+        if get_origin(hint) is Annotated:
+            dtype, *shape = get_args(hint)[1].split()
+            return cls(name, dtype, tuple(shape))
+        return cls(name, number=_NUMBERS.get(hint, "i8"))
+
+    @property
+    def size(self) -> str:
+        """How many elements an array has, in terms of the letters."""
+        return " * ".join(f"({dim})" for dim in (dim.lstrip("*") for dim in self.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Specification:
+    """The arguments of a kernel.
+
+    Attributes:
+        name: of the kernel.
+        sizes: the letters whose values compiled code takes, before the arguments.
+        arguments: in order.
+        returns: type of the result, as Numba calls it.
+    """
+
+    name: str
+    sizes: tuple[str, ...]
+    arguments: tuple[Argument, ...]
+    returns: str
+
+    @classmethod
+    def read(cls, reference: Callable[..., Any], sizes: str) -> Specification:
+        """Read the signature of a reference."""
+        hints = get_type_hints(reference, include_extras=True)
+        returns = "i8" if hints.pop("return") is int else "void"
+        arguments = tuple(Argument.read(name, hint) for name, hint in hints.items())
+        return cls(reference.__name__, tuple(sizes.split()), arguments, returns)
+
+    @property
+    def signature(self) -> str:
+        """Numba's name for the type of the entry point: addresses are integers."""
+        return f"{self.returns}({', '.join(['i8'] * len(self.sizes) + [a.number for a in self.arguments])})"
+
+    def write_entry(self) -> str:
+        """Write what Python calls: from sizes, addresses and numbers to sizes, flat arrays and numbers."""
+        names = ", ".join([*self.sizes, *(a.name for a in self.arguments)])
+        values = [f"{a.dtype}_array({a.name}, {a.size})" if a.dtype else a.name for a in self.arguments]
+        return f"def {self.name}({names}):\n    return function({', '.join([*self.sizes, *values])})\n"
+
+    def write_call(self, by_address: bool) -> str:
+        """Write what checks the arguments, and hands sizes, addresses (or the tensors) and numbers to `call`."""
+        arrays = [a for a in self.arguments if a.dtype]
+        counts = {size: f"count{k}" for k, size in enumerate(dict.fromkeys(a.size for a in arrays))}
+        lines = [*self._find_sizes(), *(f"{count} = {size}" for size, count in counts.items())]
+        for a in arrays:
+            is_wrong = f"{a.name}.dtype is not {a.dtype} or {a.name}.numel() != {counts[a.size]}"
+            lines.append(f"if {is_wrong} or not {a.name}.is_contiguous():")
+            lines.append(f"    refuse({a.name!r}, {a.name}, {a.dtype}, {counts[a.size]})")
+        values = [self._hand_over(a, by_address) for a in self.arguments]
+        lines.append(f"return call({', '.join([*self.sizes, *values])})")
+        head = f"def {self.name}({', '.join(a.name for a in self.arguments)}):"
+        return "\n    ".join([head, *lines]) + "\n"
+
+    def _find_sizes(self) -> list[str]:
+        """Write the lines that give every letter its value."""
+        lines, found = [], set[str]()
+        for a in self.arguments:
+            new = [dim for dim in a.shape if dim.lstrip("*").isalpha() and dim.lstrip("*") not in found]
+            if new:
+                found |= {dim.lstrip("*") for dim in new}
+                targets = [dim if dim in new else "*_" if dim.startswith("*") else "_" for dim in a.shape]
+                lines.append(f"{', '.join(targets)}, = {a.name}.shape")
+                lines += [f"{dim[1:]} = prod({dim[1:]})" for dim in new if dim.startswith("*")]
+        return lines
+
+    @staticmethod
+    def _hand_over(argument: Argument, by_address: bool) -> str:
+        if argument.choices:
+            return f"{argument.choices!r}.index({argument.name})"
+        return f"{argument.name}.data_ptr()" if argument.dtype and by_address else argument.name
+
+
+def refuse(name: str, tensor: Tensor, dtype: torch.dtype, count: int) -> None:
+    """Refuse an array that a kernel would misread: it reads and writes there without any check of its own.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        f"{name} of shape {tuple(tensor.shape)}, {tensor.dtype}, strides {tensor.stride()}: the kernel takes a "
+        f"contiguous one of {count} elements, {dtype}; convert it, or call the kernel's reference."
+    )
