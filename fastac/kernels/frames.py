@@ -66,8 +66,7 @@ def scale_images(
     """Make floats of images, channels last: what a convolution reads.
 
     Args:
-        images: one plane of P pixels after the other; images whose channels are last
-            already are one plane.
+        images: one plane of P pixels after the other; images whose channels are last already are one plane.
         out: written: images * scale.
         scale: of every number.
     """

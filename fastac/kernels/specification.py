@@ -52,7 +52,8 @@ class Argument:
     @property
     def size(self) -> str:
         """How many elements an array has, in terms of the letters."""
-        return " * ".join(f"({dim})" for dim in (dim.lstrip("*") for dim in self.shape))
+        dims = [dim.lstrip("*") for dim in self.shape]
+        return " * ".join(dim if dim.isalnum() else f"({dim})" for dim in dims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +86,29 @@ class Specification:
         return f"{self.returns}({', '.join(['i8'] * len(self.sizes) + [a.number for a in self.arguments])})"
 
     def write_entry(self) -> str:
-        """Write what Python calls: from sizes, addresses and numbers to sizes, flat arrays and numbers."""
+        """Write what Python calls: from sizes, addresses and numbers to sizes, flat arrays and numbers.
+
+        Of the example in `fastac.kernels.kernel` it makes
+
+            def double(M, row):
+                return function(M, float32_array(row, M))
+        """
         names = ", ".join([*self.sizes, *(a.name for a in self.arguments)])
         values = [f"{a.dtype}_array({a.name}, {a.size})" if a.dtype else a.name for a in self.arguments]
         return f"def {self.name}({names}):\n    return function({', '.join([*self.sizes, *values])})\n"
 
     def write_call(self, by_address: bool) -> str:
-        """Write what checks the arguments, and hands sizes, addresses (or the tensors) and numbers to `call`."""
+        """Write what checks the arguments, and hands sizes, addresses (or the tensors) and numbers to `call`.
+
+        Of the example in `fastac.kernels.kernel` it makes
+
+            def double(row):
+                M, = row.shape
+                count0 = M
+                if row.dtype is not float32 or row.numel() != count0 or not row.is_contiguous():
+                    refuse('row', row, float32, count0)
+                return call(M, row.data_ptr())
+        """
         arrays = [a for a in self.arguments if a.dtype]
         counts = {size: f"count{k}" for k, size in enumerate(dict.fromkeys(a.size for a in arrays))}
         lines = [*self._find_sizes(), *(f"{count} = {size}" for size, count in counts.items())]

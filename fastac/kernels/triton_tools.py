@@ -34,9 +34,9 @@ def triton_jit(function: Callable[..., Any]) -> Launchable:
 
 
 def compile_marked() -> None:
-    """Import Triton and have it take over the marked functions, in all modules that they are in or imported into.
+    """Import Triton, and put its functions in the place of the marked ones, in every module that defines some.
 
-    Device functions know Triton's language as the global `tl`.
+    That includes those which such a module imports from another. Triton's language becomes the global `tl` there.
     """
     triton, language = importlib.import_module("triton"), importlib.import_module("triton.language")
     compiled = {function: triton.jit(function) for function in _marked}

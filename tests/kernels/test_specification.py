@@ -68,6 +68,12 @@ def test_arguments_may_be_named():
         sample_categorical(torch.zeros(1, 2))
 
 
+def test_cuda_tensors_go_to_the_reference_where_triton_has_no_form():
+    without = [kernel for kernel in KERNELS if kernel.triton_form is None]
+    assert {adam_step, stack_frames} < {*without} and sample_categorical not in without
+    assert all(kernel.on_cuda == kernel.reference for kernel in without)
+
+
 def test_a_star_is_all_dimensions_that_are_left():
     assert "_, N, *F, = frames.shape\n    F = prod(F)" in stack_frames.specification.write_call(by_address=True)
 
