@@ -72,8 +72,11 @@ class ExtrasReader:
     def take(self) -> Extras:
         """Return what came since the last call, worker by worker, of each at most the latest 100 of a key."""
         counts = self._counts.copy()
+        is_new = counts > self._seen
+        if not is_new.any():  # nearly always
+            return {}
         found: dict[str, list[NDArray[np.float64]]] = {}
-        for worker, place in np.argwhere(counts > self._seen):
+        for worker, place in np.argwhere(is_new):
             after = int(counts[worker, place])
             before = max(int(self._seen[worker, place]), after - EXTRAS_WINDOW)
             values = self._values[worker, place, np.arange(before, after) % EXTRAS_WINDOW]

@@ -11,6 +11,8 @@ from fastac.contract import Episodes
 from fastac.shared_memory import SharedArray
 from fastac.workers.extras import ExtrasReader, ExtrasWriter, SharedExtras
 
+_NONE = np.empty((2, 0))
+
 
 @dataclass(frozen=True, slots=True)
 class SharedEpisodes:
@@ -40,9 +42,14 @@ class EpisodesWriter:
     def put(self, episodes: Episodes, before: int) -> None:
         """Add episodes of this worker, of which there were `before`; count them afterwards."""
         self._extras.put(episodes.extras)
-        room, after = self._ring.shape[1], before + len(episodes)
+        num, room = len(episodes), self._ring.shape[1]
+        begin = before % room
+        if begin + num <= room:  # nearly always; it costs a fifth of the other
+            self._ring[0, begin : begin + num] = episodes.return_
+            self._ring[1, begin : begin + num] = episodes.length
+            return
         latest = episodes[-room:]
-        at = np.arange(after - len(latest), after) % room
+        at = np.arange(before + num - len(latest), before + num) % room
         self._ring[0, at], self._ring[1, at] = latest.return_, latest.length
 
 
@@ -60,9 +67,15 @@ class EpisodesReader:
 
     def take(self, counts: NDArray[np.int64]) -> Episodes:
         """Return those since the last call, worker by worker, where there were `counts` `[K]` so far."""
-        room = self._rings.shape[2]
         spans = zip(self._rings, self._seen.tolist(), counts.tolist(), strict=True)
-        parts = [ring[:, np.arange(max(seen, count - room), count) % room] for ring, seen, count in spans]
+        parts = [part for ring, seen, count in spans if count > seen for part in _cut(ring, seen, count)]
         self._seen = counts.copy()
-        return_, length = np.concatenate(parts, axis=1)
-        return Episodes(return_, length.astype(np.int64), self._extras.take())
+        return_, length = parts[0] if len(parts) == 1 else np.concatenate(parts or [_NONE], axis=1)
+        return Episodes(return_.copy(), length.astype(np.int64), self._extras.take())
+
+
+def _cut(ring: NDArray[np.float64], seen: int, count: int) -> list[NDArray[np.float64]]:
+    """Return a ring's episodes from `seen` to `count`, those still there: one part, or two where it begins anew."""
+    room = ring.shape[1]
+    begin, end = max(seen, count - room) % room, (count - 1) % room + 1
+    return [ring[:, begin:end]] if begin < end else [ring[:, begin:], ring[:, :end]]

@@ -248,7 +248,7 @@ def test_an_environment_that_raises_once_costs_its_worker_a_restart(tmp_path, ca
 
 
 def test_an_environment_that_hangs_costs_its_worker_a_restart(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(async_workers, "SILENCE_S", 1.5)
+    monkeypatch.setattr(async_workers, "SILENCE_S", 4.0)  # longer than a busy machine keeps the other one waiting
     monkeypatch.setattr(async_workers, "SILENCE_ITERATIONS", 1.0)
     factory = partial(make_mishap, "hangs", os.getpid(), marks_of(tmp_path))
     session = start(tmp_path / "run", factory, total_env_steps=ENDLESS)
