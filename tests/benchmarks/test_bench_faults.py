@@ -13,8 +13,8 @@ from benchmarks import faults_forged, faults_kill, forked
 @pytest.mark.parametrize(
     ("campaign", "words", "count"),
     [
-        ("faults_kill", ["--kills", "4", "--kinds", "a2c", "evaluation"], 4),
-        ("faults_forged", ["--number", "40"], 40),
+        ("faults_kill", ["--kills", "2", "--kinds", "a2c", "evaluation"], 2),
+        ("faults_forged", ["--number", "15"], 15),
     ],
 )
 def test_a_small_campaign_finds_nothing(tmp_path, campaign, words, count):

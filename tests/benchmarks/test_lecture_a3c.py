@@ -105,6 +105,7 @@ def test_two_workers_step_one_network_with_one_adam_and_end_when_told(monkeypatc
         assert statistics["step"].item() > stepped / T_MAX / 2 and statistics["exp_avg_sq"].any()
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_an_error_and_takes_the_others_along():
     with pytest.raises(RuntimeError, match="A3C worker 0 ended with exit code -9"), a3c() as task:
         others = workers()
@@ -133,6 +134,7 @@ def runs(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the state of a process from /proc")
 def test_workers_end_when_the_parent_is_killed(tmp_path):
     script = tmp_path / "parent.py"

@@ -275,6 +275,8 @@ def test_who_shows_no_step_for_too_long_is_lost(monkeypatch, iterations, seconds
             WorkerFailure, match=f"^worker 0 finished no step for {patience_s:.0f} s \\(raise {setting} "
         ):
             miss(0.3 * patience_s)
+        for pid in pids_of(training):
+            os.kill(pid, signal.SIGKILL)  # or closing would wait for them
 
 
 def test_steps_too_large_end_the_run_at_once():
