@@ -38,8 +38,8 @@ def play(config, policy, env_steps):
 
 
 def test_the_best_checkpoint_is_what_was_evaluated(tmp_path):
-    settings = {"num_envs": 8, "learning_rate": 0.02, "hidden_sizes": (32,), "eval_every": 500, "eval_episodes": 5}
-    session = start(tmp_path / "run", total_env_steps=ENDLESS, until_return=60.0, seed=1, **settings)
+    settings = {"num_envs": 8, "learning_rate": 0.005, "hidden_sizes": (32,), "eval_every": 500, "eval_episodes": 5}
+    session = start(tmp_path / "run", total_env_steps=10**6, until_return=60.0, seed=1, **settings)
     summary = finish(session)
     evaluations = read_rows(tmp_path / "run" / "evaluations.jsonl")
     reached = next(k for k, row in enumerate(evaluations) if row["mean_return"] >= 60.0)
@@ -56,8 +56,8 @@ def test_the_best_checkpoint_is_what_was_evaluated(tmp_path):
 
 
 def test_the_policy_that_is_returned_is_the_one_that_reached_the_target(tmp_path):
-    settings = {"num_envs": 8, "learning_rate": 0.02, "hidden_sizes": (32,), "normalize_obs": True}
-    settings |= {"eval_every": 500, "eval_episodes": 20, "until_return": 60.0, "total_env_steps": ENDLESS}
+    settings = {"num_envs": 8, "learning_rate": 0.005, "hidden_sizes": (32,), "normalize_obs": True}
+    settings |= {"eval_every": 500, "eval_episodes": 20, "until_return": 60.0, "total_env_steps": 10**6}
     session = start(tmp_path / "run", seed=1, **settings)
     for _ in session:
         pass
