@@ -11,12 +11,6 @@ import torch
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # rendering needs no screen
 
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: tests wait for other processes a third of the time."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 # Several threads gain nothing on arrays of this size, and stall as soon as anything else runs.
 torch.set_num_threads(1)
 
