@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import torch
 
-from fastac.cores import count_cores
+from fastac.cpu import count_cores
 from fastac.processes import CHILD_FAILURES, Child, ChildFailure, Children, Parent, start
 
 if TYPE_CHECKING:

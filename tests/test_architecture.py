@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / "fastac").rglob("*.py"))
 TABLE = {
     "text": "",
     "install": "",
-    "cores": "",
+    "cpu": "",
     "memory": "",
     "shared_memory": "memory",
     "contract": "",
@@ -25,16 +25,16 @@ TABLE = {
     "pickling": "",
     "processes": "contract pickling",
     "rollout": "memory contract kernels",
-    "envs": "install cores shared_memory contract config pickling processes",
+    "envs": "install cpu shared_memory contract config pickling processes",
     "models": "contract config",
     "learning": "memory contract config kernels rollout models",
     "workers": "shared_memory contract config pickling processes rollout models learning",
-    "build": "cores shared_memory contract config kernels presets processes rollout envs models learning workers",
+    "build": "cpu shared_memory contract config kernels presets processes rollout envs models learning workers",
     "runs": "text memory contract config pickling processes rollout envs models learning workers build",
-    "tools": "install cores memory contract config envs models runs build",
+    "tools": "install cpu memory contract config envs models runs build",
     "api": "text contract config pickling envs models workers build runs tools",
-    "trials": "cores processes",
-    "cli": "text cores contract config presets processes build runs tools api",
+    "trials": "cpu processes",
+    "cli": "text cpu contract config presets processes build runs tools api",
 }
 MAY_IMPORT = {room: set(names.split()) for room, names in TABLE.items()}
 # The two doors are no rooms: `python -m fastac` opens the command line, and the public face may show anything.

@@ -17,7 +17,7 @@ from typing import cast
 
 from benchmarks.experiments.definition import Arm, Curve, Experiment, Measure, Measurement, Number
 from fastac.config import Config, JsonValue
-from fastac.cores import count_cores
+from fastac.cpu import count_cores
 from fastac.install import Extra
 from fastac.runs.files import read_json, replace_json
 from fastac.runs.provenance import git_commit, versions

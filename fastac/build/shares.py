@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from fastac.build.environments import EnvFactory
 from fastac.config import Config, ConfigValue, is_atari
-from fastac.cores import count_cores, count_physical_cores
+from fastac.cpu import count_cores, count_physical_cores
 from fastac.envs import comes_batched, has_native, picks_native
 
 log = logging.getLogger("fastac")

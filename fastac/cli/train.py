@@ -246,7 +246,7 @@ def _print_trials(search: Search, trials: Iterator[Trial], config: Config, out: 
 
 
 def _tell_trials(search: Search, config: Config) -> str:
-    from fastac.cores import count_cores
+    from fastac.cpu import count_cores
     from fastac.tools.tune import cpu_model
 
     where = f"{config.env.env_id}, {config.algo.algo}, {count_cores()} cores ({cpu_model()})"

@@ -27,11 +27,6 @@ Schedule = Literal["constant", "linear"]
 ActionChoice = Literal["greedy", "sampled"]
 
 
-def anneal(schedule: Schedule, start: float, done_fraction: float) -> float:
-    """Return `start`, or for a linear schedule what is left of it after `done_fraction` of the run."""
-    return start if schedule == "constant" else start * max(0.0, 1.0 - done_fraction)
-
-
 def is_atari(env_id: str) -> bool:
     """Return whether an id, `module:id` too, is of an Atari game."""
     return env_id.rpartition(":")[2].startswith("ALE/")

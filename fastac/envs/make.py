@@ -17,7 +17,7 @@ from gymnasium.wrappers import PassiveEnvChecker
 
 from fastac.config import EnvConfig, is_atari
 from fastac.contract import EnvFailure, ObsArray, VecEnv
-from fastac.cores import count_cores
+from fastac.cpu import count_cores
 from fastac.envs.adapter import wrap
 from fastac.envs.atari import AtariEnvs, FilmedGame
 from fastac.envs.cautions import SEEDLESS, find_cautions, ignores_seeds

@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastac.config import Config, anneal
+from fastac.config import Config
 from fastac.contract import Alone, Group, NonFiniteError, Phases, StateTree, read_branch, read_count
 from fastac.kernels import batch_moments, gae
 from fastac.learning.objectives import TERMS, Coefs, Gradient
 from fastac.learning.optimizer import Optimizer
+from fastac.learning.schedules import anneal
 from fastac.rollout import Batch, Minibatches, Rollout
 
 _EPS = 1e-8  # added to the deviation that advantages are divided by

@@ -11,12 +11,12 @@ from fastac.config import Config
 from fastac.contract import EnvFailure, Report, StateTree, WorkerFailure, read_branch, read_number
 from fastac.models import load_module
 from fastac.runs.evaluate import Evaluation
+from fastac.runs.evaluation_schedule import EvaluationSchedule
 from fastac.runs.evaluator import Request, open_evaluator, plays_where_it_trains
 from fastac.runs.files import RecordError
 from fastac.runs.progress import Evaluated
 from fastac.runs.recorder import Recorder
 from fastac.runs.saver import Saver
-from fastac.runs.schedule import Schedule
 from fastac.runs.signals import Stop
 from fastac.runs.state import env_steps_of
 from fastac.runs.writers import EvaluationRow
@@ -67,7 +67,7 @@ class Evaluations:
         """
         self._config, self._training, self._recorder, self._saver = config, training, recorder, saver
         self._progress = saver.progress
-        self._schedule = Schedule(config, env_factory, self._progress)
+        self._schedule = EvaluationSchedule(config, env_factory, self._progress)
         self._evaluator = open_evaluator(config, training, env_factory, encoder, self._tell)
         self.stop = Stop()
         self.latest: Evaluation | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from fastac.config import Config, ConfigValue, JsonValue, anneal
+from fastac.config import Config, ConfigValue, JsonValue
+from fastac.learning.schedules import anneal
 
 # What may change while a run goes on; all else is as it began.
 CHANGEABLE = ("total_env_steps", "budget_minutes", "until_return", "learning_rate", "eval")

@@ -23,7 +23,7 @@ class Progress:
         solved_wall_s: training seconds until the target was reached.
         solved_env_steps: steps until then.
         eval_wall_s: seconds of evaluation.
-        eval_spent: what evaluations have cost, in steps; see `Schedule`.
+        eval_spent: what evaluations have cost, in steps; see `EvaluationSchedule`.
         eval_latest: env steps at the latest evaluation in between.
         eval_mean_length: of its episodes.
         total_wall_s: seconds of everything.

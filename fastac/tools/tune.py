@@ -27,7 +27,7 @@ import numpy as np
 from fastac.build import assemble, single_thread
 from fastac.config import Config, ConfigValue, JsonValue, Vectorization
 from fastac.contract import EnvFailure, WorkerFailure
-from fastac.cores import count_cores, count_physical_cores
+from fastac.cpu import count_cores, count_physical_cores
 from fastac.envs import has_native
 from fastac.runs.files import RecordError, read_json, replace_json
 from fastac.runs.provenance import versions

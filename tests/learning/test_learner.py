@@ -24,10 +24,11 @@ from fastac.build import build_rule
 from fastac.config import Config
 from fastac.contract import NonFiniteError, Phases
 from fastac.learning.autograd import AutogradGradient
-from fastac.learning.learner import Learner, anneal
+from fastac.learning.learner import Learner
 from fastac.learning.losses import clipped_surrogate, policy_gradient
 from fastac.learning.objectives import PlainObjective
 from fastac.learning.optimizer import LocalOptimizer, RMSprop
+from fastac.learning.schedules import anneal
 from fastac.models import (
     ActorCritic,
     CategoricalHead,

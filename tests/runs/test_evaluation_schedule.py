@@ -6,8 +6,8 @@ import pytest
 
 from fastac.config import Config, ConfigValue
 from fastac.presets import PRESETS
+from fastac.runs.evaluation_schedule import EvaluationSchedule
 from fastac.runs.evaluator import Request
-from fastac.runs.schedule import Schedule
 from fastac.runs.state import Progress
 
 PROBE = "probes:fastac/ConstantReward-v0"  # not batched by itself
@@ -16,7 +16,7 @@ PROBE = "probes:fastac/ConstantReward-v0"  # not batched by itself
 def play_run(config: Config, length: float) -> tuple[list[int], float, int]:
     """Return when a run evaluates, if an episode has so many steps, what that costs, and how many end it."""
     progress = Progress()
-    schedule, at, rows = Schedule(config, None, progress), [], config.batch_size
+    schedule, at, rows = EvaluationSchedule(config, None, progress), [], config.batch_size
     for env_steps in range(rows, config.run.total_env_steps + rows, rows):
         if schedule.is_due(env_steps):
             request = schedule.request(env_steps, int(length))
@@ -50,7 +50,7 @@ def test_the_last_evaluation_goes_on_to_100_episodes_while_a_fiftieth_of_the_ste
 
 
 def last_request(config: Config, length: float) -> Request:
-    return Schedule(config, None, Progress()).request_last(config.run.total_env_steps, length, int(length))
+    return EvaluationSchedule(config, None, Progress()).request_last(config.run.total_env_steps, length, int(length))
 
 
 def test_a_target_is_looked_for_more_often():
@@ -81,14 +81,14 @@ def test_what_is_asked_for_is_what_comes():
     # After the first rollout that passes a multiple of 1000; after the last rollout comes the last evaluation.
     assert at == list(range(1024, 10_240, 1024))
     assert last == 7
-    schedule = Schedule(config, None, Progress())
+    schedule = EvaluationSchedule(config, None, Progress())
     assert (schedule.request(1, 5).episodes, schedule.request(1, 5).most) == (7, 7)
     assert play_run(config.replace(eval_every=0), 10.0)[0] == []
     assert play_run(config.replace(eval=False), 10.0)[0] == []
 
 
 def test_a_few_episodes_that_reach_the_target_are_confirmed_over_a_hundred():
-    schedule = Schedule(configure(PROBE, until_return=1.0), None, Progress())
+    schedule = EvaluationSchedule(configure(PROBE, until_return=1.0), None, Progress())
     request = schedule.request(1000, 500)
     assert (request.episodes, request.most, request.goal) == (5, 100, 1.0)
 
@@ -97,7 +97,7 @@ def test_the_cadence_goes_by_steps_and_configuration_alone():
     config = configure("CartPole-v1", total_env_steps=300_000)
     assert play_run(config, 100.0) == play_run(config, 100.0)
     progress = Progress(eval_spent=1e9)
-    assert not Schedule(config, None, progress).is_due(200_000)  # it is kept where a checkpoint keeps it
+    assert not EvaluationSchedule(config, None, progress).is_due(200_000)  # it is kept where a checkpoint keeps it
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: f"{preset.env_id}-{preset.name}")

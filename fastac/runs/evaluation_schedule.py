@@ -27,7 +27,7 @@ _BATCHED_COST = 0.5
 _BESIDE_COST = 2.5
 
 
-class Schedule:
+class EvaluationSchedule:
     """The evaluations of one run."""
 
     def __init__(self, config: Config, env_factory: EnvFactory | None, progress: Progress) -> None:
