@@ -177,7 +177,7 @@ class DisabledAdapter(OutOfBandAdapter):
         row.obs[...] = self._reset_env(self._done)
         going_on = ~self._done
         if not np.array_equal(row.obs[going_on], self._final[going_on], equal_nan=self._final.dtype.kind == "f"):
-            raise ValueError(
+            raise EnvFailure(
                 f"{self._name} resets all environments when asked to reset some: it must keep to "
                 "options['reset_mask'], or be built with autoreset_mode=AutoresetMode.NEXT_STEP."
             )

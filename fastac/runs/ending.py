@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fastac.runs.evaluate import Evaluation
 
 
-_POOR = 0.4  # an efficiency of workers in step below which cores are not theirs
+_LONG = 0.25  # workers that wait for so much of the training, on average, might be faster alone
 
 
 def describe_end(run: Session, summary: Mapping[str, JsonValue]) -> Iterator[str]:
@@ -24,6 +24,8 @@ def describe_end(run: Session, summary: Mapping[str, JsonValue]) -> Iterator[str
         yield _tell_efficiency(run, summary)
     if run.asynchrony is not None:
         yield _tell_asynchrony(run.asynchrony)
+    if run.training.waiting:
+        yield _tell_waiting(run.training.waiting)
     yield _tell_result(run, summary)
 
 
@@ -52,9 +54,14 @@ def _tell_efficiency(run: Session, summary: Mapping[str, JsonValue]) -> str:
     assert isinstance(fraction, float)
     bound = run.tracker.sps / fraction
     share = "" if workers == 1 else f", {workers} times the share of one worker while the others idle"
-    told = f"Efficiency {fraction:.0%}: environments and network, timed bare, make {bound:,.0f} steps/s{share}."
-    if run.asynchrony is None and workers != 1 and fraction < _POOR:
-        told += " Workers wait for each other: --workers 1 may be faster here, fastac tune tells."
+    return f"Efficiency {fraction:.0%}: environments and network, timed bare, make {bound:,.0f} steps/s{share}."
+
+
+def _tell_waiting(shares: list[float]) -> str:
+    """Tell how long each worker in step waited for the others: the one that waits least is the slowest."""
+    told = f"Waiting for other workers, by worker: {', '.join(f'{share:.0%}' for share in shares)} of the training."
+    if sum(shares) / len(shares) > _LONG:
+        told += " --workers 1 may be faster here: fastac tune measures it."
     return told
 
 

@@ -42,6 +42,7 @@ def summarize(run: Session) -> dict[str, JsonValue]:
         "rollout_mb": run.training.info.rollout_nbytes / 1e6,
         "activations_mb": run.training.info.activations_nbytes / 1e6,
         "workers": config.run.workers,
+        "waiting_per_worker": [*run.training.waiting],
         "asynchrony": _describe_asynchrony(run.asynchrony),
         "vectorization": run.training.info.description,
         "ended_by": run.ended_by,

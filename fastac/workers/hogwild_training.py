@@ -36,6 +36,11 @@ class HogwildTraining:
         """How the workers have interleaved."""
         return self.trainer.asynchrony
 
+    @property
+    def waiting(self) -> list[float]:
+        """No worker waits for another."""
+        return []
+
     def action_std(self) -> float | None:
         """See `ActorCritic.action_std`; of the parameters that workers share."""
         if self.model.action_std() is None:

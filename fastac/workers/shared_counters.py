@@ -48,7 +48,7 @@ class SharedCounters:
         control: `[2]`, whether to go, and whether to stop.
         counts: `[K, 8]`, see above: `LAG_SUM` and `LAG_MAX` are of staleness.
         seconds: `[K, 8]`, of `PHASES`.
-        losses: `[K, 2, 8]`, sums of `LOSSES`, and of how many iterations each is.
+        losses: `[K, 2, L]`, sums of the L `LOSSES`, and the number of iterations in each sum.
         staleness: `[K, 64]`, updates by how many updates of others lay between copy and step.
         episodes: the latest finished ones.
         statistics: by name, `[K, 2, 1 + 2 * D]`: two versions of what each worker has seen.
@@ -81,7 +81,7 @@ class SharedCounters:
             control=SharedArray((2,), whole),
             counts=SharedArray((workers, _LINE), whole),
             seconds=SharedArray((workers, _LINE), real),
-            losses=SharedArray((workers, 2, _LINE), real),
+            losses=SharedArray((workers, 2, len(LOSSES)), real, apart=True),
             staleness=SharedArray((workers, MAX_STALENESS + 1), whole),
             episodes=SharedEpisodes.allocate(workers, ROOM),
             statistics={

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ class GroupMemory:
         num_episodes: `[K]`, how many there were so far.
         parameters: the model's, and the optimiser's statistics.
         grads: `[K, P]`.
+        waited_s: `[K, 8]`, seconds that each worker has waited for others in exchanges (a cache line each).
     """
 
     exchanged: SharedArray[np.uint8]
@@ -45,6 +47,7 @@ class GroupMemory:
     num_episodes: SharedArray[np.int64]
     parameters: SharedParameters
     grads: SharedArray[np.float32]
+    waited_s: SharedArray[np.float64]
 
     @classmethod
     def allocate(
@@ -74,6 +77,7 @@ class GroupMemory:
             num_episodes=SharedArray((size,), whole, apart=True),
             parameters=SharedParameters.allocate(param_size, slots),
             grads=SharedArray((size, param_size), single, apart=True),
+            waited_s=SharedArray((size, 8), real),
         )
 
 
@@ -99,6 +103,7 @@ class SharedGroup:
         self._counts = counts.reshape(-1).data  # indexing a memoryview costs a third of indexing an array
         self._own = rank * counts.shape[1]
         self._others = [r * counts.shape[1] for r in range(self.size) if r != rank]
+        self._waited_s = memory.waited_s.view()[:, 0]
         self._watch = watch
         self._turn = 0
         self._views: dict[tuple[int, str, tuple[int, ...]], NDArray[np.generic]] = {}
@@ -137,8 +142,21 @@ class SharedGroup:
     def _wait(self) -> None:
         for other in self._others:
             if self._counts[other] < self._turn:
+                began = perf_counter()
                 wait_until(partial(self._has_counted, other), self._watch)
+                self._waited_s[self.rank] += perf_counter() - began
         fence()
+
+    @property
+    def waited_s(self) -> list[float]:
+        """Seconds that each worker has waited for the others so far, by rank."""
+        waited_s: list[float] = self._waited_s.tolist()
+        return waited_s
+
+    @property
+    def late_ranks(self) -> list[int]:
+        """The workers that this one waits for now."""
+        return [rank for rank in range(self.size) if self._counts[rank * 8] < self._turn]
 
     def _has_counted(self, other: int) -> bool:
         return self._counts[other] >= self._turn

@@ -42,7 +42,12 @@ class SyncTrainer:
         self._worker, self._others = worker, others
         self.iteration = self._episodes = self.env_steps = 0
         self._phases = Phases()
-        self._train_wall_s = 0.0
+        self._train_wall_s = self._before_s = 0.0  # in all, and before this process
+
+    @property
+    def trained_s(self) -> float:
+        """Training wall-clock of this process, in seconds."""
+        return self._train_wall_s - self._before_s
 
     def run(self) -> Generator[Report, None, None]:
         """Yield one report per iteration until the budget of environment steps is spent.
@@ -108,7 +113,7 @@ class SyncTrainer:
         """Continue from `get_state`; return whether the environments continue too, or begin episodes anew."""
         phases = read_branch(state, "phases")
         self._phases = Phases(**{field.name: read_amount(phases, field.name) for field in fields(Phases)})
-        self._train_wall_s = read_amount(state, "train_wall_s")
+        self._train_wall_s = self._before_s = read_amount(state, "train_wall_s")
         self.iteration = read_count(state, "iteration")
         self._episodes = read_count(state, "episodes")
         self.env_steps = read_count(state, "env_steps")
@@ -151,6 +156,11 @@ class SyncTraining:
     def info(self) -> WorkerInfo:
         """How its environments are batched, and its memory."""
         return self.worker.info
+
+    @property
+    def waiting(self) -> list[float]:
+        """See `Training`."""
+        return [waited_s / max(self.trainer.trained_s, 1e-9) for waited_s in self.others.waited_s]
 
     def action_std(self) -> float | None:
         """See `ActorCritic.action_std`."""

@@ -61,6 +61,11 @@ class NoOtherWorkers:
     def set_states(self, states: list[StateTree]) -> None:
         """Do nothing."""
 
+    @property
+    def waited_s(self) -> list[float]:
+        """Nobody waits."""
+        return []
+
     def rest(self) -> bool:
         """Return False: nobody waits."""
         return False
@@ -100,7 +105,8 @@ class SyncWorkers:
         self._command, self._done_fraction = memory.command.view(), memory.done_fraction.view()
         self._num_episodes = memory.num_episodes.view()
         self._episodes = EpisodesReader(memory.episodes, self._num_episodes)
-        self.group: Group = SharedGroup(memory, 0, self._watch)
+        self._shared = SharedGroup(memory, 0, self._watch)
+        self.group: Group = self._shared
         self.children = Children()
         sent = [pickled(make, f"{UNSENDABLE}; use workers 1, or move them") for make in makes]
         with self.children:
@@ -158,6 +164,11 @@ class SyncWorkers:
                 raise ValueError(str(error)) from error
             raise
 
+    @property
+    def waited_s(self) -> list[float]:
+        """Seconds that each worker has waited for the others so far, by rank."""
+        return self._shared.waited_s
+
     def rest(self) -> bool:
         """End the workers, who would wait for the next command for who knows how long; return True."""
         self.close()
@@ -179,7 +190,8 @@ class SyncWorkers:
                 if child.has_news():
                     child.receive()
             if waited_s > self._timeout_s:
-                what = f"a worker has kept the others waiting for {waited_s:.0f} s"
+                late = " and ".join(map(str, self._shared.late_ranks))
+                what = f"worker {late} has kept the others waiting for {waited_s:.0f} s"
                 raise WorkerFailure(f"{what} (raise env_timeout_s if its steps take longer).")
 
 

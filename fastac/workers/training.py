@@ -37,6 +37,13 @@ class Training(Protocol):
     def asynchrony(self) -> Asynchrony | None:
         """How workers have interleaved, or None where they are in step."""
 
+    @property
+    def waiting(self) -> list[float]:
+        """Share of this process's training time that each worker in step has waited for the others, by rank.
+
+        Empty where no worker waits for another.
+        """
+
     def action_std(self) -> float | None:
         """See `ActorCritic.action_std`; of this moment."""
 

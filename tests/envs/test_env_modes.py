@@ -202,6 +202,6 @@ def test_disabled_env_that_ignores_the_mask_is_refused() -> None:
 
     env = adapt(Ignorant(8), np.random.SeedSequence(0))
     begin(env)
-    with pytest.raises(ValueError, match="Ignorant resets all environments when asked to reset some"):
+    with pytest.raises(EnvFailure, match="Ignorant resets all environments when asked to reset some"):
         for action in draw_actions(env, 200):
             env.step(action, make_row(env))

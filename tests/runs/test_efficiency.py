@@ -285,14 +285,6 @@ def read_summary(tmp_path) -> dict:
     return json.loads((tmp_path / "run" / "summary.json").read_text())
 
 
-def test_workers_that_wait_for_each_other_are_told_of(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastac.runs.session._LEAST_TRAIN_S", 0.0)
-    monkeypatch.setattr("fastac.runs.session.measure", lambda *_: replace(BARE, env_s=1e-9, forward_s=1e-9))
-    assert train(tmp_path, "--workers", "2") == 0
-    is_poor = read_summary(tmp_path)["efficiency"] < 0.4
-    assert ("--workers 1 may be faster" in capsys.readouterr().err) == is_poor
-
-
 @pytest.mark.parametrize("collect", ["steps", "episodes"])
 def test_train_ends_with_the_efficiency(tmp_path, capsys, monkeypatch, collect):
     monkeypatch.setattr("fastac.runs.session._LEAST_TRAIN_S", 0.0)

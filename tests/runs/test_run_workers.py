@@ -162,3 +162,14 @@ def _session_of(stat):
         return None if state == "Z" else int(session)
     except OSError:
         return None
+
+
+@pytest.mark.parametrize(("shares", "is_long"), [([0.0, 0.5001], True), ([0.3, 0.1], False)])
+def test_how_long_workers_waited_for_each_other_is_told(tmp_path, capsys, monkeypatch, shares, is_long):
+    monkeypatch.setattr("fastac.workers.sync_trainer.SyncTraining.waiting", shares)
+    words = ["train", "CartPole-v1", "--num-envs", "4", "--workers", "2", "--total-env-steps", "400", "--no-eval"]
+    assert main([*words, "--run-dir", str(tmp_path / "run")]) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("Waiting for other workers"))
+    assert ", ".join(f"{share:.0%}" for share in shares) in line
+    assert ("--workers 1" in line) == is_long
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["waiting_per_worker"] == shares

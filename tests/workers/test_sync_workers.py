@@ -86,6 +86,19 @@ def test_everybody_sees_everybodys_numbers_in_every_exchange():
             assert (seen[turn] == np.array([[turn], [1000 + turn], [2000 + turn]])).all()
 
 
+def test_a_group_knows_who_waited_for_whom_and_how_long():
+    def work(rank, group):
+        if rank == 1:
+            time.sleep(0.3)
+        group.gather(np.zeros(1))
+        return group.late_ranks, group.waited_s
+
+    results = in_threads([partial(work, rank) for rank in range(2)])
+    assert [late for late, _ in results] == [[], []]
+    waited_s = results[0][1]
+    assert waited_s[0] > 0.1 and waited_s[0] > waited_s[1]
+
+
 def test_alone_is_a_group_of_one():
     array = np.arange(3.0)
     assert Alone().gather(array).tolist() == [[0.0, 1.0, 2.0]]
@@ -329,7 +342,7 @@ def test_a_worker_that_hangs_ends_the_run():
         list(islice(reports, 2))
         training.others._timeout_s = 0.3
         os.kill(children_of(training)[0], signal.SIGSTOP)
-        with pytest.raises(WorkerFailure, match="kept the others waiting"):
+        with pytest.raises(WorkerFailure, match=r"^worker 1 has kept the others waiting"):
             list(islice(reports, 50))
         assert training.others.children == []
     finally:
