@@ -170,9 +170,9 @@ def test_pickling_is_seen(source):
 
 
 def readme_table() -> dict[str, set[str]]:
-    """Read `room | purpose | may import` in the page about the house."""
-    section = re.search(r"^# The house\n(.*?)(?=^#|\Z)", (ROOT / "fastac/README.md").read_text(), re.M | re.S)
-    assert section, 'fastac/README.md has no heading "The house"'
+    """Read `room | purpose | may import` in the page about the architecture."""
+    section = re.search(r"^# Architecture\n(.*?)(?=^#|\Z)", (ROOT / "fastac/README.md").read_text(), re.M | re.S)
+    assert section, 'fastac/README.md has no heading "Architecture"'
     lines = [line for line in section[1].splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert rows and rows[0] == ["room", "purpose", "may import"], "fastac/README.md has no table of rooms"
