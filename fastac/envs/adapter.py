@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow, read_array
+from fastac.envs.cautions import ignores_seeds
 from fastac.envs.failure import check_obs, describe
 from fastac.envs.flatten import FlattenedBatch
 from fastac.envs.infos import NOTHING, InfoReader
@@ -37,6 +38,7 @@ class VectorAdapter(ABC):
         self.description, self.cautions = description, cautions
         self._env = env
         self._seed: int | None = seed
+        self._takes_seed = not ignores_seeds(env)  # EnvPool warns of a seed
         self._name = type(env.unwrapped).__name__
         self._to_env = map_actions(self.single_action_space)
         self._flat_shapes = ((env.num_envs,),) * 3
@@ -87,7 +89,7 @@ class VectorAdapter(ABC):
     def _reset_env(self, mask: BoolArray | None) -> ObsArray:
         options = None if mask is None else {"reset_mask": mask.copy()}  # Gymnasium takes the key out of the dict
         try:
-            obs, _ = self._env.reset(seed=self._seed, options=options)
+            obs, _ = self._env.reset(seed=self._seed if self._takes_seed else None, options=options)
         except Exception as error:
             raise EnvFailure(f"{_WHO} ({self._name}) raised {describe(error)} in reset.") from error
         self._seed = None

@@ -12,7 +12,8 @@ from fastac.contract import MAX_EXTRAS, BoolArray, Extras
 
 NOTHING: Extras = {}
 _MAX_KEY_BYTES = 64
-_NOT_THE_ENVS = ("final_obs", "final_info", "final_observation")  # what a vector env hands on in its own name
+# What Gymnasium's vector environments add to infos, and EnvPool.
+_NOT_THE_ENVS = ("final_obs", "final_info", "final_observation", "env_id", "elapsed_step")
 
 
 class InfoReader:

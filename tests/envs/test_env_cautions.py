@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import ClassVar
 
 import gymnasium as gym
@@ -73,6 +74,17 @@ def test_a_pool_that_never_hears_the_seed_is_named() -> None:
     envs = build(lambda num_envs, seed: Pool(num_envs))
     assert envs.cautions == ()
     envs.close()
+
+
+def test_a_pool_is_reset_without_the_seed_of_which_it_would_warn(monkeypatch) -> None:
+    given = []
+    reset = Pool.reset
+    monkeypatch.setattr(Pool, "reset", lambda self, seed=None, options=None: given.append(seed) or reset(self))
+    with closing(build(lambda num_envs, seed: Pool(num_envs))) as envs:
+        begin(envs)
+        envs.reseed(np.random.SeedSequence(3))
+        begin(envs)
+    assert given == [None, None]
 
 
 @pytest.mark.parametrize("make", [normalized, make_batch])

@@ -124,6 +124,11 @@ def test_gymnasiums_older_final_infos_are_read() -> None:
     np.testing.assert_array_equal(extras["is_success"], [np.nan, 1.0])
 
 
+def test_what_a_pool_of_environments_counts_is_no_number_of_the_environments() -> None:
+    counted = {"env_id": np.array([0]), "elapsed_step": np.array([12]), "score": np.array([3.0])}
+    assert list(InfoReader(1).read_batch(counted, np.array([True]))) == ["score"]
+
+
 @pytest.mark.parametrize("value", [None, "1.0", [1.0], 1j, 10**400, float("inf"), np.zeros((1, 1)), object()])
 def test_what_is_no_finite_number_is_left_alone(value: object) -> None:
     reader, ended = InfoReader(1), np.array([True])
