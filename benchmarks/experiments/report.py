@@ -30,7 +30,7 @@ _TOLD = ("algo", "num_envs", "num_steps", "learning_rate", "total_env_steps", "e
 def write_report(experiment: Experiment, seeds: int, out: Path) -> str:
     """Write `results.json`, `report.md` and the picture `<experiment>.png` to `out`.
 
-    Equal trial files always give an equal report.
+    The report depends only on the trial files.
 
     Returns:
         The tables, in Markdown.

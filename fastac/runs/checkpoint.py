@@ -4,7 +4,7 @@ A checkpoint is a directory `checkpoints/step-000000123456/` with two files. `st
 every array of a state tree, its keys joined with "/". `state.json` holds the rest (schema, config,
 env steps, versions, scalar leaves) and two digests: of the arrays' file, and of its own bytes. A third
 file, `best.json`, marks a checkpoint that was the best so far when it was marked. If several checkpoints are
-marked, the highest number is valid. So a checkpoint and its mark are saved atomically.
+marked, the mark with the highest number counts. So a checkpoint and its mark are saved atomically.
 
 A save builds a hidden sibling directory and renames it, so a kill at any moment leaves the existing
 checkpoints intact. Replacing a checkpoint needs two renames; between them the old one is called
@@ -312,7 +312,7 @@ def _to_scalar(name: str, value: StateLeaf) -> JsonValue:
 
 
 def _seal(body: dict[str, JsonValue]) -> bytes:
-    """Return `body` as JSON with its own digest; equal bodies give equal bytes."""
+    """Return `body` as JSON with its own digest; the same body always gives the same bytes."""
     digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
     return json.dumps({**body, "sha256": digest}).encode() + b"\n"
 

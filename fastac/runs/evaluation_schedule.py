@@ -69,7 +69,7 @@ class EvaluationSchedule:
             return Request(env_steps, _MOST, _MOST, run.until_return, max_steps)
         length = max(mean_length or 0.0, self._progress.eval_mean_length) or max_steps
         few = max(1, min(_FEW, int(_FEW_SHARE * env_steps / length)))
-        # The budget counts evaluated lengths, starting with the first episodes: training's lengths may differ.
+        # The first episodes show how many the budget allows: training's episodes may have other lengths.
         return Request(env_steps, few, _MOST, run.until_return, max_steps, int(_LAST_SHARE * env_steps))
 
     def _confirming(self, episodes: int) -> int:

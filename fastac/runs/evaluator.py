@@ -68,7 +68,7 @@ class Evaluator(Protocol):
     is_concurrent: bool
 
     def begin(self, model: StateTree, request: Request) -> None:
-        """Begin to play with the weights of `model`; equal runs and requests play equal episodes."""
+        """Begin to play with the weights of `model`; the same run and request always play the same episodes."""
 
     def take(self, wait: bool) -> Evaluation | None:
         """Return the evaluation begun, or None if it has not finished and `wait` is False.

@@ -53,7 +53,7 @@ class Recorder:
             self._writers, self._opened = writers, opened.pop_all()
 
     def report(self, report: Report, action_std: float | None, is_news: bool) -> None:
-        """Record a report; if it has no news, only show it."""
+        """Record a report; show but do not write it if it has no progress."""
         self.tracker.update(report)
         if is_news:
             row = progress_row(report, self.tracker, action_std)

@@ -143,7 +143,7 @@ class Session:
         """Train; yield every report of the trainer after it is logged, evaluated and saved as due.
 
         Ends when the budget of steps or minutes is spent, the target is reached, or SIGINT or SIGTERM arrives;
-        `ended_by` tells the reason. The budget of minutes is checked after every report, so a run that has
+        `ended_by` gives the reason. The budget of minutes is checked after every report, so a run that has
         already exceeded it still makes one report.
 
         Raises:
@@ -236,7 +236,7 @@ class Session:
             self._saver.save()
 
     def _record(self, report: Report) -> None:
-        # A3C sometimes reports without progress, or before all workers' counters are updated.
+        # A3C may report without progress, or between the updates of a worker's counters.
         is_news = self._report is None or report.env_steps > self._report.env_steps
         self._report = report
         self._recorder.report(report, self.training.action_std() if is_news else None, is_news)
@@ -274,7 +274,7 @@ class Session:
             self._saver.save()
 
     def _save_without_workers(self) -> None:
-        """Save the last good parameters after losing an environment or a worker; all environments restart."""
+        """Save the last good parameters after losing an environment or a worker; all environments restart on resume."""
         last = self.training.trainer.halt()
         self.training.drop_workers()  # synchronous workers are in the middle of an iteration
         with suppress(RecordError, WorkerFailure):  # the original failure is the one to report
@@ -309,7 +309,7 @@ class Session:
 
     @single_thread()
     def finish(self, measure_efficiency: bool = False) -> dict[str, JsonValue]:
-        """End the run: evaluate and save what was not yet, write `summary.json`, close; return the summary.
+        """End the run: play the missing evaluation, save, write `summary.json`, close; return the summary.
 
         After a stop signal it only saves. Calling it twice changes nothing.
 
@@ -374,7 +374,7 @@ class Session:
     def _time_bare(self, report: Report) -> BareTimes | None:
         """Measure the bare times of the run's parts; return None if they would say nothing about the run.
 
-        This is so for runs that were mostly warm-up, and on accelerators, whose captured graphs cannot be split into
+        This applies to runs that were mostly warm-up, and on accelerators, whose captured graphs cannot be split into
         parts. It is also skipped if no second set of environments may be opened.
         """
         config = self.config

@@ -44,7 +44,7 @@ class TrainedPolicy:
             action_space: of one environment, a `SquashedBox` if actions are squashed.
             seed: for sampled actions.
         """
-        assert observation_space.shape is not None  # envs/ accept only spaces with a shape
+        assert observation_space.shape is not None  # envs/ accept only Box observations
         self.observation_space = (
             observation_space.original if isinstance(observation_space, FlatBox) else observation_space
         )
