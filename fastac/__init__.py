@@ -5,8 +5,8 @@
     run = fastac.train("CartPole-v1", algo="a2c", seed=0, until_return=475)
     action = run.policy.act(observation)
 
-`fastac.train` trains to the end. `fastac.start` gives the loop, an iterator of reports, and `fastac.finish` ends it.
-`fastac.resume` gives the loop of a run to go on with, and `fastac.complete` trains such a loop to its end.
+`fastac.train` trains to the end. `fastac.start` returns the loop, an iterator of reports, and `fastac.finish` ends it.
+`fastac.resume` returns the loop of an existing run, and `fastac.complete` trains such a loop to its end.
 `fastac.load` reads a run.
 """
 
@@ -52,7 +52,7 @@ __all__ = [
     "train",
 ]
 
-# Imported when first used: `fastac --help` and worker processes need not wait seconds for torch.
+# Imported on first use: `fastac --help` and worker processes should not wait seconds for torch.
 _HOMES = dict.fromkeys(("Run", "complete", "evaluate", "finish", "load", "resume", "start", "train"), "fastac.api")
 _HOMES |= dict.fromkeys(("EnvFailure", "NonFiniteError", "Report", "WorkerFailure"), "fastac.contract")
 _HOMES |= dict.fromkeys(("Config", "TrainSettings"), "fastac.config")
@@ -69,7 +69,7 @@ def __getattr__(name: str) -> object:
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """Keep Ctrl-C until torch is imported: half of it could not be imported again in this process."""
+    """Delay Ctrl-C until torch is imported: a partial import cannot be repeated in the same process."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield

@@ -1,4 +1,4 @@
-"""The Python face: settings to sessions and runs."""
+"""The Python interface: from settings to sessions and runs."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ from fastac.workers import Training
 
 log = logging.getLogger("fastac")
 
-# An environment as people have it: an id, a class, a function, a spec, or one that `gymnasium.make` has made.
+# An environment as a user may give it: an id, a class, a function, a spec, or an instance from `gymnasium.make`.
 EnvLike: TypeAlias = "str | EnvFactory | gym.Env[np.ndarray, np.ndarray]"
 
-# Which of a run's policies: the one with the best evaluation, or the last one.
+# Selects a run's policy: the one with the best evaluation, or the last one.
 Which: TypeAlias = Literal["best", "last"]
 
 
@@ -66,12 +66,12 @@ class Run:
     """A run that has ended, or was loaded.
 
     Attributes:
-        config: what was trained.
-        directory: where everything is.
-        policy: the trained policy, the best one unless the last was asked for; `policy.act(obs)`.
+        config: the configuration of the run.
+        directory: the run directory.
+        policy: the trained policy, the best one unless the last was requested; call `policy.act(obs)`.
         summary: the content of `summary.json`; empty for a run that has not ended.
-        checkpoint: which policy that is.
-        env: what its environments are made from, where that is known and the name in `config` is not enough.
+        checkpoint: which policy it is.
+        env: builds its environments, if known and if the name in `config` is not enough.
     """
 
     config: Config
@@ -82,7 +82,7 @@ class Run:
     env: EnvFactory | None = None
 
     def __repr__(self) -> str:
-        """Tell what was trained, what it has reached, and where it is."""
+        """Return the algorithm, the environment, the mean return and the directory as text."""
         told = "eval_mean_return" if self.checkpoint == "best" else "last_eval_mean_return"
         config, mean_return = self.config, self.summary.get(told)
         episodes = self.summary.get("eval_episodes")
@@ -105,32 +105,32 @@ def train(
 
     Args:
         env: an environment's id, `module:name` of a class or function, or the class or function itself. A class of
-            environments, and a function that can be called without arguments, builds one (called as often as it
-            takes); a function with a parameter `num_envs`, or with a parameter that has no default, builds a
-            `gymnasium.vector.VectorEnv` of so many (and is given a `seed` where it has such a parameter). Also a spec:
-            `gymnasium.spec(...)`, or what `gymnasium.make(...)` has made. `env_kwargs` is what it is built with.
-        algo: a2c (if neither this nor a preset is given), a3c, ppo or reinforce.
-        preset: a preset's name, where not the algorithm's own.
+            environments, or a function without required parameters, builds one environment; it is called once per
+            environment. A function with a parameter `num_envs`, or with a required parameter, builds a
+            `gymnasium.vector.VectorEnv` of that many (and receives a `seed` if it has such a parameter). Also a spec
+            from `gymnasium.spec(...)`, or an environment from `gymnasium.make(...)`. `env_kwargs` are passed to it.
+        algo: a2c (the default without a preset), a3c, ppo or reinforce.
+        preset: a preset's name; by default the algorithm's own preset.
         run_dir: a new directory; by default a dated one under `runs/`.
-        encoder: the name of one, as the configuration has it (auto, mlp, nature, a3c, minatar or `module:name` of a
-            function); or a function that builds an `nn.Module` for an observation space, in place of the configured
-            layers: it maps `[..., *obs_shape]` to `[..., D]` and is kept in evaluation mode.
-        verbose: show on stderr how far the run is (a bar on a terminal, elsewhere a line per evaluation), and the
-            log's lines, unless your program has set up logging.
+        encoder: an encoder's name as in the configuration (auto, mlp, nature, a3c, minatar or `module:name` of a
+            function); or a function that builds an `nn.Module` for an observation space, replacing the configured
+            layers. The module maps `[..., *obs_shape]` to `[..., D]` and is kept in evaluation mode.
+        verbose: show progress on stderr (a bar on a terminal, else a line per evaluation), and log messages unless
+            your program has set up logging.
         checkpoint: which policy to return, the one with the best evaluation, or the last one.
         settings: any field of the configuration by its flat name, such as `num_envs=64`.
 
     Raises:
-        ValueError: the settings do not fit, or the directory holds a run; nothing is written.
-        EnvFailure: an environment failed in mid-run; the last checkpoint stays.
-        WorkerFailure: a worker was lost, with a3c more often than it is started again; a checkpoint stays.
-        KeyboardInterrupt: Ctrl-C; all is saved, and `resume` goes on.
-        SystemExit: SIGTERM, likewise; its code is 143.
+        ValueError: the settings are not valid, or the directory already holds a run; nothing is written.
+        EnvFailure: an environment failed during the run; the last checkpoint stays.
+        WorkerFailure: a worker was lost (with a3c: after all allowed restarts); a checkpoint stays.
+        KeyboardInterrupt: Ctrl-C; everything is saved, and `resume` continues the run.
+        SystemExit: SIGTERM; everything is saved as after Ctrl-C; the exit code is 143.
 
-    With a3c, or several workers, `env` and `encoder` go to other processes: they must be defined at the top level
-    of a module. Where that is the script itself, it needs `if __name__ == "__main__":`; where it is a module of its
-    own, the script needs none. What is defined in a module is recorded by name, so that `fastac eval`, `record` and
-    `resume` find it.
+    With a3c, or several workers, `env` and `encoder` are sent to other processes, so they must be defined at the top
+    level of a module. If that module is the script itself, it needs `if __name__ == "__main__":`; otherwise the
+    script needs no guard. Objects defined in a module are recorded by name, so that `fastac eval`, `record` and
+    `resume` find them.
     """
     _check_which(checkpoint)
     return complete(
@@ -139,14 +139,14 @@ def train(
 
 
 def complete(session: Session, checkpoint: Which = "best") -> Run:
-    """Train a session to its end and return the run, as `train` does; of a run to go on with, see `resume`.
+    """Train a session to its end and return the run, as `train` does; for an existing run see `resume`.
 
     Args:
         session: from `start` or `resume`.
         checkpoint: which policy to return, the one with the best evaluation, or the last one.
 
     Raises:
-        As `train`, once it trains.
+        As `train` during training.
     """
     _check_which(checkpoint)
     for _ in session:
@@ -169,7 +169,7 @@ def start(
     verbose: bool = False,
     **settings: Unpack[TrainSettings],
 ) -> Session:
-    """Begin a run and return it as an iterator of reports; `finish` ends it. Arguments as in `train`."""
+    """Begin a run and return it as an iterator of reports; `finish` ends it. See `train` for the arguments."""
     end_where_imported()
     with ExitStack() as held:
         if verbose:
@@ -187,7 +187,7 @@ def _configure(
     encoder: str | EncoderFactory | None,
     settings: dict[str, ConfigValue],
 ) -> tuple[Config, EncoderFactory | None]:
-    """Return the preset with what is given in its place, and the encoder function, if it is one."""
+    """Return the preset updated with the given settings, and the encoder function if `encoder` is one."""
     if "env_id" in settings:
         raise ValueError(
             f"env_id is {settings['env_id']!r} beside the environment {named.env_id!r}, expected only the latter."
@@ -211,7 +211,7 @@ def start_config(
 ) -> Session:
     """Begin a run of a complete configuration; see `start`.
 
-    `command` goes into the summary; `held` is what is to last as long as the session.
+    `command` is stored in the summary; `held` holds resources to close with the session.
     """
     end_where_imported()
     began = perf_counter()
@@ -247,27 +247,27 @@ def resume(
     verbose: bool = False,
     command: str = "",
 ) -> Session:
-    """Return a session that continues a run from its last checkpoint, bit for bit where environments can be captured.
+    """Return a session that continues a run from its last checkpoint; bit-exact if the environments support capture.
 
-    Nothing is trained yet, and nothing of the run is changed, until the session is iterated over::
+    Nothing is trained, and the directory stays unchanged, until the session is iterated over::
 
         run = fastac.complete(fastac.resume("runs/mine", total_env_steps=2e6))
 
     Args:
         run_dir: the run's directory.
         env: the class or function of the environment, if the run began with one that cannot be imported.
-        encoder: the encoder function, likewise; a name must be the run's own.
+        encoder: the encoder function, if it cannot be imported; a name must be the run's own.
         total_env_steps: a new budget; None keeps the run's.
-        budget_minutes: a new budget, of which those up to the checkpoint are spent; None keeps the run's.
+        budget_minutes: a new budget, including the minutes up to the checkpoint; None keeps the run's.
         until_return: a new return to stop at; None keeps the run's.
-        learning_rate: a new one; None keeps the run's. Its schedule, if it has one, goes by all steps of the run.
-        eval: False evaluates no more; None keeps the run's.
-        verbose: as in `train`.
-        command: for the summary.
+        learning_rate: a new learning rate; None keeps the run's. A schedule still spans all steps of the run.
+        eval: False stops further evaluations; None keeps the run's.
+        verbose: see `train`.
+        command: stored in the summary.
 
     Raises:
-        ValueError: no run, no checkpoint, a damaged one or another run's, a `config.json` that was edited, or a run
-            that is complete.
+        ValueError: there is no run or no checkpoint, the checkpoint is damaged or of another run, `config.json` was
+            edited, or the run is complete.
     """
     end_where_imported()
     began = perf_counter()
@@ -282,11 +282,11 @@ def resume(
     with ExitStack() as held:
         if verbose:
             held.enter_context(log_on_stderr())
-        held.enter_context(directory.held())  # first of all: another session may be about to save
+        held.enter_context(directory.held())  # lock first: another session may be about to save
         checkpoint = directory.load_checkpoint("last")
         config = _continue(directory, checkpoint, changes)
         factory, given = _pick_encoder(encoder, config), _find_given(env, config)
-        # These environments' streams are overwritten by the saved ones, or new where none could be saved.
+        # Saved streams overwrite those of these environments; streams that could not be saved start from a new seed.
         training = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), given, factory)
         with _closing_on_error(training):
             _log_cautions(training)
@@ -302,7 +302,7 @@ def resume(
 
 
 def _continue(directory: RunDirectory, checkpoint: Checkpoint, changes: Mapping[str, ConfigValue]) -> Config:
-    """Return the configuration that a run goes on with."""
+    """Return the configuration that a run continues with."""
     directory.check_checkpoints()
     config = continued_config(checkpoint.config, directory.read_config(), directory.config_path, changes)
     with one_sentence(f"the last checkpoint in {directory.path} does not fit this run"):
@@ -334,9 +334,9 @@ def load(
     checkpoint: Which = "best",
     encoder: str | EncoderFactory | None = None,
 ) -> Run:
-    """Load a run's best policy (the last where none was evaluated) on the CPU, for evaluation or use.
+    """Load a run's best policy (the last if none was evaluated) on the CPU, for evaluation or use.
 
-    That needs no environment: its spaces are saved.
+    This needs no environment: its spaces are saved.
 
     Args:
         run_dir: the run's directory.
@@ -344,7 +344,7 @@ def load(
         encoder: the encoder function, if the run began with one that cannot be imported.
 
     Raises:
-        ValueError: no run, no checkpoint, or a damaged one.
+        ValueError: there is no run or no checkpoint, or the checkpoint is damaged.
     """
     _check_which(checkpoint)
     directory = RunDirectory.open(Path(run_dir))
@@ -369,19 +369,19 @@ def evaluate(
     max_steps: int | None = None,
     tell: Tell | None = None,
 ) -> Evaluation:
-    """Play episodes in raw reward, in environments of their own stream.
+    """Play episodes and return raw returns, in newly built environments with their own random stream.
 
     Args:
         run: from `train`, `finish` or `load`.
-        episodes: how many.
-        seed: of the environments, and of sampled actions.
+        episodes: number of episodes.
+        seed: for the environments and sampled actions.
         env: the class or function of the environment, if the run began with one that cannot be imported.
-        actions: greedy or sampled; None takes the run's own `eval_actions`.
-        max_steps: an episode is cut after so many; None: as in the run's own evaluations.
-        tell: called after every step with the episodes played so far and how many there will be.
+        actions: greedy or sampled; None uses the run's own `eval_actions`.
+        max_steps: step limit of an episode; None uses the limit of the run's own evaluations.
+        tell: called after every step with the episodes played so far and the total number of episodes.
 
     Raises:
-        ValueError: `episodes` or `max_steps` is below 1, or `actions` are of another kind.
+        ValueError: `episodes` or `max_steps` is below 1, or `actions` is not valid.
         EnvFailure: an environment failed.
     """
     if episodes < 1:
@@ -405,7 +405,7 @@ def evaluate(
 
 
 def _limit_of(run: Run) -> int:
-    """Return where the run's own evaluations came to cut an episode."""
+    """Return the final episode limit of the run's own evaluations."""
     limit = run.summary.get("eval_max_steps")
     return limit if isinstance(limit, int) else MOST_STEPS
 
@@ -416,12 +416,12 @@ def _check_which(checkpoint: str) -> None:
 
 
 def _find_given(env: EnvLike | None, config: Config) -> EnvFactory | None:
-    """Return what a run's environments are made from, where the recorded name is not what says it."""
+    """Return the environment factory of a run, or None if the recorded name is sufficient."""
     return name_env(config.env.env_id).given if env is None else take_env(env)
 
 
 def _check_spaces(training: Training, checkpoint: Checkpoint) -> None:
-    """Refuse to go on in an environment of other spaces than the policy's."""
+    """Refuse an environment whose spaces differ from the policy's."""
     saved = load_spaces(read_branch(checkpoint.state, "spaces"))
     for what in ("observation", "action"):
         before, now = (getattr(has, f"single_{what}_space") for has in (saved, training.envs))
@@ -435,7 +435,7 @@ def _log_cautions(training: Training) -> None:
 
 
 def _pick_encoder(encoder: str | EncoderFactory | None, config: Config) -> EncoderFactory | None:
-    """Return the encoder function, if it is one and not the configured encoder's name."""
+    """Return the encoder function, or None if `encoder` is the configured encoder's name."""
     name, factory = name_encoder(encoder)
     if name is None or name == config.model.encoder:
         return factory
@@ -445,7 +445,7 @@ def _pick_encoder(encoder: str | EncoderFactory | None, config: Config) -> Encod
 
 
 def _check_incomplete(config: Config, checkpoint: Checkpoint, spent: float, directory: RunDirectory) -> None:
-    """Refuse to resume a run that has nothing left to do, not even its last evaluation."""
+    """Refuse to resume a run that is complete, including its last evaluation."""
     budget, target = config.run.total_env_steps, config.run.until_return
     if not directory.has_ended or directory.read_summary().get("stopped_by") is not None:
         return

@@ -1,4 +1,4 @@
-"""How many cores this process may use."""
+"""The number of cores available to this process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def count_cores() -> int:
-    """Return the cores that this process may use, which in a container are fewer than the machine has."""
+    """Return the cores available to this process; in a container these may be fewer than the machine's."""
     return min(len(_core_numbers()), _read_quota())
 
 
 def _read_quota() -> int:
-    """Return how many cores' time a container may use (docker --cpus), a huge number where that is not limited."""
+    """Return a container's CPU quota in cores (docker --cpus), or a huge number if there is no limit."""
     try:
         quota_us, period_us = _QUOTA.read_text().split()
         return max(1, math.ceil(int(quota_us) / int(period_us)))
@@ -24,7 +24,7 @@ def _read_quota() -> int:
 
 
 def count_physical_cores() -> int:
-    """Return how many of those are cores of their own: two threads of one core compute no faster than one."""
+    """Return the physical cores among those available: two threads of one core compute no faster than one."""
     siblings = (Path(f"/sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") for n in _core_numbers())
     try:
         return min(len({path.read_text() for path in siblings}), _read_quota())

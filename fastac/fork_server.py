@@ -1,8 +1,8 @@
-"""What the fork server does first, from which all processes beside a run are forked.
+"""Setup of the fork server, from which all child processes of a run are forked.
 
-Importing this module changes the process: it is named first among the modules that the fork server imports.
-Signals that reach a whole group are the first process's alone. The server is born with them blocked, so that none
-can end it with a traceback before it comes here; from here on they are ignored.
+Importing this module changes the process: it must be the first module that the fork server preloads. Signals sent to
+the process group are for the first process only. The server starts with them blocked, so that none can end it with a
+traceback before this module is imported; from here on they are ignored.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _first_process() -> int | None:
-    """Which process has started this one; None where it has gone, and one of another session has adopted this."""
+    """Return the process that started this one; None if it has ended and another process has adopted this one."""
     parent = os.getppid()
-    with suppress(OSError):  # it goes just now
+    with suppress(OSError):  # the parent may end at this moment
         if os.getsid(parent) == os.getsid(0):
             return parent
     return None
 
 
 def _remove_socket(server: int, first: int | None) -> None:
-    """Remove the socket and its folder, which stay where the first process was killed.
+    """Remove the socket and its folder, which remain if the first process was killed.
 
-    While that lives the folder is its own, and other things may lie in it.
+    While the first process lives it owns the folder, which may contain other files.
     """
-    if os.getpid() != server or os.getppid() == first:  # a process that was forked has not made them
+    if os.getpid() != server or os.getppid() == first:  # a forked child did not create them
         return
-    address = getattr(multiprocessing.forkserver._forkserver, "_forkserver_address", None)  # no public name
+    address = getattr(multiprocessing.forkserver._forkserver, "_forkserver_address", None)  # there is no public name
     if isinstance(address, str):
-        with suppress(OSError, ValueError):  # gone, or no path
+        with suppress(OSError, ValueError):  # already removed, or not a path
             Path(address).unlink(missing_ok=True)
             Path(address).parent.rmdir()
 
 
 def _tell_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Tell what went wrong while a process was being forked, unless it was that the first process has gone."""
+    """Report an error in forking a process, unless its cause is that the first process has ended."""
     if not isinstance(error, EOFError | ConnectionError):
         sys.__excepthook__(kind, error, traceback)
 

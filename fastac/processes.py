@@ -1,7 +1,7 @@
-"""One supervised child process: how it starts, answers, falls silent, dies, is replaced and ends.
+"""One supervised child process: starting, messages, silence, death, restarting and ending.
 
-A process is never forked from this one, whose threads (torch's, CUDA's) a fork would break. What a child runs is a
-function of a module that is given its `Parent`; here the child is a `Child`, and several of them are `Children`.
+Children are never forked from this process: its threads (torch's, CUDA's) make a fork unsafe. A child runs a
+module-level function that receives its `Parent`; the parent holds a `Child`, or several of them as `Children`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from fastac.pickling import GUARD, UNGUARDED, Pickled, suppress_script
 log = logging.getLogger("fastac")
 
 ChildFailure: TypeAlias = EnvFailure | NonFiniteError | WorkerFailure
-Message: TypeAlias = Any  # whatever a child and its parent have agreed on; the receiver writes down its type
+Message: TypeAlias = Any  # any type that child and parent agree on; the receiver annotates it
 CHILD_FAILURES = (EnvFailure, NonFiniteError, WorkerFailure)
 
-ANSWER_TIMEOUT_S = 120.0  # the longest that a child may take to answer, where env_timeout_s says nothing
-_EXIT_TIMEOUT_S = 10.0  # from the end of a child's pipe to its exit code, on a machine that is busy
-_END_TIMEOUT_S = 2.0  # that a child has to end by itself before it is killed
-_ORPHAN_S = 5.0  # that a child has to end in order after its parent has gone
+ANSWER_TIMEOUT_S = 120.0  # maximum time for a child's answer if env_timeout_s is unset
+_EXIT_TIMEOUT_S = 10.0  # from the end of a child's pipe to its exit code, on a busy machine
+_END_TIMEOUT_S = 2.0  # for a child to end by itself before it is killed
+_ORPHAN_S = 5.0  # for a child to end in order after its parent has gone
 
-_LOOK_S = 0.5  # who waits looks at the clock at least so often
-_MOST_S = 1.0  # what one look can add to a stopwatch
+_LOOK_S = 0.5  # maximum interval between looks at the clock while waiting
+_MOST_S = 1.0  # maximum that one look adds to a stopwatch
 
 
 # --- waiting --------------------------------------------------------------------------------------
@@ -47,16 +47,16 @@ _MOST_S = 1.0  # what one look can add to a stopwatch
 class Stopwatch:
     """Measures how long this process has waited for another one.
 
-    It stands still while this very process is stopped (Ctrl-Z, `docker pause`, a debugger): who was not there has seen
-    nobody being late. To know that, it must be looked at twice a second or more often.
+    It stands still while this process itself is stopped (Ctrl-Z, `docker pause`, a debugger), so that time does not
+    count as lateness of the other process. For this, `look` must be called at least twice a second.
     """
 
     def __init__(self) -> None:
-        """Begin at 0."""
+        """Start at 0."""
         self.restart()
 
     def restart(self) -> None:
-        """Begin at 0 again."""
+        """Start at 0 again."""
         self.elapsed_s = 0.0
         self._looked = time.monotonic()
 
@@ -69,7 +69,7 @@ class Stopwatch:
 
 
 def has_news(pipe: Connection, watch: Stopwatch, timeout_s: float) -> bool:
-    """Wait until there is something to receive, or `watch` says `timeout_s`; return whether there is.
+    """Wait until there is a message to receive, or `watch` reaches `timeout_s`; return whether there is one.
 
     Raises:
         OSError: the pipe is broken.
@@ -84,17 +84,17 @@ def has_news(pipe: Connection, watch: Stopwatch, timeout_s: float) -> bool:
 
 
 class WorkerTraceback(Exception):
-    """The traceback of a child, as text; the cause of the failure raised here."""
+    """A child's traceback as text; the cause of the failure raised in the parent."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """What a child sends when it failed.
+    """The message of a child that failed.
 
     Attributes:
         message: one sentence.
         traceback: its traceback as text.
-        of: what is to blame, an environment, numbers that are not finite, or anything else.
+        of: the source of the failure: an environment, numbers that are not finite, or anything else.
     """
 
     message: str
@@ -103,7 +103,7 @@ class _Failed:
 
 
 def _to_failed(error: Exception) -> _Failed:
-    """Return what a child sends of its exception; called where that is handled."""
+    """Return the failure message for an exception; call it in the exception's handler."""
     text = traceback.format_exc()
     if isinstance(error, EnvFailure):
         return _Failed(str(error), text, "env")
@@ -114,7 +114,7 @@ def _to_failed(error: Exception) -> _Failed:
 
 
 def was_sent(error: ChildFailure) -> bool:
-    """Return whether a child has sent this failure itself; one that died or hung could not."""
+    """Return whether a child sent this failure itself; False if it died or hung."""
     return isinstance(error.__cause__, WorkerTraceback)
 
 
@@ -122,14 +122,14 @@ def was_sent(error: ChildFailure) -> bool:
 
 
 class Child:
-    """A started process and this end of its pipe.
+    """A started process and the parent's end of its pipe.
 
     Attributes:
-        name: what sentences call it, such as "worker 3".
+        name: its name in messages, such as "worker 3".
         pid: its process id, also after it has ended.
-        process: itself.
-        pipe: to talk through.
-        silence: how long it has shown no sign of life; restarted by whoever sees one.
+        process: the process object.
+        pipe: the connection to it.
+        silence: time since its last sign of life; the caller restarts it at every sign of life.
     """
 
     def __init__(
@@ -140,15 +140,15 @@ class Child:
         lifeline: Connection,
         failure: type[EnvFailure | WorkerFailure],
     ) -> None:
-        """Take what `start` has made; the child notices the end of `lifeline`, whatever it is doing."""
+        """Take what `start` has created; the child notices the end of `lifeline`, whatever it is doing."""
         self.name, self.process, self.pipe = name, process, pipe
         self.pid, self.silence = process.pid, Stopwatch()
         self._lifeline, self._failure, self._is_over = lifeline, failure, False
         for end in (pipe, lifeline):
-            atexit.register(end.close)  # before multiprocessing waits for processes that nobody closed
+            atexit.register(end.close)  # before multiprocessing joins children that were not ended
 
     def send(self, message: Message) -> None:
-        """Send a message; this waits while the pipe is full and the child reads nothing.
+        """Send a message; this blocks while the pipe is full and the child does not read.
 
         Raises:
             EnvFailure, WorkerFailure: it has died.
@@ -160,20 +160,20 @@ class Child:
             raise self._died() from error
 
     def has_news(self, timeout_s: float = 0.0) -> bool:
-        """Wait up to `timeout_s`; return whether there is a message, or that it died, to receive."""
+        """Wait up to `timeout_s`; return whether `receive` would not block: a message arrived, or the child died."""
         try:
             return self.pipe.poll(timeout_s)
         except OSError:
             return True
 
     def receive(self) -> Message:
-        """Return its next message, however long that takes.
+        """Return the child's next message; wait without limit.
 
         Raises:
-            EnvFailure: it sent that an environment failed, or died and runs nothing but environments.
-            NonFiniteError: it sent that numbers are not finite.
-            WorkerFailure: it sent that it failed, or died.
-            ValueError: it was started by a script that trains whenever it is imported.
+            EnvFailure: the child reported a failed environment, or it died and runs only environments.
+            NonFiniteError: the child reported numbers that are not finite.
+            WorkerFailure: the child reported another failure, or died.
+            ValueError: the user's script that started it trains whenever it is imported.
         """
         try:
             message = self.pipe.recv()
@@ -184,10 +184,10 @@ class Child:
         return message
 
     def receive_within(self, timeout_s: float, setting: str, watch: Stopwatch | None = None) -> Message:
-        """Return its next message, which comes before `watch`, a new one by default, says `timeout_s`.
+        """Return the child's next message; it must arrive before `watch`, a new one by default, reaches `timeout_s`.
 
         Raises:
-            EnvFailure, WorkerFailure: it sent nothing in time; the sentence tells to raise `setting`.
+            EnvFailure, WorkerFailure: no message in time; the sentence says to raise `setting`.
             Exception: see `receive`.
         """
         try:
@@ -199,38 +199,38 @@ class Child:
         return self.receive()
 
     def check_silence(self, what: str, patience_s: float, setting: str) -> None:
-        """Look at the clock, twice a second or more often.
+        """Check the child's silence; call it at least twice a second.
 
         Raises:
-            EnvFailure, WorkerFailure: it has shown no sign of life for longer than `patience_s`.
+            EnvFailure, WorkerFailure: the child has shown no sign of life for longer than `patience_s`.
         """
         if self.silence.look() > patience_s:
             raise self.too_late(what, patience_s, setting)
 
     def too_late(self, what: str, timeout_s: float, setting: str) -> EnvFailure | WorkerFailure:
-        """Return the failure of a child that did `what` for so long, where `setting` allows no more."""
+        """Return the failure of a child that did `what` for `timeout_s`, the limit given by `setting`."""
         seconds = f"{timeout_s:.3g}" if timeout_s < 100.0 else f"{timeout_s:.0f}"
         return self._failure(f"{self.name} {what} for {seconds} s (raise {setting} if it needs longer).")
 
     def _died(self) -> EnvFailure | WorkerFailure:
-        """Return the failure of a child whose pipe is closed, which happens a moment before it has an exit code.
+        """Return the failure of a child whose pipe is closed; its exit code follows a moment later.
 
         Raises:
             ValueError: see `receive`.
         """
         self.process.join(_EXIT_TIMEOUT_S)
         if self.process.exitcode == UNGUARDED:
-            raise ValueError(f"another process cannot import this script: {GUARD}.") from None  # its pipe's end
+            raise ValueError(f"another process cannot import this script: {GUARD}.") from None  # hide the pipe's end
         return self._failure(f"{self.name} died (exit code {self.process.exitcode}).")
 
     def _to_error(self, failed: _Failed) -> ChildFailure:
-        """Return what it sent as this process raises it; its traceback is the cause."""
+        """Return the exception for a child's failure message; the child's traceback is its cause."""
         kinds: dict[str, type[ChildFailure]] = {
             "env": EnvFailure,
             "numbers": NonFiniteError,
             "other": self._failure,
         }
-        # A child that runs nothing but environments has named the one that failed; its own name would add nothing.
+        # A child that runs only environments has already named the failed one; its own name would add nothing.
         names_env = failed.of == "env" and self._failure is EnvFailure
         error = kinds[failed.of](failed.message if names_env else f"{self.name}: {failed.message}")
         error.__cause__ = WorkerTraceback(failed.traceback)
@@ -238,17 +238,17 @@ class Child:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it was ended from here, which at exit happens without `end`."""
+        """Whether this process ended the child; at interpreter exit this happens without `end`."""
         return self.pipe.closed
 
     def hang_up(self) -> None:
-        """Close the pipe, at which it ends by itself."""
+        """Close the pipe; the child then ends by itself."""
         for end in (self.pipe, self._lifeline):
             end.close()
             atexit.unregister(end.close)
 
     def end(self, timeout_s: float = _END_TIMEOUT_S) -> None:
-        """End it, and kill it if it has not ended after `timeout_s`; safe to call twice."""
+        """End the child; kill it if it has not ended after `timeout_s`. Safe to call twice."""
         self.hang_up()
         if self._is_over:
             return
@@ -261,24 +261,24 @@ class Child:
 
 
 class Children(list[Child]):
-    """Several children; `with children:` ends them all, and empties the list, if the block raises."""
+    """A list of children; `with children:` ends them all, and empties the list, if the block raises."""
 
     def __enter__(self) -> Self:
-        """Begin what either all of them survive or none does."""
+        """Return the list."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """End them after an exception; also after Ctrl-C, or a late reply would pass for the next one."""
+        """End all after an exception; also after Ctrl-C, or a late reply would be taken for the next one."""
         if kind is not None:
             self.end()
 
     @property
     def pids(self) -> list[int | None]:
-        """Their process ids."""
+        """Process ids of the children."""
         return [child.pid for child in self]
 
     def receive_within(self, timeout_s: float, setting: str) -> list[Message]:
-        """Return a message of each, all of which come within `timeout_s`.
+        """Return one message of each child; all must arrive within `timeout_s`.
 
         Raises:
             Exception: see `Child.receive_within`.
@@ -287,35 +287,35 @@ class Children(list[Child]):
         return [child.receive_within(timeout_s, setting, watch) for child in self]
 
     def wait(self, timeout_s: float) -> list[Child]:
-        """Wait until one of them has news, or for `timeout_s`; return those that have."""
+        """Wait until a child has news, or for `timeout_s`; return the children with news."""
         ready = wait([child.pipe for child in self], timeout_s)
         return [child for child in self if child.pipe in ready]
 
     def end(self, timeout_s: float = _END_TIMEOUT_S) -> None:
-        """End them all, side by side, as `Child.end` does; safe to call twice."""
+        """End all children in parallel, as `Child.end` does; safe to call twice."""
         for child in self:
             child.hang_up()
         while self:
             self[-1].end(timeout_s)
-            self.pop()  # last, since an interrupt may come while it is being ended
+            self.pop()  # after `end`, which an interrupt may abort
 
 
 class Restarts:
-    """How often lost children have been started again.
+    """Counts restarts of lost children.
 
     Attributes:
-        count: so far.
+        count: restarts so far.
     """
 
     def __init__(self, most: int) -> None:
-        """Begin at 0; `most` is the setting max_restarts."""
+        """Start at 0; `most` is the setting max_restarts."""
         self.count, self._most = 0, most
 
     def add(self, lost: ChildFailure, how: str = "") -> None:
-        """Count another restart, and warn of why and `how` the child is started again.
+        """Count a restart, and log a warning with its reason and `how` the child is restarted.
 
         Raises:
-            EnvFailure, NonFiniteError, WorkerFailure: `lost`, where there have been `most` restarts before.
+            EnvFailure, NonFiniteError, WorkerFailure: `lost`, if there were already `most` restarts.
         """
         what = str(lost).removesuffix(".")
         if self.count >= self._most:
@@ -335,19 +335,19 @@ def start(
     sent: Pickled[object] | None = None,
     failure: type[EnvFailure | WorkerFailure] = WorkerFailure,
 ) -> Child:
-    """Start a child, which does `work` and ends at the latest with this process.
+    """Start a child that runs `work` and ends no later than this process.
 
-    It is no daemon, as environments may have processes of their own.
+    It is not daemonic, since environments may start processes of their own.
 
     Args:
-        name: what sentences call it.
-        work: a function of a module, not of the user's script. What it raises is sent as a failure.
-        preload: a module that the fork server imports once, and torch with it; children then start in milliseconds.
-        sent: what of the user's is a part of `work`. The child imports the user's script only if that needs it.
-        failure: what is raised here when it dies or hangs: `EnvFailure` where it runs nothing but environments.
+        name: its name in messages.
+        work: a module-level function, not from the user's script. Its exceptions are sent as failures.
+        preload: a module that the fork server imports once, including torch; children then start in milliseconds.
+        sent: the user's objects in `work`. The child imports the user's script only if they need it.
+        failure: raised in this process if the child dies or hangs: `EnvFailure` if it runs only environments.
 
     Raises:
-        EnvFailure, WorkerFailure: there is no memory for it, or too many files are open.
+        EnvFailure, WorkerFailure: there is not enough memory, or too many files are open.
     """
     context = _get_context(preload)
     try:
@@ -359,7 +359,7 @@ def start(
     except OSError as error:
         raise failure(f"{name} could not be started ({error}).") from error
     for end in (theirs, held):
-        end.close()  # or this process would hold the pipe of a dead child open, and wait
+        end.close()  # else this process would keep a dead child's pipe open, and wait forever
     return Child(name, process, ours, lifeline, failure)
 
 
@@ -374,14 +374,14 @@ def _get_context(preload: str) -> SpawnContext | ForkServerContext:
 
 @contextmanager
 def _without_signals(context: SpawnContext | ForkServerContext) -> Iterator[None]:
-    """Keep SIGINT and SIGTERM for later, so that a fork server that is being started inherits that they are blocked.
+    """Block SIGINT and SIGTERM, so that a fork server started meanwhile inherits the blocked mask.
 
-    `fastac.fork_server` unblocks them there. By itself it would import for seconds, deaf to nothing.
+    `fastac.fork_server` unblocks them there. Otherwise a signal could hit the fork server during seconds of imports.
     """
     if not isinstance(context, ForkServerContext):
         yield
         return
-    resource_tracker.ensure_running()  # it unblocks them when it starts
+    resource_tracker.ensure_running()  # starting it later would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
@@ -393,9 +393,9 @@ def _without_signals(context: SpawnContext | ForkServerContext) -> Iterator[None
 
 
 class ParentLeft(BaseException):
-    """The parent has closed the pipe, or is gone: the child has nothing left to do.
+    """The parent has closed the pipe or died: the child must end.
 
-    No `Exception`, so that nothing takes it for a failure of the work.
+    Not an `Exception`, so that no handler takes it for a failure of the work.
     """
 
 
@@ -403,14 +403,14 @@ class Parent:
     """The process that started this one."""
 
     def __init__(self, pipe: Connection) -> None:
-        """Take this end of the pipe."""
+        """Take the child's end of the pipe."""
         self._pipe = pipe
 
     def send(self, message: Message) -> None:
         """Send a message.
 
         Raises:
-            ParentLeft: it has closed the pipe, or is gone.
+            ParentLeft: the parent has closed the pipe or died.
         """
         try:
             self._pipe.send(message)
@@ -421,7 +421,7 @@ class Parent:
         """Wait for the next message.
 
         Raises:
-            ParentLeft: it has closed the pipe, or is gone.
+            ParentLeft: the parent has closed the pipe or died.
         """
         try:
             return self._pipe.recv()
@@ -429,15 +429,15 @@ class Parent:
             raise ParentLeft from error
 
     def has_news(self) -> bool:
-        """Return whether there is a message, or that it has left, to receive."""
+        """Return whether `receive` would not block: a message arrived, or the parent has left."""
         return self._pipe.poll(0)
 
     def listen(self, take: Callable[[Message], None], grace_s: float) -> threading.Event:
-        """Let this process end with its parent, whatever it is doing then.
+        """End this process with its parent, whatever it is doing then.
 
-        A thread receives every message and hands it to `take`. When the parent has left, the event that is returned
-        is set; `grace_s` later the process ends itself, if it has not ended in order. (The lifeline that every child
-        has does the same, but later.)
+        A thread receives every message and passes it to `take`. When the parent leaves, the returned event is set;
+        after another `grace_s` the process exits hard, unless it has ended in order. (Every child's lifeline does the
+        same, but later.)
         """
         has_left = threading.Event()
 
@@ -454,10 +454,10 @@ class Parent:
 
 
 def _live(work: Callable[[Parent], None], lifeline: Connection, pipe: Connection) -> None:
-    """Do `work`, but no longer than the parent lives, and tell the parent if it fails."""
+    """Run `work`, at most as long as the parent lives; report its failure to the parent."""
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # they may reach a whole group of processes, and are the parent's alone
+        signal.signal(number, signal.SIG_IGN)  # a signal to the process group is for the parent alone
     parent = Parent(pipe)
     with suppress(ParentLeft):
         try:

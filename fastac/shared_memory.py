@@ -1,6 +1,6 @@
-"""What processes share: arrays in memory without a name, and a lock that a killed process does not keep.
+"""Memory and locks shared by processes: anonymous arrays, and a lock that is released when its holder is killed.
 
-Memory without a name goes with the last process that has it, even if that is killed.
+Anonymous memory is freed with the last process that maps it, even if that process is killed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class SharedArray(Generic[Scalar]):
-    """An array in anonymous shared memory; it can be handed to a process that is being started.
+    """An array in anonymous shared memory; it can be passed to a process at its start.
 
-    It begins at a cache line, and shares its lines with no other array.
+    It begins at a cache line, and shares no cache line with another array.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Scalar], apart: bool = False) -> None:
@@ -34,9 +34,9 @@ class SharedArray(Generic[Scalar]):
 
         Args:
             shape: of the array.
-            dtype: of its numbers.
-            apart: each entry of the first axis begins at a cache line of its own, so that workers which each write
-                one of them do not slow each other down; the view then has gaps.
+            dtype: of its elements.
+            apart: align each entry of the first axis to its own cache line, to avoid false sharing between workers that
+                write one entry each; the view then has gaps.
         """
         self._shape, self._dtype = shape, dtype
         row = prod(shape[1:])
@@ -44,23 +44,23 @@ class SharedArray(Generic[Scalar]):
         self._memory = RawArray(c_ubyte, line_bytes(self._padded, dtype))
 
     def view(self) -> NDArray[Scalar]:
-        """Return the array over the shared memory, in whichever process this is."""
+        """Return the array over the shared memory, in any process."""
         rows = line_view(memoryview(self._memory), self._padded, self._dtype)
         return rows[:, : prod(self._shape[1:])].reshape(self._shape)
 
 
 class ProcessLock:
-    """A lock between processes, which one that is killed while it holds it does not keep.
+    """A lock between processes, which is released if its holder is killed.
 
-    It is a lock on a file without a name: the operating system releases it with the process. Taking and
-    releasing it costs 2 us.
+    It locks an anonymous file: the operating system releases the lock with the process. Acquiring and releasing it
+    costs 2 us.
     """
 
     def __init__(self, fd: int | None = None) -> None:
-        """Make a new one; `fd` is the file's where another process made it.
+        """Create a lock; `fd` is the file descriptor of a lock that another process created.
 
         Raises:
-            ValueError: the operating system has no such locks.
+            ValueError: the operating system does not support such locks.
         """
         try:
             import fcntl
@@ -77,25 +77,25 @@ class ProcessLock:
         self._release = partial(fcntl.lockf, fd, fcntl.LOCK_UN)
 
     def __enter__(self) -> None:
-        """Wait for the lock and take it."""
+        """Wait for the lock and acquire it."""
         self._take()
 
     def __exit__(self, *error: object) -> None:
-        """Release it."""
+        """Release the lock."""
         self._release()
 
     def __reduce__(self) -> tuple[Callable[[_Handed], ProcessLock], tuple[_Handed]]:
-        """Hand it to a process that is being started."""
-        from multiprocessing.reduction import DupFd  # not on Windows, which has no such lock either
+        """Pass the lock to a process at its start."""
+        from multiprocessing.reduction import DupFd  # not available on Windows, which has no such lock either
 
         return _rebuild_lock, (DupFd(self._fd),)
 
 
 class _Handed(Protocol):
-    """A file descriptor on its way to another process."""
+    """A file descriptor in transit to another process."""
 
     def detach(self) -> int:
-        """Return what it is there."""
+        """Return the descriptor in the receiving process."""
 
 
 def _rebuild_lock(handed: _Handed) -> ProcessLock:

@@ -1,4 +1,4 @@
-"""Text on a terminal, the log's lines too: broken between words where a line is longer than the terminal is wide."""
+"""Text for a terminal, including log lines: wraps lines that are wider than the terminal."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-_WIDTH = 80  # of a terminal that does not tell
+_WIDTH = 80  # of a terminal that does not report its width
 
 
 def width_of(stream: TextIO) -> int | None:
-    """Return how many columns a terminal has, the variable COLUMNS before all; None where it is none."""
+    """Return a terminal's columns (the variable COLUMNS takes precedence); None if the stream is not a terminal."""
     if not stream.isatty():
         return None
     columns = os.environ.get("COLUMNS", "")
@@ -28,22 +28,21 @@ def width_of(stream: TextIO) -> int | None:
 
 
 def fit(text: str, stream: TextIO, hang: int = 0) -> str:
-    """Break the lines of `text` between words, so that each fits the terminal that `stream` is.
+    """Break the lines of `text` between words, to fit the terminal behind `stream`.
 
-    Words longer than the terminal is wide, such as paths, stay whole. A stream that is no terminal gets the text as
-    it is.
+    Words wider than the terminal, such as paths, stay whole. If the stream is not a terminal, the text is unchanged.
 
     Args:
-        text: one line or several; what a line begins with in spaces, its other lines begin with too.
-        stream: where it will be written.
-        hang: by how many columns a line's other lines are indented further.
+        text: one or more lines; continuation lines keep the leading spaces of their line.
+        stream: the output stream.
+        hang: additional indentation of continuation lines, in columns.
     """
     width = width_of(stream)
     return text if width is None else "\n".join(_break(line, width, hang) for line in text.split("\n"))
 
 
 def fit_command(command: str, stream: TextIO, indent: int = 2) -> str:
-    r"""Break a shell command before its flags, with a `\` at each break, so that it can be copied; indented."""
+    r"""Break a shell command before its flags, with a `\` at each break, so that it can be copied; indent it."""
     width, lines = width_of(stream), [""]
     for part in re.split(r" (?=--)", command):
         if width is not None and lines[-1] and indent + len(lines[-1]) + len(part) + 3 > width:
@@ -70,10 +69,10 @@ def _break(line: str, width: int, hang: int) -> str:
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes the log to what `sys.stderr` is at the moment: a bar puts itself there, to have lines above it."""
+    """Writes the log to the current `sys.stderr`: a progress bar replaces it, to print lines above itself."""
 
     def __init__(self) -> None:
-        """Begin."""
+        """Start with the current stderr."""
         super().__init__(sys.stderr)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -88,7 +87,7 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 
 @contextmanager
 def log_on_stderr() -> Iterator[None]:
-    """Show fastac's log, information too, on stderr for a while; where nobody has set up logging."""
+    """Show fastac's log, level info and above, on stderr within the block, unless logging has been set up."""
     log = logging.getLogger("fastac")
     if log.hasHandlers():
         yield

@@ -1,4 +1,4 @@
-"""Many trials, such as one training with several seeds or settings: each in a process of its own, side by side."""
+"""Runs many trials, such as one training with several seeds or settings, in parallel processes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-_POLL_S = 0.2  # how soon a signal is seen
+_POLL_S = 0.2  # seconds; maximum delay until a signal is noticed
 
 
 @dataclass(frozen=True, slots=True)
 class Trial(Generic[Result]):
-    """What one process does.
+    """The work of one process.
 
     Attributes:
-        name: in messages.
-        work: a function of a module, or a `partial` of one, as it goes to another process.
-        needs_machine: whether it uses all cores; others take one.
+        name: used in messages.
+        work: a module-level function, or a `partial` of one, since it is sent to another process.
+        needs_machine: whether it uses all cores; other trials use one.
     """
 
     name: str
@@ -49,32 +49,32 @@ def run_trials(
     preload: str,
     num_done: int = 0,
 ) -> signal.Signals | None:
-    """Run trials, as many at a time as there are cores.
+    """Run trials, as many in parallel as there are cores.
 
-    One that needs the machine has it to itself, after all others: whatever ran beside it would slow all of its workers
-    down. A bar on stderr tells how far they are, or lines if that is no terminal.
+    A trial that needs the machine runs alone, after all others: a parallel trial would slow all of its workers down.
+    A bar on stderr shows the progress, or lines if stderr is not a terminal.
 
     Args:
         trials: in the order in which they begin.
-        keep: is given each result as soon as it is there: the trial's place in `trials`, what it returned, and its
-            seconds.
-        preload: a module that all of them import.
-        num_done: trials that are done already, for the bar.
+        keep: called with each result as soon as it is available: the trial's index in `trials`, its return value,
+            and its seconds.
+        preload: a module that all trials import.
+        num_done: number of trials already done, for the bar.
 
     Returns:
         The signal that stopped them, SIGINT or SIGTERM, or None when all are done.
 
     Raises:
-        EnvFailure, NonFiniteError, WorkerFailure: trials failed, after all others were done; told of the first.
+        EnvFailure, NonFiniteError, WorkerFailure: trials failed; raised after all others are done, for the first one.
     """
     num_cores = count_cores()
     cores = [num_cores if trial.needs_machine else 1 for trial in trials]
-    waiting = sorted(range(len(trials)), key=cores.__getitem__)  # stable: in their order
+    waiting = sorted(range(len(trials)), key=cores.__getitem__)  # stable: keeps their order
     failures: list[ChildFailure] = []
     progress = _Progress(num_done, num_done + len(trials))
     with (
         _note_signals() as signals,
-        # For what trials write in passing, as those that are ended do not clean up themselves.
+        # for temporary files: trials that are killed do not clean up themselves
         TemporaryDirectory(prefix="fastac-", ignore_cleanup_errors=True) as scratch,
         progress,
         _ending() as running,
@@ -105,15 +105,15 @@ def run_trials(
 
 @dataclass(frozen=True, slots=True)
 class _Done(Generic[Result]):
-    """What a process sends of a trial that went well."""
+    """The message of a process whose trial succeeded."""
 
     result: Result
     wall_s: float
 
 
 def _work(work: Callable[[], Result], scratch: str, parent: Parent) -> None:
-    """Do one trial, in its own process, which ends with its parent."""
-    # A run in here would take Ctrl-C as a wish to end it early and in order, and half a run would look like a trial.
+    """Run one trial in its own process, which ends with its parent."""
+    # Detach from Ctrl-C: a run in here would end early in order, and its partial result would look complete.
     os.setsid()
     parent.listen(lambda message: None, grace_s=0.0)
     tempfile.tempdir = scratch
@@ -125,7 +125,7 @@ def _work(work: Callable[[], Result], scratch: str, parent: Parent) -> None:
 
 @contextmanager
 def _ending() -> Iterator[dict[Child, int]]:
-    """Yield where the running trials are kept; those that are there at the end are ended."""
+    """Yield a dict for the running trials; end those that remain at exit."""
     running: dict[Child, int] = {}
     try:
         yield running
@@ -135,7 +135,7 @@ def _ending() -> Iterator[dict[Child, int]]:
 
 @contextmanager
 def _note_signals() -> Iterator[list[signal.Signals]]:
-    """Yield a list of the SIGINTs and SIGTERMs that came, in place of dying."""
+    """Yield a list that collects SIGINTs and SIGTERMs, which then do not kill the process."""
     noted: list[signal.Signals] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -150,7 +150,7 @@ def _note_signals() -> Iterator[list[signal.Signals]]:
 
 
 class _Progress:
-    """Trials done and running: a bar on stderr if that is a terminal, else a line for each that ends."""
+    """Trials done and running: a bar on stderr if that is a terminal, else a line for each finished trial."""
 
     def __init__(self, done: int, total: int) -> None:
         self._done, self._total = done, total
@@ -182,7 +182,7 @@ class _Progress:
             self._bar.update(self._bar.task_ids[0], description=", ".join(names))
 
     def end(self, how: str) -> None:
-        """Tell how a trial ended."""
+        """Report how a trial ended."""
         self._done += 1
         line = f"[{self._done}/{self._total}] {how}"
         if self._bar is None:

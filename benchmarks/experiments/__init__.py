@@ -1,4 +1,4 @@
-"""The lecture's experiments: each a few arms over many seeds, a table and a picture."""
+"""The lecture's experiments: each compares a few arms over many seeds, and yields a table and a picture."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["find_experiment", "list_experiments", "run_trials", "write_report"]
 
 def list_experiments() -> tuple[Experiment, ...]:
     """Return all experiments."""
-    from benchmarks.experiments.definitions import EXPERIMENTS  # here, so that tests can put others in their place
+    from benchmarks.experiments.definitions import EXPERIMENTS  # import here, so that tests can replace it
 
     return EXPERIMENTS
 
 
 def find_experiment(name: str) -> Experiment:
-    """Return the experiment of that name.
+    """Return the experiment of the given name.
 
     Raises:
-        ValueError: there is none, or it needs what is not installed.
+        ValueError: there is no such experiment, or it needs a package that is not installed.
     """
     experiments = {experiment.name: experiment for experiment in list_experiments()}
     if name not in experiments:

@@ -3,7 +3,7 @@
     python -m benchmarks.experiments list
     python -m benchmarks.experiments gae-lambda --seeds 10
 
-Started again, it does what is missing.
+A restarted run continues with the missing trials.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an experiment is: arms, what is measured in each, and how it is shown; all of it data."""
+"""The definition of an experiment, as data: its arms, their measurements, and how to show them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Literal, TypeAlias
 from fastac.config import Config
 from fastac.install import Extra
 
-Number: TypeAlias = float | None  # None: it did not come to that, such as seconds to a return never reached
+Number: TypeAlias = float | None  # None: not reached, such as the seconds to a return
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Something that is measured along a run.
+    """A quantity measured during a run.
 
     Attributes:
-        x: rising, such as environment steps.
-        y: as many.
+        x: increasing, such as environment steps.
+        y: as many values.
     """
 
     x: tuple[float, ...]
@@ -27,7 +27,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one arm measured with one seed.
+    """The measurement of one arm with one seed.
 
     Attributes:
         curves: by name.
@@ -38,20 +38,20 @@ class Measurement:
     values: Mapping[str, Number]
 
 
-# Trains, or does whatever else there is to measure; the configuration's seed drives all of it. A function at the top
-# level of a module, as it goes to another process.
+# Trains, or measures anything else; the configuration's seed determines all randomness. It must be a module-level
+# function, since it is sent to another process.
 Measure: TypeAlias = Callable[[Config], Measurement]
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One of the things that are compared.
+    """One of the compared variants.
 
     Attributes:
-        group: what is compared with each other has the same; a row of panels, and a table.
-        name: in tables and legends, the same in other groups for the same thing.
-        config: complete but for the seed; `workers` says how many cores a trial takes.
-        measure: what is done with it.
+        group: arms of the same group are compared; a group is a row of panels, and a table.
+        name: shown in tables and legends; the same variant has the same name in every group.
+        config: complete except for the seed; `workers` determines how many cores a trial takes.
+        measure: the measurement to run.
     """
 
     group: str
@@ -65,11 +65,11 @@ class CurvePlot:
     """A panel of learning curves: a line per arm, the mean over seeds, and a band, its 95 % interval.
 
     Attributes:
-        curve: which.
-        title: of the panel, after the group's name.
+        curve: the curve's name.
+        title: the panel's title, after the group's name.
         x_label: with the unit.
         y_label: with the unit.
-        y_scale: of the axis.
+        y_scale: scale of the y-axis.
     """
 
     curve: str
@@ -84,13 +84,13 @@ class ValuePlot:
     """A panel of one value per arm: its mean over seeds, a bar for the 95 % interval, and a dot for each seed.
 
     Attributes:
-        values: which, each a colour of its own, and the legend's word for it.
-        title: of the panel, after the group's name.
+        values: names of the values, with their labels in the legend; each has its own colour.
+        title: the panel's title, after the group's name.
         y_label: with the unit.
-        x_setting: the setting that an arm's place to the right is, on a logarithmic axis; None: one after the other.
-        x_label: of that axis.
-        y_scale: of the axis.
-        none_is_last: None is beyond every number, as in a time to something that did not happen; see `Column`.
+        x_setting: the setting that determines an arm's x, on a logarithmic axis; None: arms side by side.
+        x_label: label of the x-axis.
+        y_scale: scale of the y-axis.
+        none_is_last: None counts as infinite, as the time to an event that did not occur; see `Column`.
     """
 
     values: Mapping[str, str]
@@ -107,12 +107,12 @@ class Column:
     """A column of the tables: a value's mean, interquartile mean and 95 % interval over seeds.
 
     Attributes:
-        value: which.
+        value: the value's name.
         label: with the unit.
-        meaning: what it is, in a sentence below the tables.
-        digits: after the point.
-        none_is_last: None is beyond every number, as in a time to something that did not happen. Where there is one the
-            cell has the median of all seeds: a mean of the rest would flatter whoever seldom comes there.
+        meaning: its explanation, a sentence below the tables.
+        digits: after the decimal point.
+        none_is_last: None counts as infinite, as the time to an event that did not occur. If any seed has None, the
+            cell shows the median of all seeds: a mean of the rest would favour arms that seldom reach the event.
     """
 
     value: str
@@ -127,12 +127,12 @@ class Experiment:
     """One question.
 
     Attributes:
-        name: on the command line.
-        question: in one sentence.
-        arms: in the order in which they are shown.
-        plots: of every group.
-        columns: of every group's table.
-        extras: those of fastac's that it cannot do without.
+        name: its name on the command line.
+        question: one sentence.
+        arms: in display order.
+        plots: the panels of each group.
+        columns: the columns of each group's table.
+        extras: fastac's extras that it requires.
     """
 
     name: str

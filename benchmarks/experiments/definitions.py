@@ -1,4 +1,4 @@
-"""The lecture's experiments, as data: which arms, at what budget, and what is measured and shown of them."""
+"""The lecture's experiments, as data: arms, budgets, measurements, and how to show them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SPS = Column("sps", "steps/s", "environment steps per second of training alone"
 
 
 def _columns_to(name: str, goals: Mapping[str, float]) -> tuple[Column, Column]:
-    """Return how long training takes to an evaluation that reaches a group's goal, which the labels call `name`."""
+    """Return columns for the training needed until an evaluation reaches a group's goal, called `name` in labels."""
     told = " or ".join(f"{goal:g} on {group}" for group, goal in goals.items())
     steps = f"environment steps of training before the first evaluation that reaches {told}"
     seconds = "seconds of training alone until that evaluation"
@@ -50,7 +50,7 @@ def _preset(env_id: str, name: str) -> Config:
 
 
 def _vary(group: str, base: Config, arms: Mapping[str, Mapping[str, ConfigValue]], measure: Measure) -> list[Arm]:
-    """Return an arm for each name: `base` with what is changed."""
+    """Return one arm per name: `base` with the given changes."""
     return [Arm(group, name, base.replace(**changes), measure) for name, changes in arms.items()]
 
 
@@ -59,7 +59,7 @@ def _vary(group: str, base: Config, arms: Mapping[str, Mapping[str, ConfigValue]
 
 def _gae_lambda() -> Experiment:
     base = _preset("CartPole-v1", "a2c-fast").replace(
-        # At 5 steps the lambdas hardly differ: the variance's sum is over the rows up to the rollout's end.
+        # At 5 steps the lambdas hardly differ: the variance is a sum over the rows up to the rollout's end.
         num_envs=16,
         num_steps=64,
         learning_rate=5e-3,
@@ -210,10 +210,10 @@ def _gotchas() -> Experiment:
 
 def _cartpole_500() -> Experiment:
     horizons = Horizons(episodes=500, env_steps=50_000, seconds=20.0)
-    lecture = _preset("CartPole-v1", "lecture").replace(total_env_steps=30_000_000)  # more than 20 seconds can do
+    lecture = _preset("CartPole-v1", "lecture").replace(total_env_steps=30_000_000)  # more than fit in 20 seconds
     reinforce = lecture.replace(algo="reinforce", baseline=False, learning_rate=1e-3)
     faster = lecture.replace(learning_rate=1e-3)
-    # The preset's rate is for a schedule that ends at 0; kept up for millions of steps it ruins what was learned.
+    # The preset's rate is for a schedule that ends at 0; constant over millions of steps it destroys what was learned.
     vectorised = _preset("CartPole-v1", "a2c-fast").replace(
         learning_rate=3e-3, learning_rate_schedule="constant", total_env_steps=30_000_000
     )
@@ -266,7 +266,7 @@ def _a2c_a3c_ppo() -> Experiment:
     for (env_id, goal), budget, evaluations in zip(
         goals.items(), (200_000, 400_000, 500_000), (50, 20, 20), strict=True
     ):
-        # CartPole's is the fast one, which its A3C is made from.
+        # CartPole uses the fast preset, from which its A3C is derived.
         a2c, ppo = find(env_id, "a2c-fast") or _preset(env_id, "a2c"), _preset(env_id, "ppo")
         a3c = find(env_id, "a3c") or a2c.replace(algo="a3c", workers=2, envs_per_worker=4)
         for name, config in zip(names, (a2c, a3c, ppo), strict=True):
@@ -291,7 +291,7 @@ def _vector_width() -> Experiment:
         "CartPole-v1, one learning rate": lambda width: 3e-3,
         "CartPole-v1, learning rate by √envs": lambda width: min(2e-2, 3e-3 * (width / 64) ** 0.5),
     }
-    # As far as the later of the two horizons, which for wide ones is the seconds (at a million steps in one).
+    # The later of the two horizons; for wide batches this is the seconds (a million steps per second).
     budgets = {1: 220_000, 4: 220_000, 16: 1_000_000, 64: 2_000_000, 256: 3_000_000, 1024: 4_000_000, 4096: 5_000_000}
     measure = partial(learn, threshold=475.0, at_env_steps=at_env_steps, at_seconds=at_seconds)
     arms = [
@@ -382,7 +382,7 @@ def _robots() -> Experiment:
         "robots",
         "Continuous control: how far does A2C get with MuJoCo's robots in a million steps?",
         tuple(
-            # Not "auto", which goes by how long a step takes at the moment: a trial is to be one process.
+            # Not "auto", which depends on the measured time of a step: a trial must be a single process.
             Arm(robot, name, _preset(robot, preset).replace(vectorization="sync"), learn)
             for robot in ("HalfCheetah-v5", "Hopper-v5")  # a million steps of Ant-v5 take three times as long
             for name, preset in arms.items()

@@ -1,4 +1,4 @@
-"""The trials of an experiment and their files: what is done is never done again."""
+"""The trials of an experiment and their files; a finished trial is never repeated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastac.runs.files import read_json, replace_json
 from fastac.runs.provenance import git_commit, versions
 from fastac.tools.tune import cpu_model
 
-# What each extra of fastac's installs that the experiments use: the names to import.
+# Importable names of the packages that experiments use, by the fastac extra that installs them.
 EXTRAS: dict[Extra, tuple[str, ...]] = {
     "experiments": ("Box2D", "matplotlib", "scipy", "stable_baselines3"),
     "mujoco": ("mujoco",),
@@ -32,37 +32,37 @@ EXTRAS: dict[Extra, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An arm with a seed: what becomes one trial."""
+    """An arm with a seed, which becomes one trial."""
 
     arm: Arm
     seed: int
 
     def __str__(self) -> str:
-        """Return what it is called."""
+        """Return the job's name."""
         return f"{self.arm.group} / {self.arm.name} / seed {self.seed}"
 
     @property
     def config(self) -> Config:
-        """The arm's, with the seed."""
+        """The arm's configuration, with the seed."""
         return self.arm.config.replace(seed=self.seed)
 
     def path(self, out: Path) -> Path:
-        """Return where its trial is written."""
+        """Return the path of the trial's file."""
         return out / "trials" / f"{_slug(self.arm.group)}-{_slug(self.arm.name)}-seed{self.seed}.json"
 
     @property
     def settings(self) -> dict[str, JsonValue]:
-        """What a file must say to be of this job, as JSON gives it back."""
+        """The settings that a file must have to belong to this job, in JSON types."""
         return _flatten_measure(_describe(self.arm.measure)) | flatten(self.config)
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a trial's file holds.
+    """The content of a trial's file.
 
     Attributes:
-        measurement: what was measured.
-        machine: where: `cpu`, `cores`, `versions` and `commit`.
+        measurement: the measurement.
+        machine: the machine it ran on: `cpu`, `cores`, `versions` and `commit`.
     """
 
     measurement: Measurement
@@ -70,7 +70,7 @@ class Saved:
 
 
 def list_jobs(experiment: Experiment, seeds: int) -> list[Job]:
-    """Return all jobs, seed by seed: if the machine gets slower with time, it does so for all arms.
+    """Return all jobs, ordered by seed: if the machine slows down over time, all arms are affected equally.
 
     Raises:
         ValueError: `seeds` is below 1, or two arms would have the same file.
@@ -89,10 +89,10 @@ def list_jobs(experiment: Experiment, seeds: int) -> list[Job]:
 def save_measurement(
     job: Job, out: Path, measurement: Measurement, wall_s: float, machine: Mapping[str, JsonValue]
 ) -> None:
-    """Write a trial's file, whole or not at all.
+    """Write a trial's file atomically.
 
     Raises:
-        RecordError: the disk is full, or the place cannot be written.
+        RecordError: the disk is full, or the location is not writable.
     """
     curves: dict[str, JsonValue] = {
         name: {"x": list(curve.x), "y": list(curve.y)} for name, curve in measurement.curves.items()
@@ -111,13 +111,13 @@ def save_measurement(
 
 
 def load_measurement(job: Job, out: Path) -> Saved | None:
-    """Read a trial's file; None where there is none.
+    """Read a trial's file; return None if there is none.
 
     Raises:
-        ValueError: it is damaged, or of other settings.
+        ValueError: the file is damaged, or has other settings.
     """
     path = job.path(out)
-    if not os.path.exists(path):  # Path's raises where the folder may not be entered, which writing will tell better
+    if not os.path.exists(path):  # Path.exists raises for an inaccessible folder; writing gives a better error
         return None
     content = read_json(path)
     try:
@@ -141,10 +141,10 @@ def load_measurement(job: Job, out: Path) -> Saved | None:
 
 
 def check_out(experiment: Experiment, out: Path) -> None:
-    """Refuse a directory that has trials of anything else, whose report this one would replace.
+    """Refuse a directory with trials of another experiment, whose report this one would replace.
 
     Raises:
-        ValueError: it has.
+        ValueError: the directory has such trials.
     """
     known = {Job(arm, 0).path(out).name.rpartition("-seed")[0] for arm in experiment.arms}
     for path in sorted((out / "trials").glob("[!.]*.json")):
@@ -153,10 +153,10 @@ def check_out(experiment: Experiment, out: Path) -> None:
 
 
 def check_measurement(measurement: Measurement) -> None:
-    """Refuse what no statistic and no picture can be made of.
+    """Refuse a measurement that is not usable for statistics and pictures.
 
     Raises:
-        ValueError: a number is not finite, or a curve is none.
+        ValueError: a number is not finite, or a curve is malformed.
     """
     for name, value in measurement.values.items():
         if value is not None and not math.isfinite(value):
@@ -173,7 +173,7 @@ def check_measurement(measurement: Measurement) -> None:
 
 
 def flatten(config: Config) -> dict[str, JsonValue]:
-    """Return a configuration's settings by their flat names, as JSON gives them back."""
+    """Return a configuration's settings by their flat names, in JSON types."""
     flat: dict[str, JsonValue] = {}
     for section in cast("dict[str, dict[str, JsonValue]]", config.to_dict()).values():
         flat |= {name: list(value) if isinstance(value, tuple) else value for name, value in section.items()}
@@ -181,20 +181,20 @@ def flatten(config: Config) -> dict[str, JsonValue]:
 
 
 def describe_machine(experiment: Experiment) -> dict[str, JsonValue]:
-    """Return what the trials run on: `cpu`, `cores`, `versions` and `commit`."""
+    """Return the machine of the trials: `cpu`, `cores`, `versions` and `commit`."""
     software: dict[str, JsonValue] = dict(versions())
     for name in (name for extra in experiment.extras for name in EXTRAS[extra]):
-        with suppress(PackageNotFoundError):  # where the distribution has another name
+        with suppress(PackageNotFoundError):  # if the distribution has another name
             software[name] = version(name)
     return {"cpu": cpu_model(), "cores": count_cores(), "versions": software, "commit": git_commit()}
 
 
 def _describe(measure: Measure) -> dict[str, JsonValue]:
-    """Return a measure's name and code and, of a `partial`, the arguments."""
+    """Return a measure's name and code hash and, for a `partial`, its arguments."""
     if isinstance(measure, partial):
         assert not measure.args, "name the arguments"
         return _describe(measure.func) | {name: repr(value) for name, value in measure.keywords.items()}
-    # Of the whole module, since what a measure calls there counts too. Of the rest of fastac the commit tells.
+    # Hash the whole module, including functions that the measure calls. The commit identifies the rest of fastac.
     code = sha256(inspect.getsource(inspect.getmodule(measure) or measure).encode()).hexdigest()
     return {"name": f"{measure.__module__}.{measure.__qualname__}", "code": code[:12]}
 

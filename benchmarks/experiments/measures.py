@@ -1,6 +1,6 @@
-"""What can be measured of an arm: learning curves, and the variance of advantages and of gradients.
+"""Measurements of an arm: learning curves, and the variance of advantages and of gradients.
 
-Every measure is a function of a configuration, whose seed drives all of it. Seconds are those of training alone, on
+Every measure is a function of a configuration, whose seed determines all randomness. Seconds count training only, on
 as many cores as the configuration has workers.
 """
 
@@ -33,13 +33,13 @@ from fastac.runs.evaluator import Request, Stage
 from fastac.runs.tracker import ReturnTracker
 from fastac.workers import SyncTraining, Training
 
-_POINTS = 100  # of a curve: what a picture can show
-_WINDOW = 50  # episodes that a return in training is the mean of
+_POINTS = 100  # of a curve: the resolution of a picture
+_WINDOW = 50  # averaging window, in episodes, of returns in training
 
 
 @dataclass
 class _Points:
-    """A curve in the making."""
+    """A curve under construction."""
 
     x: list[float] = field(default_factory=list)
     y: list[float] = field(default_factory=list)
@@ -49,9 +49,9 @@ class _Points:
         self.y.append(y)
 
     def thinned(self, end: float | None = None) -> Curve:
-        """Return the means of `_POINTS` stretches of x, as long each, to `end` or the last point.
+        """Return the means over `_POINTS` equal intervals of x, up to `end` or the last point.
 
-        A stretch without a point has what the one before has. Few points, without an end, are left as they are.
+        An interval without a point repeats the previous mean. Without `end`, a curve of few points is unchanged.
         """
         x, y = np.array(self.x), np.array(self.y)
         if end is None and len(x) <= _POINTS:
@@ -70,12 +70,12 @@ class _Points:
         return self.y[at] if at < len(self.y) else None
 
     def last_before(self, x: float) -> Number:
-        """Return y at the last point that is not beyond `x`, None before the first."""
+        """Return y at the last point up to `x`, None before the first."""
         at = int(np.searchsorted(self.x, x, side="right"))
         return self.y[at - 1] if at else None
 
     def fall_before(self, x: float) -> Number:
-        """Return how far the last point that is not beyond `x` is below the best until then, None before the first."""
+        """Return how far the last point up to `x` is below the best so far, None before the first."""
         at = int(np.searchsorted(self.x, x, side="right"))
         return max(self.y[:at]) - self.y[at - 1] if at else None
 
@@ -84,7 +84,7 @@ class _Points:
         return next((here for here, value in zip(self.x, self.y, strict=True) if value >= y), None)
 
     def percent_staying(self, y: float) -> Number:
-        """Return how many of the points after the first of at least `y` are too, in percent; None if none follows."""
+        """Return the percentage of points after the first of at least `y` that reach `y`, too; None if none follows."""
         reaches = [value >= y for value in self.y]
         later = reaches[reaches.index(True) + 1 :] if True in reaches else []
         return 100.0 * sum(later) / len(later) if later else None
@@ -96,26 +96,26 @@ class _Points:
 def learn(
     config: Config, threshold: float | None = None, at_env_steps: float | None = None, at_seconds: float | None = None
 ) -> Measurement:
-    """Train over the whole budget, with the evaluations that the configuration asks for.
+    """Train over the whole budget, with the evaluations set in the configuration.
 
     Args:
-        config: of the run.
-        threshold: an evaluation's mean return, for the steps and seconds to it, and how many stay there.
-        at_env_steps: where to read the curve: at the first evaluation from there on.
-        at_seconds: likewise.
+        config: the run's configuration.
+        threshold: a mean return of an evaluation, for `env_steps_to`, `seconds_to` and `stays`.
+        at_env_steps: read the curve at the first evaluation from these steps on.
+        at_seconds: read the curve at the first evaluation from these seconds on.
 
     Returns:
-        Curves `return` and `return_by_seconds`; values `final_return`, `sps`, and where asked for `env_steps_to`,
-        `seconds_to` (None: not reached), `stays` (percent of later evaluations that reach it too, None: there is
-        none), `return_at_env_steps` and `return_at_seconds` (None: ended before). Where numbers became NaN or infinite
-        the curves end, if they had begun, and `final_return` and `sps` are None.
-        A3C's evaluations are played beside training, which they slow down, and are fewer where one lasts.
+        Curves `return` and `return_by_seconds`; values `final_return`, `sps`, and if requested `env_steps_to`,
+        `seconds_to` (None: not reached), `stays` (percent of later evaluations that reach it too, None: there are
+        none), `return_at_env_steps` and `return_at_seconds` (None: ended before). If numbers became NaN or infinite,
+        the curves end there (they may be missing), and `final_return` and `sps` are None.
+        A3C's evaluations run concurrently and slow training down; long evaluations reduce their number.
     """
     by_steps, by_seconds = _Points(), _Points()
     with TemporaryDirectory(prefix="fastac-") as folder:
         session = start_config(config.replace(tensorboard=False, checkpoint_every=0), Path(folder, "run"))
         sps: Number = None
-        with suppress(NonFiniteError):  # a seed that failed, not an experiment
+        with suppress(NonFiniteError):  # the seed failed, not the experiment
             for _ in session:
                 pass
             sps = float(str(session.finish()["sps"]))
@@ -124,7 +124,7 @@ def learn(
         lines = Path(folder, "run", "evaluations.jsonl").read_text().splitlines()
     for row in map(json.loads, lines):
         by_steps.add(row["env_steps"], row["mean_return"])
-        by_seconds.add(row["wall_s"], row["mean_return"])  # of training alone
+        by_seconds.add(row["wall_s"], row["mean_return"])  # of training only
     values: dict[str, Number] = {"final_return": by_steps.y[-1] if sps is not None else None, "sps": sps}
     if threshold is not None:
         values |= {"env_steps_to": by_steps.first_reaching(threshold)}
@@ -139,12 +139,12 @@ def learn(
 
 @dataclass(frozen=True, slots=True)
 class Horizons:
-    """How far a run by episodes goes: until all three are behind it, or its own budget is spent.
+    """Limits of a run measured by episodes: it ends when all three are reached, or its own budget is spent.
 
     Attributes:
-        episodes: of training.
-        env_steps: of training.
-        seconds: of training.
+        episodes: training episodes.
+        env_steps: training steps.
+        seconds: training seconds.
     """
 
     episodes: int
@@ -153,16 +153,16 @@ class Horizons:
 
 
 class EpisodeLog:
-    """Returns of training episodes, in the order in which they end, with the clock's time."""
+    """Returns of training episodes, in the order in which they end, with their times."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start empty."""
         self._returns: list[float] = []
         self._by_episode, self._by_steps, self._by_seconds = _Points(), _Points(), _Points()
         self._progress: dict[str, float] = {}
 
     def note(self, return_: float, env_steps: int, seconds: float) -> None:
-        """Take in an episode."""
+        """Add an episode."""
         self._returns.append(return_)
         mean = float(np.mean(self._returns[-_WINDOW:]))
         self._by_episode.add(len(self._returns), mean)
@@ -170,17 +170,17 @@ class EpisodeLog:
         self._by_seconds.add(seconds, mean)
 
     def has_passed(self, horizons: Horizons, env_steps: int, seconds: float) -> bool:
-        """Note how far the run is; return whether all horizons are behind."""
+        """Record the run's progress; return whether all horizons are reached."""
         episodes = len(self._returns)
         self._progress = {"episodes": episodes, "env_steps": env_steps, "seconds": seconds}
         return episodes >= horizons.episodes and env_steps >= horizons.env_steps and seconds >= horizons.seconds
 
     def to_trial(self, horizons: Horizons) -> Measurement:
-        """Return what there is of each horizon.
+        """Return the measurement up to each horizon.
 
         Returns:
             Curves `return_by_...` up to it; values `return_at_...`, the mean of the last 50 episodes before it, and
-            `fall_at_...`, how much more the best 50 until then had (None: the run ended before).
+            `fall_at_...`, how much higher the best mean of 50 was until then (None: the run ended before).
         """
         curves: dict[str, Curve] = {}
         values: dict[str, Number] = {}
@@ -194,7 +194,7 @@ class EpisodeLog:
 
 
 def learn_by_episodes(config: Config, horizons: Horizons) -> Measurement:
-    """Train and note every training episode, up to three horizons; see `EpisodeLog.to_trial`."""
+    """Train and record every training episode, up to three horizons; see `EpisodeLog.to_trial`."""
     log = EpisodeLog()
     with _assembled(config) as training:
         for report in training.trainer.run():
@@ -206,10 +206,10 @@ def learn_by_episodes(config: Config, horizons: Horizons) -> Measurement:
 
 
 def learn_dqn(config: Config, horizons: Horizons) -> Measurement:
-    """Do the same by stable-baselines3's DQN, with the settings that its zoo has tuned for CartPole-v1.
+    """Like `learn_by_episodes`, with stable-baselines3's DQN and its zoo's tuned settings for CartPole-v1.
 
-    https://github.com/DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml. Of the configuration it takes the environment, the
-    seed, the budget, learning rate, discount, hidden layers and steps between updates.
+    Source: https://github.com/DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml. The configuration supplies the
+    environment, the seed, the budget, learning rate, discount, hidden layers and steps between updates.
     """
     import gymnasium as gym
     from stable_baselines3 import DQN
@@ -258,13 +258,13 @@ def _assembled(config: Config) -> Iterator[Training]:
 
 
 def advantage_variance(config: Config) -> Measurement:
-    """Train, and look at the advantages of every rollout before they are normalised.
+    """Train, and measure the advantages of every rollout before they are normalised.
 
     Returns:
         Curves over env steps: `return`, the mean of the last 100 training episodes, and `variance`, of the
-        advantages. Values: `final_return`, greedy; `variance`, the mean over the run, and `variance_ratio`, that over
-        the mean variance of the TD errors of the same rows. (Not the mean of ratios: once a policy is perfect its TD
-        errors hardly vary at all.)
+        advantages. Values: `final_return`, greedy; `variance`, the mean over the run; and `variance_ratio`, its ratio
+        to the mean variance of the TD errors of the same rows. (Not the mean of ratios: the TD errors of a perfect
+        policy have almost no variance.)
     """
     tracker, curves = ReturnTracker(), {name: _Points() for name in ("return", "variance", "td_variance")}
     with _assembled(config) as training:
@@ -285,7 +285,7 @@ def advantage_variance(config: Config) -> Measurement:
 
 
 def advantage_variances(rollout: Rollout, gamma: float) -> dict[str, float]:
-    """Return the variance of a rollout's advantages, and that of its TD errors, which are GAE's at lambda 0."""
+    """Return the variance of a rollout's advantages, and that of its TD errors (GAE with lambda 0)."""
     td_error, return_ = torch.empty_like(rollout.advantage), torch.empty_like(rollout.advantage)
     ends = (rollout.terminated, rollout.truncated, rollout.valid)
     moments = torch.empty(5, dtype=torch.float64)
@@ -295,10 +295,10 @@ def advantage_variances(rollout: Rollout, gamma: float) -> dict[str, float]:
 
 
 def exact_critic(config: Config) -> Measurement:
-    """Measure the variance of advantages where the critic is exact, beside what theory says.
+    """Measure the variance of advantages for an exact critic, next to the theoretical value.
 
-    A random walk x without end whose reward is x has the value x / (1 - gamma), so TD errors are independent and
-    alike: gamma / (1 - gamma) times the walk's step. The first row's advantage then has their variance times
+    An endless random walk x with reward x has the value x / (1 - gamma). So TD errors are i.i.d.:
+    gamma / (1 - gamma) times the walk's step. The first row's advantage then has their variance times
     the sum over k < T of (gamma * lambda)^(2k).
 
     Returns:
@@ -325,17 +325,17 @@ def exact_critic(config: Config) -> Measurement:
 def gradient_variance(
     config: Config, base: Config, base_env_steps: int, num_gradients: int, threshold: float | None = None
 ) -> Measurement:
-    """Train as `learn` does; and apart from that, estimate a frozen policy's gradient many times, in the arm's way.
+    """Train as `learn` does; in addition, estimate a frozen policy's gradient many times, with the arm's method.
 
-    The policy is the same in all arms: what `base`, with the same seed, has become after `base_env_steps`. Every
-    estimate is of one whole episode, and nothing is learned from it. The actor's parameters alone are looked at.
+    The policy is the same in all arms: `base`, trained with the same seed for `base_env_steps`. Each estimate uses
+    one whole episode; nothing is learned from it. Only the actor's parameters are considered.
 
     Args:
-        config: of the arm; its model is built as `base`'s.
-        base: makes the frozen policy, and the critic of it.
-        base_env_steps: for how long.
-        num_gradients: how many estimates.
-        threshold: of `learn`.
+        config: the arm's configuration; its model must be built like that of `base`.
+        base: trains the frozen policy and its critic.
+        base_env_steps: training steps of `base`.
+        num_gradients: number of estimates.
+        threshold: see `learn`.
 
     Returns:
         `learn`'s curves and values, and `gradient_variance`, the mean over parameters.
@@ -348,36 +348,36 @@ def gradient_variance(
 
 
 def _train_for(config: Config, env_steps: int) -> StateTree:
-    """Return the state of the model after so many steps."""
+    """Return the state of the model after `env_steps` of training."""
     with _assembled(config) as training:
         next(report for report in training.trainer.run() if report.env_steps >= env_steps)
         return read_branch(training.get_state(), "model")
 
 
 class _Recorder:
-    """An `Optimizer` that keeps the actor's gradients, `[P]` each, and takes no step."""
+    """An `Optimizer` that stores the actor's gradients, `[P]` each, and takes no step."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Give the parameters their gradients."""
+        """Allocate the parameters' gradients."""
         flatten(model)
         self._params = [p for name, p in model.named_parameters() if p.requires_grad and _is_actors(name)]
         self.found: list[Tensor] = []
 
     def step(self, learning_rate: float) -> float:
-        """Keep the gradient."""
+        """Store the gradient."""
         self.found.append(torch.cat([p.grad.flatten() for p in self._params if p.grad is not None]))
         return 0.0
 
     def get_state(self) -> StateTree:
-        """Nothing is learned."""
+        """Return an empty state: nothing is learned."""
         return {}
 
     def set_state(self, state: StateTree) -> None:
-        """Nothing was learned."""
+        """Do nothing."""
 
 
 def _estimate_gradients(config: Config, frozen: StateTree, number: int) -> Tensor:
-    """Return as many estimates of the actor's gradient, `[number, P]`."""
+    """Return `number` estimates of the actor's gradient, `[number, P]`."""
     streams = Streams.spawn(config.run.seed)
     with single_thread(), closing(build_envs(config.env, streams.env)) as envs:
         model = build_model(config.model, envs, streams.model)

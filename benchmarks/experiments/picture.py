@@ -1,4 +1,4 @@
-"""The picture of an experiment: panels group by group, an arm the same colour in all."""
+"""The picture of an experiment: panels by group, with the same colour for an arm in all panels."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.typing import LineStyleType
 
-Measured: TypeAlias = dict[str, dict[Arm, list[Measurement]]]  # by group and arm, a trial for each seed
+Measured: TypeAlias = dict[str, dict[Arm, list[Measurement]]]  # by group and arm, one trial per seed
 
 _DPI = 150
-_ROW_IN = 3.6  # a row of panels' height
-_MOST_COLUMNS = 3  # of which the labels can still be read on a page
-_LINES: tuple[LineStyleType, ...] = ("-", "--", ":", "-.")  # when the colours are used up
-_MOST_LABEL = 30  # characters of all arms' names for which they stand side by side
-_WRAP = 14  # characters of a line of those that do not
+_ROW_IN = 3.6  # height of a row of panels
+_MOST_COLUMNS = 3  # more would make the labels too small to read on a page
+_LINES: tuple[LineStyleType, ...] = ("-", "--", ":", "-.")  # used in turn when colours repeat
+_MOST_LABEL = 30  # characters; if all arms' names together are longer, they are wrapped and rotated
+_WRAP = 14  # characters per line of wrapped names
 
 
 def draw(experiment: Experiment, measured: Measured, seeds: int, output: Path) -> None:
@@ -66,14 +66,14 @@ def draw(experiment: Experiment, measured: Measured, seeds: int, output: Path) -
 
 
 def _arrange(experiment: Experiment, measured: Measured) -> list[list[tuple[str, CurvePlot | ValuePlot]]]:
-    """Return the panels, a row for each group, or all in one row where they fit."""
+    """Return the panels, one row per group, or all in one row if they fit."""
     rows = [[(group, plot) for plot in experiment.plots if _has(plot, arms)] for group, arms in measured.items()]
     panels = [panel for row in rows for panel in row]
     return rows if len(panels) > _MOST_COLUMNS else [panels]
 
 
 def _has(plot: CurvePlot | ValuePlot, arms: Mapping[Arm, Sequence[Measurement]]) -> bool:
-    """Return whether a group has measured all that a panel shows."""
+    """Return whether a group has measured everything that a panel shows."""
     trials = [trial for group in arms.values() for trial in group]
     if isinstance(plot, CurvePlot):
         return any(plot.curve in trial.curves for trial in trials)
@@ -81,7 +81,7 @@ def _has(plot: CurvePlot | ValuePlot, arms: Mapping[Arm, Sequence[Measurement]])
 
 
 def _tell(experiment: Experiment, seeds: int, has_counts: bool) -> str:
-    """Say what lines, squares, bands, bars, dots and counts are."""
+    """Return a text that explains lines, squares, bands, bars, dots and counts."""
     kinds = {type(plot) for plot in experiment.plots}
     means = [word for word, kind in (("lines", CurvePlot), ("squares", ValuePlot)) if kind in kinds]
     intervals = [word for word, kind in (("bands", CurvePlot), ("bars", ValuePlot)) if kind in kinds]
@@ -108,7 +108,7 @@ def _draw_curves(
     for arm, trials in arms.items():
         curves = [trial.curves[plot.curve] for trial in trials if plot.curve in trial.curves]
         if not curves:
-            continue  # what this arm does has no such thing
+            continue  # this arm does not measure the curve
         color, line = styles[arm.name]
         grid, values = align([(np.array(curve.x), np.array(curve.y)) for curve in curves])
         axes.plot(grid, values.mean(axis=0), color=color, linestyle=line, linewidth=2.0, label=arm.name)
@@ -123,7 +123,7 @@ def _draw_values(axes: Axes, plot: ValuePlot, arms: Mapping[Arm, Sequence[Measur
     count = len(plot.values)
     axes.margins(y=0.15)  # room for the counts
     for index, ((name, word), color) in enumerate(zip(plot.values.items(), COLORS, strict=False)):
-        aside = index - (count - 1) / 2  # so that bars do not hide one another
+        aside = index - (count - 1) / 2  # offset, so that bars do not overlap
         points: list[tuple[float, float]] = []
         for place, trials in zip(places, arms.values(), strict=True):
             x = place * 1.1**aside if plot.x_setting else place + 0.5 * aside / count
@@ -132,7 +132,7 @@ def _draw_values(axes: Axes, plot: ValuePlot, arms: Mapping[Arm, Sequence[Measur
             if middle is not None:
                 points.append((x, middle))
             if scores:
-                # An interval of the mean belongs to a mean of all.
+                # An interval of the mean is only valid next to a mean of all seeds.
                 _draw_seeds(
                     axes, x, np.array(scores), color, has_bar=not plot.none_is_last or len(scores) == len(trials)
                 )
@@ -147,7 +147,7 @@ def _draw_values(axes: Axes, plot: ValuePlot, arms: Mapping[Arm, Sequence[Measur
 
 
 def _middle(plot: ValuePlot, scores: Sequence[Number]) -> Number:
-    """Return what the square shows: the mean, or the median where some are None and that is beyond all."""
+    """Return the square's value: the mean, or the median if some scores are None and count as infinite."""
     there = [score for score in scores if score is not None]
     if plot.none_is_last and len(there) < len(scores):
         return median_with_none_last(scores)
@@ -163,7 +163,7 @@ def _draw_seeds(axes: Axes, x: float, scores: Floats, color: str, has_bar: bool)
 
 
 def _place(axes: Axes, plot: ValuePlot, arms: Sequence[Arm]) -> list[float]:
-    """Return each arm's place to the right, and label the axis so."""
+    """Return each arm's x position, and label the axis accordingly."""
     if plot.x_setting is None:
         names = [arm.name for arm in arms]
         axes.set_xticks(range(len(arms)), names)

@@ -1,4 +1,4 @@
-"""Tells what came out of an experiment, from its trials' files alone: numbers, a page and a picture."""
+"""Reports the results of an experiment from its trials' files alone: numbers, a page and a picture."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from fastac.runs.files import replace_file, replace_json, write_durably
 Json: TypeAlias = dict[str, JsonValue]
 Summaries: TypeAlias = dict[str, Json]  # by the value's name
 
-# Settings that a page tells; all of them are in results.json.
+# Settings shown on the page; results.json has all of them.
 _TOLD = ("algo", "num_envs", "num_steps", "learning_rate", "total_env_steps", "eval_episodes")
 
 
 def write_report(experiment: Experiment, seeds: int, out: Path) -> str:
     """Write `results.json`, `report.md` and the picture `<experiment>.png` to `out`.
 
-    The same files of trials always give the same report.
+    The report depends only on the trial files.
 
     Returns:
         The tables, in Markdown.
 
     Raises:
-        ValueError: a trial is missing, damaged, or of other settings, or there are those of another experiment.
-        RecordError: the disk is full, or the place cannot be written.
+        ValueError: a trial is missing, damaged, or has other settings, or the directory has trials of another
+            experiment.
+        RecordError: the disk is full, or the location is not writable.
     """
     check_out(experiment, out)
     saved = _load(experiment, seeds, out)
@@ -77,7 +78,7 @@ def _load(experiment: Experiment, seeds: int, out: Path) -> dict[tuple[str, str]
 
 
 def _summarise_group(measured: Measured, group: str) -> Json:
-    """Return the first arm's settings, and for each arm what it has of its own and its numbers."""
+    """Return the first arm's settings, and for each arm its differing settings and its numbers."""
     first = flatten(next(iter(measured[group])).config)
     arms: Json = {}
     for arm, trials in measured[group].items():
@@ -90,7 +91,7 @@ def _summarise_group(measured: Measured, group: str) -> Json:
 
 
 def summarise(scores: Sequence[Number]) -> Json:
-    """Return seeds' numbers, how many are None, the median with these last, and the others' statistics."""
+    """Return the seeds' scores, the count of None, the median with None last, and statistics of the other scores."""
     there = np.array([score for score in scores if score is not None], dtype=np.float64)
     summary: Json = {
         "scores": list(scores),
@@ -105,7 +106,7 @@ def summarise(scores: Sequence[Number]) -> Json:
 
 
 def _format_page(results: Json, tables: str) -> str:
-    """Return the page: what was asked, what came out, and how and where."""
+    """Return the page: the question, the results, the command and the machines."""
     name, machines = results["experiment"], cast("list[Json]", results["machines"])
     page = [
         f"# {name}",
@@ -119,7 +120,7 @@ def _format_page(results: Json, tables: str) -> str:
 
 
 def _format_tables(experiment: Experiment, results: Json) -> str:
-    """Return each group's settings and table, and what columns and cells are."""
+    """Return each group's settings and table, and explanations of columns and cells."""
     groups, parts = cast("dict[str, Json]", results["groups"]), []
     for group, content in groups.items():
         parts += [f"## {group}", _format_settings(content), _format_table(experiment, _values(content))]
@@ -136,12 +137,12 @@ def _format_tables(experiment: Experiment, results: Json) -> str:
 
 
 def _values(content: Json) -> dict[str, Summaries]:
-    """Return what a group's arms measured."""
+    """Return the values that a group's arms measured."""
     return {name: arm["values"] for name, arm in cast("dict[str, dict[str, Summaries]]", content["arms"]).items()}
 
 
 def _format_settings(content: Json) -> str:
-    """Return the settings that one wants to know first, of the first arm."""
+    """Return the most important settings of the first arm."""
     settings = cast("Json", content["settings"])
     given = [(name, settings[name]) for name in _TOLD if settings[name] is not None]
     told = [f"{name} {value if isinstance(value, str) else f'{value:,}'}" for name, value in given]
@@ -175,7 +176,7 @@ def _format_legend(experiment: Experiment, seeds: int, are_all: bool) -> str:
 
 
 def format_cell(summary: Json | None, column: Column) -> str:
-    """Return a cell of a table; None where the arm has no such value."""
+    """Return a table cell; "-" if the arm has no such value."""
     if summary is None:
         return "-"
     size, none = len(cast("list[Number]", summary["scores"])), cast("int", summary["none"])
@@ -195,7 +196,7 @@ def format_cell(summary: Json | None, column: Column) -> str:
 
 
 def _format_machines(machines: Sequence[Json]) -> str:
-    """Return what trials ran on, machine by machine, each with all commits that ran there."""
+    """Return the machines of the trials, each with all commits that ran there."""
     commits: dict[str, list[str]] = {}
     for machine in machines:
         cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"

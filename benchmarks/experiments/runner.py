@@ -1,4 +1,4 @@
-"""Runs an experiment's trials, and keeps each in a file."""
+"""Runs an experiment's trials, and saves each to a file."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from fastac.trials import Trial
 
 
 def run_trials(experiment: Experiment, seeds: int, out: Path) -> signal.Signals | None:
-    """Do what is missing of an experiment's trials, seeds 0 to `seeds - 1`, and write each to a file of `out`.
+    """Run the missing trials of an experiment, seeds 0 to `seeds - 1`, and write each to a file in `out`.
 
     Returns:
-        The signal that stopped it, SIGINT or SIGTERM, or None when all trials are there.
+        The signal that stopped it, SIGINT or SIGTERM, or None when all trials are complete.
 
     Raises:
-        ValueError: a file in `out` is damaged, of other settings, or of another experiment.
+        ValueError: a file in `out` is damaged, has other settings, or belongs to another experiment.
         RecordError: a file cannot be written.
-        EnvFailure, NonFiniteError, WorkerFailure: trials failed, after all others were done; told of the first.
+        EnvFailure, NonFiniteError, WorkerFailure: trials failed; raised after all others are done, for the first one.
     """
     check_out(experiment, out)
     jobs = list_jobs(experiment, seeds)
@@ -60,7 +60,7 @@ def _measure(job: Job) -> Measurement:
 
 
 def _check_writable(out: Path) -> None:
-    """Make `out`, and write something there: what cannot be written is to be known before hours of work."""
+    """Create `out` and write a temporary entry there: an unwritable folder must be detected before hours of work."""
     try:
         (out / "trials").mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=out):

@@ -1,4 +1,4 @@
-"""Averages over seeds, and how sure they are: SciPy's, under the names that reports use."""
+"""Averages over seeds and their uncertainty: SciPy's functions, under the names that reports use."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
-Statistic: TypeAlias = Callable[..., Floats]  # takes `axis`
+Statistic: TypeAlias = Callable[..., Floats]  # accepts `axis`
 
-# Of fewer scores a 95 % bootstrap interval of the mean is far too narrow: of 2 it holds the truth in half of all cases.
+# With fewer scores a 95 % bootstrap interval of the mean is far too narrow: with 2 it covers the truth half the time.
 LEAST_FOR_INTERVAL = 5
 
 
 def interquartile_mean(scores: Floats, axis: int = -1) -> Floats:
     """Return the mean without the lowest and the highest quarter of the scores, each rounded down to whole scores.
 
-    As in Agarwal et al. 2021 (arXiv 2108.13264, "rliable").
+    Source: Agarwal et al. 2021 (arXiv 2108.13264, "rliable").
     """
     from scipy.stats import trim_mean  # takes a second to import
 
@@ -26,21 +26,21 @@ def interquartile_mean(scores: Floats, axis: int = -1) -> Floats:
 
 
 def median_with_none_last(scores: Sequence[float | None]) -> float | None:
-    """Return the median, None counting as beyond every number; None if that is where it is."""
+    """Return the median, with None as infinite; None if the median is infinite."""
     middle = float(np.median([np.inf if score is None else score for score in scores]))
     return middle if np.isfinite(middle) else None
 
 
 def bootstrap_interval(scores: Floats, statistic: Statistic, resamples: int = 2000) -> tuple[Floats, Floats]:
-    """Return the 95 % percentile bootstrap interval of a statistic; the same scores always give the same one.
+    """Return the 95 % percentile bootstrap interval of a statistic; equal scores give equal intervals.
 
-    With few seeds it is too narrow: of 10 normal scores, the interval of the mean covers the true one in about 90 % of
-    cases.
+    With few seeds it is too narrow: for 10 normal scores, the interval of the mean covers the true mean in about 90 %
+    of cases.
 
     Args:
         scores: `[seeds, ...]`, at least 2 seeds.
         statistic: such as `np.mean`.
-        resamples: how often seeds are drawn anew.
+        resamples: number of bootstrap resamples.
 
     Returns:
         The ends, each `[...]`.

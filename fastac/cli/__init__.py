@@ -1,7 +1,7 @@
-"""The command line: read the words, call the Python face, say what happened.
+"""The command line: parse arguments, call the Python interface, report the result.
 
-Wrong input is one sentence on stderr and exit code 2. What a command does not need is imported by none:
-`fastac --help` does not wait for torch.
+Invalid input gives one sentence on stderr and exit code 2. Each command imports only what it needs: `fastac --help`
+does not import torch.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def _help() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 2 for bad input or an environment that failed, 1 for what failed else."""
+    """Run a command and return its exit code: 2 for bad input or a failed environment, 1 for other failures."""
     words = list(sys.argv[1:] if argv is None else argv)
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for module:EnvId beside the user, as `python -m` would find it
+        sys.path.append(os.getcwd())  # for module:EnvId in the working directory, as with `python -m`
     if words[:1] == ["--version"]:
         print(f"fastac {__version__}")
         return 0
@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fastac: {words[0]!r} is not a command: {hint}", file=sys.stderr)
         return 2
     logging.basicConfig(format="%(message)s", handlers=[StderrHandler()])
-    logging.getLogger("fastac").setLevel(logging.INFO)  # and of other packages only warnings
+    logging.getLogger("fastac").setLevel(logging.INFO)  # other packages log only warnings
     try:
         with hearing_sigterm():
             return _COMMANDS[words[0]][0](words[1:])
-    except BrokenPipeError:  # nobody reads any more, such as head; of what only prints that is no error
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe; no error for commands that only print
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if words[0] in ("list", "completion") or asks_for_help(words) else 1
     except ValueError as error:
@@ -71,16 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except RuntimeError as error:
         return _tell_failure(error)
-    except KeyboardInterrupt as error:  # while starting or evaluating; a run that trains ends in order
+    except KeyboardInterrupt as error:  # while starting or evaluating; a training run handles signals itself
         number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
         if argv is None:
-            signal.signal(number, signal.SIG_IGN)  # another one would only disturb the exit
+            signal.signal(number, signal.SIG_IGN)  # another signal would only disturb the exit
         print(fit(f"fastac: {str(error) or name_of(error)}", sys.stderr), file=sys.stderr)
         return 128 + number
 
 
 def _tell_failure(error: RuntimeError) -> int:
-    """Tell of an environment, disk or numbers that failed; anything else is a bug and keeps its traceback."""
+    """Report a failed environment, disk or non-finite number; any other error is a bug and keeps its traceback."""
     from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
     from fastac.runs.files import RecordError
 
@@ -92,7 +92,7 @@ def _tell_failure(error: RuntimeError) -> int:
 
 
 def _find_traceback(error: BaseException) -> str:
-    """Return the traceback that a worker sent, or else where in the user's own files the first cause was raised."""
+    """Return a worker's traceback, or else the frames in the user's own files that raised the first cause."""
     from fastac.processes import WorkerTraceback
 
     while error.__cause__ is not None and not isinstance(error, WorkerTraceback):
@@ -106,6 +106,6 @@ def _find_traceback(error: BaseException) -> str:
 
 
 def _is_installed(path: str) -> bool:
-    """Return whether a file is of fastac, of Python or of another package, and none of the user's."""
+    """Return whether a file belongs to fastac, Python or another package, not to the user."""
     places = (Path(__file__).parents[1], sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
     return path.startswith("<") or any(Path(path).is_relative_to(place) for place in places)

@@ -1,4 +1,4 @@
-"""fastac completion: what a shell needs to complete commands and flags, by shtab."""
+"""fastac completion: shell completion of commands and flags, by shtab."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Flags for the fields of dataclasses, on argparse: one sentence for words that do not fit, and short help.
+"""Command-line flags from dataclass fields, on argparse: one-sentence errors and short help.
 
-argparse comes with Python, starts fastest, and lets every message be its caller's. Each field is a flag; what is not
-given is not in the result, so that a preset can stand below it.
+argparse is part of Python, starts fastest, and lets the caller phrase every message. Each field is a flag. The result
+holds only flags that were given, so that a preset can supply the rest.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _TRUTH = {"True": True, "true": True, "False": False, "false": False}
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A field as a flag.
+    """A dataclass field as a flag.
 
     Attributes:
-        name: of the field.
+        name: the field's name.
         kind: its type.
-        default: what help shows.
+        default: the default that help shows.
         what: its docstring.
-        group: under which help shows it.
-        is_positional: whether it is a word without a flag.
+        group: its group in the help.
+        is_positional: whether it is a positional argument.
     """
 
     name: str
@@ -53,22 +53,22 @@ class Flag:
 
     @property
     def word(self) -> str:
-        """The flag as it is written."""
+        """The flag as written on the command line."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def is_bool(self) -> bool:
-        """Whether it has a `--no-`, and stands for True by itself."""
+        """Whether it has a `--no-` form, and means True without a value."""
         return self.kind in (bool, bool | None)
 
     @property
     def takes_several(self) -> bool:
-        """Whether several words may follow it."""
+        """Whether it accepts several values."""
         return get_origin(self.kind) is tuple
 
 
 def flags_of(kind: type, group: str, default: object = None, positional: Sequence[str] = ()) -> list[Flag]:
-    """Return the fields of a dataclass as flags; `default` is an instance whose values help shows."""
+    """Return the fields of a dataclass as flags; help shows the values of the instance `default`."""
     hints, told = get_type_hints(kind), _docstrings(kind)
     return [
         Flag(
@@ -105,7 +105,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Shows a flag once, with what it takes."""
+    """Shows each flag once, with its kind of value."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28)
@@ -123,7 +123,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def build_parser(prog: str, what: str, flags: Sequence[Flag], shown: Sequence[str] | None = None) -> _Parser:
-    """Build a parser of `flags`, of whose help those not among `shown` are left out."""
+    """Build a parser of `flags`; its help shows only those in `shown`, if given."""
     words = [flag.name.upper() for flag in flags if flag.is_positional]
     parser = _Parser(
         prog=prog,
@@ -150,7 +150,7 @@ def _add(group: argparse._ArgumentGroup, flag: Flag, hidden: bool) -> None:
     told = argparse.SUPPRESS if hidden else f"{flag.what} {_tell_default(flag)}".replace("%", "%%").strip()
     nargs = "*" if flag.takes_several else None
     if flag.is_positional:
-        missing = dataclasses.MISSING  # no text, which would be read
+        missing = dataclasses.MISSING  # not a string, which argparse would parse
         group.add_argument(
             flag.name, type=reader, nargs=nargs or "?", default=missing, metavar=flag.name.upper(), help=told
         )
@@ -168,10 +168,10 @@ def _tell_default(flag: Flag) -> str:
 
 
 def read(flags: Sequence[Flag], words: Sequence[str], prog: str) -> dict[str, object]:
-    """Return the values that are given, by the fields' names.
+    """Return the given values by field name.
 
     Raises:
-        ValueError: in one sentence.
+        ValueError: the arguments are invalid; the message is one sentence.
     """
     known = {flag.word: flag for flag in flags if not flag.is_positional}
     given, unknown = build_parser(prog, "", flags).parse_known_intermixed_args(list(_spell_out(known, words, prog)))
@@ -182,10 +182,10 @@ def read(flags: Sequence[Flag], words: Sequence[str], prog: str) -> dict[str, ob
 
 
 def read_options(kind: type[Options], words: Sequence[str], prog: str, positional: Sequence[str] = ()) -> Options:
-    """Return a dataclass made of the words.
+    """Return an instance of the dataclass `kind` from the arguments.
 
     Raises:
-        ValueError: in one sentence.
+        ValueError: the arguments are invalid; the message is one sentence.
         SystemExit: after --help.
     """
     flags = flags_of(kind, "flags", None, positional)
@@ -194,10 +194,10 @@ def read_options(kind: type[Options], words: Sequence[str], prog: str, positiona
 
 
 def read_run_options(kind: type[Options], words: Sequence[str], command: str) -> Options:
-    """Return the same of a command whose one word without a flag is a run's directory.
+    """Like `read_options`, for a command whose only positional argument is a run's directory.
 
     Raises:
-        ValueError: it is missing, or words do not fit.
+        ValueError: the directory is missing, or the arguments are invalid.
     """
     prog = f"fastac {command}"
     try:
@@ -209,7 +209,7 @@ def read_run_options(kind: type[Options], words: Sequence[str], command: str) ->
 def show_help(
     prog: str, what: str, flags: Sequence[Flag], words: Sequence[str], shown: Sequence[str] | None = None
 ) -> None:
-    """Print help and exit, where words ask for it; with --help-all, of all flags by group."""
+    """Print help and exit if the arguments ask for it; with --help-all, for all flags by group."""
     if not asks_for_help(words):
         return
     build_parser(prog, what, flags, None if "--help-all" in words else shown).print_help()
@@ -217,15 +217,15 @@ def show_help(
 
 
 def asks_for_help(words: Sequence[str]) -> bool:
-    """Return whether words ask for help."""
+    """Return whether the arguments ask for help."""
     return any(word in HELP for word in words)
 
 
 def _spell_out(known: Mapping[str, Flag], words: Sequence[str], prog: str) -> Iterator[str]:
-    """Yield the words as argparse takes them without doubt: `--flag=value`, with hyphens, `--x` and `--no-x` with one.
+    """Yield unambiguous arguments for argparse: `--flag=value`, with hyphens, `--x` and `--no-x` with a value.
 
     Raises:
-        ValueError: no such flag.
+        ValueError: an unknown flag, or a missing value.
     """
     skip = False
     for word, following in zip_longest(words, words[1:], fillvalue="--"):
@@ -252,12 +252,12 @@ def _spell_out(known: Mapping[str, Flag], words: Sequence[str], prog: str) -> It
 
 
 def _is_truth(flag: Flag, word: str) -> bool:
-    """Return whether a word after a flag without a value is its value: with None there are three, and so always."""
+    """Return whether the argument after a bool flag is its value; always so if the flag also accepts None."""
     return not word.startswith("-") and (word in _TRUTH or flag.kind is not bool)
 
 
 def _find_flag(known: Mapping[str, Flag], word: str, prog: str) -> tuple[Flag, bool]:
-    """Return the flag that a word names, and whether it says no to it."""
+    """Return the flag that an argument names, and whether it is its `--no-` form."""
     name, equals, _ = word.partition("=")
     name = name.replace("_", "-")
     if name in known:
@@ -275,7 +275,7 @@ def _find_flag(known: Mapping[str, Flag], word: str, prog: str) -> tuple[Flag, b
 
 
 def _reader_of(kind: object) -> tuple[Reader, str]:
-    """Return what reads a word as a value of that kind, and how help names it."""
+    """Return the function that parses a value of that kind, and the kind's name in help."""
     if get_origin(kind) is tuple:
         return _reader_of(get_args(kind)[0])
     if get_origin(kind) is Literal:
@@ -297,7 +297,7 @@ def _reader_of(kind: object) -> tuple[Reader, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """Reads one of a few words."""
+    """Parses one of a few words."""
 
     choices: tuple[object, ...]
 
@@ -314,7 +314,7 @@ def _list(choices: Sequence[object]) -> str:
 
 
 def _either(kinds: list[object], takes_none: bool) -> Reader:
-    """Return what reads a word as the first kind that takes it."""
+    """Return a function that parses a word as the first kind that accepts it."""
     names = [*(["None"] if takes_none else []), *(_name_of(kind) for kind in kinds)]
 
     def read_either(word: str) -> object:
@@ -346,11 +346,11 @@ def _name_of(kind: object) -> str:
 
 
 def to_int(word: str) -> int:
-    """Read a whole number as people write it: 1000000, 1_000_000 or 1e6."""
+    """Parse a whole number in any usual notation: 1000000, 1_000_000 or 1e6."""
     try:
         number = float(word)
         if number == int(number):
-            # float() has 53 bits; plain digits keep all of theirs.
+            # float() has only 53 bits; parse plain digits exactly.
             return int(word) if word.lstrip("+-").replace("_", "").isdigit() else int(number)
     except (ValueError, OverflowError):
         pass
@@ -378,10 +378,10 @@ def _to_env_arguments(word: str) -> dict[str, JsonValue]:
 
 
 def to_arguments(word: str) -> dict[str, JsonValue]:
-    """Return what `--env-kwargs` says.
+    """Parse the value of `--env-kwargs`.
 
     Raises:
-        ValueError: it is neither an object of JSON nor names with values.
+        ValueError: it is neither a JSON object nor a list of name=value pairs.
     """
     if not word.lstrip().startswith("{"):
         pairs = [pair.partition("=") for pair in word.split(",")]
@@ -396,7 +396,7 @@ def to_arguments(word: str) -> dict[str, JsonValue]:
 
 
 def _to_value(word: str) -> JsonValue:
-    """Return a value of JSON, or the word itself where it is none."""
+    """Return the word as a JSON value, or as it is if it is not JSON."""
     try:
         value: JsonValue = json.loads(word)
     except ValueError:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while a command starts or ends; a run that trains hears them itself."""
+"""SIGINT and SIGTERM while a command starts or ends; a training run handles them itself."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from types import FrameType
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come where nobody waits for it, while starting or evaluating."""
+    """SIGTERM arrived outside of training, while starting or evaluating."""
 
 
 def name_of(error: BaseException) -> str:
-    """Return what has happened, in a word."""
+    """Return a word for the interruption."""
     return "terminated" if isinstance(error, Terminated) else "interrupted"
 
 
 @contextmanager
 def hearing_sigterm() -> Iterator[None]:
-    """Raise `Terminated` at SIGTERM, as Python raises KeyboardInterrupt at SIGINT, where it would die otherwise."""
+    """Raise `Terminated` at SIGTERM, like KeyboardInterrupt at SIGINT, if SIGTERM would kill the process otherwise."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated

@@ -98,7 +98,7 @@ def record(words: Sequence[str]) -> int:
     from fastac import api
     from fastac.tools.record import record as film
 
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are read, no window is shown
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are captured, no window is shown
 
     output = options.output or options.run_dir / "episode.gif"
     run = api.load(options.run_dir, checkpoint=options.checkpoint)
@@ -126,13 +126,13 @@ def list_presets(words: Sequence[str]) -> int:
 
 
 def _tell_presets() -> str:
-    """Tell a preset in a line, for programs that look for one."""
+    """Return one line per preset, for programs that search for one."""
     head = f"{'environment':<45}{'preset':<16}{'reaches':>8}  what it is"
     return "\n".join([head, *(f"{preset.env_id:<45}{_tell_preset(preset)}" for preset in PRESETS)])
 
 
 def _tell_presets_by_environment() -> str:
-    """Tell presets under their environments, so that there is room for what they are."""
+    """Return presets grouped by environment, which leaves room for their descriptions."""
     env_ids = dict.fromkeys(preset.env_id for preset in PRESETS)  # in order
     lines = [f"{'  preset':<18}{'reaches':>8}  what it is"]
     for env_id in env_ids:

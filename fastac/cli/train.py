@@ -66,7 +66,7 @@ class ResumeOptions:
     """Print summary.json as the last line of stdout."""
 
 
-# What --help shows of train's flags; --help-all shows the rest too.
+# The flags that --help shows; --help-all shows the rest, too.
 COMMON = (
     *("algo", "preset", "seed", "total_env_steps", "budget_minutes", "until_return", "eval", "num_envs", "num_steps"),
     *("workers", "env_kwargs", "encoder", "hidden_sizes", "core", "learning_rate", "gamma", "ent_coef"),
@@ -83,7 +83,7 @@ _MORE = "A flag of True or False has a --no- too, such as --no-eval. --help-all 
 
 
 def setting_flags(config: Config) -> list[Flag]:
-    """Return every field of the configuration as a flag, Atari's last."""
+    """Return every field of the configuration as a flag, those for Atari last."""
     flags = [
         flag
         for section, kind in get_type_hints(Config).items()
@@ -97,11 +97,11 @@ def setting_flags(config: Config) -> list[Flag]:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """What words ask for.
+    """The parsed arguments.
 
     Attributes:
-        settings: of the configuration, by name.
-        config: what comes of them.
+        settings: the given configuration settings, by name.
+        config: the resulting configuration.
     """
 
     settings: Mapping[str, ConfigValue]
@@ -109,10 +109,10 @@ class _Given:
 
 
 def _read_settings(command: str, kind: type[Options], words: Sequence[str]) -> tuple[Options, _Given]:
-    """Return the command's own options, and what the words ask for, of which the environment is the first.
+    """Return the command's own options and the given settings; the first argument is the environment id.
 
     Raises:
-        ValueError: words that do not fit, in one sentence.
+        ValueError: the arguments are invalid; the message is one sentence.
         SystemExit: after --help.
     """
     env_id, words = _take_env_id(words, command)
@@ -139,7 +139,7 @@ def _read_settings(command: str, kind: type[Options], words: Sequence[str]) -> t
 
 
 def _take_env_id(words: Sequence[str], command: str) -> tuple[str, list[str]]:
-    """Return the environment id, which comes first, and the other words; some id where only help is asked for."""
+    """Return the environment id, which comes first, and the other arguments; a default id if only help is wanted."""
     if words and not words[0].startswith("-"):
         return words[0], list(words[1:])
     if asks_for_help(words):
@@ -149,7 +149,7 @@ def _take_env_id(words: Sequence[str], command: str) -> tuple[str, list[str]]:
 
 
 def _configure_for_help(env_id: str, values: Mapping[str, object]) -> Config:
-    """Return the preset's values for help, which for an environment without one does not wait for torch."""
+    """Return the preset's values for help; for an environment without a preset this avoids importing torch."""
     name = values.get("preset") or values.get("algo") or "a2c"
     config = find(env_id, str(name)) or Config().replace(env_id=env_id)
     protocol = values.get("atari_protocol")
@@ -157,7 +157,7 @@ def _configure_for_help(env_id: str, values: Mapping[str, object]) -> Config:
 
 
 def _configure(env_id: str, preset: object, settings: Mapping[str, ConfigValue]) -> Config:
-    """Return the preset with what is given in place of its own."""
+    """Return the preset updated with the given settings."""
     from fastac.build import default_config
 
     algo, kwargs = settings.get("algo"), settings.get("env_kwargs") or {}
@@ -198,7 +198,7 @@ def tune(words: Sequence[str]) -> int:
 
 
 def _without(words: Sequence[str], flag: str) -> list[str]:
-    """Return the words without a flag and its value."""
+    """Return the arguments without a flag and its value."""
     kept: list[str] = []
     skip = False
     for word in words:
@@ -209,7 +209,7 @@ def _without(words: Sequence[str], flag: str) -> list[str]:
 
 
 def _take_tuned(config: Config, given: Mapping[str, ConfigValue]) -> Config:
-    """Return the configuration with what `fastac tune` found for it, now or before; flags win."""
+    """Return the configuration with the settings found by `fastac tune`, now or before; given flags take precedence."""
     from fastac.tools.tune import TUNED, Search, load_tuned, measure_sps
 
     setting = load_tuned(config)
@@ -227,7 +227,7 @@ def _take_tuned(config: Config, given: Mapping[str, ConfigValue]) -> Config:
 
 
 def _keep_tuned(search: Search, config: Config) -> str:
-    """Keep what was found; say in a sentence where, or why not."""
+    """Save the tuned settings; return a sentence that says where, or why not."""
     from fastac.runs.files import RecordError
     from fastac.tools.tune import save_tuned
 
@@ -238,7 +238,7 @@ def _keep_tuned(search: Search, config: Config) -> str:
 
 
 def _print_trials(search: Search, trials: Iterator[Trial], config: Config, out: TextIO) -> None:
-    """Print a line per trial when it is done, and what they are above the first."""
+    """Print a line per trial when it is done, and a header above the first."""
     for trial in trials:
         if len(search.own) + len(search.larger) == 1:
             print(fit(_tell_trials(search, config), out), file=out)
@@ -265,7 +265,7 @@ def _tell_trial(trial: Trial) -> str:
 
 
 def _print_tuned(search: Search, command: Sequence[str], kept: str) -> None:
-    """Print what to do with what was found."""
+    """Print how to use the tuned settings."""
     best, fastest = search.best, search.fastest
 
     def tell(*flags: str) -> None:
@@ -307,7 +307,7 @@ def resume(words: Sequence[str]) -> int:
 
 
 def _follow(session: Session, as_json: bool) -> int:
-    """Consume a session's stream to its end and tell how it ended."""
+    """Consume a session's stream to its end and report how it ended."""
     from fastac.contract import EnvFailure, WorkerFailure
     from fastac.runs.ending import describe_end
 

@@ -1,4 +1,4 @@
-"""One training run: consumes the trainer's stream; logs, evaluates, saves, and says when to stop."""
+"""One training run: consumes the trainer's stream; logs, evaluates, saves, and decides when to stop."""
 
 from fastac.runs.session import Session
 

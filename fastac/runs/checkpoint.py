@@ -1,14 +1,14 @@
-"""Checkpoints: safetensors and JSON, whole or absent, without pickle.
+"""Checkpoints in safetensors and JSON, without pickle; each is complete or absent.
 
 A checkpoint is a directory `checkpoints/step-000000123456/` with two files. `state.safetensors` holds
 every array of a state tree, its keys joined with "/". `state.json` holds the rest (schema, config,
 env steps, versions, scalar leaves) and two digests: of the arrays' file, and of its own bytes. A third
-file, `best.json`, marks a checkpoint that was the best so far when it was marked; of several marks the
-one with the highest number holds. So a checkpoint and its mark are saved in one step.
+file, `best.json`, marks a checkpoint that was the best so far when it was marked. If several checkpoints are
+marked, the mark with the highest number counts. So a checkpoint and its mark are saved atomically.
 
-A save builds a hidden sibling directory and renames it, so that a kill at any moment leaves the
-checkpoints that were there. Replacing a checkpoint needs two renames; between them the old one is
-called `step-...~`, which readers accept where its successor is missing.
+A save builds a hidden sibling directory and renames it, so a kill at any moment leaves the existing
+checkpoints intact. Replacing a checkpoint needs two renames; between them the old one is called
+`step-...~`, which readers accept if its successor is missing.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ LoadedTree: TypeAlias = dict[str, "LoadedTree | LoadedLeaf"]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What `load_checkpoint` returns.
+    """A loaded checkpoint.
 
     Attributes:
         config: the run's configuration.
         env_steps: environment steps done when it was saved.
-        state: the saved tree; arrays and tensors come back as writable numpy arrays.
+        state: the saved tree; arrays and tensors are returned as writable numpy arrays.
     """
 
     config: Config
@@ -69,16 +69,16 @@ class Checkpoint:
 
     @property
     def run_id(self) -> str:
-        """Which run has written it; empty where that was before there were ids."""
+        """Id of the run that wrote the checkpoint; empty if it predates run ids."""
         return str(self.state.get("run_id", ""))
 
 
 class _DamageError(ValueError):
-    """A checkpoint's files are not what was saved."""
+    """A checkpoint's files differ from those that were saved."""
 
 
 class _OtherVersionError(ValueError):
-    """A checkpoint is of a fastac that is newer or older than this one."""
+    """A checkpoint was written by a newer or older fastac."""
 
 
 def save_checkpoint(
@@ -91,8 +91,8 @@ def save_checkpoint(
         env_steps: environment steps done.
         state: what to save.
         config: the run's configuration.
-        mean_return: what `state` has reached in an evaluation that makes it the best: it is marked in the same
-            step. None marks nothing, and keeps the mark of the checkpoint that is replaced.
+        mean_return: the mean return of the evaluation that makes `state` the best; the checkpoint is then marked
+            in the same step. None marks nothing, and keeps the mark of a replaced checkpoint.
 
     Raises:
         RecordError: the disk is full or cannot be written; earlier checkpoints are untouched.
@@ -125,11 +125,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, expected_env_id: str | None = None) -> Checkpoint:
-    """Read a checkpoint and check every byte of it.
+    """Read a checkpoint and verify its digests.
 
     Raises:
-        ValueError: it is no checkpoint, damaged, from a newer fastac, or of another environment than
-            `expected_env_id`. If damaged, the message names an older good one and how to go back to it.
+        ValueError: it is not a checkpoint, is damaged, is from another fastac version, or is of another environment
+            than `expected_env_id`. If it is damaged, the message names an older good one and how to go back to it.
     """
     try:
         checkpoint = _read(path)
@@ -142,7 +142,7 @@ def load_checkpoint(path: Path, expected_env_id: str | None = None) -> Checkpoin
 
 
 def find_checkpoint(run_dir: Path, which: Literal["last", "best"]) -> Path:
-    """Return a run's last checkpoint, or its best (the last one where none was marked best).
+    """Return a run's last checkpoint, or its best (the last one if none is marked best).
 
     Raises:
         ValueError: the run has no checkpoint.
@@ -158,7 +158,7 @@ def find_checkpoint(run_dir: Path, which: Literal["last", "best"]) -> Path:
 
 
 def mark_best(run_dir: Path, path: Path, mean_return: float) -> None:
-    """Mark a checkpoint that is there as the best, with what it has reached; earlier marks no longer hold.
+    """Mark an existing checkpoint as the best, with its mean return; this supersedes earlier marks.
 
     Raises:
         RecordError: the disk is full or cannot be written; earlier marks still hold.
@@ -174,10 +174,10 @@ def mark_best(run_dir: Path, path: Path, mean_return: float) -> None:
 
 
 def best_mark(run_dir: Path) -> tuple[int, float] | None:
-    """Return the env steps of the checkpoint marked best and what it has reached, or None where none is marked.
+    """Return the env steps and the mean return of the checkpoint marked best, or None if none is marked.
 
-    Where evaluations are played beside training, the best may be older than the last checkpoint, which then
-    does not know of it.
+    With concurrent evaluation the best checkpoint may be older than the last one, whose state then does not
+    know of it.
     """
     marks = _read_marks(run_dir)
     best = _best_steps(marks)
@@ -185,13 +185,13 @@ def best_mark(run_dir: Path) -> tuple[int, float] | None:
 
 
 def best_mean_return(run_dir: Path) -> float | None:
-    """Return what the checkpoint marked best has reached, or None where none is marked."""
+    """Return the mean return of the checkpoint marked best, or None if none is marked."""
     mark = best_mark(run_dir)
     return None if mark is None else mark[1]
 
 
 def prune_checkpoints(run_dir: Path, keep: int) -> None:
-    """Delete all checkpoints but the last `keep` and the best, and what a killed save has left.
+    """Delete all checkpoints except the last `keep` and the best, and the leftovers of killed saves.
 
     Raises:
         RecordError: a checkpoint cannot be deleted.
@@ -209,7 +209,7 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
 
 
 def run_ids(run_dir: Path) -> dict[Path, str]:
-    """Return which run has written each checkpoint in a run's directory; those that are damaged are left out."""
+    """Return which run wrote each checkpoint in a run's directory; skip damaged checkpoints."""
     found = {}
     for path in _saved(run_dir / _FOLDER).values():
         with suppress(ValueError):
@@ -223,18 +223,18 @@ def _to_run_id(state: JsonValue) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """Says that a checkpoint was the best.
+    """Marks a checkpoint as the best.
 
     Attributes:
-        mean_return: what it has reached.
-        number: how many marks there had been, this one included.
+        mean_return: the mean return of its evaluation.
+        number: the count of marks so far, including this one.
     """
 
     mean_return: float
     number: int
 
     def seal(self) -> bytes:
-        """Return the content of its file."""
+        """Return the content of the mark's file."""
         return _seal({"mean_return": self.mean_return, "number": self.number})
 
 
@@ -244,7 +244,7 @@ def _next_mark(marks: Mapping[int, _Mark], mean_return: float) -> _Mark:
 
 
 def _read_marks(run_dir: Path) -> dict[int, _Mark]:
-    """Return the marks that are as they were written, by their checkpoints' env steps."""
+    """Return the valid marks by their checkpoints' env steps."""
     marks: dict[int, _Mark] = {}
     for steps, path in _saved(run_dir / _FOLDER).items():
         with suppress(ValueError):
@@ -253,7 +253,7 @@ def _read_marks(run_dir: Path) -> dict[int, _Mark]:
 
 
 def damaged_marks(run_dir: Path) -> list[Path]:
-    """Return the files of marks that are not as they were written: their checkpoints do not count as the best."""
+    """Return the files of damaged marks; their checkpoints do not count as the best."""
     damaged = []
     for path in _saved(run_dir / _FOLDER).values():
         if os.path.lexists(path / _BEST):
@@ -277,7 +277,7 @@ def _best_steps(marks: Mapping[int, _Mark]) -> int | None:
 
 
 def _split(tree: StateTree, prefix: str, arrays: dict[str, NDArray[np.generic]]) -> dict[str, JsonValue]:
-    """Move the arrays of `tree` to `arrays` and return what remains."""
+    """Move the arrays of `tree` to `arrays` and return the rest."""
     scalars: dict[str, JsonValue] = {}
     for key, value in tree.items():
         if not isinstance(key, str) or "/" in key:
@@ -300,7 +300,7 @@ def _to_array(name: str, value: Tensor | NDArray[np.generic]) -> NDArray[np.gene
         value = value.numpy()
     if value.dtype.name not in _DTYPES:
         raise ValueError(f"checkpoint array {name!r} is {value.dtype}, expected one of {', '.join(_DTYPES)}.")
-    return np.asarray(value, order="C")  # np.ascontiguousarray would make a 0-d array 1-d
+    return np.asarray(value, order="C")  # np.ascontiguousarray would turn a 0-d array into 1-d
 
 
 def _to_scalar(name: str, value: StateLeaf) -> JsonValue:
@@ -318,7 +318,7 @@ def _seal(body: dict[str, JsonValue]) -> bytes:
 
 
 def _write_directory(target: Path, contents: Mapping[str, bytes]) -> None:
-    """Create or replace a directory of files, durably, or leave everything as it was."""
+    """Create or replace a directory of files durably, or leave everything unchanged."""
     folder = target.parent
     folder.mkdir(exist_ok=True)
     _clean(folder)
@@ -330,13 +330,13 @@ def _write_directory(target: Path, contents: Mapping[str, bytes]) -> None:
         sync_directory(temporary)
         _exchange(temporary, target)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone already if all went well
+        shutil.rmtree(temporary, ignore_errors=True)  # already gone if all went well
     sync_directory(folder)
     _clean(folder)
 
 
 def _exchange(temporary: Path, target: Path) -> None:
-    """Rename `temporary` to `target`; a directory cannot be renamed over a full one, so step aside first."""
+    """Rename `temporary` to `target`; a full directory cannot be overwritten, so rename it aside first."""
     if not os.path.lexists(target):
         temporary.rename(target)
         return
@@ -350,7 +350,7 @@ def _exchange(temporary: Path, target: Path) -> None:
 
 
 def _clean(folder: Path) -> None:
-    """Delete what a killed save left behind, and what was replaced."""
+    """Delete the leftovers of killed saves, and replaced checkpoints."""
     for path in folder.iterdir():
         replaced = path.name.endswith("~") and path.with_name(path.name[:-1]).exists()
         with suppress(OSError):
@@ -361,7 +361,7 @@ def _clean(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a directory with all that it holds, or whatever else stands in its place."""
+    """Delete a directory tree, or any other file in its place."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -371,14 +371,14 @@ def _remove(path: Path) -> None:
 def _saved(folder: Path) -> dict[int, Path]:
     """Return the checkpoints in a folder by env steps, oldest first; `step-N` wins over `step-N~`."""
     found: dict[int, Path] = {}
-    for path in sorted(folder.glob("step-*"), reverse=True):  # "step-N~" comes before "step-N"
+    for path in sorted(folder.glob("step-*"), reverse=True):  # "step-N~" sorts before "step-N"
         if match := _NAME.fullmatch(path.name):
             found[int(match[1])] = path
     return dict(sorted(found.items()))
 
 
 def _read(path: Path) -> Checkpoint:
-    """Read one checkpoint; `_DamageError` where its bytes are not those that were saved."""
+    """Read one checkpoint; raise `_DamageError` if its bytes differ from those that were saved."""
     if path.parent.is_symlink() or path.is_symlink():
         raise ValueError(f"{path} is a link, or below one, expected a checkpoint's own directory.")
     if not any(os.path.lexists(path / name) for name in (_REST, _ARRAYS)):
@@ -401,7 +401,7 @@ def _to_env_steps(value: JsonValue, path: Path) -> int:
 
 
 def _to_tree(value: JsonValue, name: str) -> LoadedTree:
-    """Return a JSON object without lists, which no state has."""
+    """Return a JSON object without lists, which no state contains."""
     if not isinstance(value, dict):
         raise ValueError(f"{name!r} is a {type(value).__name__}, expected an object")
     return {key: _to_leaf(item, f"{name}/{key}") for key, item in value.items()}
@@ -423,7 +423,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _unseal(path: Path) -> dict[str, JsonValue]:
-    """Read what `_seal` wrote; sealing it again must give the same bytes."""
+    """Read the output of `_seal`; sealing it again must give the same bytes."""
     sealed = _read_bytes(path)
     try:
         body = json.loads(sealed)
@@ -452,7 +452,7 @@ def _check_schema(schema: object, path: Path) -> None:
 
 
 def _join(tree: LoadedTree, arrays: Mapping[str, NDArray[np.generic]]) -> LoadedTree:
-    """Put the arrays back where `_split` took them."""
+    """Put the arrays back to the places from which `_split` moved them."""
     for name, array in arrays.items():
         *branches, leaf = name.split("/")
         branch: LoadedTree | LoadedLeaf = tree
@@ -467,7 +467,7 @@ def _join(tree: LoadedTree, arrays: Mapping[str, NDArray[np.generic]]) -> Loaded
 
 
 def _advise(damaged: Path) -> str:
-    """Say where to go on from instead of a damaged checkpoint."""
+    """Name the checkpoint to continue from instead of a damaged one."""
     for path in _older(damaged):
         try:
             _read(path)
@@ -478,7 +478,7 @@ def _advise(damaged: Path) -> str:
 
 
 def _older(path: Path) -> Iterator[Path]:
-    """Yield the checkpoints older than one, latest first."""
+    """Yield the checkpoints older than `path`, latest first."""
     match = _NAME.fullmatch(path.name)
     for steps, other in reversed(_saved(path.parent).items()):
         if match and steps < int(match[1]):

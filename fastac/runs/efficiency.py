@@ -1,8 +1,8 @@
-"""How near a run came to the machine: what it cannot do without, timed bare, over the time that it took.
+"""Efficiency of a run: the minimum time of its parts, timed in isolation, over its actual training time.
 
-A row of a rollout needs a step of the environments, a forward of the network to act on, and to learn
-from it a backward and, in every pass that no kept forward serves, another forward. What else a run
-does (sampling, advantages, losses, the optimiser, copies, waiting) is what efficiency is lost to::
+A row of a rollout needs a step of the environments and a forward pass to act on. Learning from it needs a
+backward pass and, in every epoch that cannot reuse a kept forward pass, another forward pass. The rest of a run's
+work (sampling, advantages, losses, the optimiser, copies, waiting) lowers the efficiency::
 
     bound      = N / (env_s + forward_s + backward_s)        steps/s, for A2C that keeps its forwards
     efficiency = row_s * rows / train_wall_s                 = achieved steps/s / bound
@@ -43,22 +43,22 @@ from fastac.workers import Training
 Clock: TypeAlias = Callable[[], float]
 Work: TypeAlias = Callable[[], object]
 
-_BUDGET_S = 0.1  # for each part; what takes longer is done once, after one time to warm up
+_BUDGET_S = 0.1  # for each part; a part that takes longer runs once to warm up and once timed
 _BLOCKS = 11
-_ACTION_ROWS = 64  # random actions, used by turns
+_ACTION_ROWS = 64  # random actions, used in turn
 
 
 @dataclass(frozen=True, slots=True)
 class BareTimes:
-    """Seconds per row, which is one step of all N environments of one worker, and how often a row needs them.
+    """Seconds per row, i.e. one step of all N environments of one worker, and the number of passes per row.
 
     Attributes:
         env_s: a step of the environments, with random actions.
-        forward_s: a forward of N rows, as acting needs it.
-        learn_forward_s: a forward of N rows' share of a whole update; 0 where learning needs none.
-        backward_s: a backward of N rows' share of a whole update.
-        learn_forwards: how often learning runs a row forward.
-        backwards: how often learning runs a row backward.
+        forward_s: a forward pass of N rows, as used for acting.
+        learn_forward_s: a forward pass of N rows' share of a whole update; 0 if learning needs none.
+        backward_s: a backward pass of N rows' share of a whole update.
+        learn_forwards: forward passes per row in learning.
+        backwards: backward passes per row in learning.
     """
 
     env_s: float
@@ -70,21 +70,21 @@ class BareTimes:
 
     @property
     def row_s(self) -> float:
-        """The least time that a row can take."""
+        """Minimum seconds per row."""
         return (
             self.env_s + self.forward_s + self.learn_forwards * self.learn_forward_s + self.backwards * self.backward_s
         )
 
 
 def efficiency(bare: BareTimes, rows: float, train_wall_s: float) -> float:
-    """Return the least time for `rows` rows over the time that they took."""
+    """Return the minimum time for `rows` rows divided by the actual time."""
     return bare.row_s * rows / train_wall_s
 
 
 def count_rows(config: Config, iterations: int, env_steps: int) -> float:
-    """Return how many rows a run has needed, each one step of all its environments.
+    """Return how many rows a run needed; a row is one step of all its environments.
 
-    Whole episodes of unequal length end in rows that only wait for the longest; those were not needed.
+    If whole episodes are collected, rows in which shorter episodes only wait for the longest one do not count.
     """
     if config.algo.collect == "episodes":
         return env_steps / config.env.num_envs
@@ -92,14 +92,14 @@ def count_rows(config: Config, iterations: int, env_steps: int) -> float:
 
 
 def rows_per_iteration(config: Config, iterations: int, env_steps: int) -> int:
-    """Return T of an iteration, on average where it is as long as its episodes."""
+    """Return T of an iteration, averaged if iterations last whole episodes."""
     if config.algo.collect == "steps":
         return config.algo.num_steps
     return max(1, round(env_steps / (config.env.num_envs // _workers_apart(config)) / iterations))
 
 
 def _workers_apart(config: Config) -> int:
-    """Return how many workers there are whose iterations are counted one by one."""
+    """Return the number of workers whose iterations are counted separately."""
     workers = config.run.workers if config.algo.has_async_workers else 1
     assert isinstance(workers, int), "resolve_workers first"
     return workers
@@ -113,30 +113,29 @@ def measure(
     seed: int = 0,
     clock: Clock = perf_counter,
 ) -> BareTimes:
-    """Time the parts of a run on the CPU, in this process, each alone and at the run's own sizes.
+    """Time the parts of a run on the CPU, in this process, each in isolation and at the run's own sizes.
 
-    Nothing of the run is touched: the environments are new, the model is copied, and the random streams
-    are of `seed`. With K workers it is the share of one, N/K environments, while the others idle. Takes
-    a quarter of a second where the parts are cheap, else about twice what each of them takes, besides
-    building the environments. While it lasts it holds the environments, and the activations of one
-    update where the run keeps them, a second time.
+    The run is not modified: the environments are new, the model is copied, and the random streams come from `seed`.
+    With K workers it times the share of one worker, N/K environments, while the others idle. Takes a quarter of a
+    second if the parts are cheap, else about twice the time of each part, plus building the environments. Meanwhile
+    it holds a second copy of the environments and, if the run keeps them, of the activations of one update.
 
     Args:
-        config: the run's, `workers` resolved.
-        training: the run's; its model is timed as trained.
+        config: the run's configuration, with `workers` resolved.
+        training: the run's training; its trained model is timed.
         rows: T of a rollout.
         env_factory: the user's own environments, if the run has them.
-        seed: of environments, actions and observations.
-        clock: seconds.
+        seed: for environments, actions and observations.
+        clock: returns seconds.
 
     Raises:
-        ValueError: as `build_envs`.
+        ValueError: see `build_envs`.
         EnvFailure: an environment failed.
     """
     share, model, rng = worker_share(config, env_factory), deepcopy(training.model), np.random.default_rng(seed)
     num_envs, epochs, shares = share.env.num_envs, share.algo.num_epochs, share.algo.num_minibatches
     keep_activations = share.keeps_forward
-    # What an update reads: whole sequences where the model remembers.
+    # Shape of an update's rows: whole sequences for recurrent models.
     lead = (rows, num_envs // shares) if model.state_size else (max(1, rows * num_envs // shares),)
     obs_space = training.envs.single_observation_space
     with single_thread():
@@ -150,17 +149,17 @@ def measure(
         per_row = num_envs / math.prod(lead)
         forward_s = time_call(network.act, clock)
         learn_forward_s = time_call(network.forward, clock) * per_row if epochs > keep_activations else 0.0
-        network.forward()  # what the backward goes back through
+        network.forward()  # input of the backward pass
         backward_s = time_call(network.backward, clock) * per_row
     return BareTimes(env_s, forward_s, learn_forward_s, backward_s, epochs - keep_activations, epochs)
 
 
 def time_call(work: Work, clock: Clock) -> float:
-    """Return the seconds that a call takes: the median over blocks of calls.
+    """Return the seconds per call: the median over blocks of calls.
 
-    Not the least: what disturbs these calls on a busy machine disturbed the run as well.
+    Not the minimum: other load on the machine slowed the run down, too.
     """
-    _time_block(work, clock)  # warms caches up, and takes environments out of step with each other
+    _time_block(work, clock)  # warms caches up, and desynchronizes the environments
     means_s: list[float] = []
     spent_s = 0.0
     while spent_s < _BUDGET_S:
@@ -171,7 +170,7 @@ def time_call(work: Work, clock: Clock) -> float:
 
 
 def _time_block(work: Work, clock: Clock) -> tuple[int, float]:
-    """Call for a while, at least once; return how often, and the seconds."""
+    """Call `work` for a while, at least once; return the number of calls and the seconds."""
     began_s = now_s = clock()
     calls = 0
     while now_s - began_s < _BUDGET_S / _BLOCKS:
@@ -183,10 +182,10 @@ def _time_block(work: Work, clock: Clock) -> tuple[int, float]:
 
 @contextmanager
 def _stepping(config: Config, env_factory: EnvFactory | None, rng: np.random.Generator) -> Iterator[Work]:
-    """Yield what steps new environments once, with random actions.
+    """Yield a function that steps new environments once, with random actions.
 
-    A Gymnasium batch that resets by itself is stepped without fastac around it; environments that
-    fastac batches, and Atari games, whose protocol it sets, are stepped by what does so.
+    A Gymnasium batch that resets by itself is stepped directly, without fastac's wrapper. Environments that fastac
+    batches, and Atari games, whose protocol fastac defines, are stepped through fastac.
     """
     with closing(build_envs(config.env, np.random.SeedSequence(_draw_seed(rng)), env_factory)) as envs:
         rollout = allocate_rollout(config.replace(num_steps=1, num_minibatches=1), envs, 0)
@@ -200,7 +199,7 @@ def _stepping(config: Config, env_factory: EnvFactory | None, rng: np.random.Gen
 
 
 def _draw_actions(space: ArraySpace, num_envs: int, rng: np.random.Generator) -> list[ActionArray]:
-    """Draw batches of actions as an untrained policy's, `[N, *action_shape]` each."""
+    """Draw batches of actions `[N, *action_shape]`, distributed like an untrained policy's."""
     shape = (_ACTION_ROWS, num_envs, *(space.shape or ()))
     if isinstance(space, Discrete):
         return list(rng.integers(0, int(space.n), shape))
@@ -212,7 +211,7 @@ def _draw_actions(space: ArraySpace, num_envs: int, rng: np.random.Generator) ->
 
 
 def _in_turn(step: Callable[[ActionArray], object], actions: Iterable[ActionArray]) -> Work:
-    """Return what steps with one action after the other, for ever."""
+    """Return a function that steps with one action after the other, cyclically."""
     turns = cycle(list(actions))
     return lambda: step(next(turns))
 
@@ -222,20 +221,20 @@ def _draw_seed(rng: np.random.Generator) -> int:
 
 
 class _Network(Protocol):
-    """The three calls to time."""
+    """The three passes to time."""
 
     def act(self) -> None:
-        """Run N rows forward, to act on."""
+        """Run N rows forward, for acting."""
 
     def forward(self) -> None:
-        """Run an update's rows forward, to go back through."""
+        """Run an update's rows forward, for learning."""
 
     def backward(self) -> None:
-        """Go back through what `forward` did, with given gradients of the network's outputs."""
+        """Run the backward pass of `forward`, with given gradients of the network's outputs."""
 
 
 class _FusedNetwork:
-    """A fused network, chunk by chunk as `FusedGradient` goes through a batch."""
+    """A fused network, processed chunk by chunk like a batch in `FusedGradient`."""
 
     def __init__(
         self,
@@ -246,7 +245,7 @@ class _FusedNetwork:
         keep_activations: bool,
         rng: np.random.Generator,
     ) -> None:
-        """Allocate for `num_envs` rows to act on and `rows` to learn from, the latter at once where they are kept."""
+        """Allocate `num_envs` rows for acting and `rows` for learning, the latter in full if activations are kept."""
         for param in model.parameters():
             param.grad = torch.zeros_like(param)
         network = FusedNetwork(model)
@@ -285,7 +284,7 @@ class _FusedNetwork:
 
 
 class _ModuleNetwork:
-    """Any model, by autograd; an update's rows are one graph, also where a run keeps those of its steps."""
+    """Any model, by autograd; an update's rows form one graph, even if the run keeps the graphs of its steps."""
 
     def __init__(
         self,
@@ -295,7 +294,7 @@ class _ModuleNetwork:
         obs_space: ArraySpace,
         rng: np.random.Generator,
     ) -> None:
-        """Draw observations `[N, *obs_shape]` to act on and `[*lead, *obs_shape]` to learn from."""
+        """Draw observations `[N, *obs_shape]` for acting and `[*lead, *obs_shape]` for learning."""
         self._model = model
         self._acting, self._learning = (
             (_draw_obs(rng, rows, obs_space), model.initial_state(rows[-1]), torch.zeros(rows, dtype=torch.bool))
@@ -308,18 +307,18 @@ class _ModuleNetwork:
         self._model(*self._acting)
 
     def forward(self) -> None:
-        """See `_Network`; the graph is recorded."""
+        """See `_Network`; records the graph."""
         params, value, _ = self._model(*self._learning)
         self._outputs = (params, value)
         self._d_outputs = (torch.ones_like(params), torch.ones_like(value))
 
     def backward(self) -> None:
-        """See `_Network`; the graph is kept."""
+        """See `_Network`; keeps the graph."""
         torch.autograd.backward(self._outputs, self._d_outputs, retain_graph=True)
 
 
 def _draw_obs(rng: np.random.Generator, rows: tuple[int, ...], space: ArraySpace) -> Tensor:
-    """Draw observations `[*rows, *obs_shape]` in the dtype that they are stored in."""
+    """Draw observations `[*rows, *obs_shape]` in the dtype of their storage."""
     shape = (*rows, *(space.shape or ()))
     if observation_dtype(space) == np.uint8:
         return memory.copy_of(rng.integers(0, 256, shape, dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""What the command line says of a run that has ended."""
+"""The text that the command line prints at the end of a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from fastac.runs.evaluate import Evaluation
 
 
-_LONG = 0.25  # workers that wait for so much of the training, on average, might be faster alone
+_LONG = 0.25  # above this mean share of waiting, one worker may be faster
 
 
 def describe_end(run: Session, summary: Mapping[str, JsonValue]) -> Iterator[str]:
-    """Yield one text after the other: where time went, what else was measured, and the result."""
+    """Yield the texts in order: time by phase, other measurements, and the result."""
     is_concurrent = run.asynchrony is not None
     yield _tell_phases(run.report.train_wall_s, run.report.phases, run.progress.eval_wall_s, is_concurrent)
     if summary["efficiency"] is not None:
@@ -30,7 +30,7 @@ def describe_end(run: Session, summary: Mapping[str, JsonValue]) -> Iterator[str
 
 
 def _tell_phases(train_wall_s: float, phases: Phases, eval_wall_s: float, is_concurrent: bool) -> str:
-    """Tell where time went, in two lines; evaluations of A3C are played while training goes on."""
+    """Return the time by phase in two lines; A3C's evaluations overlap with training."""
     names = ["env", "act", "advantage", "update", "other"]
     spent: list[float] = [getattr(phases, f"{name}_s") for name in names]
     names.append("evaluation")
@@ -58,7 +58,7 @@ def _tell_efficiency(run: Session, summary: Mapping[str, JsonValue]) -> str:
 
 
 def _tell_waiting(shares: list[float]) -> str:
-    """Tell how long each worker in step waited for the others: the one that waits least is the slowest."""
+    """Return a line with each worker's share of waiting; the worker that waits least is the slowest."""
     told = f"Waiting for other workers, by worker: {', '.join(f'{share:.0%}' for share in shares)} of the training."
     if sum(shares) / len(shares) > _LONG:
         told += " --workers 1 may be faster here: fastac tune measures it."
@@ -66,7 +66,7 @@ def _tell_waiting(shares: list[float]) -> str:
 
 
 def _tell_asynchrony(measured: Asynchrony) -> str:
-    """Tell how much A3C's workers got in each other's way."""
+    """Describe how much A3C's workers interfered with each other."""
     counts = measured.staleness
     fresh = counts[0] / max(counts.sum(), 1)
     each = ", ".join(f"{number:,}" for number in measured.updates.tolist())
@@ -112,7 +112,7 @@ def _tell_evaluation(evaluation: Evaluation) -> str:
 
 
 def _tell_policy(run: Session) -> str:
-    """Tell whose return that is, and the last policy's where that is another."""
+    """Say which policy has that return, and give the last policy's return if it is another one."""
     best_at, last = run.progress.best_env_steps, run.evaluations.last
     if best_at is None or best_at == run.report.env_steps:
         beaten = run.evaluations.beaten

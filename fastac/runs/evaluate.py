@@ -18,12 +18,12 @@ from fastac.contract import BoolArray, EnvFailure, StepRow, VecEnv
 from fastac.envs import observation_dtype
 from fastac.runs.player import Player
 
-# An episode is cut here where nothing else says when: several times any time limit of a known environment.
+# Episode limit if nothing else sets one: several times the time limit of any known environment.
 MOST_STEPS = 1_000_000
-_NO_ENV = 2**31  # of a seed's children, one that is no environment's
-_MORE = 3  # a mean that reaches the goal is looked at again over so many times the episodes
+_NO_ENV = 2**31  # index of a child seed that no environment uses
+_MORE = 3  # if the mean reaches the goal, check it again over this multiple of the episodes
 
-# Called after every step with the episodes played so far, and how many there will be.
+# Called after every step with the episodes played so far, and the total number of episodes.
 Tell = Callable[[int, int], None]
 
 
@@ -34,9 +34,9 @@ class Evaluation:
     Attributes:
         returns: `[episodes]`, raw.
         lengths: `[episodes]`, in env steps.
-        cut: how many episodes were cut before they ended; they count with what they had by then.
-        calls: steps of the whole batch of environments that it took.
-        success_rate: share of episodes with a true `is_success` in the last info, of those that told; None: none did.
+        cut: number of episodes cut before they ended; they count with their return so far.
+        calls: steps of the whole batch of environments.
+        success_rate: share of successes among the episodes whose last info has `is_success`; None if none has.
     """
 
     returns: NDArray[np.float64]
@@ -47,7 +47,7 @@ class Evaluation:
 
     @property
     def episodes(self) -> int:
-        """How many episodes."""
+        """Number of episodes."""
         return len(self.returns)
 
     @property
@@ -67,7 +67,7 @@ class Evaluation:
 
 
 def action_noise(actions: ActionChoice, seed: np.random.SeedSequence) -> Generator | None:
-    """Return what `evaluate` samples from, a stream apart from those of environments built from `seed`; or None."""
+    """Return the generator for `evaluate`, independent of the environments built from `seed`; None if greedy."""
     if actions == "greedy":
         return None
     child = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, _NO_ENV))
@@ -85,29 +85,29 @@ def evaluate(
     tell: Tell | None = None,
     budget: int = 0,
 ) -> Evaluation:
-    """Play `episodes` episodes from fresh resets, and more as long as their mean reaches a goal or steps are left.
+    """Play `episodes` episodes from fresh resets, and more while their mean reaches a goal or the budget lasts.
 
-    Every env is assigned its number of episodes beforehand and all of them count: stopping at the
-    first so many that finish would favour short ones.
+    Each environment is assigned its number of episodes in advance and all of them count: stopping after the first
+    episodes to finish would be biased towards short ones.
 
     Args:
         player: chooses the actions for all of `envs`.
-        envs: whose rows are whole observations, and whose episodes whole games.
-        episodes: how many in all.
+        envs: rows must be whole observations, and episodes whole games.
+        episodes: total number of episodes.
         noise: drives sampled actions (CPU); None takes the most likely ones.
-        max_steps: an episode that has not ended after so many steps is cut.
-        goal: while the mean return reaches this, go on; None: never.
-        most: episodes, up to so many.
-        tell: see `Tell`; what it raises ends the evaluation.
-        budget: env steps; as long as these last for more episodes of the length so far, go on.
+        max_steps: step limit of an episode.
+        goal: continue while the mean return reaches it; None: do not continue.
+        most: maximum number of episodes.
+        tell: see `Tell`; an exception it raises ends the evaluation.
+        budget: env steps; continue while more episodes of the mean length so far fit.
 
     Raises:
-        EnvFailure: an environment failed, or returned what is not finite.
+        EnvFailure: an environment failed, or returned values that are not finite.
     """
     games = _Games(player, envs, noise, max_steps)
     games.play(episodes, tell)
     while goal is not None and games.num < most and games.mean_return >= goal:
-        # Side by side, all of them take no longer than a few.
+        # In parallel, all episodes take no longer than a few.
         aim = most if envs.num_envs >= most else min(most, _MORE * games.num)
         games.play(aim - games.num, tell)
     more = min(most - games.num, games.affordable(budget))
@@ -117,7 +117,7 @@ def evaluate(
 
 
 class _Games:
-    """The episodes of one evaluation, so far."""
+    """The episodes of one evaluation so far."""
 
     def __init__(self, player: Player, envs: VecEnv, noise: Generator | None, max_steps: int) -> None:
         self._player, self._envs, self._noise, self._max_steps = player, envs, noise, max_steps
@@ -127,7 +127,7 @@ class _Games:
         self._obs, self._start = torch.from_numpy(obs), torch.zeros(num, dtype=torch.bool)
         flags = [np.zeros(num, dtype=np.bool_) for _ in range(4)]
         self._row = StepRow(self._obs.numpy(), self._start.numpy(), np.zeros(num, dtype=np.float32), *flags)
-        self._total, self._length = np.zeros(num), np.zeros(num, dtype=np.int64)  # [N], of the episode so far
+        self._total, self._length = np.zeros(num), np.zeros(num, dtype=np.int64)  # [N], of the current episode
         self._returns: list[float] = []
         self._lengths: list[int] = []
         self._successes: list[float] = []
@@ -140,29 +140,29 @@ class _Games:
 
     @property
     def mean_return(self) -> float:
-        """Their mean return."""
+        """Mean return of the episodes so far."""
         return sum(self._returns) / self.num
 
     def affordable(self, budget: int) -> int:
-        """Return how many more of their mean length take no more env steps than are left of `budget`."""
+        """Return how many more episodes of the mean length fit in the rest of `budget`."""
         spent = sum(self._lengths)
         return int((budget - spent) * self.num / max(spent, 1))
 
     def result(self) -> Evaluation:
-        """Return all of them."""
+        """Return the episodes as an evaluation."""
         told = self._successes
         success_rate = sum(told) / len(told) if told else None
         return Evaluation(np.array(self._returns), np.array(self._lengths), self._cut, self._calls, success_rate)
 
     def play(self, episodes: int, tell: Tell | None) -> None:
-        """Play so many more, from a reset of all environments."""
+        """Play `episodes` more episodes, starting with a reset of all environments."""
         quota, most = np.full(self._envs.num_envs, episodes // self._envs.num_envs), self.num + episodes  # [N]
         quota[: episodes % self._envs.num_envs] += 1
-        while quota.any():  # a second time only where episodes were cut, whose environments need a reset
+        while quota.any():  # repeats only after cut episodes, whose environments need a reset
             self._play_round(quota, (lambda: tell(self.num, most)) if tell is not None else lambda: None)
 
     def _play_round(self, quota: NDArray[np.int64], tell: Callable[[], None]) -> None:
-        """Play until every env has played its share, or an episode of it was cut."""
+        """Play until every env has played its share, or one of its episodes was cut."""
         row, max_steps = self._row, self._max_steps
         self._envs.reset(row.obs, row.start)
         self._player.begin()
@@ -179,7 +179,7 @@ class _Games:
             self._check_finite()
             self._total += row.reward
             self._length += row.valid
-            np.greater(row.terminated, row.life_lost, out=ended)  # a lost life ends no game
+            np.greater(row.terminated, row.life_lost, out=ended)  # a lost life does not end the game
             np.logical_or(ended, row.truncated, out=ended)
             if ended.any():
                 self._note(ended & playing, quota)
@@ -193,19 +193,19 @@ class _Games:
         self._calls += steps
 
     def _note(self, which: BoolArray, quota: NDArray[np.int64]) -> int:
-        """Note the episodes of some envs; return how many these are."""
+        """Record the finished episodes of the envs in `which`; return their number."""
         self._returns += self._total[which].tolist()
         self._lengths += self._length[which].tolist()
-        told = self._envs.extras.get("is_success")  # [N], NaN where an env did not tell
+        told = self._envs.extras.get("is_success")  # [N], NaN for envs that did not report it
         if told is not None:
             self._successes += told[which & ~np.isnan(told)].tolist()
         quota -= which
         return int(which.sum())
 
     def _check_finite(self) -> None:
-        """Raise EnvFailure, naming the env, for an observation or reward that is not finite."""
+        """Raise EnvFailure, naming the env, if an observation or reward is not finite."""
         row = self._row
-        # One sum answers the usual case: NaN and inf both survive it.
+        # One sum is enough in the usual case: NaN and inf propagate through it.
         if math.isfinite(row.reward.sum()) and (row.obs.dtype.kind != "f" or math.isfinite(row.obs.sum())):
             return
         finite = np.isfinite(row.reward)  # [N]

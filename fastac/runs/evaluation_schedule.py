@@ -1,8 +1,8 @@
-"""When a run evaluates, and how many episodes: by steps and configuration alone, so that a seed gives the same run.
+"""When a run evaluates, and over how many episodes: decided by steps and configuration alone, for reproducibility.
 
-An evaluation is paid for in steps of training. What it costs is counted in steps too, those that training would
-have made meanwhile, as estimated from how many environments a step of either is of. Wall-clock would tell better
-and differently on every machine.
+The budget of evaluations is a share of the training steps. Their cost is counted in steps as well: those that
+training would have made in the same time, estimated from the number of environments per step of either. Measured
+time would be more accurate, but would differ on every machine.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from fastac.config import Config, is_atari
 from fastac.runs.evaluator import Request
 from fastac.runs.state import Progress
 
-# Evaluations in between may cost such a part of the training steps so far, and the last one such a part of all; more
-# where a return ends the run, which is then seen sooner.
+# Shares of the training steps that evaluations may cost: intermediate ones, of the steps so far; the last one, of all
+# steps. With a target return the share is larger, so that the target is detected sooner.
 _SHARE, _SHARE_UNTIL, _LAST_SHARE = 0.05, 0.08, 0.02
-# And much more of so many first steps, where they are of a batch: these take a second, less than starting did.
+# And a much larger share of the first _SOON steps of batched environments: they take a second, less than startup.
 _SHARE_SOON, _SOON = 0.5, 100_000
-_FEW_SHARE = 0.05  # of a short run's last evaluation, so that it is not of one or two episodes
-_TIMES, _TIMES_UNTIL = 20, 100  # there are at most so many in a run
-_FEW, _FEW_BATCHED = 5, 10  # episodes in between
-_MOST = 100  # at the end, and to confirm that the target is reached
-# A step of a batch and a forward cost about half of a training step of as many environments, which also learns.
+_FEW_SHARE = 0.05  # of a short run's steps for the last evaluation, so that it has more than one or two episodes
+_TIMES, _TIMES_UNTIL = 20, 100  # maximum number of evaluations in a run
+_FEW, _FEW_BATCHED = 5, 10  # episodes of an intermediate evaluation
+_MOST = 100  # episodes of the last evaluation, and to confirm that the target is reached
+# A batched step and a forward pass cost about half of a training step of as many environments, which also learns.
 _BATCHED_COST = 0.5
-# A3C's are played beside workers that want all cores: there they take longer, and workers too.
+# A3C's evaluations compete with workers for all cores, which slows both down.
 _BESIDE_COST = 2.5
 
 
@@ -31,14 +31,14 @@ class EvaluationSchedule:
     """The evaluations of one run."""
 
     def __init__(self, config: Config, env_factory: EnvFactory | None, progress: Progress) -> None:
-        """Go on from `progress`, where what evaluations have cost is kept."""
+        """Continue from `progress`, which holds the cost of past evaluations."""
         self._config, self._factory, self._progress = config, env_factory, progress
         self._is_batched = is_batched(config.env, env_factory)
 
     def is_due(self, env_steps: int) -> bool:
-        """Return whether an evaluation is due, after so many steps of training."""
+        """Return whether an evaluation is due after `env_steps` of training."""
         run = self._config.run
-        if not run.eval or run.eval_every == 0 or env_steps >= run.total_env_steps:  # then comes the last one
+        if not run.eval or run.eval_every == 0 or env_steps >= run.total_env_steps:  # the last evaluation follows
             return False
         latest, spent = self._progress.eval_latest, self._progress.eval_spent
         if run.eval_every is not None:
@@ -48,20 +48,20 @@ class EvaluationSchedule:
         return env_steps - latest >= every and spent <= self._may_cost(env_steps)
 
     def _may_cost(self, env_steps: int) -> float:
-        """Return what evaluations in between may have cost after so many steps of training."""
+        """Return the allowed cost of intermediate evaluations after `env_steps` of training."""
         if self._config.run.until_return is None:
             return _SHARE * env_steps
         first = min(env_steps, _SOON) if self._is_batched else 0
         return _SHARE_SOON * first + _SHARE_UNTIL * (env_steps - first)
 
     def request(self, env_steps: int, max_steps: int) -> Request:
-        """Return an evaluation in between."""
+        """Return an intermediate evaluation."""
         run = self._config.run
         few = run.eval_episodes or (_FEW_BATCHED if self._is_batched else _FEW)
         return Request(env_steps, few, self._confirming(few), run.until_return, max_steps)
 
     def request_last(self, env_steps: int, mean_length: float | None, max_steps: int) -> Request:
-        """Return the last evaluation: of 100 episodes, unless they are so long that they would cost too much."""
+        """Return the last evaluation: 100 episodes, or fewer if they would cost too much."""
         run = self._config.run
         if run.eval_episodes is not None:
             return Request(env_steps, run.eval_episodes, run.eval_episodes, run.until_return, max_steps)
@@ -69,14 +69,14 @@ class EvaluationSchedule:
             return Request(env_steps, _MOST, _MOST, run.until_return, max_steps)
         length = max(mean_length or 0.0, self._progress.eval_mean_length) or max_steps
         few = max(1, min(_FEW, int(_FEW_SHARE * env_steps / length)))
-        # How many a budget lasts for is seen from the lengths of the first ones: training's may be others.
+        # The first episodes show how many the budget allows: training's episodes may have other lengths.
         return Request(env_steps, few, _MOST, run.until_return, max_steps, int(_LAST_SHARE * env_steps))
 
     def _confirming(self, episodes: int) -> int:
         return episodes if self._config.run.eval_episodes is not None else _MOST
 
     def note(self, request: Request, calls: int, mean_length: float) -> None:
-        """Take in an evaluation that took so many steps of its environments."""
+        """Record an evaluation that took `calls` steps of its environments."""
         width = evaluation_width(self._config.env, request.episodes, self._factory)
         progress = self._progress
         beside = _BESIDE_COST if self._config.algo.has_async_workers else 1.0
@@ -84,12 +84,12 @@ class EvaluationSchedule:
         progress.eval_latest, progress.eval_mean_length = request.env_steps, mean_length
 
     def _cost_of_call(self, width: int) -> float:
-        """Return a step of `width` environments and a forward, in training steps of one environment."""
+        """Return the cost of a step of `width` environments and a forward, in training steps of one environment."""
         num_envs, workers = self._config.env.num_envs, self._config.run.workers
         assert isinstance(workers, int), "resolve_workers first"
         if self._is_batched:
             return _BATCHED_COST * max(width, num_envs)
         if is_atari(self._config.env.env_id):
             return float(width)
-        # Slow environments are stepped side by side: a step of few of them takes as long as one of many.
+        # Slow environments are stepped in parallel: a step of few of them takes as long as one of many.
         return float(max(width, workers, min(num_envs, 16) // 2))

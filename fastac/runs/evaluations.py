@@ -1,4 +1,4 @@
-"""A run's evaluations: when they are played, what they gave, and which policy is the best."""
+"""A run's evaluations: when they are played, their results, and which policy is the best."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from fastac.runs.writers import EvaluationRow
 from fastac.workers import Training
 
 _ANY = 10**15  # env steps
-LONGEST_TIMES = 2  # an episode may take so many times the longest of training, where nothing else limits it
+LONGEST_TIMES = 2  # an episode may last this multiple of the longest training episode, if it has no other limit
 
 
 class _StoppedError(Exception):
-    """The run is to stop while an evaluation is being played."""
+    """The run must stop while an evaluation is in progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """An evaluation that has begun: of what, after how many seconds, of what state (None: the present), and when."""
+    """An evaluation in progress: its request, the training time, the state (None: the present one) and its start."""
 
     request: Request
     train_wall_s: float
@@ -41,14 +41,14 @@ class _Pending:
 
 
 class Evaluations:
-    """Plays a run's evaluations, writes them down, and saves the best policy.
+    """Plays and records a run's evaluations, and saves the best policy.
 
     Attributes:
-        stop: ends an evaluation when a signal has come.
+        stop: ends an evaluation when a signal has arrived.
         latest: the latest evaluation, or None.
-        best: that of the best policy, unless that is known from a checkpoint alone.
-        last: after `play_last` that of the last policy, or None.
-        beaten: env steps and mean return of the best policy until then, where the last one was better; or None.
+        best: the evaluation of the best policy; None if the best is known only from a checkpoint.
+        last: after `play_last` the evaluation of the last policy, or None.
+        beaten: env steps and mean return of the previous best policy, if the last one was better; or None.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Evaluations:
         recorder: Recorder,
         saver: Saver,
     ) -> None:
-        """Build nothing yet; A3C's evaluator begins to start.
+        """Build no environments yet; start A3C's evaluator process in the background.
 
         Raises:
-            ValueError: what builds environments or encoder cannot be sent to the evaluator's process.
+            ValueError: the environment factory or encoder cannot be sent to the evaluator's process.
         """
         self._config, self._training, self._recorder, self._saver = config, training, recorder, saver
         self._progress = saver.progress
@@ -74,7 +74,7 @@ class Evaluations:
         self.best: Evaluation | None = None
         self.last: Evaluation | None = None
         self.beaten: tuple[int, float] | None = None
-        self._env_steps, self._played_at = 0, -1  # of training so far, and before the latest evaluation
+        self._env_steps, self._played_at = 0, -1  # of training so far; at the latest evaluation
         self._pending: _Pending | None = None  # the evaluation in progress
 
     @property
@@ -85,8 +85,8 @@ class Evaluations:
 
     @property
     def max_steps(self) -> int:
-        """After how many steps an evaluation's episode is cut now: the environment's own limit where it has one."""
-        unfinished = self._env_steps // self._config.env.num_envs  # an episode that has not ended is as long, or longer
+        """Step limit of an evaluation's episode: the environment's own limit if it has one."""
+        unfinished = self._env_steps // self._config.env.num_envs  # the episode in progress is at least this long
         longest = self._recorder.tracker.longest or unfinished
         return self._limit or max(1, LONGEST_TIMES * longest)
 
@@ -95,11 +95,11 @@ class Evaluations:
         return self._config.run.eval_max_steps or self._training.envs.max_episode_steps
 
     def play_due(self, report: Report) -> None:
-        """Begin an evaluation if one is due after `report`, and take one that is there.
+        """Begin an evaluation if one is due after `report`, and take a finished one.
 
         Raises:
             EnvFailure: an environment failed; the run is saved.
-            WorkerFailure: the evaluator was lost; likewise.
+            WorkerFailure: the evaluator was lost; the run is saved.
         """
         self._env_steps = report.env_steps
         if self._pending is None and self._is_worthwhile and self._schedule.is_due(report.env_steps):
@@ -108,17 +108,17 @@ class Evaluations:
 
     @property
     def _is_worthwhile(self) -> bool:
-        """Whether training promises something, and it is known how long an episode may be to be cut fairly."""
+        """Whether training returns are high enough to evaluate, and a fair episode limit is known."""
         tracker, least = self._recorder.tracker, self._config.run.eval_from_return
         is_promising = least is None or (tracker.mean_return is not None and tracker.mean_return >= least)
         return is_promising and (self._limit is not None or tracker.longest > 0)
 
     def _begin(self, report: Report, request: Request, state: StateTree | None = None) -> None:
-        """Begin to play with the present policy; or with an earlier state's, where training goes on meanwhile."""
+        """Begin to evaluate the present policy, or that of an earlier state if training runs concurrently."""
         self._pending = _Pending(request, report.train_wall_s, None, perf_counter())
         model: StateTree = {}
         if self._evaluator.is_concurrent:
-            # What is evaluated has to be kept: it may be the best.
+            # Keep the evaluated state: it may turn out to be the best.
             state = self._saver.get_state() if state is None else state
             trainer, model = (read_branch(read_branch(state, "training"), name) for name in ("trainer", "model"))
             request = replace(request, env_steps=env_steps_of(state))
@@ -126,13 +126,13 @@ class Evaluations:
         self._evaluator.begin(model, request)
 
     def _tell(self, played: int, episodes: int) -> None:
-        """Show how far an evaluation is, and end it if the run is to stop."""
+        """Show an evaluation's progress; raise if the run must stop."""
         if self.stop.signal is not None:
             raise _StoppedError
         self._recorder.evaluating(played, episodes)
 
     def _take(self, wait: bool) -> None:
-        """Take the evaluation in progress once it is there, and save the policy if it is the best so far."""
+        """Take the evaluation in progress once it has finished, and save the policy if it is the best so far."""
         received = self._receive(wait)
         if received is None:
             return
@@ -146,7 +146,7 @@ class Evaluations:
         self._show(pending.request.env_steps, result)
 
     def _receive(self, wait: bool) -> tuple[_Pending, Evaluation] | None:
-        """Return the evaluation in progress and what it gave, written down, or None where it is not there."""
+        """Return the finished evaluation and its result, and record them; return None if it has not finished."""
         pending = self._pending
         if pending is None:
             return None
@@ -156,7 +156,8 @@ class Evaluations:
             self._pending = None
             return None
         except (EnvFailure, WorkerFailure, KeyboardInterrupt):
-            # Training itself is sound. What is saved already stays: the last evaluation may play in its environments.
+            # Save: training itself is sound. But keep an existing checkpoint of this step: the last evaluation may have
+            # changed the state of the training environments.
             with suppress(RecordError):
                 if self._saver.saved_at != self._env_steps:
                     self._saver.save()
@@ -199,12 +200,12 @@ class Evaluations:
         self._recorder.show_evaluation(Evaluated(env_steps, result.mean_return, result.std_return, best, eval_wall_s))
 
     def play_last(self, report: Report) -> None:
-        """Play the policies that the run may end with, the last one and the best, and mark the better one.
+        """Evaluate the policies that the run may end with, the last and the best, and mark the better one.
 
-        Where a signal has come, they are not played to the end.
+        A signal interrupts the evaluation.
 
         Raises:
-            EnvFailure, WorkerFailure: as `play_due`.
+            EnvFailure, WorkerFailure: see `play_due`.
         """
         self._env_steps = report.env_steps
         self._take(wait=True)
@@ -212,7 +213,7 @@ class Evaluations:
             self._play_after_target(report)
             return
         if self._config.run.eval_every == 0 and not plays_where_it_trains(self._config):
-            self._training.close()  # everything is saved, and no second set of environments is to be open beside these
+            self._training.close()  # all is saved; do not keep two sets of environments open
         request = self._request_last(report)
         if self._played_at != report.env_steps or self._config.run.eval_episodes is None:
             self._begin(report, request)
@@ -227,20 +228,20 @@ class Evaluations:
         return self._schedule.request_last(report.env_steps, self._recorder.tracker.mean_length, self.max_steps)
 
     def _play_after_target(self, report: Report) -> None:
-        """Play what was not yet: the policy that reached the target stays the best, whatever the last one reaches."""
-        if self.best is None:  # resumed after its target was reached: what reached it plays as it did then
+        """Play missing evaluations; the policy that reached the target stays the best in any case."""
+        if self.best is None:  # resumed after reaching the target: repeat the evaluation that reached it
             state = self._saver.load_best() if self._evaluator.is_concurrent else None
             self._begin(report, self._schedule.request(report.env_steps, self.max_steps), state)
             self._take(wait=True)
-        if self._played_at != report.env_steps:  # workers had gone on meanwhile
+        if self._played_at != report.env_steps:  # workers trained on in the meantime
             self._begin(report, self._request_last(report))
             self._receive(wait=True)
         self.last = self.latest if self._played_at == report.env_steps else None
 
     def _compare_with_best(self, report: Report, last: Evaluation, request: Request) -> None:
-        """Mark the better one of the last policy and the best so far, which plays what the last one has played.
+        """Replay the best policy so far on the last policy's episodes, and mark the better of the two.
 
-        Of many evaluations the best is so by luck too: only over the same episodes the two can be compared.
+        The maximum of many evaluations is biased upwards: compare the two only over the same episodes.
         """
         best, best_at = self._progress.best_mean_return, self._progress.best_env_steps
         if best is not None and best_at is not None and best_at != report.env_steps and best > last.mean_return:
@@ -255,7 +256,7 @@ class Evaluations:
         self._mark(last, report.env_steps)
 
     def _play_best(self, request: Request) -> Evaluation | None:
-        """Play the best policy so far; None if the run is to stop."""
+        """Play the best policy so far; return None if the run must stop."""
         began, model = perf_counter(), self._training.model
         last = {name: value.clone() for name, value in model.state_dict().items()}
         weights = self._saver.load_best_model()
@@ -270,10 +271,10 @@ class Evaluations:
             self._progress.eval_wall_s += perf_counter() - began
 
     def _mark(self, result: Evaluation, env_steps: int) -> None:
-        """Mark a saved policy as the best, by its latest evaluation."""
+        """Mark a saved policy as the best, with its latest evaluation."""
         self._note_best(result, env_steps)
         self._saver.mark_best(env_steps, result.mean_return)
 
     def close(self) -> None:
-        """End what evaluations need; safe to call twice."""
+        """Close the evaluator; safe to call twice."""
         self._evaluator.close()

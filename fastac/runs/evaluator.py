@@ -1,4 +1,4 @@
-"""Evaluations of a run in progress: in this process, or beside training in one of their own."""
+"""Evaluation of a run in progress: in the training process, or concurrently in a separate process."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ from fastac.workers import Training
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an evaluation is of.
+    """Specifies an evaluation.
 
     Attributes:
-        env_steps: after how many steps of training; the seed of its environments depends on it.
-        episodes: how many.
-        most: up to so many while the mean reaches the goal.
+        env_steps: training steps of the policy; the seed of the environments depends on them.
+        episodes: number of episodes.
+        most: maximum number of episodes while the mean return reaches the goal.
         goal: a mean return, or None.
-        max_steps: where an episode is cut.
-        budget: go on, up to `most`, as long as so many environment steps last at the length of the episodes so far.
+        max_steps: step limit of an episode.
+        budget: environment steps; add episodes, up to `most`, as long as they fit at the mean length so far.
     """
 
     env_steps: int
@@ -62,16 +62,16 @@ class Evaluator(Protocol):
     """Plays episodes with a run's policy, greedy or sampled as the run's `eval_actions` says.
 
     Attributes:
-        is_concurrent: whether training goes on meanwhile.
+        is_concurrent: whether training continues during an evaluation.
     """
 
     is_concurrent: bool
 
     def begin(self, model: StateTree, request: Request) -> None:
-        """Begin to play with the weights of `model`; the same episodes for the same run and request."""
+        """Begin to play with the weights of `model`; the same run and request always play the same episodes."""
 
     def take(self, wait: bool) -> Evaluation | None:
-        """Return the evaluation begun, or None while it lasts and nobody waits.
+        """Return the evaluation begun, or None if it has not finished and `wait` is False.
 
         Raises:
             EnvFailure: an environment failed.
@@ -79,18 +79,18 @@ class Evaluator(Protocol):
         """
 
     def close(self) -> None:
-        """End what it needs; safe to call twice."""
+        """Release its resources; safe to call twice."""
 
 
 class Stage:
-    """The environments of a run's evaluations and who plays in them: built when first needed, and then kept."""
+    """The evaluation environments and their player: built on first use, then kept."""
 
     def __init__(
         self, config: Config, policy: Policy, env_factory: EnvFactory | None, own: VecEnv | None = None
     ) -> None:
-        """Take what is needed; `own` are environments to play all evaluations in, instead of building some."""
+        """Store the arguments; `own` are existing environments for all evaluations, instead of new ones."""
         self._config, self._policy, self._env_factory, self._own = config, policy, env_factory, own
-        self._sets: dict[int, tuple[VecEnv, Player]] = {}  # by how many environments
+        self._sets: dict[int, tuple[VecEnv, Player]] = {}  # by number of environments
 
     def play(self, request: Request, tell: Tell | None = None) -> Evaluation:
         """Play an evaluation.
@@ -121,7 +121,7 @@ class Stage:
             raise EnvFailure(f"{str(error).removesuffix('.')}, {where}") from error
 
     def _side_by_side(self, request: Request) -> int:
-        """Return how many episodes environments are needed for: in a batch a few more cost next to nothing."""
+        """Return for how many episodes to build environments: a few more in a batch cost next to nothing."""
         may_go_on = request.goal is not None and is_batched(self._config.env, self._env_factory)
         return request.most if may_go_on else request.episodes
 
@@ -129,10 +129,10 @@ class Stage:
         config, factory = self._config, self._env_factory
         width = self._own.num_envs if self._own is not None else evaluation_width(config.env, episodes, factory)
         if self._own is None and is_seeded_when_built(config.env, factory):
-            self._close_built()  # it cannot be given another seed
+            self._close_built()  # it cannot be reseeded
         if width not in self._sets:
             if not is_batched(config.env, factory):
-                self._close_built()  # others hold processes, windows or emulators
+                self._close_built()  # unbatched environments hold processes, windows or emulators
             envs = self._own or build_evaluation_envs(config.env, width, seed, factory, _count_workers(config))
             self._sets[width] = envs, make_player(self._policy, width, torch.device(config.run.device))
         return self._sets[width]
@@ -154,17 +154,17 @@ def _count_workers(config: Config) -> int:
 
 
 class InProcessEvaluator:
-    """Plays at once, with the very policy that is trained, while nothing else happens."""
+    """Plays synchronously, with the trained policy itself."""
 
     is_concurrent = False
 
     def __init__(self, stage: Stage, tell: Tell | None = None) -> None:
-        """Take where it plays, and who is told of every step."""
+        """Take the stage to play on, and a callback for every step."""
         self._stage, self._tell = stage, tell
         self._request: Request | None = None
 
     def begin(self, model: StateTree, request: Request) -> None:
-        """See `Evaluator`; `model` is what the policy has anyway."""
+        """See `Evaluator`; ignores `model`, as the policy already has these weights."""
         self._request = request
 
     def take(self, wait: bool) -> Evaluation | None:
@@ -177,17 +177,17 @@ class InProcessEvaluator:
         self._stage.close()
 
 
-# An evaluator hangs that has been silent for so long, for so many times its longest silence so far, and for as long
-# as a step may take by the settings.
+# An evaluator counts as hung when it has been silent for _SILENCE_S, for _SILENCE_TIMES its longest silence so far,
+# and for the configured time limit of a step.
 _SILENCE_S = 600.0
 _SILENCE_TIMES = 20.0
-_ALIVE_S = 0.5  # how often it says that it plays, which may take it hours
-_LOOK_S = 0.1  # how often who waits for it looks whether to go on waiting
+_ALIVE_S = 0.5  # interval of its life signs during an evaluation, which may take hours
+_LOOK_S = 0.1  # polling interval of `take`
 
 
 @dataclass(frozen=True, slots=True)
 class _Alive:
-    """What the process sends when it has been built, and then while it plays: episodes so far, and of how many."""
+    """Life sign of the process, sent once it is built and then while it plays: episodes played, and of how many."""
 
     played: int = 0
     episodes: int = 0
@@ -198,10 +198,10 @@ _Work: TypeAlias = tuple[Config, EnvFactory | None, EncoderFactory | None]
 
 
 class ProcessEvaluator:
-    """Plays in a process beside the workers', on a copy of the weights; started again if it dies or hangs.
+    """Plays in a separate process on a copy of the weights; restarted if it dies or hangs.
 
     Attributes:
-        child: that process.
+        child: the process.
     """
 
     is_concurrent = True
@@ -213,10 +213,10 @@ class ProcessEvaluator:
         encoder: EncoderFactory | None,
         tell: Tell | None = None,
     ) -> None:
-        """Start the process; `tell` hears of its play about once a second.
+        """Start the process; it calls `tell` about once a second while it plays.
 
         Raises:
-            ValueError: what builds environments or encoder cannot be sent to it.
+            ValueError: the environment factory or encoder cannot be sent to it.
             WorkerFailure: it could not be started.
         """
         self._work = pickled((config, env_factory, encoder), f"{UNSENDABLE}; move them there, or train with a2c")
@@ -234,9 +234,9 @@ class ProcessEvaluator:
 
     def begin(self, model: StateTree, request: Request) -> None:
         """See `Evaluator`."""
-        # Copies as arrays: a tensor would be sent as memory that both processes share from then on.
+        # Copy to arrays: tensors would be sent as shared memory.
         weights = {name: read_tensor(model, name).numpy() for name in model}
-        if self._is_asked:  # what it still plays was given up
+        if self._is_asked:  # the evaluation in progress was abandoned
             self.child.end(timeout_s=0.0)
             self._start()
         self._request, self._is_asked = (weights, request), True
@@ -244,7 +244,7 @@ class ProcessEvaluator:
 
     def _ask(self) -> None:
         self.child.silence.restart()
-        # Another thread, since a process that does not read would block this one once the pipe is full.
+        # Send from a thread: if the child does not read, a full pipe would block this process.
         threading.Thread(target=_send, args=(self.child.pipe, self._request), daemon=True).start()
 
     def take(self, wait: bool) -> Evaluation | None:
@@ -272,16 +272,16 @@ class ProcessEvaluator:
             self._tell(news.played, news.episodes)
 
     def _receive(self, wait: bool) -> Evaluation | _Alive | None:
-        """Return what it has sent, or None where there is nothing yet; whoever waits, waits for a moment.
+        """Return the next message, or None if there is none yet; with `wait`, block for a short time.
 
         Raises:
-            EnvFailure, NonFiniteError, WorkerFailure: it failed, died, or has been silent for too long.
+            EnvFailure, NonFiniteError, WorkerFailure: the process failed, died, or was silent for too long.
         """
         patience_s, setting = self._patience
         left_s = patience_s - self.child.silence.look()
         if self.child.has_news(min(_LOOK_S, max(0.0, left_s)) if wait else 0.0):
             news: Evaluation | _Alive = self.child.receive()
-            if self._is_ready:  # else it was importing
+            if self._is_ready:  # before that it was importing modules
                 self._longest_s = max(self._longest_s, self.child.silence.look())
             self._is_ready = True
             self.child.silence.restart()
@@ -292,11 +292,11 @@ class ProcessEvaluator:
 
     @property
     def _patience(self) -> tuple[float, str]:
-        """For how many seconds it may be silent, and the setting to raise if it needs longer."""
+        """Seconds that the process may be silent, and the setting to raise if it needs longer."""
         if not self._is_ready:
             return self._start_timeout_s, "start_timeout_s"
         least_s = max(_SILENCE_S, _SILENCE_TIMES * self._longest_s, self._env_timeout_s)
-        return least_s * 2.0**self._restarts.count, "env_timeout_s"  # doubled every time: perhaps it is only slow
+        return least_s * 2.0**self._restarts.count, "env_timeout_s"  # doubled by every restart: it may only be slow
 
     def _start_again(self, lost: ChildFailure) -> None:
         self.child.end(timeout_s=0.0)
@@ -305,17 +305,17 @@ class ProcessEvaluator:
         self._ask()
 
     def close(self) -> None:
-        """End the process, also in the middle of an evaluation."""
+        """End the process, even during an evaluation."""
         self.child.end(timeout_s=0.1)
 
 
 def _send(pipe: Connection, request: object) -> None:
-    with suppress(OSError):  # it has ended; `take` finds out why
+    with suppress(OSError):  # it has ended; `take` finds the reason
         pipe.send(request)
 
 
 def _evaluate(work: Pickled[_Work], parent: Parent) -> None:
-    """Answer requests as long as the run is there."""
+    """Answer requests until the parent leaves."""
     torch.set_num_threads(1)
     requests: SimpleQueue[tuple[_Weights, Request]] = SimpleQueue()
     parent.listen(requests.put, grace_s=0.0)
@@ -332,7 +332,7 @@ def _evaluate(work: Pickled[_Work], parent: Parent) -> None:
 
 
 def _make_pulse(parent: Parent) -> Tell:
-    """Return what says that this process lives, now and then however often it is called."""
+    """Return a callback that sends a life sign to the parent, rate-limited."""
     said = monotonic()
 
     def pulse(played: int, episodes: int) -> None:
@@ -352,10 +352,10 @@ def open_evaluator(
     encoder: EncoderFactory | None,
     tell: Tell | None = None,
 ) -> Evaluator:
-    """Return an evaluator: beside training where workers wait for nobody, else between iterations.
+    """Return an evaluator: concurrent for asynchronous workers, else between iterations.
 
-    Nothing is built before the first evaluation. Where the run has but one, at its end, it is played in the
-    environments that trained, if their rows are whole observations and their episodes whole games.
+    Nothing is built before the first evaluation. If the only evaluation is at the end of the run, it is played in
+    the training environments, provided their rows are whole observations and their episodes whole games.
     """
     at_end = config.run.eval_every == 0
     if config.algo.has_async_workers and config.run.eval and not at_end:
@@ -365,5 +365,5 @@ def open_evaluator(
 
 
 def plays_where_it_trains(config: Config) -> bool:
-    """Return whether a last evaluation can be played in the environments that trained."""
+    """Return whether a last evaluation can be played in the training environments."""
     return not config.algo.has_async_workers and not is_atari(config.env.env_id)

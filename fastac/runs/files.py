@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and reading them whoever wrote them."""
+"""Atomic file writes, and safe reads of files that others may have modified."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RecordError(RuntimeError):
 
 
 def describe(error: OSError) -> str:
-    """Return the system's reason without the path, which the caller's sentence names already."""
+    """Return the system's reason without the path, which the caller's sentence already names."""
     return error.strerror or str(error) or type(error).__name__
 
 
@@ -33,34 +33,34 @@ def explain(error: BaseException) -> str:
 
 @contextmanager
 def one_sentence(what: str) -> Iterator[None]:
-    """Turn whatever malformed content makes the block raise into one sentence.
+    """Turn any exception of the block, raised for malformed content, into one sentence.
 
     Args:
         what: begins the sentence; the reason follows after a colon.
 
     Raises:
         ValueError: the block raised an exception.
-        WorkerFailure: it raised that.
+        WorkerFailure: the block raised it; passed on unchanged.
     """
     try:
         yield
-    except WorkerFailure:  # a process was lost, whatever the content is
+    except WorkerFailure:  # a process was lost; this says nothing about the content
         raise
-    except Exception as error:  # a file that somebody has changed may make foreign code raise anything
+    except Exception as error:  # for a modified file, third-party code may raise any exception
         raise ValueError(f"{what}: {explain(error)}.") from error
 
 
 def read_regular(path: Path) -> bytes:
-    """Read a file that is one.
+    """Read a regular file.
 
-    Nothing else is opened: a pipe or device could block for ever, and a link may lead anywhere.
+    Other kinds are not opened: a pipe or device could block forever, and a link may lead anywhere.
 
     Raises:
-        OSError: it is missing, unreadable, too large for this machine's memory, or no regular file.
+        OSError: it is missing, unreadable, too large for this machine's memory, or not a regular file.
     """
     if not stat.S_ISREG(path.lstat().st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    # Looked at once more when it is open, since it may have been exchanged meanwhile.
+    # Check again after opening, since the file may have been replaced in between.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     with open(os.open(path, flags), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -72,10 +72,10 @@ def read_regular(path: Path) -> bytes:
 
 
 def check_appendable(path: Path) -> None:
-    """Refuse to write to what is there and no regular file, such as a pipe, which would block.
+    """Refuse an existing path that is not a regular file, such as a pipe, which would block.
 
     Raises:
-        OSError: it is there and something else.
+        OSError: the path exists and is not a regular file.
     """
     try:
         mode = path.lstat().st_mode
@@ -86,7 +86,7 @@ def check_appendable(path: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a new file and wait until the disk has it."""
+    """Write a new file and wait until it is on disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -94,7 +94,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Wait until the disk has the directory's entries, so that a rename in it survives a power cut."""
+    """Wait until the directory's entries are on disk, so that a rename in it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -114,20 +114,20 @@ _TEMPORARY = ".writing-"
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of writers that were killed; nobody may be writing in `folder` now."""
+    """Delete the temporary files of killed writers; no process may be writing in `folder` at that time."""
     for path in folder.glob(f"{_TEMPORARY}*"):
-        with suppress(OSError):  # what cannot be deleted does no harm
+        with suppress(OSError):  # leftovers do no harm
             path.unlink()
 
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path with the same suffix; it takes `path`'s place durably if the block succeeds.
+    """Yield a temporary path with the same suffix; it replaces `path` durably if the block succeeds.
 
-    A reader sees the old file or the new one, never half of one, and nothing is left if it fails.
+    A reader sees the old file or the new one, never a partial one. If the block fails, no temporary file remains.
 
     Raises:
-        RecordError: the disk is full, or the place cannot be written.
+        RecordError: the disk is full, or the location is not writable.
     """
     temporary = path.with_name(f"{_TEMPORARY}{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -143,12 +143,12 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def replace_json(path: Path, content: Mapping[str, JsonValue]) -> None:
-    """Write `content` to `path` whole.
+    """Write `content` to `path` atomically.
 
-    Numbers that are not finite become null, because other programs' JSON has none.
+    Numbers that are not finite become null, because standard JSON has none.
 
     Raises:
-        RecordError: the disk is full, or the place cannot be written.
+        RecordError: the disk is full, or the location is not writable.
     """
     with replace_file(path) as temporary:
         write_durably(temporary, json.dumps(_finite(dict(content)), indent=2, allow_nan=False).encode() + b"\n")
@@ -158,7 +158,7 @@ def read_json(path: Path) -> dict[str, JsonValue]:
     """Read a JSON object.
 
     Raises:
-        ValueError: the file is missing, unreadable, or holds something else.
+        ValueError: the file is missing, unreadable, or does not hold a JSON object.
     """
     try:
         content = json.loads(read_regular(path))

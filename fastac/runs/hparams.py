@@ -1,8 +1,7 @@
-"""What TensorBoard's HPARAMS tab knows a run by: its settings, and metrics of the whole run.
+"""A run's data for TensorBoard's HPARAMS tab: its settings, and metrics of the whole run.
 
-Written without `tensorboard.plugins.hparams.summary`, whose import takes 0.3 s, and without torch's, which takes 2 s.
-No list of settings and metrics (an "experiment") is written: from the runs that it finds TensorBoard makes a better
-one, which begins with the settings in which they differ.
+No list of settings and metrics (an "experiment") is written: TensorBoard derives a better one from the runs it finds,
+with the settings that differ first.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from fastac.config import Config
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-# What `summary.json` says, and the scalar that a run writes of it at its end.
+# Keys of `summary.json`, and the scalar written for each at the end of a run.
 FINAL_TAGS = {
     "eval_mean_return": "final/eval_mean_reward",
     "best_eval_mean_return": "final/best_eval_mean_reward",
@@ -26,7 +25,7 @@ FINAL_TAGS = {
 
 
 def settings_summary(config: Config) -> Summary:
-    """Return the record of a run's settings, under their flat names, without those that are None."""
+    """Return the record of a run's settings by their flat names, without those that are None."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
@@ -43,6 +42,6 @@ def settings_summary(config: Config) -> Summary:
             session.hparams[name].string_value = str(value)
     content = HParamsPluginData(session_start_info=session).SerializeToString()
     metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="hparams", content=content))
-    # All is in the metadata; the plugin's own records have this empty tensor, too.
+    # The data is all in the metadata; the plugin's own records have this empty tensor, too.
     nothing = TensorProto(dtype=DT_FLOAT, tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=0)]))
     return Summary(value=[Summary.Value(tag="_hparams_/session_start_info", metadata=metadata, tensor=nothing)])

@@ -1,4 +1,4 @@
-"""Acting outside of training: the fused network's actor alone where there is one, else the module itself."""
+"""Acting outside of training: by the fused network's actor if available, else by the module itself."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from fastac.models import ActorCritic, CategoricalHead
 
 
 class Player(Protocol):
-    """Chooses actions for a batch of environments, row after row."""
+    """Chooses actions for a batch of environments, step by step."""
 
     def begin(self) -> None:
-        """Every environment begins an episode; the weights are read anew."""
+        """Start an episode in every environment; read the weights again."""
 
     def act(self, obs: Tensor, start: Tensor, noise: Generator | None) -> ActionArray:
         """Return actions `[N, *action_shape]`: sampled by `noise` (CPU), or the most likely ones.
 
         Args:
-            obs: `[N, *obs_shape]`, in the same memory every time.
+            obs: `[N, *obs_shape]`; it must be in the same memory in every call.
             start: `[N]` bool, whether an episode begins there.
             noise: drives the sampling; None takes the most likely actions.
         """
 
 
 class ModulePlayer:
-    """Any policy, with its memory."""
+    """Plays with any policy, including recurrent ones."""
 
     def __init__(self, policy: Policy, num_envs: int, device: torch.device) -> None:
-        """Take a policy that is on `device`."""
+        """Take a policy whose parameters are on `device`."""
         self._policy, self._num_envs, self._device = policy, num_envs, device
         self._state = policy.initial_state(num_envs)
 
     def begin(self) -> None:
-        """Forget."""
+        """Reset the recurrent state."""
         self._state = self._policy.initial_state(self._num_envs)
 
     def act(self, obs: Tensor, start: Tensor, noise: Generator | None) -> ActionArray:
@@ -55,25 +55,25 @@ class ModulePlayer:
 
 
 class FusedPlayer:
-    """A fused network on the CPU: no graph, no critic, nothing allocated but the actions."""
+    """Plays with a fused network on the CPU: no graph, no critic, no allocations except the actions."""
 
     def __init__(self, model: ActorCritic, num_envs: int) -> None:
-        """Take a model that `is_fusable`."""
+        """Take a model for which `is_fusable` holds."""
         if any(p.grad is None for p in model.parameters()):
-            flatten(model)  # the network looks at gradients too
+            flatten(model)  # the network also needs gradient tensors
         self._network, self._head = FusedNetwork(model), model.head
         self._pass = ForwardPass(self._network, Activations.for_step(self._network, num_envs), 0, num_envs, acts=True)
         self._logits = self._pass.params.numpy() if type(self._head) is CategoricalHead else None
 
     def begin(self) -> None:
-        """Read the weights; there is no memory."""
+        """Read the weights; there is no recurrent state."""
         self._network.refresh()
 
     def act(self, obs: Tensor, start: Tensor, noise: Generator | None) -> ActionArray:
         """See `Player`."""
         self._pass.forward_actor(obs)
         if noise is None and self._logits is not None:
-            best: ActionArray = self._logits.argmax(axis=1)  # a fifth of what torch takes for so few
+            best: ActionArray = self._logits.argmax(axis=1)  # for small batches a fifth of torch's time
             return best
         params, head = self._pass.params, self._head
         with torch.no_grad():
@@ -83,7 +83,7 @@ class FusedPlayer:
 
 
 def make_player(policy: Policy, num_envs: int, device: torch.device) -> Player:
-    """Return the fastest player of a policy for so many environments."""
+    """Return the fastest player of a policy for `num_envs` environments."""
     if isinstance(policy, ActorCritic) and device.type == "cpu" and is_fusable(policy):
         return FusedPlayer(policy, num_envs)
     return ModulePlayer(policy, num_envs, device)

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line per evaluation elsewhere."""
+"""Progress of a run: a bar on a terminal, else a line per evaluation."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fastac.contract import Report
 from fastac.runs.tracker import ReturnTracker
 
 _PERIOD_S = 0.1
-_LINES = 10  # at most, of a run without evaluations
+_LINES = 10  # at most, for a run without evaluations
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """An evaluation, for who watches.
+    """An evaluation, as displayed.
 
     Attributes:
-        env_steps: of training, before it.
-        mean_return: of its episodes.
-        std_return: likewise.
+        env_steps: training steps before it.
+        mean_return: mean return of its episodes.
+        std_return: standard deviation of their returns.
         best: the best mean return so far.
         eval_wall_s: seconds of all evaluations so far.
     """
@@ -35,19 +35,19 @@ class Evaluated:
 
 
 class Bar(Protocol):
-    """Shows how far a run is."""
+    """Shows a run's progress."""
 
     def update(self, report: Report, tracker: ReturnTracker) -> None:
-        """Show an iteration; `tracker` has taken `report` in already."""
+        """Show an iteration; `tracker` has already been updated with `report`."""
 
     def evaluating(self, played: int, episodes: int) -> None:
-        """Show that an evaluation is being played, and how far it is."""
+        """Show the progress of an evaluation."""
 
     def evaluated(self, result: Evaluated) -> None:
-        """Show what an evaluation of the latest report gave."""
+        """Show the result of an evaluation of the latest report."""
 
     def close(self) -> None:
-        """Show the latest and leave the terminal as it was; safe to call twice."""
+        """Show the latest state and restore the terminal; safe to call twice."""
 
 
 class NullBar:
@@ -67,19 +67,19 @@ class NullBar:
 
 
 class ProgressBar:
-    """Steps, rate, return, best evaluation and time left in one line on stderr.
+    """Shows steps, rate, return, best evaluation and time left in one line on stderr.
 
-    A redraw costs 0.5 ms, so there are at most ten a second; `update` between them costs 0.2 us.
+    A redraw costs 0.5 ms, so there are at most ten per second; calls of `update` in between cost 0.2 us.
     """
 
     def __init__(self, total_env_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
         """Draw an empty bar.
 
         Args:
-            total_env_steps: where the bar is full.
-            clock: seconds, for the redraws.
+            total_env_steps: the steps at which the bar is full.
+            clock: returns seconds; limits the redraws.
         """
-        # Imported here because a run without a terminal need not pay the 0.1 s.
+        # Import here: it takes 0.1 s, which runs without a terminal should not pay.
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
         from rich.table import Column
@@ -91,32 +91,32 @@ class ProgressBar:
         self._evaluated: Evaluated | None = None
         self._playing: tuple[int, int] | None = None
         self._progress = Progress(
-            BarColumn(bar_width=8),  # a line short of 80 columns, so that the "^C" a terminal prints fits
+            BarColumn(bar_width=8),  # keeps the line below 80 columns, so that the "^C" a terminal prints fits
             TextColumn("{task.percentage:3.0f}%"),
             TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
             console=Console(stderr=True),
-            auto_refresh=False,  # no thread: it would take turns with training
+            auto_refresh=False,  # no thread: it would compete with training
             redirect_stdout=sys.stdout.isatty(),  # lines printed above the bar; a piped stdout stays a pipe
         )
         self._task = self._progress.add_task("", total=total_env_steps, text="starting")
         self._progress.start()
 
     def update(self, report: Report, tracker: ReturnTracker) -> None:
-        """Show an iteration if the last redraw is a tenth of a second ago, else keep it for `close`."""
+        """Show an iteration if the last redraw was at least 0.1 s ago, else keep it for `close`."""
         self._latest, self._playing = (report, tracker), None
         self._draw_if_due()
 
     def evaluating(self, played: int, episodes: int) -> None:
-        """Show how far an evaluation is, as often as `update` does."""
+        """Show the progress of an evaluation, at the same rate as `update`."""
         self._playing = (played, episodes) if episodes else self._playing
         self._draw_if_due()
 
     def evaluated(self, result: Evaluated) -> None:
-        """Keep what an evaluation gave for the redraws."""
+        """Keep an evaluation's result for the redraws."""
         self._evaluated, self._playing = result, None
 
     def close(self) -> None:
-        """Show the latest and leave the terminal as it was."""
+        """Show the latest state and restore the terminal."""
         self._playing = None
         if self._latest is not None:
             self._draw(*self._latest)
@@ -146,7 +146,7 @@ class ProgressBar:
         return [f"{shorten(tracker.sps_window)} steps/s", f"return {_tell_return(tracker)}"]
 
     def _left_s(self, report: Report, tracker: ReturnTracker) -> float | None:
-        """Return the seconds left if evaluations go on to take the share that they have taken."""
+        """Return the seconds left, assuming that evaluations keep their share of the time."""
         if tracker.sps_window <= 0.0:
             return None
         training_s = (self._total - report.env_steps) / tracker.sps_window
@@ -155,10 +155,10 @@ class ProgressBar:
 
 
 class ProgressLines:
-    """A line per evaluation, for a log file or a pipe; and one now and then where no evaluation comes."""
+    """Writes a line per evaluation, for a log file or a pipe; without evaluations, a line at regular intervals."""
 
     def __init__(self, total_env_steps: int, out: TextIO) -> None:
-        """Take where to write."""
+        """Take the output stream."""
         self._every, self._total, self._out = max(1, total_env_steps // _LINES), total_env_steps, out
         self._latest: tuple[Report, ReturnTracker] | None = None
         self._told_at = 0  # env steps
@@ -170,7 +170,7 @@ class ProgressLines:
             self._write(report.env_steps, "")
 
     def evaluating(self, played: int, episodes: int) -> None:
-        """Write nothing: a line comes when it is over."""
+        """Write nothing: a line follows when the evaluation ends."""
 
     def evaluated(self, result: Evaluated) -> None:
         """Write a line."""
@@ -178,7 +178,7 @@ class ProgressLines:
         self._write(result.env_steps, told)
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Do nothing."""
 
     def _write(self, env_steps: int, more: str) -> None:
         if self._latest is None:
@@ -191,7 +191,7 @@ class ProgressLines:
 
 
 def open_bar(total_env_steps: int) -> Bar:
-    """Return a bar where stderr is a terminal, else lines on it; see `ProgressLines`."""
+    """Return a bar if stderr is a terminal, else `ProgressLines` on it."""
     if sys.stderr.isatty():
         return ProgressBar(total_env_steps)
     return ProgressLines(total_env_steps, sys.stderr)
@@ -211,7 +211,7 @@ def _tell_return(tracker: ReturnTracker) -> str:
 
 
 def _to_clock(seconds: float | None) -> str:
-    """Return m:ss, or h:mm:ss from an hour on."""
+    """Return m:ss, or h:mm:ss from one hour on."""
     if seconds is None:
         return "-:--"
     minutes, second = divmod(max(0, round(seconds)), 60)

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, commit and memory."""
+"""The environment a run used: versions, commit and memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of what is installed of fastac, torch, numpy, gymnasium and numba.
+    """Return the versions of Python and of the installed ones of fastac, torch, numpy, gymnasium and numba.
 
-    Read from the packages' metadata: importing torch for its version would cost two seconds.
+    Read from the packages' metadata: importing torch for its version would take two seconds.
     """
     found = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
@@ -32,13 +32,13 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """Return fastac's own commit, "-dirty" appended if tracked files differ; None outside a git checkout.
 
-    Only a `.git` right above the package counts: an installed fastac may lie inside a checkout of
-    something else. Costs one subprocess, about 5 ms, once.
+    Only a `.git` directly above the package counts: an installed fastac may lie inside a checkout of another
+    project. Costs one subprocess, about 5 ms, once.
     """
     if not (_CHECKOUT / ".git").exists():
         return None
     command = ["git", "-C", str(_CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    # Without optional locks git refreshes no index, so a run never collides with the user's own git.
+    # Without optional locks git does not refresh the index, so a run never conflicts with the user's own git.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5.0, check=True, env=environment)
@@ -48,7 +48,7 @@ def git_commit() -> str | None:
 
 
 def peak_rss_mb() -> float | None:
-    """Return the most memory this process has held, in megabytes (10**6 bytes); None where the system does not tell."""
+    """Return this process's peak resident memory in megabytes (10**6 bytes); None if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows

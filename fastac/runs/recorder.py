@@ -1,4 +1,4 @@
-"""Tells of a run in progress: rows in its files, and a bar or lines for whoever watches."""
+"""Records a run in progress: rows in its files, and a bar or lines on the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastac.runs.writers import EvaluationRow, ProgressWriter, TensorBoardWriter
 
 
 class Recorder:
-    """Writes `progress.jsonl`, `evaluations.jsonl` and TensorBoard's files, and shows the same.
+    """Writes `progress.jsonl`, `evaluations.jsonl` and TensorBoard's files, and displays the same data.
 
     Attributes:
         tracker: mean return and rates so far.
@@ -28,7 +28,7 @@ class Recorder:
         resume_at: tuple[int, int] | None,
         verbose: bool,
     ) -> None:
-        """Take what is needed; `resume_at` is the iteration and the env steps after which a resumed run goes on."""
+        """Store the arguments; `resume_at` is the iteration and the env steps from which a resumed run continues."""
         self.tracker = tracker
         self._config, self._directory, self._resume_at, self._verbose = config, directory, resume_at, verbose
         self._writers: list[Writer] = []
@@ -36,7 +36,7 @@ class Recorder:
         self._opened = ExitStack()
 
     def begin(self) -> None:
-        """Open the files, of which rows after `resume_at` are taken away.
+        """Open the files and drop their rows after `resume_at`.
 
         Raises:
             RecordError: a file cannot be written.
@@ -53,7 +53,7 @@ class Recorder:
             self._writers, self._opened = writers, opened.pop_all()
 
     def report(self, report: Report, action_std: float | None, is_news: bool) -> None:
-        """Take in a report; one without news is shown but not written."""
+        """Record a report; show but do not write it if it has no progress."""
         self.tracker.update(report)
         if is_news:
             row = progress_row(report, self.tracker, action_std)
@@ -62,28 +62,28 @@ class Recorder:
         self._bar.update(report, self.tracker)
 
     def evaluating(self, played: int, episodes: int) -> None:
-        """Show how far an evaluation is."""
+        """Show the progress of an evaluation."""
         self._bar.evaluating(played, episodes)
 
     def write_evaluation(self, row: EvaluationRow) -> None:
-        """Write what an evaluation gave."""
+        """Write an evaluation's result."""
         for writer in self._writers:
             writer.write_evaluation(row)
 
     def show_evaluation(self, result: Evaluated) -> None:
-        """Show what an evaluation gave."""
+        """Show an evaluation's result."""
         self._bar.evaluated(result)
 
     def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
-        """Write what runs are compared by."""
+        """Write the metrics by which runs are compared."""
         for writer in self._writers:
             writer.write_summary(summary)
 
     def flush(self) -> None:
-        """Write what waits to be written."""
+        """Write buffered rows."""
         for writer in self._writers:
             writer.flush()
 
     def close(self) -> None:
-        """Close all files, each of them whatever another one raises; safe to call twice."""
+        """Close all files, even if closing one of them raises; safe to call twice."""
         self._opened.close()

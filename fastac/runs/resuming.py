@@ -1,4 +1,4 @@
-"""With which settings a run goes on, and what is said of those that change."""
+"""The settings of a resumed run, and the text about changed ones."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 from fastac.config import Config, ConfigValue, JsonValue
 from fastac.learning.schedules import anneal
 
-# What may change while a run goes on; all else is as it began.
+# The settings that may change when a run is resumed.
 CHANGEABLE = ("total_env_steps", "budget_minutes", "until_return", "learning_rate", "eval")
 
 
 def continued_config(saved: Config, written: Config, where: Path, changes: Mapping[str, ConfigValue]) -> Config:
-    """Return the configuration that a run goes on with.
+    """Return the configuration that a run continues with.
 
     Args:
-        saved: the checkpoint's, with which it was trained up to there.
-        written: that of `config.json`, whose word holds for what may change.
-        where: that file.
-        changes: new values of what may change, which win; None for none.
+        saved: the checkpoint's configuration, used for training up to there.
+        written: the configuration in `config.json`; it takes precedence for settings that may change.
+        where: the path of that file.
+        changes: new values for settings that may change, with the highest precedence; None keeps a setting.
 
     Raises:
-        ValueError: `config.json` says something else of what may not change.
+        ValueError: `config.json` differs in a setting that may not change.
     """
     before, now = flatten(saved), flatten(written)
     for name in now:
@@ -41,14 +41,14 @@ def flatten(config: Config) -> dict[str, JsonValue]:
 
 
 def tell_changes(before: Config, now: Config, env_steps: int) -> str:
-    """Return what is other from `env_steps` on, such as "learning_rate 1e-06 -> 0.0006"; empty where nothing is."""
+    """Return the changes from `env_steps` on, such as "learning_rate 1e-06 -> 0.0006"; empty if there are none."""
     old, new = flatten(before), flatten(now)
     told = [f"{name} {old[name]} -> {new[name]}" for name in CHANGEABLE[:-1] if old[name] != new[name]]
     return ", ".join(told + tell_jumps(before, now, env_steps))
 
 
 def tell_jumps(before: Config, now: Config, env_steps: int) -> list[str]:
-    """Return which of the numbers that follow schedules are others from `env_steps` on, and what they become."""
+    """Return which scheduled values jump at `env_steps`, with their old and new values."""
     old, new = _scheduled(before, env_steps), _scheduled(now, env_steps)
     return [f"{name} {old[name]:.3g} -> {new[name]:.3g}" for name in old if old[name] != new[name]]
 

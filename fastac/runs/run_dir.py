@@ -1,4 +1,4 @@
-"""A run's directory: its config, its summary, and where the other records go."""
+"""A run's directory: its config, its summary, and the paths of its other records."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ log = logging.getLogger("fastac")
 _CONFIG = "config.json"
 _SUMMARY = "summary.json"
 _CHECKPOINTS = "checkpoints"
-_RUN_ID = "run_id"  # stands in config.json beside the sections
+_RUN_ID = "run_id"  # a key of config.json beside the sections
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """One run's directory; make it with `create` or `open`.
+    """One run's directory; construct it with `create` or `open`.
 
     Attributes:
-        path: where it is.
-        run_id: tells this run from all others; its checkpoints have it too. Empty for a run that was begun before
-            there were any.
-        is_made: whether the run has made the directory itself.
+        path: its location.
+        run_id: unique id of the run, also stored in its checkpoints. Empty for runs older than run ids.
+        is_made: whether the run created the directory itself.
     """
 
     path: Path
@@ -42,15 +41,15 @@ class RunDirectory:
     is_made: bool = field(default=False, compare=False)
 
     def __fspath__(self) -> str:
-        """Return where it is, for whatever takes a path."""
+        """Return the path as text, for path-like use."""
         return str(self.path)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other sessions out of this run, until this process ends at the latest.
+        """Lock the run against other sessions, at most until this process ends.
 
         Raises:
-            ValueError: another session has it.
+            ValueError: another session holds the lock.
         """
         lock = self._lock()
         try:
@@ -60,12 +59,12 @@ class RunDirectory:
                 self._unlock(lock)
 
     def _lock(self) -> int | None:
-        """Return a file descriptor that holds the lock, or None where there are no locks."""
+        """Return a file descriptor that holds the lock, or None if locking is not possible."""
         try:
             import fcntl
 
-            lock = os.open(self.path / _CHECKPOINTS, os.O_RDONLY | os.O_DIRECTORY)  # a pipe would be waited for
-        except (ImportError, AttributeError, OSError):  # Windows; what somebody has removed, or replaced
+            lock = os.open(self.path / _CHECKPOINTS, os.O_RDONLY | os.O_DIRECTORY)  # opening a pipe would block
+        except (ImportError, AttributeError, OSError):  # Windows; or the folder was removed or replaced
             return None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,7 +79,7 @@ class RunDirectory:
 
     @staticmethod
     def _unlock(lock: int) -> None:
-        """Let go, also where a process that was forked meanwhile has the file too."""
+        """Release the lock, even if a process forked in the meantime has inherited the file descriptor."""
         import fcntl
 
         with suppress(OSError):
@@ -89,11 +88,11 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path, config: Config) -> RunDirectory:
-        """Make a directory for a new run and write its `config.json`.
+        """Create a directory for a new run and write its `config.json`.
 
         Raises:
-            ValueError: the directory holds a run already.
-            RecordError: the place cannot be written.
+            ValueError: the directory already holds a run.
+            RecordError: the location is not writable.
         """
         is_new = not path.is_dir()
         try:
@@ -104,12 +103,12 @@ class RunDirectory:
 
     @classmethod
     def create_default(cls, config: Config) -> RunDirectory:
-        """Make a directory of the default name, numbered where there is one of that name.
+        """Create a directory with the default name; append a number if the name is taken.
 
-        Runs that begin in the same instant get directories of their own: whoever makes one has it.
+        Creation is atomic, so runs that begin at the same instant get separate directories.
 
         Raises:
-            RecordError: the place cannot be written.
+            RecordError: the location is not writable.
         """
         first = path = default_run_dir(config)
         attempt = 1
@@ -133,7 +132,7 @@ class RunDirectory:
         if os.path.lexists(path / _CONFIG):
             raise ValueError(taken)
         try:
-            (path / _CHECKPOINTS).mkdir()  # of two runs that begin here in the same instant, one makes it
+            (path / _CHECKPOINTS).mkdir()  # atomic: if two runs begin here at the same instant, only one creates it
         except FileExistsError as error:
             raise ValueError(
                 f"{path} already holds a run or what is left of one ({_CHECKPOINTS} is there): choose another "
@@ -163,10 +162,10 @@ class RunDirectory:
         return cls(path, str(read_json(path / _CONFIG).get(_RUN_ID, "")))
 
     def load_checkpoint(self, which: Literal["last", "best"]) -> Checkpoint:
-        """Read this run's last checkpoint, or its best (the last one where none was marked best).
+        """Read this run's last checkpoint, or its best (the last one if none is marked best).
 
         Raises:
-            ValueError: there is none, it is damaged, or it was written by another run.
+            ValueError: there is no checkpoint, it is damaged, or another run wrote it.
         """
         if which == "best":
             self._tell_damaged_marks()
@@ -176,10 +175,10 @@ class RunDirectory:
         return checkpoint
 
     def check_checkpoints(self) -> None:
-        """Refuse a directory with checkpoints of other runs, by which this one could be misled later.
+        """Refuse a directory with checkpoints of other runs, which this run could load later by mistake.
 
         Raises:
-            ValueError: there is one.
+            ValueError: a checkpoint is of another run.
         """
         self._tell_damaged_marks()
         for path, run_id in run_ids(self.path).items():
@@ -198,12 +197,12 @@ class RunDirectory:
 
     @property
     def config_path(self) -> Path:
-        """The configuration, and the run's id."""
+        """The file with the configuration and the run's id."""
         return self.path / _CONFIG
 
     @property
     def progress_path(self) -> Path:
-        """Where `ProgressWriter` writes, one line per iteration."""
+        """The output file of `ProgressWriter`, one line per iteration."""
         return self.path / "progress.jsonl"
 
     @property
@@ -212,10 +211,10 @@ class RunDirectory:
         return self.path / "tb"
 
     def read_config(self) -> Config:
-        """Read the configuration the run began with.
+        """Read the configuration that the run began with.
 
         Raises:
-            ValueError: the file is damaged, or of another fastac.
+            ValueError: the file is damaged, or from another fastac version.
         """
         content = read_json(self.path / _CONFIG)
         content.pop(_RUN_ID, None)
@@ -223,10 +222,10 @@ class RunDirectory:
             return Config.from_dict(content)
 
     def reopen(self, config: Config) -> None:
-        """Go on with a run: `config` is its configuration from now on, and it has not ended.
+        """Continue a run: store `config` as its configuration and delete its summary.
 
         Raises:
-            RecordError: the place cannot be written.
+            RecordError: the location is not writable.
         """
         remove_leftovers(self.path)
         self._write_config(config)
@@ -236,20 +235,20 @@ class RunDirectory:
             raise RecordError(f"cannot remove {self.path / _SUMMARY}: {describe(error)}.") from error
 
     def check_there(self) -> None:
-        """Find out early that all that is written goes nowhere; 2 us.
+        """Detect early that the directory is gone, so that records are not lost; takes 2 us.
 
         Raises:
-            RecordError: somebody has moved or removed the directory.
+            RecordError: the directory was moved or removed.
         """
         if not os.path.exists(self.path / _CONFIG):
             raise RecordError(f"{self.path} was moved or removed while the run was training, which ends it here.")
 
     def discard(self) -> None:
-        """Remove what a run has written that failed before its first update, so that it can be begun again there."""
+        """Remove the files of a run that failed before its first update, so that it can be started here again."""
         if self.is_made:
             shutil.rmtree(self.path, ignore_errors=True)
             return
-        with suppress(OSError):  # somebody's own directory: only what keeps another run out
+        with suppress(OSError):  # the user's own directory: remove only what blocks another run
             (self.path / _CONFIG).unlink(missing_ok=True)
             (self.path / _CHECKPOINTS).rmdir()
 
@@ -258,14 +257,14 @@ class RunDirectory:
 
     @property
     def has_ended(self) -> bool:
-        """Whether there is a summary, which a run writes when it ends."""
+        """Whether there is a summary; a run writes it when it ends."""
         return (self.path / _SUMMARY).is_file()
 
     def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
         """Write `summary.json`, replacing an older one.
 
         Raises:
-            RecordError: the disk is full or cannot be written.
+            RecordError: the disk is full or not writable.
         """
         replace_json(self.path / _SUMMARY, summary)
 
@@ -279,8 +278,8 @@ class RunDirectory:
 
 
 def default_run_dir(config: Config) -> Path:
-    """Return the name of a run that begins now, `runs/<env>-<algo>-seed<seed>-<date>-<time>`."""
-    env = re.sub(r"[^\w.-]+", "_", config.env.env_id).strip("_")  # ids hold "/" and ":"
+    """Return the default directory of a run that begins now, `runs/<env>-<algo>-seed<seed>-<date>-<time>`."""
+    env = re.sub(r"[^\w.-]+", "_", config.env.env_id).strip("_")  # ids contain "/" and ":"
     return Path("runs", f"{env}-{config.algo.algo}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 

@@ -1,4 +1,4 @@
-"""Saves a run: everything that it continues from, as checkpoints."""
+"""Saves all state that a run continues from, as checkpoints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Saver:
     """Saves the present state of a run, or an earlier one.
 
     Attributes:
-        progress: what is remembered besides the training's state.
+        progress: the state to save in addition to the training's own state.
         saved_at: env steps of the latest checkpoint, -1 before the first.
     """
 
@@ -38,27 +38,27 @@ class Saver:
         saved_at: int,
         began: float,
     ) -> None:
-        """Take what is saved; `began` is what `perf_counter` said when the run began or went on."""
+        """Take the objects to save; `began` is the value of `perf_counter` when the run began or was resumed."""
         self._config, self._directory, self._training, self._recorder = config, directory, training, recorder
         self.progress, self.saved_at, self._began = progress, saved_at, began
-        self._left: StateTree | None = None  # what was when the loop was left, where workers ended with it
+        self._left: StateTree | None = None  # state at the time the loop was left, if the workers ended with it
 
     @property
     def total_wall_s(self) -> float:
-        """Seconds since the run began, without those in which it was not running."""
+        """Seconds since the run began, excluding the time when it was not running."""
         return self.progress.total_wall_s + perf_counter() - self._began
 
     @property
     def is_left(self) -> bool:
-        """Whether training cannot go on, since its workers have ended with the loop."""
+        """Whether training cannot continue because its workers ended with the loop."""
         return self._left is not None
 
     def leave_at(self, state: StateTree) -> None:
-        """Take `state` for the present one from now on: the workers have ended."""
+        """Save `state` instead of the present one from now on: the workers have ended."""
         self._left = state
 
     def get_state(self) -> StateTree:
-        """Return everything that the run continues from."""
+        """Return all state that the run continues from."""
         if self._left:
             return {**self._left, "progress": self._get_progress()}
         return {
@@ -73,10 +73,10 @@ class Saver:
         return asdict(replace(self.progress, total_wall_s=self.total_wall_s))
 
     def save(self, state: StateTree | None = None, best_mean_return: float | None = None) -> None:
-        """Save the present state, or an earlier one; `best_mean_return` is what it has reached if it is the best.
+        """Save the present state, or an earlier one; if it is the best, `best_mean_return` is its mean return.
 
         Raises:
-            RecordError: the disk is full; what was saved before stays.
+            RecordError: the disk is full; earlier checkpoints stay.
             WorkerFailure: a worker was lost, and with it a part of the state.
         """
         self._recorder.flush()
@@ -87,13 +87,13 @@ class Saver:
         self.saved_at = max(self.saved_at, env_steps)
 
     def mark_best(self, env_steps: int, mean_return: float) -> None:
-        """Mark what was saved after so many steps as the best."""
+        """Mark the checkpoint saved at `env_steps` as the best."""
         path = self._directory.path
         mark_best(path, path / "checkpoints" / f"step-{env_steps:012d}", mean_return)
-        prune_checkpoints(path, self._config.run.keep_checkpoints)  # what was the best before
+        prune_checkpoints(path, self._config.run.keep_checkpoints)  # the previous best
 
     def load_best(self) -> StateTree:
-        """Return the state that is marked as the best."""
+        """Return the state marked as the best."""
         return self._directory.load_checkpoint("best").state
 
     def load_best_model(self) -> StateTree:
@@ -101,12 +101,12 @@ class Saver:
         return read_branch(read_branch(self.load_best(), "training"), "model")
 
     def save_failure(self) -> str:
-        """Save the last good parameters beside the rollout that broke them; say where."""
+        """Save the last good parameters and the rollout that broke them; return a sentence that says where."""
         rollout = self._training.rollout
         state = self.get_state()
         if rollout is not None:
             names = ("obs", "start", "action", "reward", "value", "valid")
-            first = rollout.observations.get_state(0)  # of stacks, the frames before row 0 too
+            first = rollout.observations.get_state(0)  # frame stacks also need the frames before row 0
             rows: StateTree = {name: getattr(rollout, name) for name in names}
             state = {**state, "rollout": {**rows, "first": first}}
         folder = self._directory.path / "failure"
@@ -122,13 +122,13 @@ class Saver:
 def restore(
     state: StateTree, directory: RunDirectory, training: Training, tracker: ReturnTracker
 ) -> tuple[Progress, Report]:
-    """Continue from a checkpoint's state, whatever somebody may have made of it.
+    """Continue from a checkpoint's state, which may have been modified by hand.
 
     Returns:
-        What is remembered besides the training's state, and the report after which it was saved.
+        The progress that was saved with the training's state, and the report after which it was saved.
 
     Raises:
-        ValueError: it is malformed, or does not fit this run.
+        ValueError: the state is malformed, or does not fit this run.
         WorkerFailure: a worker died or hung.
     """
     with one_sentence(f"the last checkpoint in {directory.path} does not fit this run"):
@@ -138,10 +138,10 @@ def restore(
         trainer = read_branch(read_branch(state, "training"), "trainer")
         report = last_report(trainer, training.envs.frame_skip)
         tracker.update(report)
-        # A run that has reached its target is resumed only towards a higher one: it is not solved yet.
+        # A run that reached its target is only resumed towards a higher one, so it is not solved yet.
         progress = replace(
             Progress.from_state(read_branch(state, "progress")), solved_wall_s=None, solved_env_steps=None
         )
-        # What the mark says: it may be of an older checkpoint than this one, or have been moved since.
+        # Use the mark: it may belong to an older checkpoint than this one, or have been moved since.
         best_at, best = best_mark(directory.path) or (None, None)
         return replace(progress, best_mean_return=best, best_env_steps=best_at), report

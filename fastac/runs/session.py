@@ -1,8 +1,7 @@
-"""The session of a run: the loop that logs, evaluates, saves and ends.
+"""The training loop of a run: it logs, evaluates, saves and ends the run.
 
-`Session` is the loop that the command line and the Python functions share. It is itself an iterator
-of reports, so whoever wants the loop has it::
-
+The command line and the Python functions share `Session`. It is an iterator of reports, so a caller can run
+the loop itself::
     with fastac.start("CartPole-v1", algo="a2c", seed=0) as session:
         for report in session:
             print(report.env_steps, session.tracker.mean_return)
@@ -40,27 +39,27 @@ from fastac.workers import Training
 
 log = logging.getLogger("fastac")
 
-_LEAST_TRAIN_S = 0.2  # of a run whose efficiency says something: a shorter one is mostly warming up
+_LEAST_TRAIN_S = 0.2  # seconds; a shorter run is mostly warm-up, so its efficiency means nothing
 
 
 class Session:
     """A run in progress; iterate over it for reports, then call `finish`.
 
-    A context manager too, which closes it. Where its loop is left by a break or an exception, what was done is saved
-    and workers end; `finish` ends the run all the same.
+    Also a context manager, which closes the session. If its loop is left by a break or an exception, progress is
+    saved and the workers end; `finish` can still end the run.
 
     Attributes:
         config: the resolved configuration.
         directory: the run directory.
         training: the environments, the policy and the workers.
         tracker: mean return and rates so far.
-        progress: what is remembered besides the training's state.
-        env_factory: what the environments are made from, where a name is not enough.
-        evaluations: the latest evaluation, and after `finish` those of the best and the last policy.
+        progress: the state to save in addition to the training's own state.
+        env_factory: builds the environments if the environment's name is not enough.
+        evaluations: the latest evaluation; after `finish` also those of the best and the last policy.
         stop_signal: the signal that ended the run early, or None.
         ended_by: why there are no more reports; None before that, and if the caller broke out of the loop.
         command: the command line that began the run, or "".
-        bare_times: what `finish` measured, or None.
+        bare_times: the times that `finish` measured, or None.
     """
 
     def __init__(
@@ -76,10 +75,10 @@ class Session:
         verbose: bool = False,
         command: str = "",
     ) -> None:
-        """Take the assembled run; with `state`, continue from there. Made by `start` and `resume`.
+        """Take the assembled run; with `state`, continue from there. `start` and `resume` call this.
 
-        `began` is what `perf_counter` said before it was assembled: from then on its minutes count. `held` is what
-        lasts as long as the session, such as the directory's lock.
+        `began`: the value of `perf_counter` before the run was assembled; its budget of minutes counts from then.
+        `held`: resources closed with the session, such as the directory lock.
         """
         self.config, self.directory, self.training, self.command = config, directory, training, command
         self.env_factory = env_factory
@@ -92,12 +91,12 @@ class Session:
         self._closed = False
         _log_start(config, training, directory)
         self._is_new = state is None
-        self._has_begun = False  # nothing that was there before is changed until then
+        self._has_begun = False  # a resumed directory stays untouched until training starts
         if state is not None:
             self.progress, self._report = restore(state, directory, training, self.tracker)
         mark = None if self._report is None else (self._report.iteration, self._report.env_steps)
         saved_at = -1 if self._report is None else self._report.env_steps
-        with ExitStack() as opened:  # closed where this fails, by `close`, and where nobody needs the session any more
+        with ExitStack() as opened:  # closed if this block fails, by `close`, or when the session is garbage-collected
             opened.enter_context(held.pop_all())
             opened.enter_context(closing(training))
             recorder = Recorder(config, directory, self.tracker, mark, verbose)
@@ -111,7 +110,7 @@ class Session:
         weakref.finalize(self, _close_quietly, self._opened)
 
     def __repr__(self) -> str:
-        """Tell what is trained, how far it is, and where."""
+        """Return the algorithm, the environment, the progress and the run directory as text."""
         config = self.config
         env_steps = 0 if self._report is None else self._report.env_steps
         steps = f"{env_steps:,} of {config.run.total_env_steps:,} env steps"
@@ -126,7 +125,7 @@ class Session:
 
     @property
     def asynchrony(self) -> Asynchrony | None:
-        """How workers have interleaved so far, or None where they are in step."""
+        """How workers have interleaved so far, or None for synchronous training."""
         return self.training.asynchrony
 
     @property
@@ -136,29 +135,29 @@ class Session:
 
     @property
     def total_wall_s(self) -> float:
-        """Seconds since the run began, without those in which it was not running."""
+        """Seconds since the run began, excluding the time when it was not running."""
         return self._saver.total_wall_s
 
-    @steps_on_one_thread  # for small networks a second thread costs more than it brings
+    @steps_on_one_thread  # a second thread slows small networks down
     def __iter__(self) -> Generator[Report, None, None]:
-        """Train; yield every report of the trainer, after it was logged, evaluated and saved as due.
+        """Train; yield every report of the trainer after it is logged, evaluated and saved as due.
 
-        Ends when the budget of steps or minutes is spent, the target is reached, or SIGINT or SIGTERM asked to
-        stop; `ended_by` says which. The budget of minutes is looked at after every report, so that a run which
-        is late from the start still makes one.
+        Ends when the budget of steps or minutes is spent, the target is reached, or SIGINT or SIGTERM arrives;
+        `ended_by` gives the reason. The budget of minutes is checked after every report, so a run that has
+        already exceeded it still makes one report.
 
         Raises:
-            ValueError: the session is closed, or its workers have ended with the loop that was left.
+            ValueError: the session is closed, or its workers ended when its loop was left.
             EnvFailure: an environment failed, in training or evaluation; the last good parameters are saved.
-            WorkerFailure: a worker or the evaluator was lost; the last good parameters are saved, unless it was
-                within a step: then the last checkpoint stays.
+            WorkerFailure: a worker or the evaluator was lost; the last good parameters are saved, unless the worker
+                was lost within a step: then the last checkpoint stays.
             NonFiniteError: a loss or gradient is not finite; the state is saved under `failure/`.
             RecordError: the disk is full; the last checkpoint stays.
         """
         self._check_open()
         try:
             self._begin()
-            if self._report is not None:  # resumed: perhaps only the end is missing
+            if self._report is not None:  # resumed: the run may already be complete
                 self.ended_by = self._find_ending(Stop())
             if self.ended_by is None:
                 yield from self._train()
@@ -182,11 +181,11 @@ class Session:
             raise
 
     def _train(self) -> Generator[Report, None, None]:
-        """Yield the trainer's reports until the run ends, and note why."""
-        # Closed by name: what the end of a generator raises, such as a second Ctrl-C, would be lost otherwise.
+        """Yield the trainer's reports until the run ends, and record why it ended."""
+        # Close explicitly: an exception raised in implicit generator cleanup, such as a second Ctrl-C, is swallowed.
         with stop_signals() as stop, closing(self.training.trainer.run()) as reports:
             self.evaluations.stop = stop
-            if self._report is not None:  # where a resumed run was stopped in its evaluation
+            if self._report is not None:  # resumed: an evaluation may have been interrupted
                 self.evaluations.play_due(self._report)
             if self.evaluations.is_reached:
                 self.ended_by = "until_return"
@@ -197,7 +196,7 @@ class Session:
                 self.ended_by = self._find_ending(stop)
                 if self.ended_by is not None:
                     return
-            self.stop_signal = stop.signal  # it may have come after the last report
+            self.stop_signal = stop.signal  # it may have arrived after the last report
             self.ended_by = "env_steps" if stop.signal is None else "signal"
 
     def _check_open(self) -> None:
@@ -214,17 +213,17 @@ class Session:
 
     @property
     def how_to_resume(self) -> str:
-        """What to write in Python to go on to the end."""
+        """The Python code that continues the run to its end."""
         return f"fastac.complete(fastac.resume({str(self.directory.path)!r}))"
 
     def _begin(self) -> None:
-        """Make the directory that of a run in progress, with the configuration that it goes on with."""
+        """Turn the directory into that of a run in progress, with the configuration that the run continues with."""
         if self._has_begun:
             return
         self._recorder.begin()
         if not self._is_new:
             self.directory.reopen(self.config)
-            prune_checkpoints(self.directory.path, self.config.run.keep_checkpoints)  # a kill may have come before it
+            prune_checkpoints(self.directory.path, self.config.run.keep_checkpoints)  # a kill may have prevented it
             log.info("continuing from step %d", self.report.env_steps)
         self._has_begun = True
 
@@ -237,13 +236,13 @@ class Session:
             self._saver.save()
 
     def _record(self, report: Report) -> None:
-        # A3C reports now and then without news, or between two of a worker's counters.
+        # A3C may report without progress, or between the updates of a worker's counters.
         is_news = self._report is None or report.env_steps > self._report.env_steps
         self._report = report
         self._recorder.report(report, self.training.action_std() if is_news else None, is_news)
 
     def _find_ending(self, stop: Stop) -> Ending | None:
-        """Return why the run ends here, or None: it goes on, or all steps are spent, where the trainer itself ends."""
+        """Return why the run ends here, or None to continue; if all steps are spent, the trainer itself ends."""
         if self.evaluations.is_reached:
             return "until_return"
         self.stop_signal = stop.signal
@@ -255,8 +254,8 @@ class Session:
         return "minutes" if self.total_wall_s >= 60.0 * run.budget_minutes else None
 
     def _leave(self) -> None:
-        """Save what was done, and keep nobody waiting: whether the caller comes back nobody knows."""
-        if self._closed or sys.is_finalizing():  # when Python ends, everything has been closed by now
+        """Save, and stop the workers: the caller may never return."""
+        if self._closed or sys.is_finalizing():  # at interpreter exit everything is already closed
             return
         try:
             self._save_unsaved()
@@ -275,27 +274,28 @@ class Session:
             self._saver.save()
 
     def _save_without_workers(self) -> None:
-        """Save the last good parameters after an environment or worker was lost; all environments begin anew."""
+        """Save the last good parameters after losing an environment or a worker; all environments restart on resume."""
         last = self.training.trainer.halt()
-        self.training.drop_workers()  # those in step are in the middle of an iteration
-        with suppress(RecordError, WorkerFailure):  # what the worker was lost for is the news, also if within a step
+        self.training.drop_workers()  # synchronous workers are in the middle of an iteration
+        with suppress(RecordError, WorkerFailure):  # the original failure is the one to report
             if last is not None:
                 self._record(last)
-            if self._report is not None and self._saver.saved_at != self._report.env_steps:  # never over a better one
+            # Do not overwrite a complete checkpoint of the same step.
+            if self._report is not None and self._saver.saved_at != self._report.env_steps:
                 self._saver.save()
 
     def __enter__(self) -> Session:
-        """Return itself."""
+        """Return the session."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close it."""
+        """Close the session."""
         self.close()
 
     def close(self) -> None:
-        """Save what was not saved yet, end all processes and close all files; safe to call twice.
+        """Save unsaved progress, end all processes and close all files; safe to call twice.
 
-        The run can be resumed. To end it, with its last evaluation and its summary, call `finish` first.
+        The run can be resumed. Call `finish` first to end it with its last evaluation and its summary.
 
         Raises:
             RecordError: the disk is full.
@@ -309,7 +309,7 @@ class Session:
 
     @single_thread()
     def finish(self, measure_efficiency: bool = False) -> dict[str, JsonValue]:
-        """End the run: evaluate and save what was not yet, write `summary.json`, close; return the summary.
+        """End the run: play the missing evaluation, save, write `summary.json`, close; return the summary.
 
         After a stop signal it only saves. Calling it twice changes nothing.
 
@@ -332,7 +332,7 @@ class Session:
                 finally:
                     self._abandon()
                 raise
-            if not has_trained:  # it may be iterated over still
+            if not has_trained:  # the caller may still iterate
                 raise ValueError("nothing was trained yet: iterate over the session first, or fastac.complete it.")
             self._close()
         if not self._summary:
@@ -340,7 +340,7 @@ class Session:
         return self._summary
 
     def _take_last(self) -> bool:
-        """Take in what was not reported yet; return whether anything was trained."""
+        """Record progress that was not reported yet; return whether anything was trained."""
         last = self.training.trainer.halt()
         if last is not None:
             self._record(last)
@@ -349,8 +349,8 @@ class Session:
     def _end(self, measure_efficiency: bool) -> None:
         self._begin()
         report = self.report
-        # Before the evaluation, which may take long or fail. What was saved before the minutes were over does not
-        # say that they are.
+        # Save before the evaluation, which may take long or fail. If the budget of minutes ended the run, save again:
+        # the earlier checkpoint does not record it.
         if self._saver.saved_at != report.env_steps or self.ended_by == "minutes":
             self._saver.save()
         if self.stop_signal is None and self.config.run.eval:
@@ -365,17 +365,17 @@ class Session:
         self.directory.write_summary(self._summary)
 
     def copy_policy(self, which: Literal["best", "last"]) -> ActorCritic:
-        """Return a copy of a policy: the one with the best evaluation, or the last one."""
+        """Return a copy of the policy with the best evaluation, or of the last policy."""
         model = deepcopy(self.training.model)
         if which == "best" and self.progress.best_env_steps not in (None, self.report.env_steps):
             load_module(model, self._saver.load_best_model())
         return model
 
     def _time_bare(self, report: Report) -> BareTimes | None:
-        """Time what the run cannot do without; None where that would not say anything about the run.
+        """Measure the bare times of the run's parts; return None if they would say nothing about the run.
 
-        That is after a run so short that it was mostly warming up, and on accelerators, whose captured graphs have
-        no parts that could be called bare. Nor is it done where no second set of environments is to be opened.
+        This applies to runs that were mostly warm-up, and on accelerators, whose captured graphs cannot be split into
+        parts. It is also skipped if no second set of environments may be opened.
         """
         config = self.config
         has_one_set = not config.run.eval or config.run.eval_every == 0
@@ -384,13 +384,13 @@ class Session:
         try:
             rows = rows_per_iteration(config, report.iteration, report.env_steps)
             return measure(config, self.training, rows, self.env_factory, config.run.seed)
-        except (Exception, KeyboardInterrupt) as error:  # a trained run is not lost by what comes after it
+        except (Exception, KeyboardInterrupt) as error:  # a failed measurement must not lose a trained run
             log.warning("efficiency was not measured: %s", str(error) or type(error).__name__)
             return None
 
     @property
     def efficiency(self) -> float | None:
-        """How near the run came to the machine, see `fastac.runs.efficiency`; None where that was not measured."""
+        """How close the run came to the machine's limit, see `fastac.runs.efficiency`; None if not measured."""
         if self.bare_times is None:
             return None
         rows = count_rows(self.config, self.report.iteration, self.report.env_steps)
@@ -398,10 +398,10 @@ class Session:
 
     def _close(self) -> None:
         self._closed = True
-        self._opened.close()  # each of them, whatever another one raises
+        self._opened.close()  # closes all of them even if one raises
 
     def _abandon(self) -> None:
-        """Close after an error; a disk that is full fails once more here, which is no news."""
+        """Close after an error; ignore a second disk-full error."""
         with suppress(RecordError):
             self._close()
 
@@ -434,11 +434,11 @@ def _log_start(config: Config, training: Training, directory: RunDirectory) -> N
 
 
 def _close_quietly(opened: ExitStack) -> None:
-    """Close what a session had open that nobody holds any more, or that is there when Python ends."""
-    with suppress(RecordError):  # there is nobody to tell
+    """Close the resources of a session that was garbage-collected or still open at interpreter exit."""
+    with suppress(RecordError):  # no caller can handle it
         opened.close()
 
 
 def _passes(every: int, before: int, after: int) -> bool:
-    """Return whether a multiple of `every` lies in (before, after]; never where `every` is 0."""
+    """Return whether a multiple of `every` lies in (before, after]; always False if `every` is 0."""
     return every > 0 and after // every > before // every

@@ -1,4 +1,4 @@
-"""Asking runs to stop: SIGINT and SIGTERM noted in place of dying."""
+"""Graceful stop of runs: SIGINT and SIGTERM are recorded instead of ending the process."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ log = logging.getLogger("fastac")
 
 
 class Stop:
-    """Which signal has asked to stop, if any."""
+    """Records which signal asked to stop, if any."""
 
     signal: signal.Signals | None = None
 
 
-_active: list[Stop] = []  # of runs in progress, which may take turns
-_put_back: dict[signal.Signals, Callable[[], object]] = {}  # restores the handlers that the first of them found
-_let_die: dict[signal.Signals, Callable[[], object]] = {}  # what a second signal is to find
+_active: list[Stop] = []  # of runs in progress, which may be nested or interleaved
+_put_back: dict[signal.Signals, Callable[[], object]] = {}  # restore the original handlers, from before the first run
+_let_die: dict[signal.Signals, Callable[[], object]] = {}  # install the handlers for a second signal
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Note SIGINT and SIGTERM in place of dying; a second one dies. Outside the main thread, nothing.
+    """Record SIGINT and SIGTERM instead of dying; a second signal kills. Does nothing outside the main thread.
 
-    A signal is meant for all runs in progress. The handlers are put back when the last of them leaves.
+    A signal applies to all runs in progress. The handlers are restored when the last run leaves.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -37,7 +37,7 @@ def stop_signals() -> Iterator[Stop]:
     if not _active:
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.signal(number, _note)
-            # Shells start background jobs with SIGINT ignored; a second one is meant all the same.
+            # Shells start background jobs with SIGINT ignored; a second SIGINT must still work.
             second = signal.default_int_handler if before is signal.SIG_IGN else before
             _put_back[number] = partial(signal.signal, number, before)
             _let_die[number] = partial(signal.signal, number, second)

@@ -1,4 +1,4 @@
-"""What a run's checkpoint holds besides the trainer's own state, and what can be read from it."""
+"""The part of a run's checkpoint beyond the trainer's own state, and functions that read it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 
 from fastac.contract import Episodes, Phases, Report, StateTree, read_amount, read_branch, read_count, read_number
 
-# What a run ended by: a budget that was spent, the target's being reached, or a signal.
+# Why a run ended: a spent budget, a reached target, or a signal.
 Ending: TypeAlias = Literal["env_steps", "minutes", "until_return", "signal"]
 
 
 @dataclass(slots=True)
 class Progress:
-    """What a session remembers besides the trainer's state; saved in checkpoints.
+    """Progress of a session beyond the trainer's state; saved in checkpoints.
 
     Attributes:
-        best_mean_return: of the best evaluation so far.
-        best_env_steps: after how many steps that was.
+        best_mean_return: mean return of the best evaluation so far.
+        best_env_steps: environment steps at that evaluation.
         solved_wall_s: training seconds until the target was reached.
-        solved_env_steps: steps until then.
-        eval_wall_s: seconds of evaluation.
-        eval_spent: what evaluations have cost, in steps; see `EvaluationSchedule`.
-        eval_latest: env steps at the latest evaluation in between.
-        eval_mean_length: of its episodes.
-        total_wall_s: seconds of everything.
+        solved_env_steps: environment steps until the target was reached.
+        eval_wall_s: seconds spent in evaluations.
+        eval_spent: cost of the evaluations in steps; see `EvaluationSchedule`.
+        eval_latest: env steps at the latest intermediate evaluation.
+        eval_mean_length: mean episode length of that evaluation.
+        total_wall_s: wall-clock seconds of the whole run.
     """
 
     best_mean_return: float | None = None
@@ -46,7 +46,7 @@ class Progress:
 
     @classmethod
     def from_state(cls, state: StateTree) -> Progress:
-        """Read what was saved."""
+        """Read the saved progress."""
         optional = ("best_mean_return", "best_env_steps", "solved_wall_s", "solved_env_steps")
         best, best_at, wall_s, steps = (state.get(name) for name in optional)
         return cls(
@@ -63,17 +63,17 @@ class Progress:
 
 
 def wall_minutes_of(state: StateTree) -> float:
-    """Return how many minutes of wall-clock a run had taken when it was saved."""
+    """Return the wall-clock minutes that a run had taken when it was saved."""
     return read_amount(read_branch(state, "progress"), "total_wall_s") / 60.0
 
 
 def env_steps_of(state: StateTree) -> int:
-    """Return how many environment steps a saved run has taken."""
+    """Return the environment steps of a saved run."""
     return read_count(read_branch(read_branch(state, "training"), "trainer"), "env_steps")
 
 
 def last_report(trainer: StateTree, frame_skip: int) -> Report:
-    """Return the report after which a trainer's state was saved, less what is of that iteration alone."""
+    """Return the report after which a trainer's state was saved, without the values of that iteration alone."""
     env_steps, train_wall_s = read_count(trainer, "env_steps"), read_amount(trainer, "train_wall_s")
     phases = Phases(**{name: read_amount(read_branch(trainer, "phases"), name) for name in _CLOCKED})
     return Report(
@@ -88,4 +88,4 @@ def last_report(trainer: StateTree, frame_skip: int) -> Report:
     )
 
 
-_CLOCKED = ("env_s", "act_s", "advantage_s", "update_s")  # the phases that are measured; the rest is `other_s`
+_CLOCKED = ("env_s", "act_s", "advantage_s", "update_s")  # the measured phases; `other_s` is the rest

@@ -1,4 +1,4 @@
-"""What `summary.json` says of a run that has ended."""
+"""The content of `summary.json` for a run that has ended."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def summarize(run: Session) -> dict[str, JsonValue]:
 
 
 def _describe_evaluations(run: Session) -> dict[str, JsonValue]:
-    """Return the evaluation of the policy that the run ends with, which is the best, and of the last one."""
+    """Return the evaluations of the best policy, with which the run ends, and of the last one."""
     best, last = run.evaluations.best, run.evaluations.last
     return {
         "eval_mean_return": best.mean_return if best else None,
@@ -72,7 +72,7 @@ def _describe_evaluations(run: Session) -> dict[str, JsonValue]:
 
 
 def _describe_asynchrony(measured: Asynchrony | None) -> dict[str, JsonValue] | None:
-    """Return what is said of workers that wait for nobody."""
+    """Return the statistics of asynchronous workers."""
     if measured is None:
         return None
     return {

@@ -1,4 +1,4 @@
-"""Torch's number of threads: one within a run's own work, and the caller's own count everywhere else."""
+"""Torch's thread count: one during a run's own work, the caller's setting otherwise."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _Item = TypeVar("_Item")
 def steps_on_one_thread(
     method: Callable[[_Owner], Generator[_Item, None, None]],
 ) -> Callable[[_Owner], Iterator[_Item]]:
-    """Let a generator method do each of its steps on one thread, and what lies between them as its caller likes.
+    """Run each step of a generator method on one thread, and the code between steps with the caller's setting.
 
-    So nothing is left to restore where a caller breaks out of the loop, raises, or has two of them in turn. It costs
-    a microsecond a step.
+    So no setting has to be restored if the caller breaks out of the loop, raises, or interleaves two loops. It costs
+    a microsecond per step.
     """
 
     @wraps(method)

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from fastac.contract import EXTRAS_WINDOW, MAX_EXTRAS, Report, StateLeaf, StateTree, read_branch, read_count
 
 _RATE_WINDOW_S = 5.0
-_RATE_SAMPLES = 2048  # bounds memory: at more reports than 400 a second the rate's window is shorter
+_RATE_SAMPLES = 2048  # bounds memory: above 400 reports per second the rate's window is shorter
 
 
 class ReturnTracker:
     """Mean return and length over the last episodes, and env steps per second.
 
     Attributes:
-        longest: the longest episode so far, in steps; 0 before the first ended.
+        longest: the longest episode so far, in steps; 0 before the first episode ended.
     """
 
     def __init__(self, window_episodes: int = EXTRAS_WINDOW) -> None:
-        """Begin with no episodes."""
+        """Start without episodes."""
         self.longest = 0
         self._returns: deque[float] = deque(maxlen=window_episodes)
         self._lengths: deque[int] = deque(maxlen=window_episodes)
@@ -30,7 +30,7 @@ class ReturnTracker:
         self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_SAMPLES)  # (train_wall_s, env_steps)
 
     def update(self, report: Report) -> None:
-        """Take in one iteration."""
+        """Add one iteration."""
         window = self._returns.maxlen or 0
         self._returns.extend(report.finished.return_[-window:].tolist())
         self._lengths.extend(report.finished.length[-window:].tolist())
@@ -55,7 +55,7 @@ class ReturnTracker:
 
     @property
     def extras(self) -> dict[str, float]:
-        """Means over as many episodes of what they gave in `info`, by key."""
+        """Means over the same window of the episodes' values in `info`, by key."""
         return {key: sum(values) / len(values) for key, values in self._extras.items()}
 
     @property
@@ -73,8 +73,8 @@ class ReturnTracker:
         return (steps_1 - steps_0) / (wall_1 - wall_0) if wall_1 > wall_0 else self.sps
 
     def get_state(self) -> StateTree:
-        """Return the episode window; rates are a fact of the machine and begin anew after a resume."""
-        extras = enumerate(self._extras.items())  # numbered, since a key may hold anything
+        """Return the episode window; rates depend on the machine and start afresh after a resume."""
+        extras = enumerate(self._extras.items())  # numbered, since a key may contain any character
         return {
             "returns": np.array(self._returns, np.float64),
             "lengths": np.array(self._lengths, np.int64),
@@ -86,7 +86,7 @@ class ReturnTracker:
         """Continue from `get_state`.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the state is malformed.
         """
         returns, lengths = state.get("returns"), state.get("lengths")
         if not _is_window(returns, np.float64) or not _is_window(lengths, np.int64) or len(returns) != len(lengths):

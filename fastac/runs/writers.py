@@ -1,4 +1,4 @@
-"""Writers of what each iteration and each evaluation gave: JSON lines and TensorBoard."""
+"""Writers of each iteration's and each evaluation's results: JSON lines and TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from fastac.runs.tracker import ReturnTracker
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
-INFO = "info/"  # begins the keys of what episodes gave in `info`
+INFO = "info/"  # prefix of the keys for values from the episodes' `info`
 Row: TypeAlias = Mapping[str, float | int | None]
 
 _PERIOD_S = 1.0
-_encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps with an option builds an encoder per call
+_encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps with options builds an encoder per call
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """One evaluation, as it is written down.
+    """One evaluation, as recorded.
 
     Attributes:
-        env_steps: of training before it.
-        mean_return: of its episodes, raw.
-        std: their standard deviation.
-        mean_length: in env steps.
-        wall_s: of training before it.
-        episodes: how many.
-        success_rate: None where its episodes did not give `info["is_success"]`.
+        env_steps: training steps before it.
+        mean_return: mean raw return of its episodes.
+        std: standard deviation of the returns.
+        mean_length: mean episode length in env steps.
+        wall_s: training seconds before it.
+        episodes: number of episodes.
+        success_rate: None if its episodes did not report `info["is_success"]`.
     """
 
     env_steps: int
@@ -57,16 +57,16 @@ class Writer(Protocol):
     """Takes rows of progress and evaluations; every method may raise RecordError."""
 
     def write(self, row: Row) -> None:
-        """Record one iteration, as `progress_row` gives it."""
+        """Record one iteration, a row from `progress_row`."""
 
     def write_evaluation(self, row: EvaluationRow) -> None:
         """Record one evaluation."""
 
     def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
-        """Record what a run came to, as `summary.json` has it."""
+        """Record the final results of a run, the content of `summary.json`."""
 
     def flush(self) -> None:
-        """Hand all to the system; before a checkpoint, so that a resumed record has no gap."""
+        """Write buffered rows to the operating system; call it before a checkpoint, so a resumed record has no gap."""
 
     def close(self) -> None:
         """Flush and close; safe to call twice."""
@@ -75,11 +75,11 @@ class Writer(Protocol):
 def progress_row(
     report: Report, tracker: ReturnTracker, action_std: float | None = None
 ) -> dict[str, float | int | None]:
-    """Return one iteration as flat data. Costs about 4 us.
+    """Return one iteration as a flat mapping; takes about 4 us.
 
     Args:
         report: the iteration.
-        tracker: has taken `report` in already.
+        tracker: already updated with `report`.
         action_std: see `ActorCritic.action_std`.
     """
     row: dict[str, float | int | None] = {
@@ -103,7 +103,7 @@ def progress_row(
 
 
 class ProgressWriter:
-    """Appends each row to `progress.jsonl` and each evaluation to `evaluations.jsonl` beside it.
+    """Appends each row to `progress.jsonl` and each evaluation to `evaluations.jsonl` in the same folder.
 
     Numbers that are not finite become null. A kill loses at most the last second of rows.
     """
@@ -111,13 +111,13 @@ class ProgressWriter:
     def __init__(
         self, path: Path, resume_at: tuple[int, int] | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Open the files, empty or cut back to what a resumed run had done at its checkpoint.
+        """Open the files; they are empty for a new run, and truncated to the checkpoint for a resumed run.
 
         Args:
-            path: the file of rows; the directory exists.
-            resume_at: the checkpoint's iteration and env steps, None for a new run. Where workers go on while a
-                checkpoint is made, it has more of both than the last row before it.
-            clock: seconds, for the flushes.
+            path: the file of rows; its directory exists.
+            resume_at: the checkpoint's iteration and env steps, None for a new run. With asynchronous workers both
+                may be larger than in the last row before the checkpoint.
+            clock: returns seconds; determines when to flush.
 
         Raises:
             RecordError: the files cannot be written.
@@ -143,10 +143,10 @@ class ProgressWriter:
                 self.flush()
 
     def write_evaluation(self, row: EvaluationRow) -> None:
-        """Append an evaluation, in place of the last one where that is of the same `env_steps`.
+        """Append an evaluation; replace the last one if it has the same `env_steps`. Flush at once.
 
-        It reaches the file at once. So a run that was killed after its last evaluation, and evaluates once more when
-        it goes on, has one row of it.
+        A run that was killed after its last evaluation repeats the evaluation when resumed, and must have only one row
+        for it.
         """
         told = {name: value for name, value in asdict(row).items() if name != "success_rate" or value is not None}
         with _reporting(self._path):
@@ -158,10 +158,10 @@ class ProgressWriter:
             self.flush()
 
     def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
-        """Do nothing: `summary.json` has it."""
+        """Do nothing: `summary.json` holds it."""
 
     def flush(self) -> None:
-        """Hand all to the system."""
+        """Write buffered rows to the operating system."""
         with _reporting(self._path):
             self._rows.flush()
             self._evaluations.flush()
@@ -176,7 +176,7 @@ class ProgressWriter:
                 self._evaluations.close()
 
 
-# What a row says, and stable-baselines3's name for it, which may be another one with PPO.
+# Maps row keys to stable-baselines3's tags, which differ for PPO.
 _TAGS = {
     "mean_return": "rollout/ep_rew_mean",
     "mean_length": "rollout/ep_len_mean",
@@ -202,12 +202,12 @@ _PPO_TAGS = _TAGS | {
 
 
 class TensorBoardWriter:
-    """Writes scalars under stable-baselines3's tags, with env steps as x, and what the HPARAMS tab shows.
+    """Writes scalars under stable-baselines3's tags, with env steps as x, and the data of the HPARAMS tab.
 
-    A set of scalars costs about 0.1 ms and 600 bytes where an iteration may take 3 ms, so of the rows
-    within a second only one is written; an evaluation and `close` bring the latest. TensorBoard's
-    records are written without its `EventFileWriter`, which starts a thread (bad to fork with, and late
-    to tell of a full disk), and without torch's `SummaryWriter`, whose import takes 2 s.
+    A set of scalars costs about 0.1 ms and 600 bytes, and an iteration may take only 3 ms, so at most one row per
+    second is written; an evaluation and `close` write the latest row. TensorBoard's `EventFileWriter` is avoided
+    because it starts a thread (unsafe to fork with, and slow to report a full disk), and torch's `SummaryWriter`
+    because its import takes 2 s.
     """
 
     _file_numbers = itertools.count()
@@ -219,18 +219,18 @@ class TensorBoardWriter:
         resume_env_steps: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin a new event file.
+        """Create a new event file.
 
         Args:
-            log_dir: directory of the event files; made if missing.
-            config: the run's.
+            log_dir: directory of the event files; created if missing.
+            config: the run's configuration.
             resume_env_steps: the checkpoint's env steps; TensorBoard hides later points of older files.
-            clock: seconds, for the throttle.
+            clock: returns seconds; limits the rate of rows.
 
         Raises:
             RecordError: the file cannot be written.
         """
-        # Imported here because a run without TensorBoard need not pay the 0.2 s.
+        # Import here: it takes 0.2 s, which runs without TensorBoard should not pay.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -251,11 +251,11 @@ class TensorBoardWriter:
             self._put(Event(file_version="brain.Event:2"))
             if resume_env_steps is None:
                 self._put(Event(summary=settings_summary(config)))
-            else:  # an older file has the settings
+            else:  # an older file already has the settings
                 self._put(Event(step=resume_env_steps + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, row: Row) -> None:
-        """Write the row if none was written within the last second, else keep it as the latest."""
+        """Write the row if none was written within the last second, else keep it as pending."""
         self._pending = row
         now = self._clock()
         if now >= self._next_at:
@@ -263,7 +263,7 @@ class TensorBoardWriter:
             self.flush()
 
     def write_evaluation(self, row: EvaluationRow) -> None:
-        """Write an evaluation, and the latest row before it."""
+        """Write the pending row, then the evaluation."""
         self.flush()
         scalars = {
             "mean_reward": row.mean_return,
@@ -273,7 +273,7 @@ class TensorBoardWriter:
         self._write_scalars(row.env_steps, {f"eval/{name}": value for name, value in scalars.items()})
 
     def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
-        """Write what the HPARAMS tab compares runs by."""
+        """Write the metrics by which the HPARAMS tab compares runs."""
         self.flush()
         found = {tag: summary[key] for key, tag in FINAL_TAGS.items()}
         env_steps = summary["env_steps"]
@@ -281,7 +281,7 @@ class TensorBoardWriter:
         self._write_scalars(env_steps, {tag: x for tag, x in found.items() if isinstance(x, int | float)})
 
     def flush(self) -> None:
-        """Write the latest row."""
+        """Write the pending row."""
         if self._pending is not None:
             row, self._pending = self._pending, None
             entropy = row.get("entropy")
@@ -291,7 +291,7 @@ class TensorBoardWriter:
             self._write_scalars(int(row["env_steps"] or 0), scalars)
 
     def close(self) -> None:
-        """Write the latest row and close the file."""
+        """Write the pending row and close the file."""
         if not self._closed:
             self._closed = True
             try:
@@ -314,9 +314,9 @@ class TensorBoardWriter:
 
 
 def _tell_who_listens(log_dir: Path) -> None:
-    """Begin a file with TensorBoard's own writer if a program has replaced that one to hear of new files.
+    """Open and close a file with TensorBoard's own writer if another program has patched it to detect new files.
 
-    Weights & Biases does (`sync_tensorboard=True`): it then reads all files of that folder.
+    Weights & Biases does so (`sync_tensorboard=True`): it then reads all files of that folder.
     """
     from tensorboard.summary.writer import event_file_writer
 
@@ -326,7 +326,7 @@ def _tell_who_listens(log_dir: Path) -> None:
 
 @contextmanager
 def _reporting(path: Path) -> Iterator[None]:
-    """Turn the system's errors into one sentence."""
+    """Convert OSError to a RecordError with a one-sentence message."""
     try:
         yield
     except OSError as error:
@@ -336,16 +336,16 @@ def _reporting(path: Path) -> Iterator[None]:
 def _to_line(row: Row) -> str:
     try:
         return _encode(row) + "\n"
-    except ValueError:  # rare, so the search for the culprit is not paid by every row
+    except ValueError:  # rare, so only then search for the values that are not finite
         finite = {key: value if value is None or math.isfinite(value) else None for key, value in row.items()}
         return _encode(finite) + "\n"
 
 
 def _cut(path: Path, counter: str, last: int) -> tuple[int, int]:
-    """Truncate a file of JSON lines after the last whole line whose `counter` is at most `last`.
+    """Truncate a file of JSON lines after the last complete line whose `counter` is at most `last`.
 
     Returns:
-        That line's counter, and where it begins; -1 and 0 where there is none.
+        That line's counter and its byte offset; -1 and 0 if there is none.
     """
     check_appendable(path)
     end, found = 0, (-1, 0)
@@ -356,7 +356,7 @@ def _cut(path: Path, counter: str, last: int) -> tuple[int, int]:
                 row = json.loads(line)
                 beyond = row[counter] > last or not line.endswith(b"\n")
             except (ValueError, KeyError, TypeError, RecursionError):
-                break  # half written when the run was killed
+                break  # a partial line, written when the run was killed
             if beyond:
                 break
             found = int(row[counter]), end

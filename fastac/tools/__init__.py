@@ -1,1 +1,1 @@
-"""What works on a trained policy or a finished run: evaluate, record a video, plot."""
+"""Tools for a trained policy or a finished run: act, record a video, plot, tune."""

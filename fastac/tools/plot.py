@@ -49,13 +49,13 @@ STYLE: dict[RcKeyType, object] = {
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What one run's records say.
+    """The records of one run.
 
     Attributes:
-        config: of the run.
-        x: `[rows]`, env steps or seconds of training, rising.
+        config: the run's configuration.
+        x: `[rows]`, env steps or seconds of training, increasing.
         y: `[rows]`, mean return over the last 100 episodes.
-        eval_x: `[evaluations]`.
+        eval_x: `[evaluations]`, in the same unit as x.
         eval_y: `[evaluations]`, mean return of evaluations.
     """
 
@@ -69,17 +69,17 @@ class Curve:
 def plot(runs: Sequence[Path], output: Path, x: XAxis = "env_steps") -> None:
     """Draw the learning curves of `runs`, one panel per environment and one colour per algorithm.
 
-    Runs of the same environment and algorithm are seeds of one another. Thin lines are single runs, dots
-    their evaluations; the thick line is the runs' mean and the band goes from the lowest to the highest.
-    Mean and band end where the first run ends: the others alone would be another, slower-learning set.
+    Runs of the same environment and algorithm count as seeds of one setting. Thin lines are single runs, dots their
+    evaluations; the thick line is the mean over runs and the band spans minimum to maximum. Mean and band end where
+    the shortest run ends: the remaining runs alone would be a different, slower-learning set.
 
     Args:
         runs: run directories.
-        output: a .png file; an older one is replaced once the new one is whole.
-        x: what is drawn to the right.
+        output: a .png file; an older one is replaced only by a complete new one.
+        x: the quantity on the x-axis.
 
     Raises:
-        ValueError: a directory without a run, a run without episodes, or matplotlib is missing.
+        ValueError: a directory has no run, a run has no episodes, or matplotlib is missing.
         RecordError: the file cannot be written.
     """
     _check_arguments(runs, output, x)
@@ -95,7 +95,7 @@ def plot(runs: Sequence[Path], output: Path, x: XAxis = "env_steps") -> None:
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     with matplotlib.rc_context(STYLE), replace_file(output) as temporary:
-        # A Figure of its own, without pyplot, leaves the caller's backend and open figures alone.
+        # A separate Figure, without pyplot, does not affect the caller's backend and open figures.
         figure = Figure(figsize=(columns * _SIZE_IN[0], rows * _SIZE_IN[1]), layout="constrained")
         for index, (env_id, curves) in enumerate(panels.items(), start=1):
             axes = figure.add_subplot(rows, columns, index)
@@ -135,13 +135,13 @@ def _read_curve(path: Path, x: XAxis) -> Curve:
 
 
 def _read_columns(path: Path, names: tuple[str, ...]) -> Floats:
-    """Return `[names, rows]` of a file of JSON lines, without the rows where one is null."""
+    """Return `[names, rows]` from a file of JSON lines; skip rows in which a value is null."""
     rows: list[list[float]] = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except ValueError:
-            break  # still being written
+            break  # a partial line, still being written
         values = [row.get(name) for name in names]
         if None not in values:
             rows.append(values)
@@ -155,7 +155,7 @@ def _draw_panel(axes: Axes, curves: Sequence[Curve], colors: dict[str, str]) -> 
         axes.plot([], [], "o", color="#777777", markersize=4, label="evaluation")
     for goal in sorted({c.config.run.until_return for c in curves if c.config.run.until_return is not None}):
         axes.axhline(goal, color="#333333", linewidth=1.0, linestyle="--", label=f"goal: {goal:g}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)  # below, where it hides nothing
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)  # below, where it covers no data
 
 
 def _draw_group(axes: Axes, curves: Sequence[Curve], name: str, color: str) -> None:
@@ -173,10 +173,10 @@ def _draw_group(axes: Axes, curves: Sequence[Curve], name: str, color: str) -> N
 
 
 def align(curves: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
-    """Bring curves onto one grid, from where all have begun to where the first ends.
+    """Interpolate curves onto one grid, from where all have begun to where the first ends.
 
     Args:
-        curves: x, rising, and y of each, which may be of another length than the next one's.
+        curves: x, increasing, and y of each curve; lengths may differ.
 
     Returns:
         The grid `[G]`, and values `[curves, G]`.

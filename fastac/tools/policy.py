@@ -1,4 +1,4 @@
-"""A trained network as something to act with: an observation in, the environment's action out."""
+"""A trained policy: maps observations to the environment's actions."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fastac.envs.flatten import FlatBox, RawObs, flatten_obs
 from fastac.envs.spaces import ArraySpace, map_actions
 from fastac.models import ActorCritic
 
-# What one environment is stepped with: an array (Box, MultiDiscrete) or a NumPy integer (Discrete).
+# The argument of an environment's `step`: an array (Box, MultiDiscrete) or a NumPy integer (Discrete).
 Action: TypeAlias = ActionArray | np.generic
 
 
 class TrainedPolicy:
-    """Acts and values with a trained model.
+    """Returns actions and values from a trained model.
 
-    Observations come as the environment gives them, one at a time, `[*obs_shape]`, or batched, `[N, *obs_shape]`
-    (of a dict or a tuple: one of batches); answers have the same form. Images of bytes come as they are, also
-    as floats that hold whole numbers from 0 to 255. Where the model has a memory it carries over from one `act`
-    to the next, for all N alike, until `reset` or until a batch of another size comes.
+    Observations are given as the environment returns them, single, `[*obs_shape]`, or batched, `[N, *obs_shape]`
+    (for a dict or a tuple: a dict or tuple of batches); results have the same form. Images of bytes may also be given
+    as floats with whole numbers from 0 to 255. The state of a recurrent model carries over from one `act` to the
+    next, for all N together, until `reset` or a batch of another size.
 
     Attributes:
         model: the network.
@@ -36,15 +36,15 @@ class TrainedPolicy:
     def __init__(
         self, model: ActorCritic, observation_space: ArraySpace, action_space: ArraySpace, seed: int = 0
     ) -> None:
-        """Take the model as it is, on the device where it is; it is put into evaluation mode.
+        """Take the model on its present device; this puts it into evaluation mode.
 
         Args:
             model: the trained network.
-            observation_space: of one environment as it is learned in, a `FlatBox` where it is flattened.
-            action_space: of one environment, a `SquashedBox` where actions are squashed into it.
-            seed: of the sampled actions.
+            observation_space: of one environment in training, a `FlatBox` if observations are flattened.
+            action_space: of one environment, a `SquashedBox` if actions are squashed.
+            seed: for sampled actions.
         """
-        assert observation_space.shape is not None  # envs/ let only Box through
+        assert observation_space.shape is not None  # envs/ accept only Box observations
         self.observation_space = (
             observation_space.original if isinstance(observation_space, FlatBox) else observation_space
         )
@@ -54,11 +54,11 @@ class TrainedPolicy:
         self._obs_shape, self._obs_dtype = observation_space.shape, observation_dtype(observation_space)
         self._to_env = map_actions(action_space)
         self._generator = torch.Generator().manual_seed(seed)
-        self._state: Tensor | None = None  # [N, S], None at the begin of an episode
+        self._state: Tensor | None = None  # [N, S], None at the beginning of an episode
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return self.model.value_head.weight.device
 
     def act(self, obs: RawObs, greedy: bool = True) -> Action:
@@ -69,7 +69,7 @@ class TrainedPolicy:
             greedy: take the most likely action; otherwise sample.
 
         Raises:
-            ValueError: an observation of another space or shape, or an image of other numbers.
+            ValueError: the observation does not fit the space or shape, or an image has values other than 0 to 255.
         """
         batch, is_single = self._to_batch(obs)
         state, start = self._recall(len(batch))
@@ -83,10 +83,10 @@ class TrainedPolicy:
         return first
 
     def value(self, obs: RawObs) -> float | FloatArray:
-        """Return the value of `obs`, a float or `[N]`; the memory is used and not changed.
+        """Return the value of `obs`, a float or `[N]`; the recurrent state is used but not changed.
 
         Raises:
-            ValueError: as `act`.
+            ValueError: see `act`.
         """
         batch, is_single = self._to_batch(obs)
         value = self.model.value(batch, *self._recall(len(batch)))  # [N]
@@ -96,11 +96,11 @@ class TrainedPolicy:
         return values
 
     def reset(self) -> None:
-        """Forget: the next observation is the first of an episode."""
+        """Reset the recurrent state: the next observation begins an episode."""
         self._state = None
 
     def _to_batch(self, obs: RawObs) -> tuple[Tensor, bool]:
-        """Return `[N, *obs_shape]` on the model's device, and whether `obs` was a single one."""
+        """Return `[N, *obs_shape]` on the model's device, and whether `obs` was a single observation."""
         array = self._to_array(obs)
         is_single = array.shape == self._obs_shape
         if not is_single and (array.ndim == 0 or array.shape[1:] != self._obs_shape):
@@ -112,12 +112,12 @@ class TrainedPolicy:
         return batch.to(self.device), is_single
 
     def _to_array(self, obs: RawObs) -> ObsArray:
-        """Return a copy in the dtype that the model takes; torch takes neither read-only arrays nor reversed ones."""
+        """Return a copy in the model's dtype; torch accepts neither read-only arrays nor negative strides."""
         if self._is_flattened:
             return flatten_obs(self.observation_space, obs).astype(self._obs_dtype)
         try:
             given = np.asarray(obs)
-            with np.errstate(invalid="ignore"):  # the check below says it better
+            with np.errstate(invalid="ignore"):  # the check below gives a better message
                 array = np.array(given, dtype=self._obs_dtype, order="C")
         except (TypeError, ValueError) as error:
             raise ValueError(f"the observation is not an array of numbers ({error}).") from error
@@ -127,7 +127,7 @@ class TrainedPolicy:
         return array
 
     def _recall(self, num: int) -> tuple[Tensor, Tensor]:
-        """Return the memory `[num, S]`, and `[num]` whether an episode begins."""
+        """Return the recurrent state `[num, S]`, and `[num]` whether an episode begins."""
         is_fresh = self._state is None or len(self._state) != num
         state = self.model.initial_state(num) if self._state is None or is_fresh else self._state
         return state, torch.full((num,), is_fresh, device=state.device)

@@ -1,4 +1,4 @@
-"""Films a policy: one episode as a GIF or an MP4."""
+"""Records one episode of a policy as a GIF or an MP4."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ RenderedEnvFactory: TypeAlias = Callable[[], RenderedEnv]
 _GIF_WIDTH = 400
 _GIF_FPS = 25.0
 _GIF_COLORS = 128
-_GIF_PAUSE_MS = 1000  # on the last frame, so that the eye sees where the loop begins
+_GIF_PAUSE_MS = 1000  # on the last frame, to mark the end of the loop
 _DEFAULT_FPS = 30.0
 
-# The longest film, in env steps: 10,000 of an Atari game at frame skip 4 are 11 minutes (a game of Pong is a few
-# thousand), and take 340 MB to make a GIF of.
+# Maximum length in env steps: 10,000 of an Atari game at frame skip 4 are 11 minutes (a game of Pong has a few
+# thousand); a GIF of these takes 340 MB of memory.
 _MAX_STEPS = 1_000
 _MAX_GAME_STEPS = 10_000
 
 
 class Film(Protocol):
-    """Takes frames and makes a file of them."""
+    """Collects frames and writes a file of them."""
 
     def add(self, frame: Frame) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
 
     def close(self) -> None:
         """Finish the file."""
@@ -55,7 +55,7 @@ class Gif:
     """A GIF that loops forever, small enough to show on a web page."""
 
     def __init__(self, path: Path, fps: float) -> None:
-        """Begin a film at `path` of frames that come `fps` a second."""
+        """Start a film at `path`; `fps` is the rate of the added frames."""
         import PIL.Image
 
         self._pillow = PIL.Image
@@ -64,10 +64,10 @@ class Gif:
         self._fps = fps
         self._count = 0
         self._kept: list[Image] = []
-        self._last: Frame | None = None  # the newest frame, where it was not kept
+        self._last: Frame | None = None  # the newest frame, if it was not kept
 
     def add(self, frame: Frame) -> None:
-        """Keep every so many frames."""
+        """Keep one of every `stride` frames."""
         if self._count % self._stride == 0:
             self._kept.append(self._shrink(frame))
             self._last = None
@@ -76,12 +76,12 @@ class Gif:
         self._count += 1
 
     def close(self) -> None:
-        """Write the file; the episode's last frame is always in it."""
+        """Write the file; it always includes the episode's last frame."""
         if not self._count:
-            return  # the environment failed before it showed anything
+            return  # the environment failed before its first frame
         if self._last is not None:
             self._kept.append(self._shrink(self._last))
-        # A GIF counts in hundredths of a second; rounding times and not durations keeps the speed.
+        # GIF durations are in 1/100 s; rounding the times, not the durations, preserves the speed.
         times = np.rint(np.arange(len(self._kept)) * (100.0 * self._stride / self._fps))
         durations = [*(10 * np.diff(times)).astype(int).tolist(), _GIF_PAUSE_MS]
         first, rest = self._kept[0], self._kept[1:]
@@ -90,23 +90,23 @@ class Gif:
     def _shrink(self, frame: Frame) -> Image:
         image = self._pillow.fromarray(frame)
         if image.width > _GIF_WIDTH:
-            # Box, because the ringing of sharper filters doubles the file: flat areas are no longer flat.
+            # Box filter: the ringing of sharper filters makes flat areas noisy, which doubles the file size.
             size = (_GIF_WIDTH, round(image.height * _GIF_WIDTH / image.width))
             image = image.resize(size, self._pillow.Resampling.BOX)
         return image.quantize(_GIF_COLORS, dither=self._pillow.Dither.NONE)
 
 
 class Mp4:
-    """An H.264 film in full size and at the environment's own speed."""
+    """An H.264 film in full size and at the environment's own frame rate."""
 
     def __init__(self, path: Path, fps: float) -> None:
-        """Begin a film at `path` of frames that come `fps` a second."""
+        """Start a film at `path`; `fps` is the rate of the added frames."""
         import imageio.v2 as imageio
 
         self._writer = imageio.get_writer(path, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=1)
 
     def add(self, frame: Frame) -> None:
-        """Encode a frame; the codec wants even sides."""
+        """Encode a frame, cropped to even sides as the codec requires."""
         height, width = (side - side % 2 for side in frame.shape[:2])
         self._writer.append_data(frame[:height, :width])
 
@@ -115,7 +115,7 @@ class Mp4:
         self._writer.close()
 
 
-# The modules that each format needs.
+# Film class and required modules by format.
 _FORMATS: dict[str, tuple[type[Gif] | type[Mp4], tuple[str, ...]]] = {
     ".gif": (Gif, ("PIL",)),
     ".mp4": (Mp4, ("imageio", "imageio_ffmpeg")),
@@ -130,24 +130,24 @@ def record(
     max_steps: int | None = None,
     greedy: bool = True,
 ) -> Episode:
-    """Film one episode; the policy's memory is reset before and after.
+    """Film one episode; reset the policy's recurrent state before and after.
 
     Args:
-        policy: who plays.
-        env: a run's environment, an id for one as `EnvConfig(id)` has it, or what builds one environment with
-            render_mode="rgb_array". An Atari game is played in full and filmed in its own colours, whatever of it
-            the policy sees.
-        path: where the film goes, a .gif or .mp4 file; an older one is replaced once the new one is whole.
-        seed: of the environment's reset.
-        max_steps: at most this many environment steps are filmed; None: 1,000, or 10,000 of an Atari game.
+        policy: the policy to film.
+        env: a run's environment, an id as in `EnvConfig(id)`, or a function that builds one environment with
+            render_mode="rgb_array". An Atari game is played in full and filmed in its original colours, regardless of
+            the policy's observations.
+        path: the output, a .gif or .mp4 file; an older one is replaced only by a complete new one.
+        seed: for the environment's reset.
+        max_steps: maximum number of environment steps; None: 1,000, or 10,000 for an Atari game.
         greedy: take the most likely actions; otherwise sample.
 
     Returns:
-        The episode, or as much of it as was filmed.
+        The episode, or the part that was filmed.
 
     Raises:
-        ValueError: another kind of file, a missing package, or an environment that cannot be rendered.
-        EnvFailure: the environment raised, or rendered something that is not a picture.
+        ValueError: the file type is not supported, a package is missing, or the environment cannot be rendered.
+        EnvFailure: the environment raised, or rendered something that is not an image.
         RecordError: the file cannot be written.
     """
     if isinstance(env, str):
@@ -191,7 +191,7 @@ def _make_env(env: EnvConfig | RenderedEnvFactory) -> RenderedEnv:
         return film_game(env)
     try:
         return cast(RenderedEnv, make_single(env, "rgb_array"))
-    except EnvFailure as error:  # perhaps an environment that takes no render_mode
+    except EnvFailure as error:  # it may not accept render_mode
         raise ValueError(f"{env.env_id} cannot be built to be filmed ({error})") from error
 
 
@@ -232,7 +232,7 @@ def _render(env: RenderedEnv) -> Frame:
 
 @contextmanager
 def _blaming(method: str) -> Iterator[None]:
-    """Turn what the environment raises into one sentence."""
+    """Convert the environment's exceptions into one-sentence errors."""
     try:
         yield
     except DependencyNotInstalled as error:

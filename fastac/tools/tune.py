@@ -1,11 +1,11 @@
-"""Finds the fastest way to run a configuration on this machine, and keeps what it found.
+"""Finds the fastest settings for a configuration on this machine, and stores them.
 
-Speed depends on how the environments are batched, how many workers share them, and whether learning
-starts from the forwards that acted. None of these changes the algorithm. The number of environments
-does, as every update then learns from more rows, so larger numbers are measured only to be told.
+Speed depends on how the environments are batched, how many workers share them, and whether learning reuses the
+forward passes of acting. None of these changes the algorithm. The number of environments does, as every update then
+learns from more rows, so larger numbers are measured for information only.
 
-Not the whole product of settings is measured: one is varied at a time, from the best so far, and none
-that cannot differ.
+The search is not exhaustive: it varies one setting at a time, starting from the best so far, and skips settings that
+cannot differ.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from fastac.runs.provenance import versions
 
 Measure: TypeAlias = Callable[[Config], float]  # steps/s of a configuration
 
-TUNED = ("workers", "vectorization", "reuse_forward")  # what is kept, and changes no algorithm
+TUNED = ("workers", "vectorization", "reuse_forward")  # stored; these do not change the algorithm
 
-_MARGIN = 1.03  # a setting must be so much faster to be taken: less is noise
-_GROWTH = 4  # between numbers of environments
-_LEAST_GAIN = 1.1  # of so many environments more, or the search for their number ends
+_MARGIN = 1.03  # minimum speed-up to prefer a setting: less is noise
+_GROWTH = 4  # factor between numbers of environments
+_LEAST_GAIN = 1.1  # minimum speed-up by more environments; else the search for their number ends
 _MOST_ROWS = 2**20  # of a rollout
-_WARM_UP = 0.15  # of the time of a measurement, at least one iteration
+_WARM_UP = 0.15  # share of a measurement's time, at least one iteration
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Setting:
 
     @property
     def flags(self) -> str:
-        """The command line's flags, the number of environments excepted."""
+        """The command-line flags, without the number of environments."""
         reuse = "" if self.reuse_forward else "no-"
         return f"--workers {self.workers} --vectorization {self.vectorization} --{reuse}reuse-forward"
 
@@ -64,9 +64,9 @@ class Trial:
     """A measured setting.
 
     Attributes:
-        setting: what was measured.
-        sps: steps/s; 0 where the setting does not work here.
-        took_s: how long it took to find out.
+        setting: the measured setting.
+        sps: steps/s; 0 if the setting does not work here.
+        took_s: seconds of the trial.
         failure: why it does not work, in a sentence; empty if it does.
     """
 
@@ -77,13 +77,13 @@ class Trial:
 
 
 def measure_sps(config: Config, seconds: float) -> float:
-    """Train for so many seconds, at a rate that leaves the policy untrained, and return the steps/s.
+    """Train for `seconds`, with a negligible learning rate, and return the steps/s.
 
-    An untrained policy stays the same in all measurements. At least two iterations are done, of which
-    the first is not counted.
+    The policy thus stays untrained, and the same in all measurements. At least two iterations are done; the first one
+    does not count.
 
     Raises:
-        ValueError: as `assemble`.
+        ValueError: see `assemble`.
         EnvFailure: an environment failed.
         WorkerFailure: a worker failed.
     """
@@ -104,23 +104,23 @@ class Search:
     """Measures settings one after the other.
 
     Attributes:
-        seconds: that a measurement takes.
-        own: with the configuration's own number of environments; the first is the plainest.
-        larger: with more of them.
+        seconds: duration of a measurement.
+        own: trials with the configuration's own number of environments; the first is the simplest setting.
+        larger: trials with more environments.
     """
 
     def __init__(self, config: Config, measure: Measure, seconds: float, cores: int | None = None) -> None:
-        """Take what to tune.
+        """Take the configuration to tune.
 
         Args:
-            config: its fields that are searched count only for the number of environments.
+            config: of the searched fields only its number of environments matters.
             measure: usually `measure_sps`.
-            seconds: that a measurement takes; numbers of environments of which a single iteration would
-                take longer are left out.
-            cores: the most workers; by default this machine's physical cores.
+            seconds: duration of a measurement; numbers of environments for which a single iteration would take longer
+                are skipped.
+            cores: the maximum number of workers; by default this machine's physical cores.
 
         Raises:
-            ValueError: an algorithm that is another one with another number of workers.
+            ValueError: the number of workers is part of the algorithm.
         """
         if config.algo.has_async_workers:
             raise ValueError(
@@ -135,12 +135,12 @@ class Search:
 
     @property
     def best(self) -> Trial:
-        """The fastest with the configuration's own number of environments; of nearly equal ones the plainest."""
+        """The fastest trial with the configuration's own number of environments; the simplest of nearly equal ones."""
         return _best(self.own)
 
     @property
     def fastest(self) -> Trial:
-        """The fastest of all; of nearly equal ones the one with the fewest environments."""
+        """The fastest of all trials; of nearly equal ones that with the fewest environments."""
         return _best(self.own + self.larger)
 
     def run(self) -> Iterator[Trial]:
@@ -148,7 +148,7 @@ class Search:
 
         Raises:
             ValueError: the configuration does not work at all.
-            EnvFailure: an environment failed in the plainest setting.
+            EnvFailure: an environment failed in the simplest setting.
         """
         num_envs = self._config.env.num_envs
         plainest = Setting(num_envs, 1, "native" if self._is_native else "sync", reuse_forward=True)
@@ -163,14 +163,14 @@ class Search:
                 continue
             trial = self._try(setting, self.own)
             yield trial
-            if trial.sps < before_sps:  # what more of them have to exchange only grows
+            if trial.sps < before_sps:  # with more workers the cost of communication only grows
                 break
             before_sps = trial.sps
         if self._can_reuse:
             yield self._try(replace(self.best.setting, reuse_forward=False), self.own)
 
     def grow(self) -> Iterator[Trial]:
-        """After `run`, measure with more and more environments, until that gains no more; yield each trial."""
+        """Measure with more and more environments, until the gain is small; call it after `run`. Yield each trial."""
         setting, sps = self.best.setting, self.best.sps
         plain: Vectorization = "native" if self._is_native else "sync"
         while True:
@@ -179,7 +179,7 @@ class Search:
             if rows > _MOST_ROWS or rows / sps > self.seconds:
                 return
             settings = [setting]
-            if setting.workers < self._cores:  # more environments keep more workers busy
+            if setting.workers < self._cores:  # more environments can keep more workers busy
                 settings.append(replace(setting, workers=self._cores, vectorization=plain))
             trials = []
             for candidate in filter(self._fits, settings):
@@ -191,11 +191,11 @@ class Search:
 
     @property
     def _can_reuse(self) -> bool:
-        """Whether an update may learn from the forwards that acted: if it is of the whole rollout, on the CPU."""
+        """Whether an update can learn from the forward passes of acting: with one minibatch, on the CPU."""
         return self._config.algo.num_minibatches == 1 and self._config.run.device == "cpu"
 
     def _worker_counts(self) -> list[int]:
-        """Return the powers of two beyond 1, up to as many as there are cores, and these."""
+        """Return the powers of two above 1 up to the number of cores, and that number itself."""
         powers = {2**power for power in range(1, self._cores.bit_length()) if 2**power <= self._cores}
         return sorted(powers | ({self._cores} - {1}))
 
@@ -203,7 +203,7 @@ class Search:
         return self._config.replace(**asdict(setting))
 
     def _fits(self, setting: Setting) -> bool:
-        """Return whether the configuration takes a setting: shares that divide, and a batching that the env has."""
+        """Return whether the configuration accepts a setting: even shares, and a vectorization the env supports."""
         try:
             self._apply(setting)
         except ValueError:
@@ -211,7 +211,7 @@ class Search:
         return True
 
     def _try(self, setting: Setting, trials: list[Trial]) -> Trial:
-        """Measure a setting; only the first one must work."""
+        """Measure a setting; only a failure of the first one is raised."""
         config = self._apply(setting)
         began_s = perf_counter()
         sps, failure = 0.0, ""
@@ -234,9 +234,9 @@ def _best(trials: list[Trial]) -> Trial:
 
 
 def load_tuned(config: Config) -> Setting | None:
-    """Return what `save_tuned` kept for a configuration on this machine, or None.
+    """Return the setting that `save_tuned` stored for a configuration on this machine, or None.
 
-    A file that is damaged is as none: it will be written again.
+    A damaged file counts as missing: it will be overwritten.
     """
     path = cache_path(config)
     try:
@@ -253,10 +253,10 @@ def load_tuned(config: Config) -> Setting | None:
 
 
 def save_tuned(config: Config, best: Trial) -> Path:
-    """Keep the best setting for a configuration on this machine; return where.
+    """Store the best setting for a configuration on this machine; return the path.
 
     Raises:
-        RecordError: the place cannot be written, or there is none.
+        RecordError: the location is not writable, or there is no home directory.
     """
     path = cache_path(config)
     if path is None:
@@ -267,20 +267,20 @@ def save_tuned(config: Config, best: Trial) -> Path:
 
 
 def cache_path(config: Config) -> Path | None:
-    """Return the file for a configuration on this machine, or None where there is no home directory."""
+    """Return the file for a configuration on this machine, or None if there is no home directory."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not cache.is_absolute():  # what is relative is to be ignored, says the XDG specification
+    if not cache.is_absolute():  # the XDG specification says to ignore relative paths
         try:
             cache = Path.home() / ".cache"
-        except RuntimeError:  # a container's user that the system does not know
+        except RuntimeError:  # a container's user without an entry in the user database
             return None
     key = json.dumps(_key(config), sort_keys=True).encode()
-    name = re.sub(r"[^\w.-]+", "_", config.env.env_id)  # ids hold "/" and ":"
+    name = re.sub(r"[^\w.-]+", "_", config.env.env_id)  # ids contain "/" and ":"
     return cache / "fastac" / "tuned" / f"{name}-{config.algo.algo}-{hashlib.sha256(key).hexdigest()[:16]}.json"
 
 
 def _key(config: Config) -> dict[str, JsonValue]:
-    """Return all that the best setting depends on."""
+    """Return all values that the best setting depends on."""
     env, algo, model = asdict(config.env), asdict(config.algo), asdict(config.model)
     return {
         "env": {name: env[name] for name in env if name not in TUNED},
@@ -294,7 +294,7 @@ def _key(config: Config) -> dict[str, JsonValue]:
 
 
 def cpu_model() -> str:
-    """Return the processor's name, as well as the system tells it."""
+    """Return the processor's name as reported by the system."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
