@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
+from fastac import presets
 from fastac.build import build_model
-from fastac.config import Config, is_atari
+from fastac.config import AlgoName, Config, is_atari
 from fastac.models import ConvEncoder, MLPEncoder
 from fastac.presets import PRESETS, Preset, default, find, names
 from fastac.presets.atari import ATARI, GAMES
@@ -221,3 +223,10 @@ def test_published_settings_for_robots_are_those_of_their_source(robot):
 
 def test_the_masked_cartpole_is_played_with_a_memory():
     assert find(MASKED_CARTPOLE, "ppo").model.core == "lstm"
+
+
+def test_every_algorithm_has_defaults_for_every_kind_of_environment():
+    assert {*presets.VECTOR_DEFAULTS} == {*presets.IMAGE_DEFAULTS} == {*get_args(AlgoName)}
+    for algo in get_args(AlgoName):
+        for kind in ("discrete", "continuous", "image"):
+            assert presets.default("Any-v0", algo, kind).algo.algo == algo

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 from gymnasium.spaces import Box
@@ -128,9 +128,10 @@ def default_config(
         if not known:
             raise ValueError(f"preset is {preset!r}, expected none: there is no preset for {env_id}, so leave it out.")
         raise ValueError(f"preset is {preset!r}, expected one of {', '.join(known)} for {env_id}.")
+    name = cast(AlgoName, algo or "a2c")
     if is_atari(env_id):
         has_native(EnvConfig(env_id))  # raises for an unknown game
-        return presets.default(env_id, algo or "a2c", "image")
+        return presets.default(env_id, name, "image")
     one = EnvConfig(env_id, 1, "sync", env_kwargs=env_kwargs or {})
     envs = build_envs(one, np.random.SeedSequence(0), factory)
     try:
@@ -139,4 +140,4 @@ def default_config(
             kind = "image"
     finally:
         envs.close()
-    return presets.default(env_id, algo or "a2c", kind)
+    return presets.default(env_id, name, kind)

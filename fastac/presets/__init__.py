@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
-from fastac.config import Config, is_atari
+from fastac.config import AlgoName, Config, is_atari
 from fastac.presets.atari import ATARI, IMAGE_DEFAULTS
 from fastac.presets.classic import CLASSIC
 from fastac.presets.mujoco import MUJOCO
 from fastac.presets.preset import Preset
 
-__all__ = ["PRESETS", "Kind", "Preset", "default", "describe_untuned", "find", "names"]
+__all__ = [
+    "IMAGE_DEFAULTS",
+    "PRESETS",
+    "VECTOR_DEFAULTS",
+    "Kind",
+    "Preset",
+    "default",
+    "describe_untuned",
+    "find",
+    "names",
+]
 
 # What the policy sees and does, as far as a starting point depends on it.
 Kind = Literal["discrete", "continuous", "image"]
@@ -31,33 +42,17 @@ def names(env_id: str) -> list[str]:
     return [preset.name for preset in PRESETS if preset.env_id == env_id]
 
 
-def default(env_id: str, algo: str, kind: Kind) -> Config:
-    """Return a starting point for an environment that nobody has tuned."""
+def default(env_id: str, algo: AlgoName, kind: Kind) -> Config:
+    """Return a starting point for an environment without a preset."""
     if kind == "image":
         config = IMAGE_DEFAULTS[algo](env_id)
-        # Rewards of an Atari game are clipped; what others' are like nobody knows.
+        # Rewards of an Atari game are clipped. The scale of other rewards is unknown.
         return config if is_atari(env_id) else config.replace(normalize_reward=True)
     config = Config().replace(env_id=env_id, normalize_obs=True, normalize_reward=True)
-    if algo == "ppo":
-        return config.replace(
-            algo="ppo",
-            num_envs=16,
-            num_steps=128,
-            num_epochs=10,
-            num_minibatches=16,
-            hidden_sizes=(64, 64),
-            activation="tanh",
-            shared_trunk=False,
-            learning_rate=3e-4,
-            normalize_advantage=True,
-            ent_coef=0.0,
-        )
-    if algo == "reinforce":
-        return config.replace(
-            algo="reinforce", collect="episodes", num_envs=8, num_steps=1000, gae_lambda=1.0, normalize_advantage=True
-        )
-    if algo == "a3c":
-        config = config.replace(algo="a3c", workers="auto", envs_per_worker=8)
+    return VECTOR_DEFAULTS[algo](config, kind)
+
+
+def _a2c(config: Config, kind: Kind) -> Config:
     return config.replace(
         num_steps=8,
         hidden_sizes=(64, 64),
@@ -66,6 +61,40 @@ def default(env_id: str, algo: str, kind: Kind) -> Config:
         learning_rate=7e-4,
         ent_coef=0.0 if kind == "continuous" else 0.01,
     )
+
+
+def _a3c(config: Config, kind: Kind) -> Config:
+    return _a2c(config.replace(algo="a3c", workers="auto", envs_per_worker=8), kind)
+
+
+def _ppo(config: Config, kind: Kind) -> Config:
+    return config.replace(
+        algo="ppo",
+        num_envs=16,
+        num_steps=128,
+        num_epochs=10,
+        num_minibatches=16,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        shared_trunk=False,
+        learning_rate=3e-4,
+        normalize_advantage=True,
+        ent_coef=0.0,
+    )
+
+
+def _reinforce(config: Config, kind: Kind) -> Config:
+    return config.replace(
+        algo="reinforce", collect="episodes", num_envs=8, num_steps=1000, gae_lambda=1.0, normalize_advantage=True
+    )
+
+
+VECTOR_DEFAULTS: Mapping[AlgoName, Callable[[Config, Kind], Config]] = {
+    "a2c": _a2c,
+    "a3c": _a3c,
+    "ppo": _ppo,
+    "reinforce": _reinforce,
+}
 
 
 # What the defaults do that one would not expect of an environment's name, and how the log says it.

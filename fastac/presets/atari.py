@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from fastac.config import Config, is_atari
+from fastac.config import AlgoName, Config, is_atari
 from fastac.presets.preset import Preset
 
 GAMES = ("Pong", "Breakout", "BeamRider", "SpaceInvaders", "Qbert", "Seaquest")
@@ -147,7 +147,7 @@ def _fast_ppo(env_id: str) -> Config:
     )
 
 
-IMAGE_DEFAULTS: Mapping[str, Callable[[str], Config]] = {
+IMAGE_DEFAULTS: Mapping[AlgoName, Callable[[str], Config]] = {
     "a2c": atari_a2c,
     "ppo": atari_ppo,
     "a3c": atari_a3c,
