@@ -124,7 +124,7 @@ class VecEnv(Protocol):
     single_observation_space: Space[NDArray[np.generic]]
     single_action_space: Space[NDArray[np.generic]]
     description: str  # for the log, e.g. "native (CartPoleVectorEnv)"
-    cautions: tuple[str, ...]  # log sentences about settings that have less effect here than expected
+    cautions: tuple[str, ...]  # warnings for the log about parts of the envs that work differently than expected
 
     @property
     def extras(self) -> Extras:
