@@ -69,7 +69,7 @@ def allocate_rollout(config: Config, envs: VecEnv, state_size: int) -> Rollout:
 
 
 def check_device(name: str) -> torch.device:
-    """Return the device; CUDA devices become the current one.
+    """Return the device; a CUDA device becomes the current one.
 
     Raises:
         ValueError: the device does not exist on this machine.

@@ -57,6 +57,9 @@ def flatten_obs(space: object, obs: RawObs, name: str = "the observation") -> Ob
         space: a space that `is_flattenable`.
         obs: one observation, or a batch.
         name: name of the observation in messages.
+
+    Raises:
+        ValueError: not an observation of `space`.
     """
     raise TypeError(f"{space} is not flattenable.")
 

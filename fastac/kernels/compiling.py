@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numba
-from numba import carray, types  # type: ignore[attr-defined]  # numba hands them on without declaring it
+from numba import carray, types  # type: ignore[attr-defined]  # numba re-exports these undeclared
 from numba.core.caching import FunctionCache
 from numba.core.event import Event, Listener, install_listener
 from numba.extending import intrinsic

@@ -30,7 +30,7 @@ def compute_gae(
         value: `[T+1, N]`; row T is the value of the observation after the last step.
         terminated: `[T, N]` bool: nothing is bootstrapped.
         truncated: `[T, N]` bool: the episode was cut; value[t+1] must be the final observation's value. If that value
-            came separately, the learner has added it to the reward and sets `terminated` instead.
+            came separately, the learner has added it to the reward and has set `terminated` too.
         gamma: discount factor.
         gae_lambda: 0 gives the TD error, 1 the Monte Carlo advantage.
 
@@ -76,7 +76,7 @@ def gae(
         value: row T is the value of the observation after the last step.
         terminated: nothing is bootstrapped.
         truncated: the episode was cut; value[t+1] must be the final observation's value. If that value came
-            separately, the learner has added it to the reward and sets `terminated` instead.
+            separately, the learner has added it to the reward and has set `terminated` too.
         valid: rows that count in the moments.
         gamma: discount factor.
         gae_lambda: 0 gives the TD error, 1 the Monte Carlo advantage.

@@ -109,7 +109,7 @@ class Kernel(Generic[_P, _R]):
 
 
 def kernel(sizes: str) -> Callable[[Callable[Concatenate[Tensor, _P], _R]], Kernel[_P, _R]]:
-    """Make a kernel from its reference; `sizes` are the letters of its shapes, in the order of the fast forms."""
+    """Make a kernel from its reference; `sizes` are the letters of its shapes, in the order of a fast form's sizes."""
     return lambda reference: Kernel(reference, sizes)
 
 

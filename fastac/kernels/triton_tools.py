@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 Launchable: TypeAlias = Any  # device_function[grid](arguments)
-Results: TypeAlias = Any  # of a helper function on the device: one or several blocks
+Results: TypeAlias = Any  # results of a device helper function: one or several blocks
 
 _NUM_ELEMENTS = 1024  # rows x columns per program
 

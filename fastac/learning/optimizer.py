@@ -184,7 +184,7 @@ class SharedOptimizer:
     """Optimizer of a model shared by workers in step: each worker sums and updates one part of it.
 
     Parameters, statistics and all workers' gradients are in shared memory, so nothing is sent. Each element is updated
-    once, not once per worker: at a million parameters a step is limited by memory bandwidth. Gradients are summed in
+    once, not once per worker: at a million parameters a step is limited by memory access. Gradients are summed in
     worker order, so results do not depend on timing. A worker killed inside `step` leaves a part of the parameters one
     step ahead of the rest; such a state is never saved.
     """

@@ -1,8 +1,8 @@
 """Forward and backward passes of an `ActorCritic` without recurrence, on buffers allocated once.
 
-At 64 environments a step of small layers is twenty operations of a few microseconds, so overhead dominates. So no
-graph is recorded, nothing is allocated, and all views and transposes are made in advance (slicing a tensor costs as
-much as a small product). `Activations` holds the activations of some rows; a `ForwardPass` holds views of a part of
+At 64 environments a step of small layers is twenty operations of a few microseconds, so overhead dominates. No graph
+is recorded, nothing is allocated, and all views and transposes are made in advance (slicing a tensor costs as much
+as a small product). `Activations` holds the activations of some rows; a `ForwardPass` holds views of a part of
 them, ready to run.
 
 Shapes: `R` rows of activations, `M` rows of a pass, `D` inputs of the first layers, `H` width of a layer, `P`
