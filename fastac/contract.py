@@ -366,10 +366,10 @@ class Report:
         frames: env_steps times the frame skip.
         updates: optimiser steps.
         episodes: finished episodes.
-        finished: the episodes that ended in this iteration.
+        finished: the episodes that ended since the last report.
         train_wall_s: training wall-clock, evaluation and start-up excluded.
         phases: `train_wall_s` by phase.
-        losses: means over this iteration's updates: `policy_loss`, `value_loss`, `entropy`,
+        losses: means over the updates since the last report: `policy_loss`, `value_loss`, `entropy`,
             `explained_variance`, `grad_norm`, `learning_rate`, and for PPO `approx_kl`, `clip_fraction`,
             `clip_range` and `loss`, the whole objective.
     """

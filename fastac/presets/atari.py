@@ -1,4 +1,4 @@
-"""Atari games: fast presets for Pong, and the published settings, which also suit other image environments.
+"""Atari games: fast presets for Pong and Breakout, and published settings, which also suit other image environments.
 
 Sources of the published settings: stable-baselines3's zoo (A2C); Schulman et al. 2017, arXiv 1707.06347, and CleanRL
 (PPO); Mnih et al. 2016, arXiv 1602.01783 (A3C). Evaluations sample actions, as in training.
