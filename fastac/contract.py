@@ -1,14 +1,14 @@
-"""The types and protocols that cross rooms, and the time contract.
+"""Types and protocols shared between packages, and the time contract.
 
 The time contract
 -----------------
-Row ``t`` of a rollout: ``obs[t]`` was seen, ``action[t]`` was chosen on it, and ``reward[t]``,
-``terminated[t]`` and ``truncated[t]`` were caused by it. Observations, values and ``start`` have
-``T+1`` rows, everything else has ``T``. All arrays are time first, ``[T, N, ...]``.
+Row ``t`` of a rollout: the agent saw ``obs[t]`` and chose ``action[t]``, which caused ``reward[t]``,
+``terminated[t]`` and ``truncated[t]``. Observations, values and ``start`` have ``T+1`` rows, everything
+else has ``T``. All arrays are time first, ``[T, N, ...]``.
 
-Gymnasium's NEXT_STEP autoreset is the native mode: the observation after a done IS the final
-observation, and the next step ignores its action and returns the reset observation, reward 0 and no
-flags. So ``value[t+1]`` already is V(final observation), and truncation bootstraps by itself::
+The native mode is Gymnasium's NEXT_STEP autoreset: the observation after a done is the final observation.
+The next step ignores its action and returns the reset observation, reward 0 and no flags. So
+``value[t+1]`` is already V(final observation), and truncation needs no special bootstrap::
 
     done[t]   = terminated[t] or truncated[t]
     valid[t]  = the step of row t was a real transition (NEXT_STEP: not done[t-1])
@@ -17,13 +17,13 @@ flags. So ``value[t+1]`` already is V(final observation), and truncation bootstr
     adv[t]    = delta[t] + gamma * lam * (1 - done[t]) * adv[t+1]
     return[t] = adv[t] + value[t]
 
-Rows with ``valid = 0`` carry no information: they are left out of every loss, of the advantage
-statistics, of explained variance, of episode lengths and of the step count. If both flags are set,
-termination wins. A recurrent state is reset where ``start`` is set, which is one row later than
-intuition says: row t+1 still needs the old state to value the final observation.
+Rows with ``valid = 0`` carry no information. They are excluded from every loss, the advantage statistics,
+explained variance, episode lengths and the step count. If both flags are set, termination wins. The
+recurrent state is reset at ``start``, not right after ``done``: row t+1 still needs it to value the final
+observation.
 
-Environments in another autoreset mode return the final observation out of band (see `VecEnv.step`);
-nothing outside ``envs/`` knows of modes.
+Environments in another autoreset mode return the final observation separately (see `VecEnv.step`); no code
+outside ``envs/`` knows about autoreset modes.
 
 Shapes: ``T`` steps per rollout, ``N`` envs, ``B = T*N``, ``A`` action size, ``S`` recurrent state.
 """
@@ -40,29 +40,29 @@ from gymnasium.spaces import Space
 from numpy.typing import NDArray
 from torch import Tensor
 
-# An observation is any dtype its space says; an action is int64 (discrete) or float32 (Box).
+# Observations have the dtype of their space. Actions are int64 (discrete) or float32 (Box).
 ObsArray: TypeAlias = NDArray[np.generic]
 ActionArray: TypeAlias = NDArray[np.generic]
 FloatArray: TypeAlias = NDArray[np.float32]
 BoolArray: TypeAlias = NDArray[np.bool_]
 
-# What can be saved and restored exactly: nested string-keyed mappings whose leaves are arrays (they
-# go to safetensors) or JSON scalars (Python ints keep all their bits, so a PCG64 state fits).
+# State that can be saved and restored exactly: nested string-keyed mappings. Leaves are arrays (stored with
+# safetensors) or JSON scalars (Python ints keep all bits, so a PCG64 state fits).
 StateLeaf: TypeAlias = NDArray[np.generic] | Tensor | int | float | str | bool | None
 StateTree: TypeAlias = Mapping[str, "StateTree | StateLeaf"]
 
 
-# Numbers that ended episodes gave of themselves, such as is_success, by their key in `info`.
+# Numbers reported in `info` by finished episodes, such as is_success, by key.
 Extras: TypeAlias = Mapping[str, NDArray[np.float64]]
-MAX_EXTRAS = 16  # keys of a run
-EXTRAS_WINDOW = 100  # episodes that means are over
+MAX_EXTRAS = 16  # most keys per run
+EXTRAS_WINDOW = 100  # number of episodes that means are taken over
 
 
 class EnvFailure(RuntimeError):
     """An environment raised, hung, or returned something its spaces do not allow.
 
-    The message is one sentence that names the env index and what was wrong; the caller adds the
-    step. The command line prints it and exits with 2.
+    The message is one sentence that names the env index and the error; the caller adds the step. The
+    command line prints it and exits with 2.
     """
 
 
@@ -79,14 +79,14 @@ class StepRow:
     """Views of the rollout that one environment step writes in place.
 
     Attributes:
-        obs: `[N, *row_shape]`, row t+1: the observation that follows, or the newest of the frames that it is made of.
+        obs: `[N, *row_shape]`, row t+1: the next observation, or its newest frame if frames are stacked.
         start: `[N]`, row t+1: whether that observation is the first of an episode.
         reward: `[N]` float32, row t, raw (neither clipped nor normalised); 0 where not valid.
         terminated: `[N]`, row t; False where not valid.
         truncated: `[N]`, row t; False where not valid. Both flags set means terminated.
         valid: `[N]`, row t: whether the step used its action.
-        life_lost: `[N]`, row t: whether it is terminated only because a life was lost. The game goes on, the
-            next row is a transition like any other and no start. Environments without lives leave it alone.
+        life_lost: `[N]`, row t: whether it is terminated only because a life was lost. The game continues: the
+            next row is an ordinary transition and not a start. Environments without lives do not write it.
     """
 
     obs: ObsArray
@@ -99,79 +99,79 @@ class StepRow:
 
 
 class HasSpaces(Protocol):
-    """What a network is built for: environments, or what is known of them."""
+    """The spaces that a network is built for: those of environments, or a record of them."""
 
     @property
     def single_observation_space(self) -> Space[NDArray[np.generic]]:
-        """Of one environment, as it is learned in."""
+        """Observation space of one environment, after all wrappers."""
 
     @property
     def single_action_space(self) -> Space[NDArray[np.generic]]:
-        """Of one environment, as it is learned in."""
+        """Action space of one environment, after all wrappers."""
 
 
 class VecEnv(Protocol):
-    """N environments behind the one step contract.
+    """N environments behind one step contract.
 
-    Where `frame_stack` is S > 1, a row is one frame and an observation is a stack of S `[S, *row_shape]`, the
-    newest last; before the first frame of an episode (where `start` is set) there is zero.
+    If `frame_stack` S is more than 1, a row is one frame and an observation is a stack of S frames
+    `[S, *row_shape]`, newest last. Frames before the first frame of an episode (at `start`) are zero.
     """
 
     num_envs: int
-    frame_skip: int  # emulator frames per step; 1 where there is no such thing
-    frame_stack: int  # rows that make an observation; 1 where a row is one
-    max_episode_steps: int | None  # after so many steps an episode is cut; None: the environment names no limit
+    frame_skip: int  # emulator frames per step; 1 for environments without frame skip
+    frame_stack: int  # rows per observation; 1 without frame stacking
+    max_episode_steps: int | None  # time limit in steps; None if the environment declares no limit
     single_observation_space: Space[NDArray[np.generic]]
     single_action_space: Space[NDArray[np.generic]]
     description: str  # for the log, e.g. "native (CartPoleVectorEnv)"
-    cautions: tuple[str, ...]  # sentences for the log: what does not do here what it seems to do
+    cautions: tuple[str, ...]  # warnings for the log about parts of the envs that work differently than expected
 
     @property
     def extras(self) -> Extras:
-        """What the episodes that ended in the last `step` gave: `[N]` each, NaN where an env gave none.
+        """Values reported by the episodes that ended in the last `step`: `[N]` each, NaN for envs that reported none.
 
-        Empty where nothing ended, and with most environments always. The next step makes new arrays.
+        Empty if no episode ended, and always empty for most environments. The next step makes new arrays.
         """
 
     def reset(self, obs: ObsArray, start: BoolArray) -> None:
-        """Begin an episode in every env; write first rows `[N, *row_shape]` and True.
+        """Begin an episode in every env; write the first rows `[N, *row_shape]` and True.
 
-        The first call seeds every env's stream; later calls go on with the streams.
+        The first call seeds every env's random stream; later calls continue the streams.
         """
 
     def reseed(self, seed: np.random.SeedSequence) -> None:
-        """Let the next `reset` seed every env's stream from `seed`, as the first one does."""
+        """Make the next `reset` seed every env's stream from `seed`, as the first `reset` does."""
 
     def rest(self, mask: BoolArray) -> None:
-        """Leave envs `[N]` out of every `step` until the next call or `reset`, where that saves time.
+        """Exclude the envs `[N]` in `mask` from `step` until the next call or `reset`, if that saves time.
 
-        The rows of one that rests are not valid and hold no reward and no flags. Where all envs are stepped at once
-        nothing changes: they are stepped, and who calls has no use for their rows.
+        Rows of a resting env are not valid and have no reward and no flags. Implementations that step all envs
+        in one call ignore this: they step the resting envs too, and the caller must ignore their rows.
         """
 
     def step(self, action: ActionArray, row: StepRow) -> ObsArray | None:
         """Step all envs with `action` `[N, *action_shape]`, unclipped, and write `row`.
 
-        Returns None where the next row holds the final observation of an episode that ended
-        (NEXT_STEP, or nothing ended). Otherwise an array `[N, *obs_shape]` whose rows at done
-        envs are their final observations, `row.obs` being the reset ones there already.
+        Returns None if the next row holds the final observation of each ended episode (NEXT_STEP), or if
+        no episode ended. Otherwise an array `[N, *obs_shape]` that holds the final observations in the rows
+        of done envs; `row.obs` then already holds the reset observations.
 
         Raises:
             EnvFailure: an env raised, or returned a wrong shape.
         """
 
     def get_state(self) -> StateTree | None:
-        """Everything needed to continue bit for bit, or None where it cannot be captured."""
+        """Return all state needed to continue bit for bit, or None if it cannot be captured."""
 
     def set_state(self, state: StateTree) -> None:
-        """Continue from a `get_state` of the same kind of envs."""
+        """Continue from a `get_state` of envs of the same kind."""
 
     def close(self) -> None:
         """Free the environments' processes and windows; safe to call twice."""
 
 
 class Act(NamedTuple):
-    """What a policy says at one row."""
+    """Output of a policy for one row."""
 
     action: Tensor  # [N, *action_shape], unclipped
     log_prob: Tensor  # [N]
@@ -180,7 +180,7 @@ class Act(NamedTuple):
 
 
 class Policy(Protocol):
-    """What collecting, learning and evaluating need of a model."""
+    """The model interface for collecting, learning and evaluating."""
 
     def initial_state(self, num_envs: int) -> Tensor:
         """Return the zero recurrent state `[N, S]`; S is 0 for the identity core."""
@@ -199,48 +199,48 @@ class Policy(Protocol):
 
 
 class Actor(Protocol):
-    """Acts at the rows of one rollout, which it is bound to and writes in place."""
+    """Acts on the rows of one rollout, which it is bound to and writes in place."""
 
     def begin(self) -> None:
-        """Prepare for row 0: note the memory that it starts with, draw the rollout's randomness."""
+        """Prepare for row 0: record the initial recurrent state, draw the rollout's randomness."""
 
     def act(self, t: int) -> None:
         """Write row t of actions, log-probs and values, from row t of observations."""
 
     def value(self, t: int) -> None:
-        """Write row t of values and commit to nothing: the row after the last step."""
+        """Write row t of values without advancing the recurrent state; used for the row after the last step."""
 
     def value_of(self, obs: Tensor) -> Tensor:
-        """Return the values `[N]` of `obs` `[N, ...]`, which go on from the last row acted on; on the CPU."""
+        """Return the values `[N]` of `obs` `[N, ...]`, given the state after the last acted row; on the CPU."""
 
     def forget(self) -> None:
-        """Begin every env's next row without memory."""
+        """Reset the recurrent state of every env before its next row."""
 
     def get_state(self) -> StateTree:
-        """The memory and the random stream."""
+        """Return the recurrent state and the random stream."""
 
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`."""
 
 
 class Trainable(Protocol):
-    """What learning needs of a model."""
+    """The model interface for learning."""
 
     def __call__(self, obs: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return distribution parameters `[..., P]`, values `[...]` and the next state, with gradients."""
 
     def zero_grad(self, set_to_none: bool) -> None:
-        """Begin a new gradient; in the same memory, unless `set_to_none`."""
+        """Zero the gradients in place, or drop them if `set_to_none`."""
 
 
-# Joins two statistics of disjoint rows into one of all of them; both are float64 vectors of one layout.
+# Merges two statistics of disjoint rows into one; both are float64 vectors with the same layout.
 Merge: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
 
 class Group(Protocol):
-    """The workers that train one model together; those in step make the same calls in the same order."""
+    """The workers that train one model together; workers in step make the same calls in the same order."""
 
-    size: int  # of the workers in step; those that wait for nobody are one each
+    size: int  # number of in-step workers; always 1 for A3C
     rank: int
 
     def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -249,18 +249,18 @@ class Group(Protocol):
     def merge_statistics(
         self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge
     ) -> NDArray[np.float64]:
-        """Return statistics of all rows that any worker has seen.
+        """Return statistics of all rows seen by any worker.
 
         Args:
             name: which statistics, "obs" or "reward".
-            known: those that this worker knew before.
-            part: those of the rows that it has just seen.
-            merge: joins two.
+            known: this worker's previous statistics.
+            part: statistics of this worker's new rows.
+            merge: merges two statistics.
         """
 
 
 class Alone:
-    """The group of one."""
+    """The group of a single worker."""
 
     size, rank = 1, 0
 
@@ -276,48 +276,48 @@ class Alone:
 
 
 class ObsStatistics(Protocol):
-    """Running statistics of observations, taken in between rollouts."""
+    """Running statistics of observations, updated between rollouts."""
 
     def update(self, obs: Tensor, valid: Tensor, group: Group) -> None:
-        """Take in `obs` `[T, N, *obs_shape]` where `valid` `[T, N]`, and what the other workers take in."""
+        """Add `obs` `[T, N, *obs_shape]` where `valid` `[T, N]`, and the other workers' observations."""
 
 
 class RewardScaling(Protocol):
-    """From raw rewards to what is learned from."""
+    """Scales raw rewards to the rewards used for learning."""
 
     def __call__(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
-        """Take in a rollout's rewards `[T, N]`, and what the other workers take in; return them scaled."""
+        """Add this rollout's rewards `[T, N]` and the other workers' to the statistics; return them scaled."""
 
     def restart_episodes(self) -> None:
-        """Forget the episodes so far: every env begins a new one."""
+        """Discard the running episodes: every env begins a new one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One finished episode, in raw reward."""
+    """One finished episode; the return is of raw rewards."""
 
     return_: float
     length: int
 
 
 class Episodes(Sequence[Episode]):
-    """Finished episodes; two arrays, because an object per episode would cost more than its learning.
+    """Finished episodes as two arrays: an object per episode would cost more than learning from it.
 
     Attributes:
         return_: `[E]` float64, raw.
         length: `[E]` int64, in env steps.
-        extras: what they gave in `info`, each of its own length as not every episode need give it. Of workers beside
-            the first process there are at most the latest 100. Slices have none.
+        extras: values that episodes reported in `info`. Lengths may differ, since not every episode reports every
+            key. Worker processes other than the first send at most the latest 100. Slices have none.
     """
 
     __slots__ = ("extras", "length", "return_")
 
     def __init__(self, return_: NDArray[np.float64], length: NDArray[np.int64], extras: Extras | None = None) -> None:
-        """Take the arrays."""
+        """Store the arrays."""
         self.return_, self.length, self.extras = return_, length, extras or {}
 
     def __len__(self) -> int:
-        """E."""
+        """Return E."""
         return len(self.return_)
 
     @overload
@@ -325,21 +325,21 @@ class Episodes(Sequence[Episode]):
     @overload
     def __getitem__(self, index: slice) -> Episodes: ...
     def __getitem__(self, index: int | slice) -> Episode | Episodes:
-        """Return one episode, or some."""
+        """Return one episode, or the episodes of a slice."""
         if isinstance(index, slice):
             return Episodes(self.return_[index], self.length[index])
         return Episode(float(self.return_[index]), int(self.length[index]))
 
     def __iter__(self) -> Iterator[Episode]:
-        """Yield them in order."""
+        """Yield the episodes in order."""
         return (self[index] for index in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        """Compare episode by episode, with any sequence of them; so these have no hash, as arrays change."""
+        """Compare episode by episode with any sequence of episodes. Not hashable, since the arrays are mutable."""
         return isinstance(other, Sequence) and list(self) == list(other)
 
     def __repr__(self) -> str:
-        """List them."""
+        """List the episodes."""
         return f"Episodes({list(self)})"
 
 
@@ -356,7 +356,7 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was done since the last report: an iteration (collect + learn), with a3c some of every worker.
+    """Progress since the last report: one iteration (collect + learn); for A3C, some iterations of every worker.
 
     Counters are totals since the run began.
 
@@ -366,10 +366,10 @@ class Report:
         frames: env_steps times the frame skip.
         updates: optimiser steps.
         episodes: finished episodes.
-        finished: the episodes that ended in this iteration.
+        finished: the episodes that ended since the last report.
         train_wall_s: training wall-clock, evaluation and start-up excluded.
-        phases: that clock by phase.
-        losses: means over this iteration's updates: `policy_loss`, `value_loss`, `entropy`,
+        phases: `train_wall_s` by phase.
+        losses: means over the updates since the last report: `policy_loss`, `value_loss`, `entropy`,
             `explained_variance`, `grad_norm`, `learning_rate`, and for PPO `approx_kl`, `clip_fraction`,
             `clip_range` and `loss`, the whole objective.
     """
@@ -387,15 +387,15 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Asynchrony:
-    """How far workers were from waiting for each other.
+    """How asynchronous the workers' updates were.
 
     Attributes:
-        staleness: `[S]`, how many updates found so many updates by others, 0 to S-1 or more, since their worker
-            had copied the parameters.
-        mean_staleness: of all updates.
-        max_staleness: of all updates.
+        staleness: `[S]`, histogram: `staleness[s]` is the number of updates computed from parameters that were s
+            updates old; the last bin also counts older ones.
+        mean_staleness: over all updates.
+        max_staleness: over all updates.
         updates: `[K]`, by worker.
-        restarts: how often a lost worker was started again.
+        restarts: how often a lost worker was restarted.
     """
 
     staleness: NDArray[np.int64]
@@ -420,14 +420,14 @@ class Trainer(Protocol):
         """Yield reports until the budget of environment steps is spent."""
 
     def halt(self) -> Report | None:
-        """Stop training; return what was done since the last report, or None where nothing was."""
+        """Stop training; return the progress since the last report, or None if there was none."""
 
 
 def read_branch(state: StateTree, key: str) -> StateTree:
-    """Read a nested mapping of a saved state.
+    """Read a nested mapping from a saved state.
 
     Raises:
-        ValueError: it is not there, or something else.
+        ValueError: the key is missing or its value is not a mapping.
     """
     leaf = state.get(key)
     if not isinstance(leaf, Mapping):
@@ -436,12 +436,12 @@ def read_branch(state: StateTree, key: str) -> StateTree:
 
 
 def read_tensor(state: StateTree, key: str, like: Tensor | None = None) -> Tensor:
-    """Read an array of a saved state as a tensor in memory of torch's own, which begins at a cache line.
+    """Read an array from a saved state into a new torch tensor, whose memory begins at a cache line.
 
-    Where `like` is given it has to have its shape and dtype.
+    If `like` is given, shape and dtype must match it.
 
     Raises:
-        ValueError: it is not there, or something else.
+        ValueError: the key is missing, or its value is not such an array.
     """
     leaf = state.get(key)
     found = torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
@@ -453,10 +453,10 @@ def read_tensor(state: StateTree, key: str, like: Tensor | None = None) -> Tenso
 
 
 def read_array(state: StateTree, key: str, like: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Read an array of a saved state that has to have the shape and dtype of `like`.
+    """Read an array from a saved state; shape and dtype must match `like`.
 
     Raises:
-        ValueError: it is not there, or something else.
+        ValueError: the key is missing, or its value is not such an array.
     """
     leaf = state.get(key)
     if not isinstance(leaf, np.ndarray) or (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
@@ -465,10 +465,10 @@ def read_array(state: StateTree, key: str, like: NDArray[np.generic]) -> NDArray
 
 
 def read_number(state: StateTree, key: str) -> int | float:
-    """Read a finite number of a saved state.
+    """Read a finite number from a saved state.
 
     Raises:
-        ValueError: it is not there, or something else.
+        ValueError: the key is missing, or its value is not a finite number.
     """
     leaf = state.get(key)
     if isinstance(leaf, bool) or not isinstance(leaf, int | float) or not -_MOST < leaf < _MOST:
@@ -477,10 +477,10 @@ def read_number(state: StateTree, key: str) -> int | float:
 
 
 def read_count(state: StateTree, key: str) -> int:
-    """Read a whole number from 0 to 2**63 - 1 of a saved state.
+    """Read an integer from 0 to 2**63 - 1 from a saved state.
 
     Raises:
-        ValueError: it is not there, or something else.
+        ValueError: the key is missing, or its value is not such an integer.
     """
     leaf = state.get(key)
     if isinstance(leaf, bool) or not isinstance(leaf, int) or not 0 <= leaf < 2**63:
@@ -489,10 +489,10 @@ def read_count(state: StateTree, key: str) -> int:
 
 
 def read_amount(state: StateTree, key: str) -> float:
-    """Read a finite number of at least 0, such as seconds, of a saved state.
+    """Read a finite number of at least 0, such as seconds, from a saved state.
 
     Raises:
-        ValueError: it is not there, negative, or something else.
+        ValueError: the key is missing, or its value is negative or not a finite number.
     """
     amount = read_number(state, key)
     if amount < 0.0:
@@ -500,11 +500,11 @@ def read_amount(state: StateTree, key: str) -> float:
     return float(amount)
 
 
-_MOST = 1e300  # of a number that is still finite when it is multiplied or squared a little
+_MOST = 1e300  # leaves room for small products before float64 overflows
 
 
 def _kind_of(leaf: StateTree | StateLeaf) -> str:
-    """Say what a leaf is, in a few words whatever it is."""
+    """Describe a leaf in a few words."""
     if isinstance(leaf, np.ndarray | Tensor):
         return f"an array {list(leaf.shape)} of {leaf.dtype}"
     if leaf is None or isinstance(leaf, int | float | str):

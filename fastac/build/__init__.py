@@ -1,4 +1,4 @@
-"""The composition root: a config becomes environments, a model and a trainer; the only registry."""
+"""Builds environments, model, workers and trainer from a Config; entry point: `assemble`."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def assemble(
     env_factory: EnvFactory | None = None,
     encoder: EncoderFactory | None = None,
 ) -> Training:
-    """Assemble a run, its environments and its workers.
+    """Assemble a run: its environments, workers and trainer.
 
     Args:
-        config: what to build, `workers` resolved.
-        seed: the parent of the environments' streams, and of the other workers' actions.
-        env_factory: the user's own environments, in place of those that `config` names.
-        encoder: builds a custom encoder in place of the configured layers.
+        config: the configuration after `resolve_workers` ('auto' replaced by a number).
+        seed: SeedSequence; parent of all env streams and of other workers' action streams.
+        env_factory: the user's environments, instead of those named in `config`.
+        encoder: builds a custom encoder instead of the configured layers.
 
     Raises:
         ValueError: as `build_envs` and `build`.
@@ -104,17 +104,17 @@ def default_config(
     factory: EnvFactory | None = None,
     env_kwargs: EnvArguments | None = None,
 ) -> Config:
-    """Return the preset for an environment and algorithm, or else defaults by its kind of action space.
+    """Return the preset for an environment and algorithm, or else defaults for its kind of action space.
 
     Args:
-        env_id: names the environment.
-        algo: an algorithm's name; None: a2c, or the preset's.
-        preset: a preset's name; None: the algorithm's own.
-        factory: the environment itself, where its name is not enough.
-        env_kwargs: what it is built with.
+        env_id: name of the environment.
+        algo: name of an algorithm; None: a2c, or the preset's algorithm.
+        preset: name of a preset; None: the algorithm's preset.
+        factory: the environment's factory, if its name is not enough.
+        env_kwargs: arguments of the environment.
 
     Raises:
-        ValueError: an unknown algorithm, preset or environment, or a preset of another algorithm.
+        ValueError: unknown algorithm, preset or environment, or the preset is for another algorithm.
     """
     if algo not in (None, *get_args(AlgoName)):
         raise ValueError(f"algo is {algo!r}, expected one of {', '.join(get_args(AlgoName))}.")

@@ -1,4 +1,4 @@
-"""Which actor and which gradient run a model, by what it is made of, its head and its device."""
+"""Chooses the actor and the gradient for a model, by its modules, head and device."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _LOSSES: dict[AlgoName, PolicyLoss] = {
     "reinforce": policy_gradient,
     "ppo": clipped_surrogate,
 }
-# The losses that kernels compute, as they call them; of any other a kernel knows nothing.
+# The losses that have kernels, with the kernels' names for them.
 _SURROGATES: dict[PolicyLoss, Surrogate] = {policy_gradient: "policy_gradient", clipped_surrogate: "clipped"}
 
 
 def build_engine(
     config: Config, model: ActorCritic, rollout: Rollout, generator: torch.Generator, device: torch.device
 ) -> tuple[Actor, Gradient, int]:
-    """Build what runs the model forward and backward; return also the bytes that it keeps.
+    """Build the actor and the gradient of a model; return also the bytes that they keep.
 
-    What acting leaves behind serves the first update of a rollout if that is of the whole rollout.
+    The first update reuses the activations from acting if its batch is the whole rollout.
     """
     keep_activations = config.keeps_forward
     loss = _LOSSES[config.algo.algo]
@@ -67,7 +67,7 @@ def _build_autograd(
     device: torch.device,
     keep_activations: bool,
 ) -> tuple[Actor, Gradient, int]:
-    """Build the same for any model; what autograd's graphs keep is not known beforehand, and not counted."""
+    """Build both for any model; the memory of autograd's graphs is unknown and not counted."""
     if not keep_activations:
         return ModelActor(model, rollout, generator, device), AutogradGradient(model, objective, device), 0
     actor = GraphActor(model, model, model.head, rollout, generator, device)
@@ -75,7 +75,7 @@ def _build_autograd(
 
 
 def build_objective(head: Head, loss: PolicyLoss) -> Objective:
-    """Build the objective: by a kernel where there is one for exactly this head and loss, else by autograd."""
+    """Build the objective: with a kernel if there is one for exactly this head and loss, else with autograd."""
     if _has_kernel(head, loss):
         if isinstance(head, CategoricalHead):
             return CategoricalObjective(_SURROGATES[loss])
@@ -85,12 +85,12 @@ def build_objective(head: Head, loss: PolicyLoss) -> Objective:
 
 
 def _has_kernel(head: Head, loss: PolicyLoss) -> bool:
-    """Return whether a kernel computes this loss of this head, which may be no subclass: that may score otherwise."""
+    """Return whether a kernel computes this loss; the head's type must match exactly, as subclasses may differ."""
     return loss in _SURROGATES and type(head) in (CategoricalHead, GaussianHead) and is_as_written(head)
 
 
 def build_sampler(head: Head, num_envs: int) -> Sampler:
-    """Build what samples a fused network's actions."""
+    """Build the sampler of a fused network's actions."""
     if isinstance(head, CategoricalHead) and type(head) is CategoricalHead and is_as_written(head):
         return CategoricalSampler(head, num_envs)
     return PlainSampler(head)

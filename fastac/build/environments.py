@@ -1,4 +1,4 @@
-"""Environments of a run and of its evaluations, and the random streams of a run."""
+"""Builds the environments of a run and its evaluations, and derives the random streams of a run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from fastac.contract import VecEnv
 from fastac.envs import Given, comes_batched, has_native, make_vec
 from fastac.envs.source import EnvFunction, find_source
 
-# The class, function or spec that the run's environments are made from, where a name is not enough.
+# The class, function or spec that the run's environments are made from, if a name is not enough.
 EnvFactory: TypeAlias = Given
 
-# The most envs of an evaluation, which play their shares of the episodes side by side. Of the ids' own batches a step
-# costs hardly more for many; else an env more costs its construction, and memory beside training.
+# Most envs in an evaluation, which play the episodes in parallel. For an id's own batch, a step costs hardly more with
+# many envs. For other envs, each costs its construction, and memory besides training.
 _EVAL_ENVS_BATCHED = 128
 _EVAL_ENVS = 8
-_EVAL_GAMES = 25  # of 100 games 4 each: with more, the last ones end with few left to share a forward with
+_EVAL_GAMES = 25  # 100 games: 4 each; with more envs, too few would be left at the end to share a forward pass
 
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """The random streams of a run; no two runs, and no two purposes in one, share any."""
+    """The random streams of a run; different runs and different purposes within a run never share one."""
 
     model: int
     actions: int
@@ -33,7 +33,7 @@ class Streams:
 
     @classmethod
     def spawn(cls, seed: int) -> Streams:
-        """Derive them from the run's seed."""
+        """Derive the streams from the run's seed."""
         model, actions, env = np.random.SeedSequence(seed).spawn(3)
         return cls(to_int(model), to_int(actions), env)
 
@@ -44,20 +44,20 @@ def evaluation_seed(seed: int, env_steps: int) -> np.random.SeedSequence:
 
 
 def restart_seed(seed: int, env_steps: int) -> np.random.SeedSequence:
-    """Return the stream of environments that begin anew because their state could not be saved."""
+    """Return the stream of environments that start new episodes because their state could not be saved."""
     return np.random.SeedSequence(seed, spawn_key=(4, env_steps))
 
 
 def to_int(seed: np.random.SeedSequence) -> int:
-    """Return a seed as torch takes it."""
+    """Return a seed in torch's format."""
     return int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1))  # torch takes 63 bits and a sign
 
 
 def worker_seeds(config: Config, seed: np.random.SeedSequence) -> list[tuple[np.random.SeedSequence, int]]:
-    """Return the stream of environments and the seed of actions of each worker.
+    """Return the environment stream and the action seed of each worker.
 
-    The first one's actions are those of a run with one worker, whose environments have `seed` itself; but where
-    `seed` is of environments that begin anew, actions are new too.
+    The first worker's actions use the stream of a run with one worker, whose environments use `seed` itself. If `seed`
+    is a `restart_seed`, the action streams are new too.
     """
     workers, streams = config.run.workers, Streams.spawn(config.run.seed)
     assert isinstance(workers, int), "resolve_workers first"
@@ -70,7 +70,7 @@ def worker_seeds(config: Config, seed: np.random.SeedSequence) -> list[tuple[np.
 
 
 def replacement_seeds(seed: np.random.SeedSequence, restarts: int) -> tuple[np.random.SeedSequence, int]:
-    """Return the same for a worker that takes a lost one's place, the `restarts`-th that does; no two share any."""
+    """Return the seeds of the `restarts`-th replacement of a lost worker; no two replacements share a stream."""
     envs, actions = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, 2**31 + restarts)).spawn(2)
     return envs, to_int(actions)
 
@@ -78,36 +78,36 @@ def replacement_seeds(seed: np.random.SeedSequence, restarts: int) -> tuple[np.r
 def build_envs(
     config: EnvConfig, seed: np.random.SeedSequence, factory: EnvFactory | None = None, why_sync: str = "as asked"
 ) -> VecEnv:
-    """Build the environments by name, or of what the user gave; `why_sync` tells why vectorization is, if it is.
+    """Build the environments by name, or from the user's factory; `why_sync` is logged if vectorization is sync.
 
     Raises:
-        ValueError: unknown id, unsupported space, or a function that returned something else than it should.
+        ValueError: unknown id, unsupported space, or a function that returned an object of the wrong type.
     """
     return make_vec(config, seed, given=factory, why_sync=why_sync)
 
 
 def _spread(episodes: int, most: int) -> int:
-    """Return how many envs play so many episodes in the fewest rounds, and as equally as can be.
+    """Return how many envs play `episodes` episodes in the fewest rounds, as evenly as possible.
 
-    An env whose share is played is still stepped: of 25 envs for 30 games, 20 would wait while 5 play a second one.
+    An env without episodes left is still stepped: with 25 envs for 30 games, 20 would idle while 5 play a second one.
     """
     return ceil(episodes / ceil(episodes / most))
 
 
 def is_batched(config: EnvConfig, factory: EnvFactory | None = None) -> bool:
-    """Return whether a step of a batch of these costs much the same for few of them and for many."""
+    """Return whether a batch step costs about the same for few environments as for many."""
     own = not is_atari(config.env_id) and config.vectorization in ("auto", "native")
     return own and has_native(config, factory)
 
 
 def is_seeded_when_built(config: EnvConfig, factory: EnvFactory | None = None) -> bool:
-    """Return whether these take their seed when they are built, and none later."""
+    """Return whether these environments take a seed only when they are built."""
     source = find_source(config, factory)
     return isinstance(source, EnvFunction) and source.takes_seed
 
 
 def evaluation_width(config: EnvConfig, episodes: int, factory: EnvFactory | None = None) -> int:
-    """Return how many envs play so many episodes: by the configuration alone, as the episodes depend on it."""
+    """Return how many envs play `episodes` episodes. The episodes depend on it, so only the configuration decides."""
     if comes_batched(config, factory):
         return _spread(episodes, config.num_envs)
     if is_atari(config.env_id):
@@ -122,17 +122,17 @@ def build_evaluation_envs(
     factory: EnvFactory | None = None,
     workers: int = 1,
 ) -> VecEnv:
-    """Build environments for evaluations, as the run's are batched.
+    """Build environments for evaluation, batched like the run's.
 
-    Atari games are full ones, whether or not a life ends what is learned from, and rows are whole stacks.
+    Atari games are full games, whether or not the run ends episodes at a lost life, and rows are whole stacks.
 
     Args:
         config: the run's.
-        num_envs: how many, such as `evaluation_width` says.
+        num_envs: number of envs, for example from `evaluation_width`.
         seed: the parent of their random streams.
-        factory: the user's own, in place of those that `config` names.
-        workers: the processes that train meanwhile wait: environments in processes may have as many, as slow
-            ones ask for.
+        factory: the user's environments, instead of those named in `config`.
+        workers: number of training processes, which are idle meanwhile; slow environments may use as many
+            processes.
 
     Raises:
         ValueError: as `build_envs`.

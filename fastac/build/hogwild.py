@@ -1,4 +1,4 @@
-"""A run whose workers wait for nobody: A3C."""
+"""Builds a run whose workers do not wait for each other: A3C."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def assemble_hogwild(
     env_factory: EnvFactory | None = None,
     encoder: EncoderFactory | None = None,
 ) -> HogwildTraining:
-    """Assemble a run whose workers wait for nobody; see `assemble`."""
+    """Assemble a run whose workers do not wait for each other; see `assemble`."""
     share, seeds = worker_share(config, env_factory), worker_seeds(config, seed)
     why = why_sync(config)
 
     def make(worker: int, replaced: int) -> MakeHogwildWorker:
-        """Describe a worker; one that takes another's place has streams of its own."""
+        """Describe a worker; a replacement for a lost worker gets random streams of its own."""
         streams = replacement_seeds(seed, replaced) if replaced else seeds[worker]
         return partial(_make_worker, share, *streams, why, env_factory, encoder)
 
-    # Only looked at, since a policy is of spaces; of some simulators no other can be open beside a worker's.
+    # Only its spaces are needed. It is closed at once: some simulators cannot be open here and in a worker.
     envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env_factory)
     envs.close()
     return _assemble_around(config, share, envs, make, encoder)
@@ -65,7 +65,7 @@ def _assemble_around(
     make: Callable[[int, int], MakeHogwildWorker],
     encoder: EncoderFactory | None,
 ) -> HogwildTraining:
-    """Start the workers, and build what this process has of the run."""
+    """Start the workers, and build the parts that this process needs."""
     assert isinstance(config.run.workers, int), "resolve_workers first"
     model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
     param, _ = flatten(model)
@@ -111,7 +111,7 @@ def _make_worker(
 ) -> HogwildWorker:
     """Build a worker in its own process."""
     envs = BeatingEnvs(build_envs(share.env, env_seed, env_factory, why), row)
-    # From the run's seed, for what an encoder has besides parameters; those are copied over.
+    # From the run's seed, for an encoder's state besides its parameters; the parameters are copied from shared memory.
     model = build_model(share.model, envs, Streams.spawn(share.run.seed).model, encoder)
     optimizer = HogwildOptimizer(
         model, build_rule(share.optim), share.optim.max_grad_norm, counters.parameters.vectors(), row, lock

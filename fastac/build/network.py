@@ -1,4 +1,4 @@
-"""A network for the environments' spaces: trunks, a head by action space, normalisers; and weights loaded into it."""
+"""Builds the network for the environments' spaces: trunks, a head for the action space, and normalisers."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from fastac.models import (
 )
 from fastac.models.encoders import ConvName
 
-# Builds an encoder for observations of a space; the module maps `[..., *obs_shape]` to `[..., D]`.
+# Builds an encoder for an observation space; the module maps `[..., *obs_shape]` to `[..., D]`.
 EncoderFactory: TypeAlias = Callable[["Space[np.ndarray]"], nn.Module]
 
 
 def name_encoder(encoder: str | EncoderFactory | None) -> tuple[str | None, EncoderFactory | None]:
-    """Return how a configuration records an encoder, and itself where the name is not enough.
+    """Return the name that a configuration records for an encoder, and the encoder itself if the name is not enough.
 
     Raises:
-        ValueError: it is neither a name nor a function, or a module that was built already.
+        ValueError: neither a name nor a function, or an already built module.
     """
     if encoder is None or isinstance(encoder, str):
         return encoder, None
@@ -56,7 +56,7 @@ def name_encoder(encoder: str | EncoderFactory | None) -> tuple[str | None, Enco
 
 
 def _check_unbuilt(encoder: object) -> None:
-    """Refuse a module in place of a function: every trunk of every worker needs one of its own."""
+    """Reject a module instead of a function: every trunk of every worker needs its own."""
     if isinstance(encoder, nn.Module):
         raise ValueError(
             f"encoder is a {type(encoder).__name__} that was built already, expected a function from an observation "
@@ -66,7 +66,7 @@ def _check_unbuilt(encoder: object) -> None:
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Give torch one thread: faster for small networks, and results do not depend on the machine's cores."""
+    """Limit torch to one thread: faster for small networks, and results do not depend on the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -75,20 +75,20 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# Torch's global stream is seeded while a model is built: another thread that builds one waits meanwhile.
-_seeding = threading.RLock()  # the user's encoder may build a model
+# Building a model seeds torch's global stream, so only one thread may build at a time.
+_seeding = threading.RLock()  # reentrant: the user's encoder may build a model
 
 
 def build_model(
     config: ModelConfig, envs: HasSpaces, seed: int = 0, encoder: EncoderFactory | None = None
 ) -> ActorCritic:
-    """Build the network for the environments' spaces, initialised from `seed` without touching torch's CPU stream.
+    """Build the network for the environments' spaces, initialised from `seed`, without changing torch's CPU stream.
 
     Raises:
-        ValueError: settings that do not go with the spaces, or an encoder that fails, or of other observations.
+        ValueError: settings that do not fit the spaces, or an encoder that fails or does not fit the observations.
     """
     space = envs.single_observation_space
-    assert isinstance(space, Box)  # envs/ let nothing else through
+    assert isinstance(space, Box)  # envs/ accepts nothing else
     if config.normalize_obs and is_image(space):
         raise ValueError(
             f"normalize_obs is True, expected False: observations are images {list(space.shape)}, and only vectors "
@@ -105,16 +105,16 @@ def build_model(
         trunks = [_build_trunk(config, make, space) for _ in range(1 if config.shared_trunk else 2)]
         head = build_head(envs.single_action_space, trunks[0].core.output_size, config)
         normalizer = ObsNormalizer(space.shape) if config.normalize_obs else NoObsNormalizer()
-        # In evaluation mode for good: with dropout, or statistics of the batch, the forward that learns
-        # would differ from the one that acted, and evaluations would change the model.
+        # Always in evaluation mode. Dropout or batch statistics would make the forward pass of an update differ from
+        # the one that acted, and evaluations would change the model.
         return ActorCritic(trunks, head, normalizer).eval()
 
 
 def build_encoder(config: ModelConfig, space: Box) -> nn.Module:
-    """Build the encoder of that name for an observation space.
+    """Build the configured encoder for an observation space.
 
     Raises:
-        ValueError: the encoder is for other observations, or for larger images.
+        ValueError: the encoder does not support such observations, or not this image size.
     """
     if not is_image(space):
         if config.encoder not in ("auto", "mlp"):
@@ -135,10 +135,10 @@ def build_encoder(config: ModelConfig, space: Box) -> nn.Module:
 
 
 def _find_encoder(config: ModelConfig) -> EncoderFactory | None:
-    """Return the user's function that the configuration names, or None where it names an encoder of fastac's.
+    """Return the user's function named in the configuration, or None for one of fastac's encoders.
 
     Raises:
-        ValueError: it cannot be imported, or is a module that was built already.
+        ValueError: it cannot be imported, or is an already built module.
     """
     if config.encoder in get_args(EncoderName):
         return None
@@ -148,7 +148,7 @@ def _find_encoder(config: ModelConfig) -> EncoderFactory | None:
 
 
 def _build_trunk(config: ModelConfig, make: EncoderFactory | None, space: Box) -> Trunk:
-    """Build an encoder, by the user's function where there is one, and the core behind it."""
+    """Build an encoder, with the user's function if there is one, and its core."""
     probe = torch.from_numpy(np.zeros((2, *space.shape), observation_dtype(space)))
     encoder, features = _build_own(make, space, probe) if make else _build_named(config, space, probe)
     if features.dim() != 2 or features.shape[0] != 2:
@@ -164,10 +164,10 @@ def _build_named(config: ModelConfig, space: Box, probe: Tensor) -> tuple[nn.Mod
 
 
 def _build_own(make: EncoderFactory, space: Box, probe: Tensor) -> tuple[nn.Module, Tensor]:
-    """Build an encoder by the user's function, which may raise anything; return also what it makes of `probe`.
+    """Call the user's function to build an encoder; return also the encoder's output for `probe`.
 
     Raises:
-        ValueError: it did, or the encoder is no module, or makes no tensor.
+        ValueError: the function raised any exception, did not return a module, or its module returned no tensor.
     """
     try:
         encoder: object = make(space)
@@ -190,7 +190,7 @@ def build_head(space: object, input_size: int, config: ModelConfig) -> Head:
     """Build the head for an action space.
 
     Raises:
-        ValueError: a space without a head, or a `log_std_init` that the head cannot hold.
+        ValueError: unsupported space, or a `log_std_init` that the head cannot represent.
     """
     raise ValueError(f"the action space is {space}, expected a Discrete, MultiDiscrete, MultiBinary or Box.")
 

@@ -1,4 +1,4 @@
-"""How many workers a run has, and what each one's share of it is."""
+"""Chooses the number of workers and computes each worker's share of the configuration."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fastac.envs import comes_batched, has_native, picks_native
 
 log = logging.getLogger("fastac")
 
-# The fewest environments per worker for which `--workers auto` takes another worker. A batch steps 32
-# environments in as much time as 64: two workers gain 16 % at 64 in all and 46 % at 256, on cores that nobody
-# else wants; else those in step wait for the slowest, and below this they may lose more than that.
+# `workers=auto` adds a worker only if each gets at least this many environments. A batch steps 32 environments in the
+# time of 64: two workers gain 16 % at 64 environments in total and 46 % at 256, on otherwise idle cores. On busy cores,
+# workers in step wait for the slowest one, and below this share that may cost more than the gain.
 _LEAST_BATCHED_SHARE = 128
 _LEAST_SHARE = 2
-_LEAST_GAMES = 4  # Atari: an emulator's step is dear, and a forward of fewer rows hardly cheaper
+_LEAST_GAMES = 4  # Atari: an emulator step is expensive, and a forward pass of fewer rows is hardly cheaper
 
 
 def worker_share(config: Config, env_factory: EnvFactory | None) -> Config:
-    """Return the configuration of one worker's share, the run's own where this process is all there is."""
+    """Return the configuration of one worker's share; unchanged for a single worker in this process."""
     workers, is_a3c = config.run.workers, config.algo.has_async_workers
     assert isinstance(workers, int), "resolve_workers first"
     if workers == 1 and not is_a3c:
@@ -32,20 +32,20 @@ def worker_share(config: Config, env_factory: EnvFactory | None) -> Config:
         changes["env_threads"] = max(1, count_cores() // workers)
     is_batched = comes_batched(config.env, env_factory) or picks_native(config.env, share, env_factory)
     if config.env.vectorization == "auto" and not is_batched:
-        changes["vectorization"] = "sync"  # a worker has a core to itself: more processes would only share it
+        changes["vectorization"] = "sync"  # each worker has one core: more processes would compete for it
     return config.replace(**changes)
 
 
 def why_sync(config: Config) -> str:
-    """Return why a `worker_share` has vectorization sync, where it has."""
+    """Return the reason, for the log, why vectorization is sync in a `worker_share`, if it is."""
     return "as asked" if config.env.vectorization == "sync" else "in each worker"
 
 
 def shorten_rollout(config: Config, is_asked: bool = False) -> Config:
-    """Return the configuration with a rollout that is a fourth of the budget, where one is more than all of it.
+    """Shorten the rollout to about a fourth of the budget if one rollout exceeds the whole budget.
 
-    A fourth, because rows that only reset an environment do not count: one of the budget's size would rarely do.
-    `is_asked`: the length was asked for, and stays.
+    A fourth, because rows that only reset an environment do not count: one rollout of the budget's size would rarely
+    reach it. With `is_asked` the user has set the length, and it is kept.
     """
     budget, steps, num_envs = config.run.total_env_steps, config.algo.num_steps, config.env.num_envs
     if config.algo.collect == "episodes" or budget >= config.batch_size:
@@ -55,7 +55,7 @@ def shorten_rollout(config: Config, is_asked: bool = False) -> Config:
         log.info("%s: the run ends after the first that reaches it", what)
         return config
     for shorter in range(max(1, budget // (4 * num_envs)), steps):
-        with suppress(ValueError):  # what does not divide into minibatches
+        with suppress(ValueError):  # lengths that do not divide into minibatches
             config = config.replace(num_steps=shorter)
             log.info("%s: num_steps is %d in this run", what, shorter)
             return config
@@ -63,7 +63,7 @@ def shorten_rollout(config: Config, is_asked: bool = False) -> Config:
 
 
 def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Config:
-    """Put a number where `workers` is auto: one per physical core, or one where more would not pay."""
+    """Replace `workers='auto'` by a number: one per physical core, or fewer if more would not pay off."""
     if config.run.workers != "auto":
         return config
     most = count_physical_cores() if config.run.device == "cpu" else 1
@@ -74,9 +74,9 @@ def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Co
     if is_atari(config.env.env_id):
         least = _LEAST_GAMES
     if config.algo.has_async_workers:
-        least = 1  # its workers wait for nobody
+        least = 1  # async workers do not wait for each other
     for workers in range(most, 1, -1):
         if config.env.num_envs // workers >= least:
-            with suppress(ValueError):  # what does not divide
+            with suppress(ValueError):  # numbers that do not divide the environments
                 return config.replace(workers=workers)
     return config.replace(workers=1)

@@ -1,4 +1,4 @@
-"""A run whose workers are in step: A2C, PPO and REINFORCE."""
+"""Builds a run whose workers are in step: A2C, PPO and REINFORCE."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _make_worker(
 
 
 def _build_own(config: Config, envs: VecEnv, action_seed: int, encoder: EncoderFactory | None, group: Group) -> Worker:
-    """Build a worker around a model of its own, whose parameters are everybody's."""
+    """Build a worker with its own model; with several workers, the model's parameters are shared."""
     model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
     model = model.to(check_device(config.run.device))
     rule, max_norm = build_rule(config.optim), config.optim.max_grad_norm
@@ -56,7 +56,7 @@ def _build_own(config: Config, envs: VecEnv, action_seed: int, encoder: EncoderF
 def _build_first(
     config: Config, share: Config, envs: VecEnv, makes: list[MakeWorker], encoder: EncoderFactory | None
 ) -> SyncTraining:
-    """Start the other workers, and build the first one's part while they build theirs."""
+    """Start the other workers, and build the first worker while they start."""
     streams = Streams.spawn(config.run.seed)
     model = build_model(share.model, envs, streams.model, encoder)
     memory = allocate_memory(share, len(makes) + 1, model, envs)
@@ -71,8 +71,8 @@ def _build_first(
 
 
 def allocate_memory(share: Config, size: int, model: ActorCritic, envs: VecEnv) -> GroupMemory:
-    """Allocate what `size` workers share, of which each has such a share of the run and such a model."""
-    # The largest thing that is exchanged: observations' statistics, or a few numbers.
+    """Allocate the shared memory of `size` workers; `share` and `model` are those of one worker."""
+    # The largest exchanged array: the observation statistics, or a few numbers.
     statistics = 8 * (2 * int(np.prod(envs.single_observation_space.shape or ())) + 1)
     return GroupMemory.allocate(
         size, max(statistics, 64), share.batch_size, flat_size(model), build_rule(share.optim).slots
@@ -83,12 +83,12 @@ def build(config: Config, envs: VecEnv, encoder: EncoderFactory | None = None) -
     """Assemble a run with one worker around its environments.
 
     Args:
-        config: what to build.
+        config: the run's configuration.
         envs: from `build_envs`; stepped by the trainer.
-        encoder: builds a custom encoder in place of the configured layers.
+        encoder: builds a custom encoder instead of the configured layers.
 
     Raises:
-        ValueError: a device that is not there, or an encoder that does not fit.
+        ValueError: the device does not exist, or the encoder does not fit.
     """
     own = _build_own(config, envs, Streams.spawn(config.run.seed).actions, encoder, Alone())
     return _to_training(config, own, NoOtherWorkers())

@@ -1,4 +1,4 @@
-"""Build one worker, which in a run with one worker is all of it."""
+"""Builds one worker; a run with one worker consists of it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from fastac.workers import Worker
 def build_worker(
     config: Config, envs: VecEnv, model: ActorCritic, optimizer: Optimizer, action_seed: int, group: Group
 ) -> Worker:
-    """Build a worker around its model, out of its share of the configuration.
+    """Build a worker around its model, from its share of the configuration.
 
-    `optimizer` comes first: it moves the model's parameters, and what runs the model keeps to where they are.
+    `optimizer` must be built before: its `flatten` makes every `p.grad` a view of one flat vector, and the objective
+    and the fused network built here keep those views.
     """
     generator = torch.Generator().manual_seed(action_seed)
     rollout = allocate_rollout(config, envs, model.state_size)
@@ -37,21 +38,21 @@ def build_worker(
 
 
 def build_reward_normalizer(config: Config) -> RewardScaler:
-    """Build what scales the rewards of all environments."""
+    """Build the reward scaling of all environments."""
     if config.model.normalize_reward:
         return RewardNormalizer(config.env.num_envs, config.algo.gamma)
     return RewardClipper() if config.env.clip_rewards else NoRewardNormalizer()
 
 
 def build_rule(config: OptimConfig) -> UpdateRule:
-    """Build the optimiser's rule."""
+    """Build the optimiser's update rule."""
     if config.optimizer == "adam":
         return Adam(config.optimizer_eps)
     return RMSprop(config.optimizer_eps, tensorflow=config.optimizer == "rmsprop_tf")
 
 
 def allocate_rollout(config: Config, envs: VecEnv, state_size: int) -> Rollout:
-    """Allocate the run's one rollout."""
+    """Allocate the rollout of a run."""
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     assert obs_space.shape is not None and action_space.shape is not None
     return Rollout.allocate(
@@ -68,10 +69,10 @@ def allocate_rollout(config: Config, envs: VecEnv, state_size: int) -> Rollout:
 
 
 def check_device(name: str) -> torch.device:
-    """Return the device.
+    """Return the device; a CUDA device becomes the current one.
 
     Raises:
-        ValueError: no such device on this machine.
+        ValueError: the device does not exist on this machine.
     """
     try:
         device = torch.device(name)
@@ -79,7 +80,7 @@ def check_device(name: str) -> torch.device:
             raise RuntimeError(f"devices of type {device.type} are not supported")
         device = torch.zeros(1, device=device).device
         if device.type == "cuda":
-            torch.cuda.set_device(device)  # kernels and captured graphs go where the current device is
+            torch.cuda.set_device(device)  # kernels and captured graphs run on the current device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {name!r}, which this machine or torch build does not offer: use cpu.") from error
     return device

@@ -1,4 +1,4 @@
-"""What can be set: frozen dataclasses, validated once, and the same as typed keyword arguments."""
+"""Settings: frozen dataclasses, validated once, and the same settings as typed keyword arguments."""
 
 from fastac.config.config import (
     ActionChoice,

@@ -1,11 +1,11 @@
-"""Atari's protocols: how published scores let a game be played, and what the agent sees of it."""
+"""Atari protocols: the rules under which published scores were obtained, and the agent's observations."""
 
 from __future__ import annotations
 
-# What each protocol says of the fields of `fastac.config.EnvConfig` below `atari_protocol`.
+# Values of the fields of `fastac.config.EnvConfig` below `atari_protocol`, by protocol.
 PROTOCOLS: dict[str, dict[str, bool | int | float]] = {
-    # As most published scores are trained: Mnih et al. 2015, Nature 518, with OpenAI Baselines' FIRE at a reset (but
-    # Baselines press it after every lost life too; here the agent has to).
+    # Used for most published scores: Mnih et al. 2015, Nature 518, with the FIRE reset of OpenAI Baselines. (Baselines
+    # also press FIRE after every lost life; here the agent has to do it.)
     "dqn": {
         "sticky_actions": 0.0,
         "noop_max": 30,
@@ -20,7 +20,7 @@ PROTOCOLS: dict[str, dict[str, bool | int | float]] = {
         "clip_rewards": True,
     },
 }
-# Machado et al. 2018, arXiv 1709.06009: randomness by sticky actions alone, all 18 actions, games of 5 minutes.
+# Machado et al. 2018, arXiv 1709.06009: randomness only from sticky actions, all 18 actions, games of 5 minutes.
 PROTOCOLS["machado"] = PROTOCOLS["dqn"] | {
     "sticky_actions": 0.25,
     "noop_max": 0,
@@ -29,5 +29,5 @@ PROTOCOLS["machado"] = PROTOCOLS["dqn"] | {
     "full_action_space": True,
     "max_frames": 18_000,
 }
-# Mnih et al. 2016, arXiv 1602.01783; no-ops stand for its human starts, which are not public.
+# Mnih et al. 2016, arXiv 1602.01783; no-ops replace its human starts, which are not public.
 PROTOCOLS["a3c"] = PROTOCOLS["dqn"] | {"fire_reset": False, "episodic_life": False}

@@ -1,4 +1,4 @@
-"""The settings of a run as typed keyword arguments, so that editors complete them and type checkers find typos."""
+"""The settings of a run as typed keyword arguments, for completion in editors and for type checkers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from fastac.config.values import EnvArguments
 
 
 class TrainSettings(TypedDict, total=False):
-    """Every field of the configuration by its flat name, less those that `fastac.train` has arguments for.
+    """Every field of the configuration by its flat name, except those that are arguments of `fastac.train`.
 
-    `fastac.config` tells what each means. Numbers of steps may be written as 1e6.
+    `fastac.config` documents each field. Numbers of steps may be written as 1e6.
     """
 
     num_envs: int

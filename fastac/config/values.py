@@ -1,4 +1,4 @@
-"""What a user writes of a setting, its name and its value, and how that becomes one of the right kind."""
+"""Converts the names and values of settings, as written by users, to the right type."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Literal, TypeAlias, get_args, get_origin
 
 JsonValue: TypeAlias = str | int | float | bool | list["JsonValue"] | dict[str, "JsonValue"] | None
 ConfigValue: TypeAlias = str | int | float | bool | tuple[int, ...] | Mapping[str, JsonValue] | None
-EnvArguments: TypeAlias = Mapping[str, object]  # of JSON's values; the parser of flags knows them by this type
+EnvArguments: TypeAlias = Mapping[str, object]  # JSON values; the flag parser recognises this type
 
 
-# Names that other libraries have for a setting.
+# Names that other libraries use for a setting.
 OTHER_NAMES = {
     "lr": "learning_rate",
     "n_envs": "num_envs",
@@ -44,7 +44,7 @@ OTHER_NAMES = {
 
 
 def unknown(name: str, names: Iterable[str]) -> ValueError:
-    """Return the error for a name that is none of the settings' `names`, with those it may have meant."""
+    """Return the error for an unknown setting, with suggestions from `names`."""
     known = list(names)
     other = OTHER_NAMES.get(name)
     near = [other] if other in known else get_close_matches(name, known, n=3)
@@ -53,7 +53,7 @@ def unknown(name: str, names: Iterable[str]) -> ValueError:
 
 
 def coerce(name: str, kind: object, value: object) -> ConfigValue:
-    """Return the value of the setting `name` as its field's `kind`: an integral float as int, a list of ints as tuple.
+    """Convert the value of the setting `name` to its field's `kind`, such as 1e6 to int and a list of ints to tuple.
 
     Raises:
         ValueError: a value of another kind.
@@ -81,7 +81,7 @@ def coerce(name: str, kind: object, value: object) -> ConfigValue:
 
 
 def _to_arguments(name: str, value: object) -> dict[str, JsonValue]:
-    """Return arguments as they will be when they are read again."""
+    """Return the arguments as they will be after saving and loading."""
     if not isinstance(value, Mapping) or not is_json(value):
         raise ValueError(f"{name} is {value!r}, expected a dict of JSON's values by name, such as {{'level': 3}}.")
     arguments: dict[str, JsonValue] = json.loads(json.dumps(dict(value)))
@@ -89,7 +89,7 @@ def _to_arguments(name: str, value: object) -> dict[str, JsonValue]:
 
 
 def is_json(value: object) -> bool:
-    """Return whether JSON has this value, and gives it back as it was but for tuples."""
+    """Return whether a value survives JSON unchanged, except that tuples become lists."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and is_json(item) for key, item in value.items())
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""Turns any Gymnasium vector env into the one step contract.
+"""Adapts Gymnasium environments, single or vectorised, to the step contract.
 
-Owns autoreset modes, flattening observations, clipping and squashing actions, environment state capture, and the probe
-environments.
+Handles autoreset modes, flattening of observations, clipping and squashing of actions, saving of environment states,
+and trial environments.
 """
 
 from fastac.envs.make import adapt, comes_batched, film_game, has_native, make_single, make_vec, picks_native

@@ -1,4 +1,4 @@
-"""Any Gymnasium vector environment behind the one step contract: one small class per autoreset mode."""
+"""Adapts any Gymnasium vector environment to the step contract, with one small class per autoreset mode."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fastac.envs.seeds import draw_batch_seed
 from fastac.envs.spaces import SquashedBox, map_actions, space_dtype
 from fastac.envs.state import BatchedEnv, capture, read_seeded, restore, subtree
 
-_WHO = "the vector env"  # its environments have no index here
+_WHO = "the vector env"  # used in messages; environments have no index here
 
 
 class VectorAdapter(ABC):
-    """What the three modes share; a `VecEnv`."""
+    """Base class of the three autoreset adapters; a `VecEnv`."""
 
     frame_skip: int = 1
     frame_stack: int = 1
@@ -30,7 +30,7 @@ class VectorAdapter(ABC):
     def __init__(
         self, env: BatchedEnv, seed: int, description: str, squashes: bool = False, cautions: tuple[str, ...] = ()
     ) -> None:
-        """Wrap `env`, which is the adapter's to close from now on; `squashes`: its actions, instead of clipping."""
+        """Wrap `env`, which the adapter closes; with `squashes`, squash actions instead of clipping them."""
         self.num_envs = env.num_envs
         self.max_episode_steps = find_time_limit(env)
         self.single_observation_space = env.single_observation_space
@@ -43,13 +43,13 @@ class VectorAdapter(ABC):
         self._to_env = map_actions(self.single_action_space)
         self._flat_shapes = ((env.num_envs,),) * 3
         self._obs_shape = (env.num_envs, *(env.single_observation_space.shape or ()))
-        self._done: BoolArray = np.zeros(env.num_envs, dtype=np.bool_)  # [N], of the step before
+        self._done: BoolArray = np.zeros(env.num_envs, dtype=np.bool_)  # [N], ended in the previous step
         self.extras: Extras = NOTHING
         self._infos = InfoReader(env.num_envs)
 
     @property
     def batch(self) -> BatchedEnv:
-        """The environment as it was given, whose observations are not flattened yet."""
+        """The vector environment without flattening of its observations."""
         return self._env.env if isinstance(self._env, FlattenedBatch) else self._env
 
     def reset(self, obs: ObsArray, start: BoolArray) -> None:
@@ -62,15 +62,15 @@ class VectorAdapter(ABC):
         """Seed the next reset."""
         self._seed = draw_batch_seed(seed, self.num_envs)
 
-    def rest(self, mask: BoolArray) -> None:  # noqa: B027, what a batch does is nothing
-        """Change nothing: a batch is stepped as one."""
+    def rest(self, mask: BoolArray) -> None:  # noqa: B027, no-op on purpose
+        """Do nothing: a batch steps all its environments."""
 
     @abstractmethod
     def step(self, action: ActionArray, row: StepRow) -> ObsArray | None:
         """Step all environments and write `row`; see `VecEnv.step`."""
 
     def get_state(self) -> StateTree | None:
-        """Return the environment's state and the adapter's, or None."""
+        """Return the states of the environment and the adapter, or None if they cannot be captured."""
         env = capture(self._env)
         return None if env is None else {"seeded": self._seed is None, "done": self._done.copy(), "env": env}
 
@@ -87,7 +87,7 @@ class VectorAdapter(ABC):
         self._env.close()
 
     def _reset_env(self, mask: BoolArray | None) -> ObsArray:
-        options = None if mask is None else {"reset_mask": mask.copy()}  # Gymnasium takes the key out of the dict
+        options = None if mask is None else {"reset_mask": mask.copy()}  # Gymnasium removes the key from the dict
         try:
             obs, _ = self._env.reset(seed=self._seed if self._takes_seed else None, options=options)
         except Exception as error:
@@ -96,7 +96,7 @@ class VectorAdapter(ABC):
         return check_obs(obs, self._obs_shape, self.single_observation_space, _WHO)
 
     def _step_env(self, action: ActionArray, row: StepRow) -> tuple[ObsArray, Mapping[str, object]]:
-        """Step, check shapes, and write reward and flags, nothing of them where `row.valid` is False."""
+        """Step, check shapes, and write reward and flags: reward 0 and flags False where not valid."""
         try:
             obs, reward, terminated, truncated, infos = self._env.step(self._to_env(action))
             shapes = (reward.shape, terminated.shape, truncated.shape)
@@ -116,7 +116,7 @@ class NextStepAdapter(VectorAdapter):
     """NEXT_STEP, the native mode: the step after an end ignores its action and returns the reset observation."""
 
     def step(self, action: ActionArray, row: StepRow) -> None:
-        """Step; the observation after an end is the final one already."""
+        """Step; after the end of an episode, the observation is already the final one."""
         row.start[...] = self._done  # half the cost of np.copyto
         np.logical_not(self._done, out=row.valid)
         obs, infos = self._step_env(action, row)
@@ -126,18 +126,18 @@ class NextStepAdapter(VectorAdapter):
 
 
 class OutOfBandAdapter(VectorAdapter):
-    """The modes where every step is a transition, and final observations come besides the reset ones."""
+    """No reset-only rows: step returns the reset observation and, separately, the final one."""
 
     def __init__(
         self, env: BatchedEnv, seed: int, description: str, squashes: bool = False, cautions: tuple[str, ...] = ()
     ) -> None:
-        """Wrap `env` and allocate the final observations, which the next `step` overwrites."""
+        """Wrap `env` and allocate memory for final observations, overwritten by each `step`."""
         super().__init__(env, seed, description, squashes, cautions)
         dtype = space_dtype(env.single_observation_space)
         self._final: ObsArray = np.zeros(self._obs_shape, dtype)  # [N, *obs_shape]
 
     def step(self, action: ActionArray, row: StepRow) -> ObsArray | None:
-        """Step; where anything ended, return the final observations."""
+        """Step; return the final observations if any episode ended."""
         row.valid.fill(True)
         obs, infos = self._step_env(action, row)
         np.logical_or(row.terminated, row.truncated, out=self._done)
@@ -152,7 +152,7 @@ class OutOfBandAdapter(VectorAdapter):
 
     @abstractmethod
     def _end_episodes(self, obs: ObsArray, infos: Mapping[str, object], row: StepRow) -> None:
-        """Write the reset observations into `row.obs`, the final ones into `_final`, which holds `obs`."""
+        """Write the reset observations to `row.obs` and the final ones to `_final`, which already holds `obs`."""
 
 
 class SameStepAdapter(OutOfBandAdapter):
@@ -173,7 +173,7 @@ class SameStepAdapter(OutOfBandAdapter):
 
 
 class DisabledAdapter(OutOfBandAdapter):
-    """DISABLED: `step` returns the final observation, and the environments that ended are reset by hand."""
+    """DISABLED: `step` returns the final observation, and this adapter resets the ended environments."""
 
     def _end_episodes(self, obs: ObsArray, infos: Mapping[str, object], row: StepRow) -> None:
         row.obs[...] = self._reset_env(self._done)
@@ -198,14 +198,14 @@ def wrap(
     """Return the adapter of the environment's autoreset mode.
 
     Args:
-        env: which is the adapter's to close from now on.
-        seed: of the first reset.
+        env: closed by the adapter.
+        seed: for the first reset.
         description: for the log.
         squashes: squash actions into the action space, instead of clipping them.
-        cautions: what the user should know of it.
+        cautions: warnings for the log.
 
     Raises:
-        ValueError: the environment does not say its mode, or `squashes` and its actions cannot be squashed.
+        ValueError: the environment does not declare its mode, or `squashes` and its actions cannot be squashed.
     """
     mode = env.metadata.get("autoreset_mode")
     if not isinstance(mode, AutoresetMode):

@@ -1,4 +1,4 @@
-"""Atari games: ALE's batched emulators behind the one step contract, and one game in its real colours."""
+"""Atari games: adapts ALE's batched emulators to the step contract; and a single game in colour for films."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 Picture: TypeAlias = NDArray[np.uint8]
 Action: TypeAlias = ActionArray | np.generic
 
-_FRAMES_PER_SECOND = 60  # of the console, NTSC
+_FRAMES_PER_SECOND = 60  # frame rate of the console, NTSC
 
 
 class AtariEnvs:
-    """A `VecEnv` over ALE's AtariVectorEnv, whose emulators run in threads of its own.
+    """A `VecEnv` over ALE's AtariVectorEnv, whose emulators run in ALE's own threads.
 
-    ALE plays full games with raw rewards, in NEXT_STEP order. Losing a life is marked here, since ALE's own
-    `episodic_life` would begin another game; as there, a loss counts only while a life is left.
+    ALE plays full games with raw rewards, in NEXT_STEP mode. This class marks lost lives, since ALE's `episodic_life`
+    would begin another game. As in ALE, a loss counts only while a life is left.
     """
 
     def __init__(
@@ -40,16 +40,16 @@ class AtariEnvs:
         """Load the game once per seed, which costs 50 to 100 ms each.
 
         Args:
-            config: the protocol, resolved.
-            game: ALE's name of it, such as space_invaders.
+            config: with resolved protocol.
+            game: ALE's name of the game, such as space_invaders.
             seeds: one per emulator, 31 bits.
-            num_threads: of the emulators; ALE takes no more than the machine has cores.
+            num_threads: threads of the emulators; ALE uses no more than the machine has cores.
             whole_stacks: write all `frame_stack` frames of an observation and not only the newest.
         """
         assert config.frame_skip is not None and config.frame_stack is not None
         assert config.screen_size is not None and config.max_frames is not None
         self.num_envs = len(seeds)
-        self.extras = NOTHING  # ALE says nothing about a game that its rewards do not
+        self.extras = NOTHING  # ALE reports nothing about a game besides its rewards
         self.cautions: tuple[str, ...] = ()
         self.frame_skip = config.frame_skip
         self.frame_stack = 1 if whole_stacks else config.frame_stack
@@ -60,11 +60,11 @@ class AtariEnvs:
         self.single_action_space: Space[NDArray[np.generic]] = self._env.single_action_space
         self.description = _describe(config, self._env, num_threads)
         self._seeds: NDArray[np.int64] | None = np.array(seeds, dtype=np.int64)
-        # What of ALE's stacks [N, S, H, W] a row holds; stacks of one frame are rows as they are.
+        # Index of a row in ALE's stacks [N, S, H, W]: the newest frame, or the whole stack.
         self._shown = (slice(None), -1) if self.frame_stack > 1 else (slice(None),)
         self._marks_lives = bool(config.episodic_life)
         self._lives: NDArray[np.int32] = np.zeros(self.num_envs, dtype=np.int32)
-        self._over: BoolArray = np.zeros(self.num_envs, dtype=np.bool_)  # [N], the game, by the step before
+        self._over: BoolArray = np.zeros(self.num_envs, dtype=np.bool_)  # [N], game over in the previous step
 
     def reset(self, obs: ObsArray, start: BoolArray) -> None:
         """Begin a game in every emulator."""
@@ -84,12 +84,12 @@ class AtariEnvs:
         self._seeds = np.array(draw_seeds(seed, self.num_envs), dtype=np.int64)
 
     def rest(self, mask: BoolArray) -> None:
-        """Change nothing: ALE steps all its emulators."""
+        """Do nothing: ALE steps all its emulators."""
 
     def step(self, action: ActionArray, row: StepRow) -> None:
-        """Step the games that go on, and begin another where one was over by the step before.
+        """Step the running games, and begin a new one where a game was over in the previous step.
 
-        The actions must be those of `single_action_space`: ALE waits for ever for a game that it cannot step.
+        The actions must belong to `single_action_space`: ALE waits forever for a game that it cannot step.
         """
         assert self._env is not None, "closed"
         row.start[...] = self._over
@@ -107,39 +107,39 @@ class AtariEnvs:
             self._mark_lives(infos["lives"], row)
 
     def get_state(self) -> None:
-        """Return None: ALE's batch can neither save its emulators nor restore them."""
+        """Return None: ALE's batch can neither save nor restore its emulators."""
 
     def set_state(self, state: StateTree) -> None:
-        """Refuse.
+        """Raise an error: there is no state to continue from.
 
         Raises:
-            ValueError: always; `get_state` never gave a state.
+            ValueError: always; `get_state` never returns a state.
         """
         raise ValueError("an Atari game cannot continue from a saved state: it begins anew.")
 
     def close(self) -> None:
-        """End the emulators and their threads, which only ALE's destructor does."""
+        """End the emulators and their threads, which only ALE's destructor can do."""
         self._env = None
 
     def _mark_lives(self, lives: NDArray[np.int32], row: StepRow) -> None:
         np.less(lives, self._lives, out=row.life_lost)
-        self._lives = lives  # ALE allocates anew each step
+        self._lives = lives  # ALE allocates a new array in each step
         if row.life_lost.any():
             np.logical_and(row.life_lost, row.valid & ~self._over & (lives > 0), out=row.life_lost)
             np.logical_or(row.terminated, row.life_lost, out=row.terminated)
 
 
 class FilmedGame(gym.Env[ObsArray, Action]):
-    """One game as a policy sees it, `[S, H, W]` gray, that renders what a player saw, `[H, W, 3]`.
+    """One game with the policy's observations `[S, H, W]` in gray, which renders the screen in colour `[H, W, 3]`.
 
-    ALE's batch shows one kind of picture, so another emulator plays the same game in colours: the same seed and
-    the same actions lead to the same frames.
+    ALE's batch returns only one kind of image, so a second emulator plays the same game in colour: the same seed and
+    actions lead to the same frames.
     """
 
     render_mode = "rgb_array"
 
     def __init__(self, config: EnvConfig, game: str) -> None:
-        """Load the game, twice."""
+        """Load the game twice."""
         assert config.frame_skip is not None
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": _FRAMES_PER_SECOND / config.frame_skip}
         height, width = _screen_size(game)
@@ -152,7 +152,7 @@ class FilmedGame(gym.Env[ObsArray, Action]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, object] | None = None
     ) -> tuple[ObsArray, dict[str, object]]:
-        """Begin a game: that of the first of `AtariEnvs` whose seeds are drawn from `SeedSequence(seed)`."""
+        """Begin the game that the first of `AtariEnvs` plays with seeds drawn from `SeedSequence(seed)`."""
         seeds = np.array(draw_seeds(np.random.SeedSequence(seed), 1))
         stacks, infos = self._gray.reset(seed=seeds)
         pictures, others = self._colour.reset(seed=seeds)
@@ -175,7 +175,7 @@ class FilmedGame(gym.Env[ObsArray, Action]):
 
 
 def _tell_where(infos: dict[str, NDArray[np.int32]]) -> tuple[int, int]:
-    """Return the frame in the game, and the lives."""
+    """Return the frame number within the game, and the lives."""
     return int(infos["episode_frame_number"][0]), int(infos["lives"][0])
 
 
@@ -185,10 +185,10 @@ def _compare(seen: tuple[int, ...], shown: tuple[int, ...]) -> None:
 
 
 def _load(config: EnvConfig, game: str, num_envs: int, num_threads: int, **screen: bool | int) -> AtariVectorEnv:
-    """Load a game so many times, under the protocol; `screen` overrides how it is shown."""
+    """Load `num_envs` copies of a game with the protocol; `screen` overrides image settings."""
     from ale_py.vector_env import AtariVectorEnv
 
-    # Every argument is set, since some of ALE's defaults are of no protocol (it clips rewards).
+    # Every argument is set, since some of ALE's defaults belong to no protocol (it clips rewards).
     settings: dict[str, Any] = {
         "batch_size": num_envs,
         "num_threads": num_threads,
@@ -218,17 +218,17 @@ def _screen_size(game: str) -> tuple[int, int]:
     """Return the height and width of a game's screen; most are 210 by 160."""
     from ale_py import ALEInterface, LoggerMode, roms
 
-    ALEInterface.setLoggerMode(LoggerMode.Error)  # else it greets
+    ALEInterface.setLoggerMode(LoggerMode.Error)  # otherwise it prints a greeting
     emulator = ALEInterface()
     path = roms.get_rom_path(game)
-    assert path is not None  # the game was loaded before
+    assert path is not None  # the game has been loaded before
     emulator.loadROM(path)
     height, width = emulator.getScreenDims()
     return height, width
 
 
 def _describe(config: EnvConfig, env: AtariVectorEnv, num_threads: int) -> str:
-    """Name every field of the protocol, and what it is here."""
+    """Describe every field of the protocol with its value."""
     actions = env.single_action_space
     assert isinstance(actions, Discrete)
     fields = (

@@ -1,4 +1,4 @@
-"""What a user should know of the environments that were given: what does not do here what it seems to do."""
+"""Warnings about the user's environments: parts that work differently than expected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SEEDLESS = (
     "parameter seed, and hand that to EnvPool"
 )
 
-# Gymnasium's wrappers that keep statistics, the attribute that holds them, and what to use in their place.
+# Gymnasium's wrappers that keep statistics, and the attributes that hold the statistics.
 _OBS, _REWARD = "NormalizeObservation", "NormalizeReward"
 _KINDS: dict[str, tuple[type, ...]] = {
     _OBS: (wrappers.NormalizeObservation, vector_wrappers.NormalizeObservation),
@@ -34,7 +34,7 @@ _CAUTIONS = {
 
 
 def find_cautions(env: SingleEnv | BatchedEnv) -> tuple[str, ...]:
-    """Return a sentence for each normalising wrapper that there is in an environment, or in a batch of them."""
+    """Return a warning for each kind of normalising wrapper in an environment or a batch."""
     found = _find_kinds(env)
     return tuple(text for kind, text in _CAUTIONS.items() if kind in found)
 
@@ -52,5 +52,5 @@ def _find_kinds(env: SingleEnv | BatchedEnv) -> set[str]:
 
 
 def ignores_seeds(env: BatchedEnv) -> bool:
-    """Return whether a batch is of EnvPool, whose `reset` takes a seed and does nothing with it."""
+    """Return whether a batch is an EnvPool, whose `reset` ignores its seed."""
     return any(kind.__module__.partition(".")[0] == "envpool" for kind in type(env.unwrapped).__mro__)

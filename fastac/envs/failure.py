@@ -1,4 +1,4 @@
-"""What an environment returned, held to what its spaces promise, and the sentences that say otherwise."""
+"""Checks of observations against their space, and descriptions of exceptions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def describe(error: BaseException) -> str:
 
 
 def check_obs(obs: ObsArray, shape: tuple[int, ...], space: ArraySpace, who: str) -> ObsArray:
-    """Return `obs` as an array; NumPy would broadcast a wrong shape and cut floats to integers silently.
+    """Return `obs` as an array after checking it; NumPy would silently broadcast a wrong shape and truncate floats.
 
     Raises:
-        EnvFailure: no array, another shape, or a dtype that does not fit the space's.
+        EnvFailure: not an array, another shape, or a dtype that does not fit the space.
     """
     try:
-        obs = np.asarray(obs)  # costs 50 ns where it already is one
-    except ValueError as error:  # lists of several lengths
+        obs = np.asarray(obs)  # costs 50 ns for an array
+    except ValueError as error:  # lists of different lengths
         raise EnvFailure(f"{who} returned an observation that is no array ({describe(error)}).") from error
     if obs.shape != shape:
         raise EnvFailure(f"{who} returned an observation of shape {obs.shape}, expected {shape}.")

@@ -1,7 +1,7 @@
-"""Observations that are neither vectors nor images, flattened to vectors: dicts, tuples, and what is counted.
+"""Flattens observations that are neither vectors nor images: dicts, tuples and discrete observations.
 
-Single environments are flattened by Gymnasium's own wrapper; `flatten_obs` does the same to one
-observation or to a batch at once, for environments that come batched and for trained policies.
+Single environments use Gymnasium's own wrapper. `flatten_obs` flattens one observation or a whole batch in the same
+way, for batched environments and for trained policies.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastac.contract import ActionArray, ObsArray
 
-# An observation as its environment gives it, or a batch: of a dict or a tuple, one of batches.
+# An observation of an environment, or a batch. A batch of a dict or tuple space is a dict or tuple of batches.
 RawObs: TypeAlias = ArrayLike | Mapping[str, "RawObs"] | Sequence["RawObs"]
 
 
 class FlatBox(Box):
-    """What a space is flattened to: `[D]`.
+    """The vector space `[D]` of a flattened space.
 
     Attributes:
         original: the environment's own space.
@@ -39,9 +39,9 @@ class FlatBox(Box):
 
 
 def is_flattenable(space: object) -> bool:
-    """Return whether a space becomes a vector of numbers: not texts, sequences and graphs, which have no fixed size.
+    """Return whether a space can be flattened to a vector; texts, sequences and graphs have no fixed size.
 
-    (Gymnasium would make a vector of a text, but one whose numbers mean nothing.)
+    (Gymnasium also flattens texts, but to numbers without meaning.)
     """
     if isinstance(space, Dict | Tuple):
         parts = space.spaces.values() if isinstance(space, Dict) else space.spaces
@@ -51,15 +51,15 @@ def is_flattenable(space: object) -> bool:
 
 @singledispatch
 def flatten_obs(space: object, obs: RawObs, name: str = "the observation") -> ObsArray:
-    """Flatten one observation of `space` to `[D]`, or a batch of N to `[N, D]`, in the order that Gymnasium has.
+    """Flatten one observation of `space` to `[D]`, or a batch of N to `[N, D]`, in Gymnasium's order.
 
     Args:
-        space: one that `is_flattenable`.
+        space: a space that `is_flattenable`.
         obs: one observation, or a batch.
-        name: of the observation, for messages.
+        name: name of the observation in messages.
 
     Raises:
-        ValueError: no observation of that space.
+        ValueError: not an observation of `space`.
     """
     raise TypeError(f"{space} is not flattenable.")
 
@@ -128,7 +128,7 @@ def _lead(array: ObsArray, shape: tuple[int, ...], name: str) -> tuple[int, ...]
 def _one_hot(
     start: NDArray[np.integer], nvec: NDArray[np.integer], counts: ObsArray, shape: tuple[int, ...], name: str
 ) -> ObsArray:
-    """Return `[*lead, sum(nvec)]` bool, of `counts` `[*lead, *shape]` that begin at `start` `[*shape]`."""
+    """Return `[*lead, sum(nvec)]` bool for `counts` `[*lead, *shape]` that begin at `start` `[*shape]`."""
     lead = _lead(counts, shape, name)
     at = counts.astype(np.int64) - start
     if ((at < 0) | (at >= nvec)).any():
@@ -140,7 +140,7 @@ def _one_hot(
 
 @cache
 def _places(sizes: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return 0 to n - 1 for each size n, side by side; made once, as batches come at every step."""
+    """Return 0 to n - 1 for each size n, concatenated; cached, since every step needs it."""
     return np.concatenate([np.arange(size) for size in sizes])
 
 
@@ -151,14 +151,14 @@ def _join(parts: list[ObsArray], name: str) -> ObsArray:
 
 
 def flatten_env(env: gym.Env[ObsArray, ActionArray]) -> gym.Env[ObsArray, ActionArray]:
-    """Wrap one environment so that it shows its observations flattened."""
+    """Wrap one environment to flatten its observations."""
     wrapped: FlattenObservation[ObsArray, ActionArray, ObsArray] = FlattenObservation(env)
     wrapped.observation_space = FlatBox(env.observation_space)
     return wrapped
 
 
 class FlattenedBatch(VectorWrapper[ObsArray, ActionArray, ObsArray, ActionArray, NDArray[np.generic]]):
-    """A vector environment with its observations flattened, without a loop over environments, in any autoreset mode."""
+    """A vector environment with flattened observations, in any autoreset mode; flattening does not loop over envs."""
 
     def __init__(self, env: VectorEnv[ObsArray, ActionArray, NDArray[np.generic]]) -> None:
         """Wrap `env`, whose single observation space `is_flattenable`."""
@@ -176,7 +176,7 @@ class FlattenedBatch(VectorWrapper[ObsArray, ActionArray, ObsArray, ActionArray,
     def step(
         self, actions: ActionArray
     ) -> tuple[ObsArray, NDArray[np.generic], NDArray[np.generic], NDArray[np.generic], dict[str, object]]:
-        """Step, and flatten to `[N, D]`; one by one what SAME_STEP keeps in `infos`, as there are few ends."""
+        """Step, and flatten to `[N, D]`; final observations of SAME_STEP are flattened singly, as they are few."""
         obs, reward, terminated, truncated, infos = self.env.step(actions)
         finals = infos.get("final_obs")  # [N] of observations and None
         if isinstance(finals, np.ndarray):

@@ -1,4 +1,4 @@
-"""Classes and functions by the name that another process can import them by, `module:name`."""
+"""Names of classes and functions that another process can import: `module:name`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from types import ModuleType
 from fastac.envs.failure import describe
 
 _SCRIPT = "__main__"
-_UNNAMED = "<"  # what cannot be imported is recorded as <module:name>
+_UNNAMED = "<"  # objects that cannot be imported are recorded as <module:name>
 
 
 def name_of(thing: Callable[..., object]) -> str:
-    """Return `module:name` of a class or function, in angle brackets where importing the module does not give it.
+    """Return `module:name` of a class or function, in angle brackets if other processes cannot import it.
 
-    That is so in the user's script and in a notebook, for what is defined in a function, and for what has no name.
+    That is the case for names in the user's script or a notebook, for nested functions, and for unnamed objects.
     """
-    if not hasattr(thing, "__qualname__"):  # a partial, or an object that can be called
+    if not hasattr(thing, "__qualname__"):  # a partial, or a callable object
         kind = type(thing)
         inside = f"({getattr(thing.func, '__name__', '')})" if isinstance(thing, partial) else ""
         return f"<{kind.__module__}:{kind.__qualname__}{inside}>"
@@ -39,15 +39,15 @@ def _is_at(module: str, name: str, thing: object) -> bool:
 
 
 def is_unnamed(name: str) -> bool:
-    """Return whether a recorded name is of what cannot be imported."""
+    """Return whether a recorded name belongs to an object that cannot be imported."""
     return name.startswith(_UNNAMED)
 
 
 def check_named(setting: str, name: str) -> None:
-    """Refuse a recorded name of what cannot be imported.
+    """Reject a recorded name of an object that cannot be imported.
 
     Raises:
-        ValueError: it is one.
+        ValueError: the name is of that kind.
     """
     if is_unnamed(name):
         keyword = setting.removesuffix("_id")
@@ -61,15 +61,15 @@ def import_home(setting: str, name: str) -> ModuleType:
     """Import the module of `module:name`.
 
     Raises:
-        ValueError: it cannot be imported; the sentence begins with the setting.
+        ValueError: it cannot be imported; the message begins with the setting.
     """
     module = name.rpartition(":")[0]
     if module.partition(".")[0] in sys.stdlib_module_names:
-        # The name may stand in a run's file that somebody else wrote, and Python itself has os.abort and the like.
+        # Security: the name may come from a run's file written by someone else, and Python has os.abort and the like.
         raise ValueError(f"{setting} is {name!r}, but {module!r} is a part of Python itself: name a module of yours.")
     try:
         return importlib.import_module(module)
-    except Exception as error:  # foreign code, which may raise anything
+    except Exception as error:  # foreign code may raise anything
         raise ValueError(
             f"{setting} is {name!r}, but {module!r} cannot be imported ({describe(error)}): start where it lies, or "
             "set PYTHONPATH."
@@ -77,15 +77,15 @@ def import_home(setting: str, name: str) -> ModuleType:
 
 
 def find_thing(setting: str, name: str, others: Iterable[str] = ()) -> Callable[..., object]:
-    """Return the class or function that `module:name` names.
+    """Return the class or function named by `module:name`.
 
     Args:
-        setting: which the name is of.
-        name: with its module.
-        others: what could be meant besides names of the module.
+        setting: the setting that holds the name.
+        name: `module:name`.
+        others: further names to suggest in the error.
 
     Raises:
-        ValueError: there is none; the sentence begins with the setting.
+        ValueError: not found; the message begins with the setting.
     """
     check_named(setting, name)
     home = import_home(setting, name)

@@ -1,4 +1,4 @@
-"""The numbers that environments give in `info` at the end of an episode, such as `is_success`."""
+"""Reads the numbers that environments report in `info` at the end of an episode, such as `is_success`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _NOT_THE_ENVS = ("final_obs", "final_info", "final_observation", "env_id", "elap
 
 
 class InfoReader:
-    """Reads numbers under the first `MAX_EXTRAS` keys that it finds; everything else in an info is left alone."""
+    """Reads numbers for the first `MAX_EXTRAS` keys that it finds, and ignores everything else in an info."""
 
     def __init__(self, num_envs: int) -> None:
-        """Read infos of so many environments."""
+        """Read infos of `num_envs` environments."""
         self._num_envs = num_envs
         self._keys: set[str] = set()
 
@@ -35,15 +35,15 @@ class InfoReader:
         return found
 
     def read_batch(self, infos: Mapping[str, object], ended: BoolArray) -> Extras:
-        """Read the infos of a vector environment whose episodes `ended` `[N]`, some of them, in that step.
+        """Read the infos of a vector environment in a step in which the episodes `ended` `[N]`.
 
-        A vector environment has an array `[N]` for each key, and another one under `_key` that tells where it counts.
-        What an episode ended with is in `infos["final_info"]` where the environment has been reset since.
+        A vector environment has an array `[N]` per key, and an array `_key` that marks the valid elements. If an
+        environment has already been reset, the infos of the ended episode are in `infos["final_info"]`.
         """
         if not isinstance(infos, Mapping):
             return NOTHING
         final = infos.get("final_info")
-        if isinstance(final, np.ndarray):  # of a dict for each environment, before Gymnasium 1.1
+        if isinstance(final, np.ndarray):  # before Gymnasium 1.1: one dict per environment
             return self.read({index: final[index] for index in np.flatnonzero(ended).tolist()})
         source = final if isinstance(final, Mapping) else infos
         found: dict[str, NDArray[np.float64]] = {}
@@ -57,7 +57,7 @@ class InfoReader:
         return found
 
     def _knows(self, key: object) -> bool:
-        """Return whether to read `key`; as long as there is room it is one more."""
+        """Return whether to read `key`; a new key is added while there is room."""
         if key in self._keys:
             return True
         if not isinstance(key, str) or key.startswith("_") or not 0 < len(key.encode()) <= _MAX_KEY_BYTES:
@@ -69,7 +69,7 @@ class InfoReader:
 
 
 def join(parts: list[tuple[slice, Extras]], num_envs: int) -> Extras:
-    """Return what slices of `num_envs` environments have reported, as one."""
+    """Merge the extras reported by slices of `num_envs` environments."""
     found: dict[str, NDArray[np.float64]] = {}
     for envs, reported in parts:
         for key, values in reported.items():
@@ -84,7 +84,7 @@ def _to_numbers(values: NDArray[np.generic], present: BoolArray) -> NDArray[np.f
         numbers[present] = values[present]
         numbers[~np.isfinite(numbers)] = np.nan
         return numbers
-    for index in np.flatnonzero(present):  # Gymnasium has objects where values are of NumPy's bool, or of no one kind
+    for index in np.flatnonzero(present):  # Gymnasium uses object arrays for NumPy bools and mixed types
         number = _to_number(values[index])
         numbers[index] = np.nan if number is None else number
     return numbers
@@ -98,6 +98,6 @@ def _to_number(value: object) -> float | None:
         return None
     try:
         number = float(value)
-    except OverflowError:  # a whole number of more than 300 digits
+    except OverflowError:  # an int of more than 300 digits
         return None
     return number if math.isfinite(number) else None

@@ -1,4 +1,4 @@
-"""After how many steps an environment cuts its episodes, where it says so."""
+"""Finds the step limit of an environment's episodes, if it declares one."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _ATTRIBUTES = ("max_episode_steps", "_max_episode_steps")
 
 
 def find_time_limit(env: SingleEnv | BatchedEnv) -> int | None:
-    """Return the most steps that an episode of `env` can have, or None where no layer of it names a limit.
+    """Return the largest number of steps in an episode of `env`, or None if no layer declares a limit.
 
-    A `TimeLimit` wrapper says it, the registered spec, or an attribute `max_episode_steps`; of a vector environment
-    built of single ones, the first of them. Of several limits the least counts.
+    Limits come from a `TimeLimit` wrapper, the registered spec, or an attribute `max_episode_steps`; for a vector
+    environment made of single ones, from the first of them. The smallest limit counts.
     """
     limits = [limit for layer in _layers(env) for limit in _find_limits(layer)]
     return min(limits, default=None)
 
 
 def _layers(env: SingleEnv | BatchedEnv) -> Iterator[SingleEnv | BatchedEnv]:
-    """Yield an environment and what it is wrapped around."""
+    """Yield an environment and all environments inside its wrappers."""
     layer = env
     while True:
         yield layer
@@ -39,7 +39,7 @@ def _find_limits(layer: SingleEnv | BatchedEnv) -> list[int]:
     if isinstance(layer, TimeLimit):
         return [layer._max_episode_steps]
     if isinstance(layer, gym.Wrapper | VectorWrapper):
-        return []  # its attributes are those of what it wraps
+        return []  # a wrapper forwards attributes of the environment inside
     if isinstance(layer, SyncVectorEnv) and layer.envs:
         inner = find_time_limit(layer.envs[0])
         return [] if inner is None else [inner]
@@ -47,7 +47,7 @@ def _find_limits(layer: SingleEnv | BatchedEnv) -> list[int]:
         return _ask_processes(layer)
     own, said = _valid(getattr(layer, name, None) for name in _ATTRIBUTES), _valid(_read_spec(layer.spec))
     if isinstance(layer.spec, EnvSpec):
-        return own or said  # an instance may have another limit than was registered
+        return own or said  # an instance may have another limit than the registered one
     return [*own, *said]
 
 
@@ -56,7 +56,7 @@ def _valid(found: Iterable[object]) -> list[int]:
 
 
 def _read_spec(spec: object) -> list[object]:
-    """Return the limit that was registered, and that of a game of ALE, which counts frames; or EnvPool's."""
+    """Return the registered limits: Gymnasium's, that of an ALE game (in frames), or EnvPool's."""
     if not isinstance(spec, EnvSpec):
         return [getattr(getattr(spec, "config", None), name, None) for name in _ATTRIBUTES]
     frames, skip = spec.kwargs.get("max_num_frames_per_episode"), spec.kwargs.get("frameskip")
@@ -65,7 +65,7 @@ def _read_spec(spec: object) -> list[object]:
 
 
 def _ask_processes(env: AsyncVectorEnv) -> list[int]:
-    """Return the limits that environments in processes of Gymnasium's have, as far as a wrapper shows them."""
-    name = _ATTRIBUTES[1]  # which TimeLimit has
+    """Return the limits of the environments in an AsyncVectorEnv, as far as a wrapper exposes them."""
+    name = _ATTRIBUTES[1]  # set by TimeLimit
     limits = env.get_attr(name) if all(env.call("has_wrapper_attr", name)) else ()
     return _valid(limits)

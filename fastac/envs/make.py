@@ -1,4 +1,4 @@
-"""Building the environments of a run: of an id, a class or a function, with the cheapest way to batch them."""
+"""Builds the environments of a run from an id, a class or a function, with the cheapest way of batching."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from fastac.install import INSTALL, Extra
 from fastac.pickling import UnsendableError
 from fastac.processes import ANSWER_TIMEOUT_S
 
-# A step in another process costs a wake-up and two copies, about 100 us on a busy machine; below this
-# cost of one environment's step, doing them one after the other here is as fast.
+# A step in another process costs a wake-up and two copies, about 100 us on a busy machine. If a step of one
+# environment costs less than this, stepping them one after the other in this process is as fast.
 _PROCESS_WORTH_US = 300.0
 _TRIAL_STEPS = 50
 _TRIAL_S = 0.05
 _WHEN_TRIED = "when it was tried"
 
-# From so many on, a step of the id's own batch costs less than single environments one after the other, where
-# `auto` has the choice: CartPole's batch takes 40 us for one and for five of them, a single one 7 us.
+# With `auto`: from this number on, a step of the id's own batch is cheaper than single environments one after the
+# other. CartPole's batch takes 40 us for one env and for five; a single env takes 7 us.
 _LEAST_NATIVE = 6
 
-# The families of Gymnasium that need something installed.
+# Gymnasium's families of environments that need an extra package.
 _EXTRAS: tuple[Extra, ...] = ("box2d", "mujoco")
 
 
@@ -60,23 +60,23 @@ def make_vec(
     given: Given | None = None,
     why_sync: str = "as asked",
 ) -> VecEnv:
-    """Build the environments that `config` names, batched as it asks; no others are open when this returns.
+    """Build the environments of `config`, batched as configured; trial environments are closed before this returns.
 
     Args:
         config: which environments, and how they are batched.
         seed: the parent of every environment's random stream.
-        num_envs: how many, in place of the configured number.
+        num_envs: overrides the configured number.
         render_mode: Gymnasium's; environments that render are always batched by `SyncEnvs`, which
-            has a `render` method. Atari games have `film_game` instead.
-        whole_stacks: where an observation is a stack of frames, write all of them and not only the newest:
-            `frame_stack` is 1 then, which is what does not keep rows wants.
-        least_processes: for environments in processes, also where there are fewer cores.
-        given: what `config` names, where it is at hand: a class, a function or a spec.
-        why_sync: why `config` has vectorization sync, where it has.
+            has a `render` method. Atari games use `film_game` instead.
+        whole_stacks: if observations are stacks of frames, write all frames and not only the newest; `frame_stack`
+            is then 1. For callers that do not keep rows.
+        least_processes: allow at least this many processes, even with fewer cores.
+        given: the source named in `config`, if available: a class, a function or a spec.
+        why_sync: the logged reason if `config` has vectorization sync.
 
     Raises:
-        ValueError: an unknown id, a missing package, a space or a vectorization that does not go, or a function that
-            returned something else than it should.
+        ValueError: an unknown id, a missing package, an unsupported space or vectorization, or a function that
+            returned an object of the wrong type.
         EnvFailure: an environment could not be built, or raised when tried.
     """
     num_envs = config.num_envs if num_envs is None else num_envs
@@ -95,10 +95,10 @@ def make_vec(
 
 
 def make_single(config: EnvConfig, render_mode: str | None = None, given: Given | None = None) -> SingleEnv:
-    """Build one environment as its maker gives it, such as to film it.
+    """Build one environment without fastac's wrappers, for example to film it.
 
     Raises:
-        ValueError: an unknown id, a missing package, or what comes in batches only.
+        ValueError: an unknown id, a missing package, or an environment that only comes in batches.
         EnvFailure: it could not be built.
     """
     source = find_source(config, given)
@@ -126,7 +126,7 @@ def has_native(config: EnvConfig, given: Given | None = None) -> bool:
 
 
 def comes_batched(config: EnvConfig, given: Given | None = None) -> bool:
-    """Return whether environments are batched by who wrote them, and never one by one.
+    """Return whether the user's function builds batches and never single environments.
 
     Raises:
         ValueError: an unknown id.
@@ -136,10 +136,10 @@ def comes_batched(config: EnvConfig, given: Given | None = None) -> bool:
 
 
 def picks_native(config: EnvConfig, num_envs: int, given: Given | None = None) -> bool:
-    """Return whether so many environments are batched by the id's own batched environment.
+    """Return whether `num_envs` environments would use the id's own batched version.
 
     Raises:
-        ValueError: an unknown id, or one without such a batch where that is asked for.
+        ValueError: an unknown id, or vectorization is native and the id has no batched version.
     """
     return _picks_native(config, find_source(config, given), num_envs)
 
@@ -153,7 +153,7 @@ def _picks_native(config: EnvConfig, source: Source, num_envs: int) -> bool:
 
 
 def film_game(config: EnvConfig) -> FilmedGame:
-    """Build one Atari game under the protocol of `config`, which is played to its end and renders its colours.
+    """Build one Atari game with the protocol of `config`; it is played to its end and renders in colour.
 
     Raises:
         ValueError: an unknown id, or a missing package.
@@ -169,7 +169,7 @@ def film_game(config: EnvConfig) -> FilmedGame:
 
 
 def adapt(env: BatchedEnv, seed: np.random.SeedSequence, squashes: bool = False) -> VecEnv:
-    """Put any Gymnasium vector environment behind the step contract; closing it closes `env`.
+    """Adapt any Gymnasium vector environment to the step contract; closing the result closes `env`.
 
     Args:
         env: in any autoreset mode; observations that are neither vectors nor images are flattened.
@@ -177,7 +177,7 @@ def adapt(env: BatchedEnv, seed: np.random.SeedSequence, squashes: bool = False)
         squashes: squash actions into the action space, instead of clipping them.
 
     Raises:
-        ValueError: a space that is not supported, or no autoreset mode in the metadata.
+        ValueError: an unsupported space, or no autoreset mode in the metadata.
     """
     return _put_behind(env, seed, "given", squashes)
 
@@ -202,7 +202,7 @@ def _describe_flat(space: ArraySpace) -> str:
 
 
 def _make_batch(config: EnvConfig, source: EnvFunction, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
-    """Call the user's function of a number, and put what it returns behind the contract."""
+    """Call the user's batch function, and adapt its result to the step contract."""
     kwargs = dict(config.env_kwargs)
     if source.takes_seed:
         kwargs["seed"] = draw_batch_seed(seed, num_envs)
@@ -227,7 +227,7 @@ def _make_batch(config: EnvConfig, source: EnvFunction, seed: np.random.SeedSequ
 
 def _make_native(config: EnvConfig, source: Source, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
     assert isinstance(source, EnvSpec)
-    kwargs: dict[str, Any] = {**config.env_kwargs}  # of Gymnasium's own arguments, or of the environment's
+    kwargs: dict[str, Any] = {**config.env_kwargs}  # arguments of gym.make_vec or of the environment
     try:
         env = gym.make_vec(source, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
     except Exception as error:
@@ -242,7 +242,7 @@ def _make_native(config: EnvConfig, source: Source, seed: np.random.SeedSequence
 def _make_singles(
     config: EnvConfig, source: Source, seeds: list[int], render_mode: str | None, processes: int, why_sync: str
 ) -> VecEnv:
-    """Build single environments and batch them here or in at most so many processes."""
+    """Build single environments, batched in this process or in at most `processes` processes."""
     build = partial(_make_single, config, source)
     if isinstance(source, EnvSpec):
         quiet_mujoco_warnings(source)
@@ -260,7 +260,7 @@ def _make_singles(
     description = choice.description + _describe_flat(fitted.observation_space)
     if not choice.is_tried:
         return SyncEnvs(build, seeds, description, first=_without_checker(fitted))
-    trial.close()  # there are simulators of which one can be open
+    trial.close()  # some simulators allow only one open environment
     if not choice.processes:
         return SyncEnvs(build, seeds, description)
     return _start_processes(config, build, fitted, seeds, choice.processes, description)
@@ -269,7 +269,7 @@ def _make_singles(
 def _start_processes(
     config: EnvConfig, build: Build, sample: SingleEnv, seeds: list[int], processes: int, description: str
 ) -> VecEnv:
-    """Put the environments in processes, or, where these cannot have them and nobody asked for that, in this one."""
+    """Start the environments in processes; if that fails and was chosen by `auto`, step them in this process."""
     timeout_s = config.env_timeout_s or ANSWER_TIMEOUT_S
     try:
         return ProcessEnvs(build, sample, seeds, processes, description, config.start_timeout_s, timeout_s)
@@ -282,33 +282,33 @@ def _start_processes(
 
 
 def _make_single(config: EnvConfig, source: Source, render_mode: str | None = None) -> SingleEnv:
-    """Build one environment and `_fit` it; it is what workers are sent to do."""
+    """Build one environment and `_fit` it; workers run this."""
     if isinstance(source, EnvSpec):
-        quiet_mujoco_warnings(source)  # again, as this may be another process
+        quiet_mujoco_warnings(source)  # again, since this may be another process
     return _fit(_build_raw(config, source, render_mode), config.squash_actions)
 
 
 def _build_raw(config: EnvConfig, source: Source, render_mode: str | None, is_checked: bool = False) -> SingleEnv:
-    """Build one environment as its maker gives it.
+    """Build one environment without fastac's wrappers.
 
     Raises:
         ValueError: a function returned something else.
-        Exception: what the maker raised.
+        Exception: raised by the function or the environment.
     """
-    kwargs: dict[str, Any] = {**config.env_kwargs}  # of Gymnasium's own arguments, or of the environment's
+    kwargs: dict[str, Any] = {**config.env_kwargs}  # arguments of gym.make or of the environment
     if isinstance(source, EnvSpec):
         if not is_checked:
             kwargs["disable_env_checker"] = True
-        if render_mode is not None:  # there are environments that take no render_mode, not even None
+        if render_mode is not None:  # some environments do not accept render_mode, not even None
             kwargs["render_mode"] = render_mode
-        # By its id, where that is not only looked up, Gymnasium says if it is out of date.
+        # Building by id makes Gymnasium warn about an outdated version; done only for the trial.
         is_registered = is_checked and gym.registry.get(source.id) is source
         made: SingleEnv = gym.make(source.id if is_registered else source, **kwargs)
         return made
     if render_mode is not None and takes(source.make, "render_mode"):
         kwargs["render_mode"] = render_mode
     env = source.make(**kwargs)
-    if isinstance(env, gym.Env) and not isinstance(env, VectorEnv):  # EnvPool's are both
+    if isinstance(env, gym.Env) and not isinstance(env, VectorEnv):  # EnvPool's environments are both
         return env
     hint = ": give the function a parameter num_envs" if isinstance(env, VectorEnv) else ""
     raise ValueError(
@@ -317,7 +317,7 @@ def _build_raw(config: EnvConfig, source: Source, render_mode: str | None, is_ch
 
 
 def _fit(env: SingleEnv, squashes: bool) -> SingleEnv:
-    """Return an environment of supported spaces as it is learned in: its observations flat, its actions squashed.
+    """Flatten the observations of an environment with supported spaces, and mark its actions for squashing.
 
     Raises:
         ValueError: `squashes`, and the action space cannot be squashed into.
@@ -330,7 +330,7 @@ def _fit(env: SingleEnv, squashes: bool) -> SingleEnv:
 
 
 def _make_trial(config: EnvConfig, source: Source) -> SingleEnv:
-    """Build one environment to look at, with Gymnasium's checks and warnings, so that they come once."""
+    """Build a trial environment, with Gymnasium's checks and warnings, so that they appear once."""
     try:
         env = _build_raw(config, source, None, is_checked=True)
         return env if isinstance(source, EnvSpec) else PassiveEnvChecker(env)
@@ -339,7 +339,7 @@ def _make_trial(config: EnvConfig, source: Source) -> SingleEnv:
 
 
 def _without_checker(env: SingleEnv) -> SingleEnv:
-    """Take Gymnasium's checks out of a stack of wrappers: they have seen the spaces, and cost time in every step."""
+    """Remove Gymnasium's checker from the wrappers: it has checked the spaces, and would cost time in every step."""
     if isinstance(env, PassiveEnvChecker):
         return env.env
     layer = env
@@ -363,9 +363,9 @@ class _Choice:
     """How single environments are batched.
 
     Attributes:
-        processes: in how many processes; 0: in this one.
-        description: that, and why.
-        is_tried: whether the trial environment cannot be one of them: it was stepped, or they are elsewhere.
+        processes: number of processes; 0: this process.
+        description: the choice and its reason.
+        is_tried: whether the trial environment cannot be reused: it was stepped, or the others are in processes.
     """
 
     processes: int
@@ -388,10 +388,10 @@ def _choose(config: EnvConfig, trial: SingleEnv, num_envs: int, processes: int, 
 
 
 def _measure_step_us(env_id: str, trial: SingleEnv) -> float:
-    """Return the median cost of a random step, which a first step's lazy imports do not disturb.
+    """Return the median cost of a random step in us; the median ignores the lazy imports of the first step.
 
     Raises:
-        EnvFailure: the environment raised, or returned something else than it should.
+        EnvFailure: the environment raised, or returned an invalid observation.
     """
     costs_s: list[float] = []
     trial.action_space.seed(0)
@@ -415,7 +415,7 @@ def _try_reset(env_id: str, trial: SingleEnv, seed: int | None = None) -> None:
 
 
 def _try_step(env_id: str, trial: SingleEnv) -> tuple[float, bool]:
-    """Return the seconds that a random step took, and whether the episode is over."""
+    """Return the seconds of a random step, and whether the episode is over."""
     action = trial.action_space.sample()
     began_s = time.perf_counter()
     try:
@@ -442,9 +442,9 @@ def _find_game(spec: EnvSpec) -> str:
 
 
 def _explain(env_id: str, source: Source, error: Exception) -> Exception:
-    """Return the error to raise where an environment could not be built."""
+    """Return the error to raise if an environment could not be built."""
     if isinstance(error, ValueError) and str(error).startswith(env_id):
-        return error  # a sentence of this module
+        return error  # raised in this module
     if isinstance(error, (gym.error.DependencyNotInstalled, ImportError)):
         entry_point = str(source.entry_point) if isinstance(source, EnvSpec) else ""
         hints = [INSTALL[extra] for extra in _EXTRAS if f".{extra}" in entry_point]

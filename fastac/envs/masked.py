@@ -1,7 +1,7 @@
-"""CartPole without velocities, which takes a memory to balance; importing this module registers it.
+"""CartPole without velocities, which only a recurrent policy can balance; importing this module registers it.
 
-Its id is `fastac.envs.masked:fastac/MaskedCartPole-v1`. One observation tells neither where the cart goes nor where
-the pole falls, and a policy without memory cannot damp what it cannot see.
+Its id is `fastac.envs.masked:fastac/MaskedCartPole-v1`. A single observation does not show where the cart moves or
+where the pole falls, and a policy without recurrence cannot damp a motion that it cannot see.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from fastac.contract import StateTree
 
 Obs: TypeAlias = NDArray[np.float32]
 
-_SHOWN = [0, 2]  # of position, velocity, angle and angular velocity
+_SHOWN = [0, 2]  # indices in (position, velocity, angle, angular velocity)
 
 
 class MaskedCartPole(gym.ObservationWrapper[Obs, np.int64, Obs]):
-    """Shows of CartPole `[2]`: the cart's position in metres and the pole's angle in radians."""
+    """Observations `[2]` of CartPole: the cart's position in metres and the pole's angle in radians."""
 
     def __init__(self, env: gym.Env[Obs, np.int64]) -> None:
         """Wrap a CartPole."""
@@ -32,15 +32,15 @@ class MaskedCartPole(gym.ObservationWrapper[Obs, np.int64, Obs]):
         self.observation_space = Box(full.low[_SHOWN], full.high[_SHOWN], dtype=np.float32)
 
     def observation(self, observation: Obs) -> Obs:
-        """Leave the velocities out of `[4]`."""
+        """Remove the velocities from `[4]`."""
         return observation[_SHOWN]
 
     def get_state(self) -> StateTree:
-        """Return nothing, which is what this layer adds to CartPole's state: a run can be resumed."""
+        """Return an empty state: this layer adds no state to CartPole's, so runs can be resumed."""
         return {}
 
     def set_state(self, state: StateTree) -> None:
-        """Do nothing, likewise."""
+        """Do nothing: this layer has no state."""
 
 
 gym.register(

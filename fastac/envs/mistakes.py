@@ -1,4 +1,4 @@
-"""What a user's environment gets wrong of Gymnasium's `reset` and `step`, in words instead of Python's."""
+"""Explains common mistakes in a user's `reset` and `step`, instead of showing Python's error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VALUES: dict[Call, tuple[int, str]] = {
     "reset": (2, "(observation, info)"),
     "step": (5, "(observation, reward, terminated, truncated, info)"),
 }
-# Whose lines raise where an environment is called or answers wrongly; its own lines raise what it means.
+# Modules that call environments: an error raised in them points to a wrong signature or return value.
 _CALLERS = ("fastac.", "gymnasium.wrappers.", "gymnasium.utils.", "gymnasium.core", "gymnasium.logger")
 
 
@@ -24,10 +24,10 @@ _Reset: TypeAlias = tuple[ObsArray, dict[str, object]]
 
 
 def check_reset(returned: _Reset, who: str) -> _Reset:
-    """Return what `reset` returned; a bare observation of two numbers would pass for an observation and an info.
+    """Return the result of `reset` after checking it; a bare observation of two numbers looks like (observation, info).
 
     Raises:
-        EnvFailure: it is something else.
+        EnvFailure: not an (observation, info) pair.
     """
     mistake = _find_wrong_number("reset", returned)
     if mistake is not None:
@@ -36,14 +36,14 @@ def check_reset(returned: _Reset, who: str) -> _Reset:
 
 
 def blame(error: Exception, call: Call, env: SingleEnv, who: str, when: str) -> EnvFailure:
-    """Return the failure to raise where a method of `env` raised `error`.
+    """Return the failure to raise after a method of `env` raised `error`.
 
-    What was raised by who called it, or took apart what it returned, is told by what the environment got wrong. To
-    see that, the environment below all wrappers is called once more, after which it is of no use.
+    If the error comes from the calling code or from unpacking the result, the message explains the environment's
+    mistake. To find it, the environment inside all wrappers is called once more; afterwards it is unusable.
     """
     mistake = None
     if _is_by_caller(error):
-        with suppress(Exception):  # foreign code, which has failed already
+        with suppress(Exception):  # foreign code that has already failed
             mistake = _find_mistake(call, env.unwrapped)
     return EnvFailure(f"{who} raised {describe(error)} {when}." if mistake is None else f"{who}: {mistake}.")
 

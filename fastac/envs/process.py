@@ -1,7 +1,7 @@
-"""Environments stepped in worker processes, several in each, with arrays in shared memory.
+"""Environments stepped in worker processes, several per process, with arrays in shared memory.
 
-Each worker runs `SyncEnvs` on its slice of the environments and writes the rows where this process
-reads them; only commands and replies go through pipes. So the trajectories are those of `SyncEnvs`.
+Each worker runs `SyncEnvs` on a slice of the environments and writes rows to shared memory, from which this process
+reads them. Pipes carry only commands and replies. Trajectories equal those of `SyncEnvs`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _UNSENDABLE = (
 
 
 class _SharedRow:
-    """The actions of one step and the row that it writes, for all environments."""
+    """Shared memory for the actions of a step and the row it writes, for all environments."""
 
     def __init__(self, sample: SingleEnv, num_envs: int) -> None:
         """Allocate for environments like `sample`."""
@@ -55,10 +55,10 @@ class _SharedRow:
 
 
 class ProcessEnvs:
-    """A `VecEnv` whose environments live in worker processes.
+    """A `VecEnv` whose environments run in worker processes.
 
     Attributes:
-        children: those processes; none after a failure.
+        children: the worker processes; empty after a failure.
     """
 
     frame_skip: int = 1
@@ -78,12 +78,12 @@ class ProcessEnvs:
 
         Args:
             build: makes one environment; it is pickled, so it must be importable.
-            sample: an environment like those it makes, for its spaces; it may be closed.
+            sample: an environment made by `build`, for its spaces; it may be closed.
             seeds: one per environment.
-            num_workers: processes, at most one per environment.
+            num_workers: number of processes, at most one per environment.
             description: for the log.
-            start_timeout_s: the longest that a worker may take to start and build its environments.
-            timeout_s: the longest that a worker may take to reset or step its environments, all of them.
+            start_timeout_s: most seconds for a worker to start and build its environments.
+            timeout_s: most seconds for a worker to reset or step all its environments.
 
         Raises:
             ValueError: `build` cannot be pickled, or lives in a script that a worker cannot import.
@@ -116,16 +116,16 @@ class ProcessEnvs:
         start.fill(True)
 
     def reseed(self, seed: np.random.SeedSequence) -> None:
-        """Seed the next reset."""
+        """Seed the next reset of every environment."""
         seeds = np.array(draw_seeds(seed, self.num_envs), dtype=np.uint64)
         self._ask("reseed", [{"seeds": seeds[envs]} for envs in self._slices])
 
     def rest(self, mask: BoolArray) -> None:
-        """Step only the others."""
+        """Skip the environments in `mask`."""
         self._ask("rest", [{"mask": mask[envs].copy()} for envs in self._slices])
 
     def step(self, action: ActionArray, row: StepRow) -> None:
-        """Step all environments, every worker at once."""
+        """Step all environments, with all workers in parallel."""
         self._action[...] = action
         replies = self._ask("step")
         row.obs[...] = self._row.obs
@@ -134,12 +134,12 @@ class ProcessEnvs:
         row.terminated[...] = self._row.terminated
         row.truncated[...] = self._row.truncated
         row.valid[...] = self._row.valid
-        # What nothing but an end brings comes through the pipes.
+        # Extras are rare, since only the end of an episode brings them, so they come through the pipes.
         parts = [(envs, cast(Extras, reply)) for envs, reply in zip(self._slices, replies, strict=True) if reply]
         self.extras = join(parts, self.num_envs) if parts else NOTHING
 
     def get_state(self) -> StateTree | None:
-        """Return the same state as `SyncEnvs` would, or None, also where the workers are gone."""
+        """Return the state as `SyncEnvs` does, or None if it cannot be captured or the workers are gone."""
         if not self.children:
             return None
         states = [state for state in self._ask("get_state") if state is not None]
@@ -150,19 +150,19 @@ class ProcessEnvs:
         return {"seeded": states[0]["seeded"], "done": done, "envs": envs}
 
     def set_state(self, state: StateTree) -> None:
-        """Continue from a `get_state` of as many environments, here or of `SyncEnvs`."""
+        """Continue from a `get_state` of the same number of environments, from here or from `SyncEnvs`."""
         envs, done = subtree(state, "envs"), read_array(state, "done", np.zeros(self.num_envs, dtype=np.bool_))
         self._ask("set_state", [{**state, "done": done[part], "envs": envs} for part in self._slices])
 
     def close(self) -> None:
-        """End the workers."""
+        """End the worker processes."""
         self.children.end()
 
     def _ask(self, command: Command, payloads: Sequence[Payload] | None = None) -> list[Payload]:
         """Send a command to all workers and wait for all replies.
 
         Raises:
-            EnvFailure: an environment failed, or a worker died or gave no answer in time; then no worker is left.
+            EnvFailure: an environment failed, or a worker died or did not answer in time; all workers are ended.
         """
         if not self.children:
             raise EnvFailure("the environments' workers are closed.")
@@ -173,7 +173,7 @@ class ProcessEnvs:
 
 
 def _work(build: Pickled[Build], shared: _SharedRow, envs: slice, seeds: Sequence[int], parent: Parent) -> None:
-    """Live as a worker: build the environments, then obey as long as the parent is there."""
+    """Run in a worker: build the environments, then execute commands until the parent ends."""
     with closing(SyncEnvs(build.load(), seeds, "", first_index=envs.start)) as own:
         action, row = shared.view(envs)
         parent.send(None)

@@ -1,4 +1,4 @@
-"""What MuJoCo's robots need of their own: their state, exactly, and fewer of MuJoCo's warnings."""
+"""Support for MuJoCo's robots: exact saving of their state, and fewer warnings."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-_ROBOTS = re.compile(r"gymnasium\.envs\.mujoco\.\w+_v5")  # of one class each; no step changes its attributes
-# What the next step reads of MuJoCo's data besides the state: places of bodies as they were a substep ago.
+_ROBOTS = re.compile(r"gymnasium\.envs\.mujoco\.\w+_v5")  # one class each; steps do not change attributes
+# Besides the state, a step reads these from MuJoCo's data: positions of bodies one substep ago.
 _PLACES = ("xpos", "xipos")
 
 
 def is_robot(layer: object) -> bool:
-    """Return whether a layer of an environment is one of Gymnasium's robots, not what is derived of one."""
+    """Return whether a layer is exactly one of Gymnasium's robots; subclasses do not count."""
     return _ROBOTS.fullmatch(type(layer).__module__) is not None
 
 
 def capture_robot(layer: object) -> StateTree:
-    """Return all that the next steps depend on."""
+    """Return all state that the next steps depend on."""
     import mujoco
 
     robot = cast("MujocoEnv", layer)
@@ -38,10 +38,10 @@ def capture_robot(layer: object) -> StateTree:
 
 
 def restore_robot(layer: object, state: StateTree) -> None:
-    """Put a `capture_robot` back.
+    """Restore a state from `capture_robot`.
 
     Raises:
-        ValueError: it is of another robot, or another MuJoCo.
+        ValueError: the state is of another robot, or of another version of MuJoCo.
     """
     import mujoco
 
@@ -55,12 +55,12 @@ def restore_robot(layer: object, state: StateTree) -> None:
 
 
 def quiet_mujoco_warnings(spec: EnvSpec) -> None:
-    """Have MuJoCo log its warnings, but for those of what is deprecated, which come with every robot that is built.
+    """Make MuJoCo log its warnings, except deprecation warnings, which appear for every robot built.
 
-    By itself it writes them to stderr and to a file in the working directory.
+    By default MuJoCo writes warnings to stderr and to a file in the working directory.
     """
     if ".mujoco" in str(spec.entry_point):
-        with suppress(ImportError):  # building the environment will say so
+        with suppress(ImportError):  # building the environment reports the missing package
             import mujoco
 
             mujoco.set_mju_user_warning(_warn)

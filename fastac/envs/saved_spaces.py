@@ -1,4 +1,4 @@
-"""Spaces as state trees, so that a trained policy can be loaded without its environment."""
+"""Saves spaces as state trees, so that a trained policy can be loaded without its environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastac.envs.spaces import ArraySpace, SquashedBox
 
 _Tree: TypeAlias = dict[str, "StateTree | StateLeaf"]
 
-_MOST_NUMBERS = 100_000_000  # of an observation; more are a mistake
+_MOST_NUMBERS = 100_000_000  # most elements of an observation; a larger shape is taken for an error
 _DTYPES = (
     "float16",
     "float32",
@@ -38,22 +38,22 @@ _DTYPES = (
 
 @dataclass(frozen=True, slots=True)
 class Spaces:
-    """What a policy is of; see `VecEnv`."""
+    """The spaces that a policy was trained for; see `VecEnv`."""
 
     single_observation_space: ArraySpace
     single_action_space: ArraySpace
 
 
 def save_spaces(envs: HasSpaces) -> StateTree:
-    """Return the spaces of environments."""
+    """Return the spaces of environments as a state tree."""
     return {"observation": _save(envs.single_observation_space), "action": _save(envs.single_action_space)}
 
 
 def load_spaces(state: StateTree) -> Spaces:
-    """Return the spaces of a `save_spaces`.
+    """Return the spaces saved by `save_spaces`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the state tree is not valid.
     """
     try:
         return Spaces(_load(_branch(state, "observation")), _load(_branch(state, "action")))
@@ -73,7 +73,7 @@ def _(space: Box) -> _Tree:
 
 
 def _shrink(bound: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Return one number where all are alike: an image has tens of thousands."""
+    """Return a single element if all are equal, since an image has tens of thousands."""
     first = bound.reshape(-1)[:1]
     return first if bound.size and (bound == first).all() else np.array(bound)
 

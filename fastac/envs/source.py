@@ -1,4 +1,4 @@
-"""What environments are made from: a registered id, or a class or function of the user's."""
+"""Finds what environments are made from: a registered id, or the user's class or function."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.install import INSTALL
 from fastac.pickling import pickled
 
-# Builds one environment, or a batch of as many as its first argument says.
+# Builds one environment, or a batch of the size given by its first argument.
 EnvMaker: TypeAlias = Callable[..., "SingleEnv | BatchedEnv"]
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptEnv:
-    """An id that nothing but the user's script registers; a process that gets this imports the script first."""
+    """An id registered only by the user's script; a process that unpickles this imports the script first."""
 
     env_id: str
     script: str = "__main__"
 
 
-# What a user may give in place of an id; a spec is what `gym.spec(...)` and `gym.make(...).spec` are.
+# Accepted instead of an id. A spec comes from `gym.spec(...)` or `gym.make(...).spec`.
 Given: TypeAlias = EnvMaker | EnvSpec | ScriptEnv
 
 _NUMBER = "num_envs"
@@ -45,10 +45,10 @@ class EnvFunction:
     """A class or function that builds environments.
 
     Attributes:
-        make: it.
-        is_batch: whether it is called with a number and returns a batch of so many, or without and returns one.
-        takes_number: whether the number goes by the name `num_envs`, or as the first argument.
-        takes_seed: whether a batch is given its seed when it is built.
+        make: the class or function.
+        is_batch: whether it takes a number and returns a batch of that size, or returns a single environment.
+        takes_number: whether the number is passed as `num_envs` or as the first argument.
+        takes_seed: whether a batch gets its seed when it is built.
     """
 
     make: EnvMaker
@@ -61,14 +61,14 @@ Source: TypeAlias = EnvSpec | EnvFunction
 
 
 def find_source(config: EnvConfig, given: Given | None = None) -> Source:
-    """Return what the environments of a configuration are made from.
+    """Return the source of a configuration's environments.
 
     Args:
-        config: names it.
-        given: it itself, where it is at hand.
+        config: names the source.
+        given: the source itself, if available.
 
     Raises:
-        ValueError: no such id, class or function, or a function of more than a number.
+        ValueError: no such id, class or function, or a function with unexpected parameters.
     """
     if isinstance(given, ScriptEnv):
         given = gym.registry.get(given.env_id)
@@ -77,13 +77,13 @@ def find_source(config: EnvConfig, given: Given | None = None) -> Source:
 
 
 def _inspect(env_id: str, make: EnvMaker, kwargs: EnvArguments) -> EnvFunction:
-    """Tell a function of a number from one of a single environment, by what it takes besides `kwargs`.
+    """Decide from the parameters not in `kwargs` whether a function builds a batch or a single environment.
 
-    A class of environments builds one, a class of vector environments a batch. A function that has a parameter
-    `num_envs`, or a parameter without a default (but for one named `seed`), builds a batch; any other builds one.
+    A subclass of `gym.Env` builds one environment, a subclass of `VectorEnv` a batch. A function builds a batch if it
+    has a parameter `num_envs` or a parameter without a default (other than `seed`); other functions build one.
 
     Raises:
-        ValueError: a function that takes more than a number.
+        ValueError: the function requires more than one number.
     """
     params = [param for param in _find_params(make) if param.name not in kwargs]
     names = {param.name for param in params}
@@ -106,23 +106,23 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 def _find_params(make: Callable[..., object]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(make).parameters.values())
-    except (TypeError, ValueError):  # written in C
+    except (TypeError, ValueError):  # implemented in C
         return []
 
 
 def takes(make: Callable[..., object], name: str) -> bool:
-    """Return whether a function can be given an argument of that name."""
+    """Return whether a function accepts a keyword argument of this name."""
     return any(param.name == name or param.kind is param.VAR_KEYWORD for param in _find_params(make))
 
 
 def has_batch(spec: EnvSpec, kwargs: EnvArguments) -> bool:
-    """Return whether a registered environment has a batched version of its own, that takes `kwargs`."""
+    """Return whether a registered environment has a batched version of its own that accepts `kwargs`."""
     if spec.vector_entry_point is None or spec.additional_wrappers:
         return False
     if not kwargs:
         return True
     limit = kwargs.get("max_episode_steps", 1)
-    if not isinstance(limit, int) or limit < 1:  # no limit, of which a batch would make one of no steps
+    if not isinstance(limit, int) or limit < 1:  # no limit, which a batch would take as a limit of no steps
         return False
     entry = spec.vector_entry_point
     create = load_env_creator(entry) if isinstance(entry, str) else entry
@@ -130,15 +130,15 @@ def has_batch(spec: EnvSpec, kwargs: EnvArguments) -> bool:
 
 
 def _find_named(env_id: str) -> EnvSpec | EnvMaker:
-    """Return the registered spec, or what `module:name` names.
+    """Return the registered spec of an id, or the object named by `module:name`.
 
     Raises:
-        ValueError: no such module, id, class or function; the sentence names the nearest.
+        ValueError: no such module, id, class or function; the message suggests the nearest names.
     """
     check_named("env_id", env_id)
     module, _, name = env_id.rpartition(":")
     if module:
-        import_home("env_id", env_id)  # which may register the id
+        import_home("env_id", env_id)  # the import may register the id
     if is_atari(name):
         _register_atari(env_id)
     spec = gym.registry.get(name)
@@ -161,17 +161,17 @@ def _register_atari(env_id: str) -> None:
         ) from error
 
 
-# --- what is written down of it ---------------------------------------------------------------------
+# --- names recorded in configurations ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """An environment as a configuration records it.
+    """An environment as recorded in a configuration.
 
     Attributes:
-        env_id: a registered id, or `module:name`; `<module:name>` where another process cannot import it.
-        kwargs: what it is built with.
-        given: it itself, where the name is not enough for this process and those that it starts.
+        env_id: a registered id, or `module:name`; `<module:name>` if another process cannot import it.
+        kwargs: its arguments.
+        given: the source itself, if the name is not enough for this process and its children.
     """
 
     env_id: str
@@ -180,7 +180,7 @@ class Named:
 
 
 def name_env(env: str | Given | SingleEnv) -> Named:
-    """Return how an environment is recorded.
+    """Return an environment's record.
 
     Raises:
         ValueError: as `take_env`.
@@ -194,7 +194,7 @@ def name_env(env: str | Given | SingleEnv) -> Named:
 
 
 def take_env(env: str | Given | SingleEnv) -> Given:
-    """Return what environments can be made from: of an id, a class, a function, a spec, or one that was made.
+    """Return the source of environments for an id, a class, a function, a spec, or an environment.
 
     Raises:
         ValueError: none of these.
@@ -228,10 +228,10 @@ def _read_spec(env: SingleEnv) -> EnvSpec:
 
 
 def _name_id(env_id: str) -> Named:
-    """Return an id as others find it too: behind the module whose import registers it."""
+    """Return the record of an id; with the module that registers it, so that other processes find it too."""
     spec = gym.registry.get(env_id)
     if spec is None or is_atari(env_id):
-        return Named(env_id, {}, None)  # `module:id`; or unknown, which who builds it says better
+        return Named(env_id, {}, None)  # `module:id`, or unknown, which is reported better when it is built
     entry = spec.entry_point
     home = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", _SCRIPT)
     if home.partition(".")[0] == "gymnasium":
@@ -239,9 +239,9 @@ def _name_id(env_id: str) -> Named:
     given: Given = spec
     try:
         pickled(spec, "")
-    except ValueError:  # its entry point is a function within a function, or the like
+    except ValueError:  # for example, its entry point is a nested function
         given = ScriptEnv(env_id)
-    is_importable = home not in (_SCRIPT, "functools")  # the latter is the home of every partial
+    is_importable = home not in (_SCRIPT, "functools")  # functools is the module of every partial
     return Named(f"{home}:{env_id}" if is_importable else env_id, {}, given)
 
 
@@ -249,7 +249,7 @@ _SCRIPT = "__main__"
 
 
 def _name_spec(spec: EnvSpec) -> Named:
-    """Return the id of a registered spec and what differs from it; another one cannot be told by name."""
+    """Record a spec as its registered id and changed arguments; other specs have no name and are kept as they are."""
     known = gym.registry.get(spec.id)
     if known is None or spec.additional_wrappers != known.additional_wrappers:
         return Named(f"<{spec.id}>", {}, spec)
@@ -264,7 +264,7 @@ def _name_spec(spec: EnvSpec) -> Named:
 
 
 def _name_function(make: EnvMaker) -> Named:
-    """Return `module:name` of what can be imported, or of what a `partial` gives nothing but keywords to."""
+    """Record an importable function as `module:name`; keywords of a `partial` become its arguments."""
     if isinstance(make, partial) and not make.args and is_json(make.keywords):
         inner = _name_function(make.func)
         if inner.given is None:

@@ -1,4 +1,4 @@
-"""Which spaces fastac learns in, and how a policy's action becomes the environment's."""
+"""Supported spaces, and the maps from a policy's actions to those of the environment."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ArraySpace: TypeAlias = Space[NDArray[np.generic]]
 
 
 def check_spaces(observation_space: ArraySpace, action_space: ArraySpace) -> None:
-    """Accept what the models can take.
+    """Check that the models support the spaces.
 
     Raises:
-        ValueError: a space of another kind; the sentence says what is supported.
+        ValueError: an unsupported space; the message lists the supported ones.
     """
     _check_observation_space(observation_space)
     _check_action_space(action_space)
@@ -46,18 +46,18 @@ def _check_action_space(space: ArraySpace) -> None:
 
 
 def needs_flattening(space: ArraySpace) -> bool:
-    """Return whether observations are neither vectors nor images as they come."""
+    """Return whether observations are neither vectors nor images."""
     return not (isinstance(space, Box) and len(space.shape) in (1, 3))
 
 
 class SquashedBox(Box):
-    """A Box whose policy says what is to be squashed into it; see `SquashedActions`."""
+    """A Box marked for tanh squashing (squash_actions)."""
 
     def __init__(self, space: ArraySpace) -> None:
-        """Take the bounds from an action space.
+        """Copy the bounds of an action space.
 
         Raises:
-            ValueError: it is no Box, or has bounds that are not finite.
+            ValueError: the space is no Box, or its bounds are not finite.
         """
         if not isinstance(space, Box):
             raise ValueError(
@@ -75,21 +75,21 @@ class SquashedBox(Box):
 
 
 class ActionMap(Protocol):
-    """Turns a policy's actions `[N, *action_shape]` into the environments'.
+    """Converts a policy's actions `[N, *action_shape]` to those of the environments.
 
-    The result is always a fresh array: an environment may keep the action it was given (to charge for
-    jerk, say), and a reused buffer would change under it.
+    The result is always a new array: an environment may keep the action (for example to penalise jerk), and a reused
+    buffer would overwrite it.
     """
 
     def __call__(self, action: ActionArray) -> ActionArray:
-        """Return what the environments are stepped with."""
+        """Return the actions for the environments."""
 
 
 class ShiftedActions:
-    """Discrete actions: the policy counts from 0, the space from its `start`."""
+    """Discrete actions: policies count from 0, spaces from their `start`."""
 
     def __init__(self, start: ArrayLike, dtype: np.dtype[np.generic]) -> None:
-        """Take the offset, `[]` or `[A]`, and the space's dtype."""
+        """Store the offset, `[]` or `[A]`, and the space's dtype."""
         self._start, self._dtype = np.asarray(start), dtype
 
     def __call__(self, action: ActionArray) -> ActionArray:
@@ -99,10 +99,10 @@ class ShiftedActions:
 
 
 class ClippedActions:
-    """Box actions: the sample is clipped only here, so that its log-probability stays that of the sample."""
+    """Box actions: clipped only here, so the stored log-probability is that of the unclipped sample."""
 
     def __init__(self, space: Box) -> None:
-        """Take the bounds from the space."""
+        """Store the bounds."""
         self._low, self._high = space.low, space.high  # [A]
 
     def __call__(self, action: ActionArray) -> ActionArray:
@@ -114,34 +114,33 @@ class ClippedActions:
 class SquashedActions:
     """Box actions: the sample u is squashed into the bounds, low + (high - low) * (tanh(u) + 1) / 2.
 
-    What the rollout stores and scores is u. The density of the squashed action differs from u's by the
-    factor |da/du|, which depends on u alone and not on the parameters: it cancels in every ratio of
-    probabilities and vanishes from every gradient of a log-probability, so that learning needs none of
-    it. The entropy that is logged and rewarded is the Gaussian's, of u; that of the squashed action has
-    no closed form.
+    The rollout stores u and its log-prob. The density of the squashed action differs by the factor |da/du|, which
+    depends on u but not on the parameters. It cancels in every probability ratio and has no effect on the gradient of
+    a log-prob, so learning ignores it. The logged and rewarded entropy is that of the Gaussian u; that of the squashed
+    action has no closed form.
     """
 
     def __init__(self, space: SquashedBox) -> None:
-        """Take the bounds from the space."""
+        """Store the bounds."""
         self._low, self._high = space.low, space.high  # [A]
         self._half = 0.5 * (space.high - space.low)  # [A]
 
     def __call__(self, action: ActionArray) -> ActionArray:
-        """Squash, in the space's dtype."""
+        """Squash to the bounds, in the space's dtype."""
         squashed = np.tanh(action, dtype=self._low.dtype, casting="same_kind")
         squashed += 1.0
         squashed *= self._half
         squashed += self._low
-        return np.minimum(squashed, self._high, out=squashed)  # rounding may pass the bound
+        return np.minimum(squashed, self._high, out=squashed)  # rounding may exceed the bound
 
 
 def map_actions(space: ArraySpace) -> ActionMap:
-    """Return the map from a policy's actions to the space's."""
+    """Return the map from a policy's actions to those of the space."""
     if isinstance(space, Discrete | MultiDiscrete):
         return ShiftedActions(space.start, space_dtype(space))
     if isinstance(space, MultiBinary):
         return ShiftedActions(0, space_dtype(space))
-    assert isinstance(space, Box)  # check_spaces let nothing else in
+    assert isinstance(space, Box)  # check_spaces accepts nothing else
     return SquashedActions(space) if isinstance(space, SquashedBox) else ClippedActions(space)
 
 
@@ -151,15 +150,15 @@ def action_dtype(space: ArraySpace) -> np.dtype[np.generic]:
 
 
 def is_image(space: ArraySpace) -> bool:
-    """Return whether observations are images: `[C, H, W]` where the first side is below the last, else `[H, W, C]`."""
+    """Return whether observations are images: `[C, H, W]` if the first side is less than the last, else `[H, W, C]`."""
     return isinstance(space, Box) and len(space.shape) == 3
 
 
 def observation_dtype(space: ArraySpace) -> np.dtype[np.generic]:
-    """Return the dtype in which observations are stored: uint8 for images of such bytes, else float32."""
+    """Return the dtype in which observations are stored: uint8 for uint8 images, else float32."""
     return np.dtype(np.uint8 if is_image(space) and space_dtype(space) == np.uint8 else np.float32)
 
 
 def space_dtype(space: ArraySpace) -> np.dtype[np.generic]:
-    """Return the dtype of a space of arrays."""
+    """Return the dtype of an array space."""
     return np.dtype(space.dtype)

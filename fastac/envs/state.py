@@ -1,8 +1,8 @@
-"""Saving and restoring an environment exactly, where it is known what there is to save.
+"""Saves and restores environments exactly, if all their state is known.
 
-An environment is a stack of layers (wrappers around the environment itself). Each layer is either in
-the table below, or one of MuJoCo's robots, or has methods `get_state()` and `set_state(state)` of its own; one layer
-that is none of these makes the whole stack impossible to save, and training then resumes with new episodes.
+An environment is a stack of layers: wrappers around the environment itself. Each layer must be in the table below, or
+be one of MuJoCo's robots, or have its own methods `get_state()` and `set_state(state)`. A single other layer makes the
+whole stack impossible to save; training then resumes with new episodes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from fastac.envs.robots import capture_robot, is_robot, restore_robot
 SingleEnv: TypeAlias = gym.Env[ObsArray, ActionArray]
 BatchedEnv: TypeAlias = VectorEnv[ObsArray, ActionArray, NDArray[np.generic]]
 
-# The attributes that change as an episode goes on, with their shapes, () for a number and -1 for the number of
-# environments, and the kinds of dtype that they may have. Keyed by exact type: a subclass may have more.
+# The attributes that change during an episode, with their shapes (() is a number, -1 the number of environments) and
+# the allowed kinds of dtype. Keyed by exact type, since a subclass may have more attributes.
 _Shape: TypeAlias = tuple[int, ...]
 _NUMBER: tuple[_Shape, str] = ((), "biuf")
 _FIELDS: dict[type, dict[str, tuple[_Shape, str]]] = {
@@ -81,17 +81,17 @@ _GENERATORS: dict[object, type[np.random.BitGenerator]] = {
 
 @runtime_checkable
 class Restorable(Protocol):
-    """An environment that saves itself; its `np_random` is saved for it."""
+    """An environment that saves itself; its `np_random` is saved separately."""
 
     def get_state(self) -> StateTree:
-        """Return everything that changes as an episode goes on."""
+        """Return everything that changes during an episode."""
 
     def set_state(self, state: StateTree) -> None:
-        """Take it back."""
+        """Restore the state."""
 
 
 def capture(env: SingleEnv | BatchedEnv) -> StateTree | None:
-    """Return the state of every layer of `env`, or None if some layer's cannot be told."""
+    """Return the state of every layer of `env`, or None if the state of some layer is unknown."""
     tree: dict[str, StateTree] = {}
     layers = _layers(env)
     is_new = any(isinstance(layer, OrderEnforcing) and not layer.has_reset for layer in layers)
@@ -104,14 +104,14 @@ def capture(env: SingleEnv | BatchedEnv) -> StateTree | None:
 
 
 def restore(env: SingleEnv | BatchedEnv, state: StateTree) -> None:
-    """Put a `capture` back into an environment built in the same way.
+    """Restore a `capture` into an environment built in the same way.
 
     Raises:
-        ValueError: it is of another kind of environment.
+        ValueError: the state is of another kind of environment.
     """
     for depth, layer in enumerate(_layers(env)):
         part = subtree(state, str(depth))
-        kind = part.get("kind", _kind(layer))  # versions that saved none saved nothing else that would tell
+        kind = part.get("kind", _kind(layer))  # older versions saved no kind; nothing else identifies it
         if kind != _kind(layer):
             raise ValueError(
                 f"the saved environment state is of a {kind}, expected a {_kind(layer)}: go on with the environments "
@@ -134,7 +134,7 @@ def restore(env: SingleEnv | BatchedEnv, state: StateTree) -> None:
 
 
 def subtree(state: StateTree, name: str) -> StateTree:
-    """Return a branch of a state, refusing a state of another shape in one sentence."""
+    """Return a branch of a state; raise ValueError if it is missing."""
     branch = state.get(name)
     if not isinstance(branch, Mapping):
         raise ValueError(f"the saved environment state has no part {name!r}: it is of another kind of environment.")
@@ -142,7 +142,7 @@ def subtree(state: StateTree, name: str) -> StateTree:
 
 
 def read_seeded(state: StateTree) -> bool:
-    """Return whether environments had their seeds when their state was saved."""
+    """Return whether the environments had received their seeds when their state was saved."""
     seeded = state.get("seeded")
     if not isinstance(seeded, bool):
         raise ValueError(f"'seeded' in the saved environment state is {seeded!r:.60}, expected True or False.")
@@ -165,8 +165,8 @@ def _capture_layer(layer: SingleEnv | BatchedEnv, is_new: bool) -> StateTree | N
     fields = _FIELDS.get(type(layer))
     if fields is not None:
         if not is_new and not all(hasattr(layer, name) for name in fields):
-            return None  # another Gymnasium, whose attributes have other names
-        # Before its first reset an environment may not have them yet.
+            return None  # another Gymnasium version with other attribute names
+        # Before the first reset the attributes may not exist yet.
         part.update({name: _pack(getattr(layer, name, None)) for name in fields})
         if type(layer) in _MOMENTS:
             part["moments"] = _capture_moments(getattr(layer, _MOMENTS[type(layer)]))
@@ -174,12 +174,12 @@ def _capture_layer(layer: SingleEnv | BatchedEnv, is_new: bool) -> StateTree | N
         part["robot"] = capture_robot(layer)
     elif isinstance(layer, Restorable):
         own = layer.get_state()
-        if not isinstance(own, Mapping):  # a method of the same name that means something else
+        if not isinstance(own, Mapping):  # a method of the same name with another meaning
             return None
         part["own"] = own
     else:
         return None
-    rng = getattr(layer, "_np_random", None)  # the property would make one, and wrappers have none
+    rng = getattr(layer, "_np_random", None)  # reading the property would create one, and wrappers have none
     if isinstance(rng, np.random.Generator):
         part["rng"] = rng.bit_generator.state
     return part
@@ -190,10 +190,10 @@ def _capture_moments(moments: RunningMeanStd) -> StateTree:
 
 
 def _restore_moments(moments: RunningMeanStd, state: StateTree) -> None:
-    """Put running statistics back.
+    """Restore running statistics.
 
     Raises:
-        ValueError: they are of other numbers, or none.
+        ValueError: missing or invalid statistics, or another shape.
     """
     mean, var, count = np.array(state.get("mean")), np.array(state.get("var")), state.get("count")
     is_possible = mean.shape == var.shape == np.shape(moments.mean) and mean.dtype.kind == var.dtype.kind == "f"
@@ -208,10 +208,10 @@ def _restore_moments(moments: RunningMeanStd, state: StateTree) -> None:
 
 
 def _restore_rng(state: StateTree) -> np.random.Generator:
-    """Return a generator in a saved state; a name in a file calls nothing that is not in the table.
+    """Return a generator with a saved state; only the generators in the table can be created.
 
     Raises:
-        ValueError: there is no such generator, or it has no such state.
+        ValueError: unknown generator, or an invalid state.
     """
     name = state.get("bit_generator")
     if name not in _GENERATORS:
@@ -219,7 +219,7 @@ def _restore_rng(state: StateTree) -> np.random.Generator:
         raise ValueError(f"the saved random generator is {name!r:.60}, expected one of {known}.")
     bit_generator = _GENERATORS[name]()
     bit_generator.state = state
-    # NumPy does not look at where the next number is, and would read beyond its memory.
+    # NumPy does not check the position of the next number, and would read outside its memory.
     at = state.get("buffer_pos", 0) if name == "Philox" else subtree(state, "state").get("pos", 0)
     size = 4 if name == "Philox" else 624
     if not isinstance(at, int) or not 0 <= at <= size:
@@ -228,9 +228,9 @@ def _restore_rng(state: StateTree) -> np.random.Generator:
 
 
 def _check_field(layer: SingleEnv | BatchedEnv, name: str, value: object, shape: _Shape, kinds: str) -> None:
-    """Refuse what an environment cannot have been in; it would fail in mid-run, or worse."""
+    """Reject an impossible value: it would fail during the run, or worse."""
     if value is None:
-        return  # not yet reset, or nothing was done yet
+        return  # before a reset, or before the first action
     array, places = np.asarray(value), layer.observation_space
     sized = tuple(getattr(layer, "num_envs", 1) if size == -1 else size for size in shape)
     is_possible = array.shape == sized and array.dtype.kind in kinds and bool(np.isfinite(array).all())
@@ -242,7 +242,7 @@ def _check_field(layer: SingleEnv | BatchedEnv, name: str, value: object, shape:
 
 
 def _pack(value: object) -> StateTree | StateLeaf:
-    """Tell arrays, NumPy scalars (as arrays without dimensions) and tuples of numbers apart."""
+    """Pack a value so that arrays, NumPy scalars (arrays without dimensions) and tuples of numbers stay distinct."""
     if isinstance(value, (np.ndarray, np.generic)):
         return np.array(value)
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""Environments stepped one after the other in this process, each reset on the step after its end."""
+"""Environments stepped one after the other in this process, in NEXT_STEP mode."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from fastac.envs.state import SingleEnv, capture, read_seeded, restore, subtree
 
 
 class SyncEnvs:
-    """A `VecEnv` over single environments, in NEXT_STEP order.
+    """A `VecEnv` over single environments, in NEXT_STEP mode.
 
-    Gymnasium's SyncVectorEnv does the same; this loop writes each observation straight into the
-    rollout, keeps no second copy of anything (so there is less state to save), and knows the index
-    of an environment that fails.
+    Compared with Gymnasium's SyncVectorEnv, this loop writes each observation directly into the rollout, keeps no
+    copies (so there is less state to save), and knows the index of an environment that fails.
     """
 
     frame_skip: int = 1
@@ -41,12 +40,12 @@ class SyncEnvs:
         """Build one environment per seed.
 
         Args:
-            build: makes one.
-            seeds: of each one's first reset.
+            build: makes one environment.
+            seeds: one per environment, for its first reset.
             description: for the log.
-            first_index: the index of the first in messages and states.
-            first: an environment like those that `build` makes, never reset, to be the first of them.
-            cautions: what a user should know besides what the environments themselves say.
+            first_index: index of the first environment in messages and states.
+            first: an environment made by `build` and never reset, used as the first one.
+            cautions: warnings for the log, added to those found in the environments.
         """
         self.num_envs = len(seeds)
         self.description = description
@@ -81,20 +80,20 @@ class SyncEnvs:
         start.fill(True)
 
     def reseed(self, seed: np.random.SeedSequence) -> None:
-        """Seed the next reset."""
+        """Seed the next reset of every environment."""
         self.take_seeds(draw_seeds(seed, self.num_envs))
 
     def take_seeds(self, seeds: Sequence[int]) -> None:
-        """Seed the next reset, each environment by its own."""
+        """Seed the next reset with one given seed per environment."""
         self._seeds = seeds
 
     def rest(self, mask: BoolArray) -> None:
-        """Step only the others."""
+        """Skip the environments in `mask`."""
         self._is_awake = ~mask
         self._awake = np.flatnonzero(self._is_awake).tolist()
 
     def step(self, action: ActionArray, row: StepRow) -> None:
-        """Step the environments that go on, and reset those that ended on the step before."""
+        """Step the running environments, and reset those whose episode ended in the step before."""
         actions = self._to_env(action)  # [N, *action_shape]
         row.start[...] = self._done
         np.logical_not(self._done, out=row.valid)
@@ -111,7 +110,7 @@ class SyncEnvs:
         self._last_infos.clear()
 
     def _write_resting(self, row: StepRow) -> None:
-        """Write no transition where an environment rests."""
+        """Mark resting environments as not valid, with reward 0 and no flags."""
         np.logical_and(row.valid, self._is_awake, out=row.valid)
         for rows in (row.reward, row.terminated, row.truncated):
             rows[~self._is_awake] = 0
@@ -121,7 +120,7 @@ class SyncEnvs:
         return [np.asarray(env.render(), dtype=np.uint8) for env in self._envs]
 
     def get_state(self) -> StateTree | None:
-        """Return the state, keyed by index, or None if some environment's cannot be captured."""
+        """Return the state, keyed by index, or None if the state of any environment cannot be captured."""
         envs: dict[str, StateTree] = {}
         for index, env in enumerate(self._envs, start=self._first_index):
             state = capture(env)
@@ -131,7 +130,7 @@ class SyncEnvs:
         return {"seeded": self._seeds[0] is None, "done": self._done.copy(), "envs": envs}
 
     def set_state(self, state: StateTree) -> None:
-        """Continue from a `get_state` of as many environments."""
+        """Continue from a `get_state` of the same number of environments."""
         envs, done = subtree(state, "envs"), read_array(state, "done", self._done)
         for index, env in enumerate(self._envs, start=self._first_index):
             restore(env, subtree(envs, str(index)))

@@ -1,7 +1,7 @@
 """The numerical kernels of the hot loop: one file per family, one signature per kernel.
 
-A kernel knows nothing of rollouts, configs or models: arrays in, arrays out. Its reference documents it; tests hold
-every fast form to it by fuzzing. `fastac.kernels.kernel` says how to add one.
+Kernels take and write arrays and know nothing about rollouts, configs or models. The reference of a kernel is its
+documentation; fuzz tests compare every fast form with it. `fastac.kernels.kernel` explains how to add one.
 """
 
 from fastac.kernels.categorical_loss import categorical_loss

@@ -1,11 +1,11 @@
-"""`python -m fastac.kernels` compiles the kernels, so that the first run starts as fast as the second."""
+"""`python -m fastac.kernels` compiles the kernels in advance, so that the first run starts fast."""
 
 import sys
 
 from fastac.kernels import cache_folder
 
 if __name__ == "__main__":
-    folder = cache_folder()  # importing the kernels has compiled them, or said why not
+    folder = cache_folder()  # the import has compiled the kernels or logged why it could not
     if folder is None:
         sys.exit(1)
     print(f"The CPU kernels are compiled and cached in {folder}.")

@@ -1,4 +1,4 @@
-"""The loss of categorical actions with its gradient."""
+"""The loss of categorical actions and its gradient."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def categorical_loss(
     d_value: Annotated[Tensor, "float32 M"],
     terms: Annotated[Tensor, "float64 5"],
 ) -> None:
-    """Compute the loss of categorical actions of `logits`, and its gradient; `fastac.kernels.losses` has the arguments.
+    """Compute the loss of categorical actions and its gradient; arguments are described in `fastac.kernels.losses`.
 
-    `d_logits` is written, 0 in rows that are not valid.
+    `d_logits` is written: 0 in rows that are not valid.
     """
     d_logits.zero_()
     d_value.zero_()
@@ -90,7 +90,7 @@ def _sum_valid(row: Floats, valid: Bools, start: int, size: int) -> Number:
 
 @jit(FUSED)
 def _choose(shifted: Floats, row: Floats, action: Ints, valid: Bools, start: int, size: int, num_actions: int) -> None:
-    """Fill in the log-probs of the actions; NaN for a valid row's action that does not exist."""
+    """Fill in the log-probs of the actions; NaN if a valid row's action is out of range."""
     for n in range(size):
         row[LOG_PROB, n] = _NAN if valid[start + n] else ZERO
     for a in range(num_actions):
@@ -111,7 +111,7 @@ def _logits_gradient(
     num_actions: int,
     entropy_slope: float,
 ) -> None:
-    """Put the gradient, transposed, in the place of the exps in `weight`."""
+    """Replace the exps in `weight` by the gradient, transposed."""
     for a in range(num_actions):
         for n in range(size):
             probability = weight[a, n] * row[INVERSE, n]
@@ -212,7 +212,7 @@ def _categorical_rows(
     taken = tl.load(action + row, mask=counts, other=0)
     chosen = column == taken[:, None]
     log_prob = tl.sum(tl.where(chosen, shifted, 0.0), axis=1) - log_total
-    log_prob = tl.where((taken >= 0) & (taken < num_actions), log_prob, float("nan"))  # no such action
+    log_prob = tl.where((taken >= 0) & (taken < num_actions), log_prob, float("nan"))  # action out of range
     advantages = tl.load(advantage + row, mask=counts, other=0.0)
     effective = ((advantages - shift) - shift_rest) * scale
     old = tl.load(old_log_prob + row, mask=counts, other=0.0)

@@ -1,7 +1,7 @@
-"""Compiling with Numba: entry points that take addresses, the cache on disk, and saying that it takes a while.
+"""Numba compilation: entry points that take addresses, the disk cache, and a log message while compiling.
 
-Tensors are handed over as addresses: `Tensor.numpy()` costs 0.6 us, an address 0.07 us, and a kernel takes up to 15
-tensors. The generated call checks what Numba's array types would have checked.
+Tensors are passed as addresses: `Tensor.numpy()` costs 0.6 us, an address 0.07 us, and a kernel takes up to 15
+tensors. The generated call does the checks that Numba's array types would do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numba
-from numba import carray, types  # type: ignore[attr-defined]  # numba hands them on without declaring it
+from numba import carray, types  # type: ignore[attr-defined]  # numba re-exports these undeclared
 from numba.core.caching import FunctionCache
 from numba.core.event import Event, Listener, install_listener
 from numba.extending import intrinsic
@@ -27,14 +27,15 @@ from fastac.kernels.specification import Specification
 
 log = logging.getLogger("fastac")
 
-_Any: TypeAlias = Any  # what Numba has no types for
+_Any: TypeAlias = Any  # Numba objects without type stubs
 
 
 @contextmanager
 def announcing_compilation() -> Iterator[None]:
-    """Say once that Numba compiles, when it really does: after an installation, and not from its cache on disk.
+    """Log once when Numba really compiles, that is, after an installation and not when loading from the disk cache.
 
-    A warning, since those are seen without any set-up of logging; but not from workers, of which there may be many.
+    It is a warning, because warnings are shown even if logging is not set up. Worker processes, which may be many,
+    do not log it.
     """
     if parent_process() is not None:
         yield
@@ -56,7 +57,7 @@ def announcing_compilation() -> Iterator[None]:
 
 
 def _array_at(element: _Any) -> _Any:
-    """Make the function that turns an address and a size into an array."""
+    """Return a compiled function that makes an array from an address and a size."""
 
     def cast(_context: _Any, address: _Any) -> _Any:
         def generate(context: _Any, builder: _Any, signature: _Any, arguments: _Any) -> _Any:
@@ -84,7 +85,7 @@ _ARRAYS = {
 
 @functools.cache
 def hash_sources() -> str:
-    """Hash this folder's source files."""
+    """Return a hash of this folder's source files."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -92,21 +93,21 @@ def hash_sources() -> str:
 
 
 class FolderCache(FunctionCache):
-    """Numba's cache on disk, whose entries hold until any file of this folder changes.
+    """Numba's disk cache, with entries that are valid until any file of this folder changes.
 
-    Numba compares a stamp of the file that a function is in, and sees no change in what it calls from other files. The
-    stamp is all that has to differ: folders, file names and what happens when processes compile at once are Numba's.
+    Numba only checks a stamp of the file that defines the function, so it misses changes in functions from other
+    files. Only the stamp is replaced; folders, file names and concurrent compilation are handled by Numba.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        """Take the function to cache."""
+        """Create the cache of a function."""
         super().__init__(function)  # type: ignore[no-untyped-call]  # numba has no types
         self._cache_file._source_stamp = hash_sources()
 
 
 def compile_entry(specification: Specification, form: Callable[..., Any]) -> _Any:
-    """Compile what Python calls with sizes, addresses and numbers, or load it from the cache on disk."""
-    # Numba caches beside the file that a function says it is in.
+    """Compile the entry point that Python calls with sizes, addresses and numbers, or load it from the disk cache."""
+    # Numba puts its cache next to the source file named here.
     code = compile(specification.write_entry(), inspect.getfile(form), "exec")
     namespace: dict[str, Any] = {"__name__": form.__module__, "function": jit()(form), **_ARRAYS}
     exec(code, namespace)

@@ -1,4 +1,4 @@
-"""Finished episodes: their returns and lengths, found in a rollout."""
+"""Finds finished episodes in a rollout, with their returns and lengths."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def find_episodes(
     return_: Annotated[Tensor, "float64 T*N"],
     length: Annotated[Tensor, "int64 T*N"],
 ) -> int:
-    """Add a rollout to every env's episode so far, and write down those that end, in order of time, then env.
+    """Add a rollout to the running episode of every env; write the episodes that ended, ordered by time, then env.
 
     Args:
         reward: counted where valid.
-        valid: which steps were real.
-        terminated: which steps ended an episode.
-        truncated: which steps a time limit ended.
-        life_lost: terminated only because a life was lost, so that the episode goes on.
-        running_return: of the episodes so far, updated.
-        running_length: likewise.
+        valid: steps that were real transitions.
+        terminated: steps that ended an episode.
+        truncated: steps at which a time limit ended an episode.
+        life_lost: steps terminated only because a life was lost; the episode continues.
+        running_return: returns of the running episodes, updated.
+        running_length: lengths of the running episodes, updated.
         return_: the first entries are written.
-        length: likewise.
+        length: the first entries are written.
 
     Returns:
-        How many episodes ended.
+        Number of episodes that ended.
     """
     found = 0
     for t in range(reward.shape[0]):

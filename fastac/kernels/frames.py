@@ -1,4 +1,4 @@
-"""Images: stacks of frames out of a rollout, and floats of bytes."""
+"""Image kernels: build stacks of frames from a rollout, and convert bytes to floats."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def stack_frames(
     index: Annotated[Tensor, "int64 M"],
     stacks: Annotated[Tensor, "uint8 M S *F"],
 ) -> None:
-    """Build the stacks that some rows of a rollout are observed as, out of frames that are stored once.
+    """Build the frame stacks observed at some rows of a rollout, in which each frame is stored once.
 
     Args:
         frames: row t of the rollout is frame `S - 1 + t`.
-        age: how many frames of its episode came before a row's own.
+        age: number of earlier frames in the episode of each row.
         index: `t * N + n` of each row.
-        stacks: written: the newest frame last, zero before the episode's first.
+        stacks: written: newest frame last, zero before the episode's first frame.
     """
     size, num_envs = stacks.shape[1], frames.shape[1]
     t, n = index // num_envs, index % num_envs  # [M]
@@ -63,12 +63,12 @@ def _stack_frames_numba(
 def scale_images(
     images: Annotated[Tensor, "uint8 M C P"], out: Annotated[Tensor, "float32 M P C"], scale: float
 ) -> None:
-    """Make floats of images, channels last: what a convolution reads.
+    """Convert images to float with channels last, as read by convolutions.
 
     Args:
-        images: one plane of P pixels after the other; images whose channels are last already are one plane.
+        images: planes of P pixels one after the other; images with channels last are a single plane.
         out: written: images * scale.
-        scale: of every number.
+        scale: factor for every element.
     """
     torch.mul(images.transpose(1, 2), scale, out=out)
 
@@ -97,7 +97,7 @@ def _scale_images_numba(
 ) -> None:
     size = num_channels * num_pixels
     for m in range(num_images):
-        if num_channels == 4:  # stacks of Atari's frames: the four stores become vectors
+        if num_channels == 4:  # Atari frame stacks: LLVM vectorises the four stores
             _scale_four(images, out, U(m * size), U(num_pixels), np.float32(scale))
         else:
             _scale_any(images, out, U(m * size), U(num_channels), U(num_pixels), np.float32(scale))

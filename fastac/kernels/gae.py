@@ -1,6 +1,6 @@
-"""Advantages by generalised advantage estimation, and the moments that normalise them.
+"""Generalised advantage estimation, and the moments for normalising advantages.
 
-Rollouts lie on the CPU, and so do these kernels.
+CPU only: rollouts are always in CPU memory.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ def compute_gae(
     Args:
         reward: `[T, N]`.
         value: `[T+1, N]`; row T is the value of the observation after the last step.
-        terminated: `[T, N]` bool: no value follows.
-        truncated: `[T, N]` bool: the value of row t+1 is the final observation's.
+        terminated: `[T, N]` bool: nothing is bootstrapped.
+        truncated: `[T, N]` bool: the episode was cut; value[t+1] must be the final observation's value. If that value
+            came separately, the learner has added it to the reward and has set `terminated` too.
         gamma: discount factor.
         gae_lambda: 0 gives the TD error, 1 the Monte Carlo advantage.
 
     Returns:
-        advantage and return, each `[T, N]`. Rows that were not valid hold numbers without meaning.
+        advantage and return, each `[T, N]`. Rows that are not valid hold meaningless numbers.
     """
     advantage = reward.new_zeros(reward.shape)  # [T, N]
     following = reward.new_zeros(reward.shape[1:])  # [N], the advantage of row t+1
@@ -47,7 +48,7 @@ def compute_gae(
 
 
 def compute_moments(row: Tensor, valid: Tensor) -> tuple[float, float, float]:
-    """Return count, mean and M2 (the sum of squared deviations from the mean) of the valid elements; 0 of none."""
+    """Return count, mean and M2 (sum of squared deviations from the mean) of the valid elements, or zeros."""
     chosen = row[valid].double()
     if chosen.numel() == 0:
         return 0.0, 0.0, 0.0
@@ -71,17 +72,18 @@ def gae(
     """Write the advantages and returns of `compute_gae`, and their moments over valid rows.
 
     Args:
-        reward: of every step.
+        reward: rewards.
         value: row T is the value of the observation after the last step.
-        terminated: no value follows.
-        truncated: the value of row t+1 is the final observation's.
-        valid: which rows count in the moments.
+        terminated: nothing is bootstrapped.
+        truncated: the episode was cut; value[t+1] must be the final observation's value. If that value came
+            separately, the learner has added it to the reward and has set `terminated` too.
+        valid: rows that count in the moments.
         gamma: discount factor.
         gae_lambda: 0 gives the TD error, 1 the Monte Carlo advantage.
         advantage: written.
         return_: written.
         moments: written: number of valid rows, mean and M2 of the advantage, mean and M2 of the return. M2 is the sum
-            of squared deviations, exactly 0 where all are equal.
+            of squared deviations from the mean; it is exactly 0 if all elements are equal.
     """
     estimates = compute_gae(reward, value, terminated, truncated, gamma, gae_lambda)
     advantage.copy_(estimates[0])
@@ -103,15 +105,15 @@ def batch_moments(
 
 # ---- Numba: moments ---------------------------------------------------------------------------------
 
-# Rows whose deviations are summed in float32 before float64 takes over; their data stay in L1.
+# Elements summed in float32 before adding to float64; a strip fits in L1.
 _STRIP = 1024
-# So many of the first ones say well enough where to take deviations from.
+# The mean of the first 64 elements is the initial shift of the variance sum.
 _HEAD = 64
 
 
 @jit()
 def _first_valid(valid: Bools, start: int, size: int) -> Number:
-    """Return the index of the first valid row, or of the first row where none is."""
+    """Return the index of the first valid row, or of the first row if none is valid."""
     for k in range(size):
         if valid[start + k]:
             return start + k
@@ -122,8 +124,8 @@ def _first_valid(valid: Bools, start: int, size: int) -> Number:
 def _merge(moments: Doubles, k: int, count: int, shift: float, total: float, squares: float) -> Number:
     """Merge sums of deviations from `shift` into mean and M2, `moments[k]` and `[k+1]`, of `moments[0]` rows.
 
-    As in Chan, Golub and LeVeque 1983. Returns the new mean: deviations of the next strip from it are
-    small enough for float32, and exactly 0 where all numbers are equal.
+    As in Chan, Golub and LeVeque 1983. Returns the new mean, which is the shift of the next strip: deviations from it
+    are small enough for float32, and exactly 0 if all numbers are equal.
     """
     mean = np.float64(total) / count
     delta = np.float64(shift) + mean - moments[k]
@@ -135,7 +137,7 @@ def _merge(moments: Doubles, k: int, count: int, shift: float, total: float, squ
 
 @jit()
 def _deviation(number: float, mean: float, counts: bool) -> Number:
-    """Return the difference where a row counts, a function of its own so that sums do not take it apart."""
+    """Separate function so that LLVM's reassociation cannot rewrite `number - mean`."""
     return number - mean if counts else ZERO
 
 
@@ -168,7 +170,7 @@ def _batch_moments_numba(size: int, advantage: Floats, valid: Bools, moments: Do
 
 # ---- Numba: advantages ------------------------------------------------------------------------------
 
-# Rows of fewer envs are not worth a vectorised loop of their own.
+# Below this many envs, loop over all steps and envs in one flat loop.
 _NARROW = 32
 
 
@@ -247,7 +249,7 @@ def _finish_strip(
     shift_a: float,
     shift_r: float,
 ) -> Number:
-    """Write the returns and sum what moments need, in one loop: in three it took a third longer."""
+    """Write the returns and sum the moments. One fused loop; three separate loops were 33 % slower."""
     count, total_a, squares_a, total_r, squares_r = np.int32(0), ZERO, ZERO, ZERO, ZERO
     for k in range(size):
         estimate = advantage[start + k] + value[start + k]
@@ -275,7 +277,7 @@ def _estimate(
     stop: int,
     num_envs: int,
 ) -> None:
-    """Write the advantages of steps `start` to `stop`, not the last one."""
+    """Write the advantages of steps `start` to `stop`; the last step of the rollout must not be among them."""
     width = U(num_envs)
     if num_envs < _NARROW:
         first, end = U(start) * width, U(stop) * width
@@ -305,7 +307,7 @@ def _gae_numba(
         return
     width = U(num_envs)
     discount, decay = np.float32(gamma), np.float32(gamma * gae_lambda)
-    num_rows = max(1, _STRIP // num_envs)  # so many steps at a time stay in L1
+    num_rows = max(1, _STRIP // num_envs)  # this many steps stay in L1
     shift_a: Number = ZERO
     shift_r: Number = ZERO
     _last_row(reward, value, terminated, discount, advantage, U(num_steps - 1) * width, width)

@@ -1,4 +1,4 @@
-"""The loss of diagonal Gaussian actions with its gradient."""
+"""The loss of diagonal Gaussian actions and its gradient."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def gaussian_loss(
     d_value: Annotated[Tensor, "float32 M"],
     terms: Annotated[Tensor, "float64 5"],
 ) -> None:
-    """Compute the loss of Gaussian actions, and its gradient; `fastac.kernels.losses` has the arguments.
+    """Compute the loss of Gaussian actions and its gradient; arguments are described in `fastac.kernels.losses`.
 
-    All rows have the same deviations, whose logarithms are `log_std`. `d_mean` is written, 0 in rows that are not
-    valid; `d_log_std` is added to.
+    All rows share the standard deviations exp(`log_std`). `d_mean` is written: 0 in rows that are not valid.
+    `d_log_std` is added to.
     """
     d_mean.zero_()
     d_value.zero_()
@@ -93,7 +93,7 @@ def _standardize(
 def _mean_gradient(
     z: Floats, row: Floats, inverse_std: Floats, d_log_std: Doubles, size: int, num_columns: int
 ) -> None:
-    """Put the gradient of the means, transposed, in the place of `z`; add up that of `log_std`."""
+    """Replace `z` by the gradient of the means, transposed; add the gradient of `log_std`."""
     for a in range(num_columns):
         inverse, total = inverse_std[a], ZERO
         for n in range(size):

@@ -27,23 +27,23 @@ def dense(
 
     Args:
         x: rows of inputs.
-        weight: the transpose of torch's.
-        bias: of the outputs.
-        activation: what every output goes through.
+        weight: the transpose of torch's weight.
+        bias: bias of the outputs.
+        activation: applied to every output.
         y: written.
     """
     activate = {"identity": lambda z: z, "relu": torch.relu, "tanh": torch.tanh}[activation]
     y.copy_(activate(x @ weight + bias))
 
 
-# For tensors that stay where they are, on the CPU; networks on CUDA have captured graphs in its place.
+# For CPU tensors that do not move; networks on CUDA use captured graphs instead.
 prepare_dense = dense.prepare
 
 
 # ---- Numba ------------------------------------------------------------------------------------------
 
-# tanh as a ratio of polynomials (the minimax fit of Eigen's fast tanh), at most 3 ulp off; beyond the limit it
-# is 1 in float32.
+# tanh as a ratio of polynomials (the minimax fit of Eigen's fast tanh), with an error of at most 3 ulp; beyond the
+# limit it is 1 in float32.
 _TANH_LIMIT = np.float32(7.90531110763549805)
 _P0, _P1, _P2 = np.float32(-2.76076847742355e-16), np.float32(2.00018790482477e-13), np.float32(-8.60467152213735e-11)
 _P3, _P4, _P5 = np.float32(5.12229709037114e-08), np.float32(1.48572235717979e-05), np.float32(6.37261928875436e-04)
@@ -54,7 +54,7 @@ _Q2, _Q3 = np.float32(2.26843463243900e-03), np.float32(4.89352518554385e-03)
 
 @jit(FUSED)
 def _tanh(x: Number) -> Number:
-    clamped = _TANH_LIMIT if x > _TANH_LIMIT else x  # NaN passes
+    clamped = _TANH_LIMIT if x > _TANH_LIMIT else x  # NaN passes through
     clamped = -_TANH_LIMIT if clamped < -_TANH_LIMIT else clamped
     square = clamped * clamped
     above = (((((_P0 * square + _P1) * square + _P2) * square + _P3) * square + _P4) * square + _P5) * square + _P6
@@ -67,7 +67,7 @@ def _activate(y: Floats, begin: int, size: int, activation: int) -> None:
     if activation == _RELU:
         for j in range(size):
             value = y[begin + j]
-            y[begin + j] = ZERO if value < ZERO else value  # NaN passes
+            y[begin + j] = ZERO if value < ZERO else value  # NaN passes through
     elif activation == _TANH:
         for j in range(size):
             y[begin + j] = _tanh(y[begin + j])
@@ -75,7 +75,7 @@ def _activate(y: Floats, begin: int, size: int, activation: int) -> None:
 
 @jit(FUSED)
 def _four_rows(x: Floats, weight: Floats, bias: Floats, y: Floats, row: int, num_inputs: int, num_outputs: int) -> None:
-    """Four rows at once, four inputs at a time: every weight that is loaded serves four times."""
+    """Compute four rows at once, four inputs at a time, so that each loaded weight is used four times."""
     y0, x0 = row * num_outputs, row * num_inputs
     y1, x1 = y0 + num_outputs, x0 + num_inputs
     y2, x2 = y1 + num_outputs, x1 + num_inputs

@@ -1,24 +1,24 @@
-"""What the losses of all heads share: the surrogate of the policy, the value loss, and the five terms.
+"""Parts shared by the losses of all heads: the policy surrogate, the value loss, and the five terms.
 
-Every loss kernel takes, per row `[M]`, all constant but `value`:
+Every loss kernel takes these arrays, one element per row `[M]`; all are constant except `value`:
 
 - `value`: the critic's estimates;
-- `old_log_prob`: of the actions under the policy that acted; only the clipped surrogate reads it;
-- `advantage`: what counts is (advantage - shift) * scale;
+- `old_log_prob`: log-probs of the actions under the policy that collected them; only the clipped surrogate reads it;
+- `advantage`: the advantage used is (advantage - shift) * scale;
 - `return_`: the critic's target;
-- `valid`: rows that are not valid may hold anything; a NaN in a valid one shows in `terms`.
+- `valid`: rows that are not valid may hold anything; a NaN in a valid row shows up in `terms`.
 
-Its numbers are
+It takes these numbers:
 
-- `surrogate`: which loss of the policy, see `Surrogate`;
+- `surrogate`: the policy loss, see `Surrogate`;
 - `inverse_count`: 1 / number of valid rows in the whole batch, the weight of a row;
-- `shift`, `scale`: mean and inverse deviation of the advantage where it is normalised, or 0 and 1;
+- `shift`, `scale`: mean and inverse deviation of the advantage if it is normalised, else 0 and 1;
 - `vf_coef`, `ent_coef`: weights of the value loss and of the entropy;
 - `clip_coef`: the clipping range, for the clipped surrogate.
 
 It writes to `d_value` the gradient of total = policy_loss + vf_coef * value_loss - ent_coef * entropy, 0 in rows that
-are not valid, and adds to `terms`: policy_loss, value_loss, entropy, approx_kl, clip_fraction. So a batch may come in
-chunks.
+are not valid. It adds policy_loss, value_loss, entropy, approx_kl and clip_fraction to `terms`, so a batch may be
+processed in chunks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fastac.kernels.triton_tools import Results, triton_jit
 if TYPE_CHECKING:
     import triton.language as tl
 
-# A2C and REINFORCE follow the policy gradient, PPO the gradient of its clipped ratio.
+# A2C and REINFORCE use the policy gradient, PPO the clipped ratio.
 Surrogate: TypeAlias = Literal["policy_gradient", "clipped"]
 CLIPPED = get_args(Surrogate).index("clipped")  # as compiled code sees it
 
@@ -68,7 +68,7 @@ def compute_terms(
     scale: float,
     clip_coef: float,
 ) -> Tensor:
-    """Return the terms `[5]` of rows `[M]` that are all valid."""
+    """Return the terms `[5]` of rows `[M]`, all of them valid."""
     effective = ((advantage.double() - shift) * scale).to(advantage.dtype)  # [M]
     policy_loss, approx_kl, clipped = compute_surrogate(surrogate, log_prob, old_log_prob, effective, clip_coef)
     rows = torch.stack([policy_loss, (value - return_).square(), entropy, approx_kl.detach(), clipped])  # [5, M]
@@ -91,10 +91,10 @@ def differentiate(
 def _policy_gradient(
     row: Floats, advantage: Floats, valid: Bools, start: int, size: int, weight: float, shift: float, scale: float
 ) -> Number:
-    """Fill in the slopes of minus log-prob times advantage; return the sum of that."""
+    """Fill in the slopes of -log_prob * advantage; return its sum."""
     total = ZERO
     for n in range(size):
-        # In float64: the rounding of nearly equal float32 advantages would be scaled up.
+        # float64, because scaling would magnify the float32 rounding error of nearly equal advantages.
         scaled = np.float32((np.float64(advantage[start + n]) - shift) * scale)
         effective = scaled if valid[start + n] else ZERO
         row[SLOPE, n] = -effective * weight
@@ -104,7 +104,7 @@ def _policy_gradient(
 
 @jit()
 def _divergence(ratio: float, log_ratio: float) -> Number:
-    """Return Schulman's k3, a function of its own so that sums do not take apart what nearly cancels."""
+    """Return Schulman's k3. Separate function so that LLVM cannot reassociate its terms, which nearly cancel."""
     return ratio - ONE - log_ratio
 
 
@@ -133,7 +133,7 @@ def _clipped_surrogate(
         clipped = low if ratio < low else (high if ratio > high else ratio)
         plain, limited = ratio * effective, clipped * effective
         total -= limited if limited < plain else plain
-        # Autograd's: the gradient of a tie is shared, and clamp passes it on within the range only.
+        # As in autograd: a tie shares the gradient, and clamp passes it on only inside the range.
         inside = clipped == ratio
         share = ONE if inside or plain < limited else (HALF if plain == limited else ZERO)
         row[SLOPE, n] = -share * plain * weight
@@ -175,7 +175,7 @@ def rows_loss(
     d_value: Floats,
     sums: Doubles,
 ) -> None:
-    """Do what all heads have in common, from `row`'s log-probs to its slopes; add to `sums`."""
+    """Compute the parts common to all heads, from log-probs to slopes in `row`; add to `sums`."""
     if surrogate == CLIPPED:
         policy, kl, beyond = _clipped_surrogate(
             row,
@@ -204,7 +204,7 @@ def rows_loss(
 def surrogate_triton(
     log_prob: tl.tensor, old_log_prob: tl.tensor, effective: tl.tensor, clip_coef: tl.tensor, CLIPS: tl.constexpr
 ) -> Results:
-    """Return per row: the surrogate, its slope with respect to the log-prob, KL, and 1 where clipped."""
+    """Return per row: the surrogate, its slope with respect to the log-prob, KL, and 1 if clipped."""
     surrogate, slope = log_prob * effective, effective
     kl = tl.zeros_like(log_prob)
     beyond = tl.zeros_like(log_prob)
@@ -215,7 +215,7 @@ def surrogate_triton(
         high = 1.0 + clip_coef
         clipped = tl.where(ratio < low, low, tl.where(ratio > high, high, ratio))
         plain, limited = ratio * effective, clipped * effective
-        # Autograd's: the gradient of a tie is shared, and clamp passes it on within the range only.
+        # As in autograd: a tie shares the gradient, and clamp passes it on only inside the range.
         share = tl.where((clipped == ratio) | (plain < limited), 1.0, tl.where(plain == limited, 0.5, 0.0))
         surrogate, slope = tl.where(limited < plain, limited, plain), share * plain
         kl = ratio - 1.0 - log_ratio
@@ -233,7 +233,7 @@ def store_parts(
     kl: tl.tensor,
     beyond: tl.tensor,
 ) -> None:
-    """Leave the program's sums of the five terms over valid rows."""
+    """Store the program's sums of the five terms over valid rows."""
     at = parts + tl.program_id(0) * 5
     tl.store(at, tl.sum(tl.where(counts, -surrogate, 0.0).to(tl.float64), axis=0))
     tl.store(at + 1, tl.sum((error * error).to(tl.float64), axis=0))

@@ -1,4 +1,4 @@
-"""Steps of optimisers over one flat vector of parameters."""
+"""Optimiser steps over one flat vector of parameters."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def adam_step(
     eps: float,
     count: int,
 ) -> None:
-    """Take a step of Adam (Kingma and Ba 2015, arXiv 1412.6980), operation for operation as torch.optim.Adam.
+    """Apply one step of Adam (Kingma and Ba 2015, arXiv 1412.6980), operation by operation like torch.optim.Adam.
 
     Args:
         param: updated.
-        grad: what counts is grad * grad_scale.
-        average: of gradients, 0 before the first step, updated.
-        square: average of their squares, likewise.
-        grad_scale: what clips the gradient, or 1.
+        grad: the gradient used is grad * grad_scale.
+        average: moving average of gradients, 0 before the first step, updated.
+        square: moving average of squared gradients, 0 before the first step, updated.
+        grad_scale: the clipping factor, or 1.
         learning_rate: step size.
         beta1: share of `average` that is kept.
         beta2: share of `square` that is kept.
         eps: added to the root of `square`.
-        count: number of steps taken, with this one, from 1: corrects averages that began at 0.
+        count: number of steps including this one; corrects the bias of averages that start at 0.
     """
     scaled = grad * grad_scale  # [P]
     average.lerp_(scaled, 1.0 - beta1)
@@ -57,17 +57,17 @@ def rmsprop_step(
     eps: float,
     eps_in_root: bool,
 ) -> None:
-    """Take a step of RMSprop (Hinton 2012), operation for operation as torch.optim.RMSprop.
+    """Apply one step of RMSprop (Hinton 2012), operation by operation like torch.optim.RMSprop.
 
     Args:
         param: updated.
-        grad: what counts is grad * grad_scale.
-        square: average of its squares, updated.
-        grad_scale: what clips the gradient, or 1.
+        grad: the gradient used is grad * grad_scale.
+        square: moving average of squared gradients, updated.
+        grad_scale: the clipping factor, or 1.
         learning_rate: step size.
         alpha: share of `square` that is kept.
         eps: keeps the divisor from 0.
-        eps_in_root: sqrt(square + eps) divides, as in TensorFlow 1, and not sqrt(square) + eps.
+        eps_in_root: divide by sqrt(square + eps), as in TensorFlow 1, instead of sqrt(square) + eps.
     """
     scaled = grad * grad_scale  # [P]
     square.mul_(alpha).addcmul_(scaled, scaled, value=1.0 - alpha)
@@ -77,12 +77,12 @@ def rmsprop_step(
 
 # ---- Numba ------------------------------------------------------------------------------------------
 
-# One pass over memory for torch's seven. Every element is read once and written once, which is what lets
-# processes step vectors that they share: each pass would fetch every cache line that another one wrote.
-# a * b + c is rounded once where torch's AVX2 and AVX-512 code does, and only there: a product that has to be
-# rounded by itself is taken outside of what is `FUSED`. The statistics equal torch's bit for bit, and so do the
-# parameters but for the root: ours is the nearest float32, that of a torch with MKL 1 ulp beside it for 0.6 % of
-# numbers, which changes those steps by at most 4 ulp of the step.
+# One pass over memory instead of torch's seven. Every element is read once and written once. This also lets processes
+# step shared vectors: each further pass would fetch all cache lines that another process has written.
+# a * b + c is rounded once exactly where torch's AVX2 and AVX-512 code does so: a product that must be rounded
+# separately is computed outside of `FUSED` functions. The statistics equal torch's bit for bit. So do the parameters,
+# except for the square root: ours is correctly rounded, and torch with MKL is 1 ulp off for 0.6 % of numbers, which
+# changes those steps by at most 4 ulp of the step.
 
 
 @jit(FUSED)
@@ -162,7 +162,7 @@ def _rmsprop(
     rate: float,
     size: int,
 ) -> None:
-    """One of both epsilons is 0, so that one loop without a branch does both forms."""
+    """Apply either form in one loop without branches: one of the two epsilons is 0."""
     for k in range(size):
         scaled = grad[k] * grad_scale
         power = _add_square(square[k] * alpha, scaled, weight)

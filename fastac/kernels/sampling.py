@@ -1,4 +1,4 @@
-"""Sampling of categorical actions, and what the categorical loss shares with it: softmax and entropy."""
+"""Sampling of categorical actions; softmax and entropy, shared with the categorical loss."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def sample_categorical(
 ) -> None:
     """Sample an action per row, with its log-prob and the entropy of its distribution, in nats.
 
-    The cumulative distribution is inverted: the action is the number of its entries that are not
-    above `uniform`. The last entry is left out: rounding may leave it just below a uniform close to 1.
-    A NaN among a row's logits makes its log-prob and entropy NaN and its action one that exists.
+    The cumulative distribution is inverted: the action is the number of its entries that do not exceed `uniform`. The
+    last entry is left out, because rounding may make it slightly smaller than a uniform close to 1. A NaN among a
+    row's logits makes its log-prob and entropy NaN; its action is still in range.
 
     Args:
-        logits: of any size.
+        logits: any magnitude.
         uniform: in [0, 1).
         action: written.
         log_prob: written.
@@ -68,9 +68,9 @@ def sample_categorical(
 
 @jit(FUSED)
 def fill_softmax(shifted: Floats, weight: Floats, row: Floats, size: int, num_actions: int) -> None:
-    """Turn logits, transposed, into logits less their maximum, the exp of that, and in `row[TOTAL]` its sum.
+    """Subtract the maximum from transposed logits; write the exps to `weight` and their sum to `row[TOTAL]`.
 
-    A NaN among the logits makes the sum NaN, and with it everything that follows.
+    A NaN among the logits makes the sum NaN, and therefore all later results.
     """
     for n in range(size):
         row[MAXIMUM, n] = shifted[0, n]
@@ -90,7 +90,7 @@ def fill_softmax(shifted: Floats, weight: Floats, row: Floats, size: int, num_ac
 
 @jit(FUSED)
 def fill_entropy(shifted: Floats, weight: Floats, row: Floats, size: int, num_actions: int) -> None:
-    """Fill in log and inverse of the sum that `fill_softmax` left, and the entropy."""
+    """Fill in log and inverse of the sum computed by `fill_softmax`, and the entropy."""
     for n in range(size):
         row[LOG_TOTAL, n] = log(row[TOTAL, n])
         row[INVERSE, n] = ONE / row[TOTAL, n]
@@ -99,7 +99,7 @@ def fill_entropy(shifted: Floats, weight: Floats, row: Floats, size: int, num_ac
         for n in range(size):
             probable = weight[a, n]
             term = probable * shifted[a, n]
-            row[ENTROPY, n] += term if probable > ZERO else ZERO  # nothing, where -inf makes it NaN
+            row[ENTROPY, n] += term if probable > ZERO else ZERO  # 0 instead of 0 * -inf, which is NaN
     for n in range(size):
         row[ENTROPY, n] = row[LOG_TOTAL, n] - row[ENTROPY, n] * row[INVERSE, n]
 
@@ -115,7 +115,7 @@ def _draw(
     size: int,
     num_actions: int,
 ) -> None:
-    """Invert the cumulative distribution into `action`; its log-prob goes to `row`."""
+    """Invert the cumulative distribution into `action`; write its log-prob to `row`."""
     for n in range(size):
         action[start + n] = 0
         row[LOG_PROB, n] = shifted[0, n]
@@ -184,7 +184,7 @@ def _sample_rows(
     total = tl.sum(exps, axis=1)
     cdf = tl.cumsum(exps / total[:, None], axis=1)
     threshold = tl.load(uniform + row, mask=here, other=0.0)
-    # The last entry is left out: rounding may leave it just below a uniform close to 1.
+    # The last entry is left out, because rounding may make it slightly smaller than a uniform close to 1.
     below = (cdf <= threshold[:, None]) & (column < num_actions - 1)
     picked = tl.sum(below.to(tl.int32), axis=1)
     of_action = tl.sum(tl.where(column == picked[:, None], shifted, 0.0), axis=1)

@@ -1,11 +1,11 @@
-"""What a kernel takes, read from its reference's signature, and the code that follows from it.
+"""Reads a kernel's arguments from its reference's signature, and generates code from them.
 
-An array is annotated as `Annotated[Tensor, "float32 T+1 N"]`: its dtype and its shape, in which a number, a letter or
-a sum of both is a dimension, and `*F` is the product of all that are left. A letter gets its value from the first array
-that has it alone as a dimension. All other arguments are numbers: float, int, bool, or a `Literal` of strings, of
-which compiled code sees the index.
+An array is annotated as `Annotated[Tensor, "float32 T+1 N"]`: dtype and shape. A dimension is a number, a letter or a
+sum of both; `*F` is the product of all remaining dimensions. The value of a letter comes from the first array that has
+it alone as a dimension. All other arguments are numbers: float, int, bool, or a `Literal` of strings, which compiled
+code sees as an index.
 
-`T` is steps and `N` environments, time first; `M` is rows of a batch; `A` is actions, or the size of one.
+`T` is steps and `N` environments, time first; `M` is rows of a batch; `A` is the number of actions, or the size of one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-# Numba's names of the types of numbers that its code is called with; whatever else is an address, a size or an index.
+# Numba's names of number types; every other argument is an address, a size or an index.
 _NUMBERS: dict[object, str] = {float: "f8", bool: "b1"}
 
 
@@ -27,10 +27,10 @@ class Argument:
 
     Attributes:
         name: as in the signature.
-        dtype: of an array's elements, as torch and numpy call it; empty for a number.
-        shape: of an array, its dimensions.
+        dtype: dtype of an array, as torch and numpy call it; empty for a number.
+        shape: dimensions of an array.
         number: type of a number, as Numba calls it.
-        choices: the strings that stand for a number, if they do.
+        choices: strings encoded as a number, if any.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Argument:
 
     @classmethod
     def read(cls, name: str, hint: object) -> Argument:
-        """Read an annotation."""
+        """Parse an annotation."""
         if get_origin(hint) is Literal:
             return cls(name, choices=get_args(hint))
         if get_origin(hint) is Annotated:
@@ -51,7 +51,7 @@ class Argument:
 
     @property
     def size(self) -> str:
-        """How many elements an array has, in terms of the letters."""
+        """Number of elements of an array, as an expression of the letters."""
         dims = [dim.lstrip("*") for dim in self.shape]
         return " * ".join(dim if dim.isalnum() else f"({dim})" for dim in dims)
 
@@ -61,8 +61,8 @@ class Specification:
     """The arguments of a kernel.
 
     Attributes:
-        name: of the kernel.
-        sizes: the letters whose values compiled code takes, before the arguments.
+        name: name of the kernel.
+        sizes: letters whose values compiled code takes, before the arguments.
         arguments: in order.
         returns: type of the result, as Numba calls it.
     """
@@ -82,13 +82,13 @@ class Specification:
 
     @property
     def signature(self) -> str:
-        """Numba's name for the type of the entry point: addresses are integers."""
+        """Numba's type of the entry point; addresses are integers."""
         return f"{self.returns}({', '.join(['i8'] * len(self.sizes) + [a.number for a in self.arguments])})"
 
     def write_entry(self) -> str:
-        """Write what Python calls: from sizes, addresses and numbers to sizes, flat arrays and numbers.
+        """Generate the compiled entry point, which turns addresses into flat arrays; sizes and numbers are unchanged.
 
-        Of the example in `fastac.kernels.kernel` it makes
+        For the example in `fastac.kernels.kernel` it generates
 
             def double(M, row):
                 return function(M, float32_array(row, M))
@@ -98,9 +98,9 @@ class Specification:
         return f"def {self.name}({names}):\n    return function({', '.join([*self.sizes, *values])})\n"
 
     def write_call(self, by_address: bool) -> str:
-        """Write what checks the arguments, and hands sizes, addresses (or the tensors) and numbers to `call`.
+        """Generate the function that checks arguments and passes sizes, addresses (or tensors) and numbers to `call`.
 
-        Of the example in `fastac.kernels.kernel` it makes
+        For the example in `fastac.kernels.kernel` it generates
 
             def double(row):
                 M, = row.shape
@@ -122,7 +122,7 @@ class Specification:
         return "\n    ".join([head, *lines]) + "\n"
 
     def _find_sizes(self) -> list[str]:
-        """Write the lines that give every letter its value."""
+        """Generate the lines that assign a value to every letter."""
         lines, found = [], set[str]()
         for a in self.arguments:
             new = [dim for dim in a.shape if dim.lstrip("*").isalpha() and dim.lstrip("*") not in found]
@@ -141,7 +141,7 @@ class Specification:
 
 
 def refuse(name: str, tensor: Tensor, dtype: torch.dtype, count: int) -> None:
-    """Refuse an array that a kernel would misread: it reads and writes there without any check of its own.
+    """Reject an array that a kernel would misread, since kernels do not check their accesses.
 
     Raises:
         ValueError: always.

@@ -1,10 +1,10 @@
-"""What Triton's forms are made of, without importing Triton: that waits for the first CUDA tensor.
+"""Building blocks of Triton's forms, without importing Triton: it is imported with the first CUDA tensor.
 
-Each program takes a block of rows and leaves float64 partial sums, which are added up after it: no atomics, so that a
-result does not depend on the order in which programs run. Nothing waits for the device and no shape depends on data,
-so that all of it can be captured in a CUDA graph.
+Each program processes a block of rows and stores float64 partial sums, which are added afterwards. There are no
+atomics, so results do not depend on the order in which programs run. Nothing waits for the device and no shape depends
+on data, so everything can be captured in a CUDA graph.
 
-With TRITON_INTERPRET=1 set before Triton is imported, the forms take CPU tensors.
+With TRITON_INTERPRET=1 set before Triton is imported, the forms accept CPU tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 Launchable: TypeAlias = Any  # device_function[grid](arguments)
-Results: TypeAlias = Any  # of a part of device functions: one or several blocks
+Results: TypeAlias = Any  # results of a device helper function: one or several blocks
 
 _NUM_ELEMENTS = 1024  # rows x columns per program
 
@@ -27,16 +27,16 @@ _marked: list[FunctionType] = []
 
 
 def triton_jit(function: Callable[..., Any]) -> Launchable:
-    """Mark a device function, or a part of one. `compile_marked` puts Triton's in its place."""
+    """Mark a device function or a helper of one; `compile_marked` replaces it by the compiled function."""
     assert isinstance(function, FunctionType)
     _marked.append(function)
     return function
 
 
 def compile_marked() -> None:
-    """Import Triton, and put its functions in the place of the marked ones, in every module that defines some.
+    """Import Triton and replace the marked functions by compiled ones, in every module that defines marked functions.
 
-    That includes those which such a module imports from another. Triton's language becomes the global `tl` there.
+    Marked functions that such a module imports are replaced too. Triton's language becomes the global `tl` in them.
     """
     triton, language = importlib.import_module("triton"), importlib.import_module("triton.language")
     compiled = {function: triton.jit(function) for function in _marked}
@@ -47,22 +47,22 @@ def compile_marked() -> None:
 
 
 def block_shape(num_columns: int) -> tuple[int, int]:
-    """Return rows and columns of a program's block, powers of two as Triton wants."""
+    """Return rows and columns of a program's block; both are powers of two, as Triton requires."""
     columns = 1 << (num_columns - 1).bit_length()
     return max(1, _NUM_ELEMENTS // columns), columns
 
 
 def count_programs(num_rows: int, block: int) -> int:
-    """Return how many programs there are: at least one, which leaves the sums of nothing."""
+    """Return the number of programs; at least one, which writes zero sums if there are no rows."""
     return max(1, -(-num_rows // block))
 
 
 def make_parts(like: Tensor, *shape: int) -> Tensor:
-    """Make room for the programs' sums."""
+    """Allocate the programs' partial sums."""
     return torch.empty(shape, dtype=torch.float64, device=like.device)
 
 
 def split(number: float) -> tuple[float, float]:
-    """Split a float64 into two float32, which is what Triton makes of numbers: the rounded, and the rest."""
+    """Split a float64 into two float32, rounded value and remainder, because Triton passes floats as float32."""
     rounded = float(np.float32(number))
     return rounded, number - rounded

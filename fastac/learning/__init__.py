@@ -1,1 +1,1 @@
-"""From a rollout to new parameters: losses, gradients, the optimiser and the learner."""
+"""Learning: losses, gradients, the optimiser and the learner."""

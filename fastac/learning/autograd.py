@@ -1,6 +1,6 @@
-"""From a batch to the gradient of its objective by autograd, for any model.
+"""Computes the gradient of an objective by autograd, for any model.
 
-`fastac.learning.fused` does the same without autograd for the models that fastac builds without memory.
+`fastac.learning.fused` does the same without autograd, for fastac's own networks without recurrence.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from fastac.rollout import Batch, Graphs
 
 
 class AutogradGradient:
-    """Runs the model forward, where acting left nothing behind, and autograd backward."""
+    """Runs the forward pass, unless acting left a graph to reuse, and the backward pass with autograd."""
 
     def __init__(
         self, model: Trainable, objective: Objective, device: torch.device, graphs: Graphs | None = None
     ) -> None:
-        """Take the model, which is on `device`, and the graphs that acting leaves behind, if it does."""
+        """Store the model, which is on `device`, and the graphs that acting keeps, if it does."""
         self._model, self._objective, self._device, self._graphs = model, objective, device, graphs
 
     def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
@@ -44,7 +44,7 @@ class AutogradGradient:
 
 
 def _rows_of(batch: Batch) -> Batch:
-    """Return a batch of sequences `[T, N]` as rows `[M]`, in what objectives read."""
+    """Flatten a batch of sequences `[T, N]` to rows `[M]`, for the fields that objectives read."""
     action = batch.action.flatten(0, batch.valid.dim() - 1)
     names = ("log_prob", "advantage", "return_", "valid")
     return replace(batch, action=action, **{name: getattr(batch, name).flatten() for name in names})

@@ -1,6 +1,6 @@
-"""A rollout in, updated parameters and metrics out: one learner for A2C, PPO and REINFORCE.
+"""One learner for A2C, PPO and REINFORCE: takes a rollout, updates the parameters, returns metrics.
 
-The algorithms differ by their objective, epochs, minibatches, lambda and baseline: all data.
+Algorithms differ only in settings: objective, epochs, minibatches, lambda, baseline.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fastac.learning.optimizer import Optimizer
 from fastac.learning.schedules import anneal
 from fastac.rollout import Batch, Minibatches, Rollout
 
-_EPS = 1e-8  # added to the deviation that advantages are divided by
+_EPS = 1e-8  # added to the standard deviation when normalising advantages
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """How many rows, their mean, and the sum of their squared distances from it."""
+    """Number of rows, their mean, and the sum of squared deviations from it (M2)."""
 
     count: float
     mean: float
@@ -40,7 +40,7 @@ class Moments:
 
 
 def merge_moments(parts: NDArray[np.generic]) -> Moments:
-    """Join the moments `[K, 3]` of disjoint rows (Chan, Golub and LeVeque 1979)."""
+    """Merge the moments `[K, 3]` of disjoint rows (Chan, Golub and LeVeque 1979)."""
     count, mean, m2 = parts[0].tolist()
     for more, its_mean, its_m2 in parts[1:].tolist():
         if more:
@@ -52,11 +52,11 @@ def merge_moments(parts: NDArray[np.generic]) -> Moments:
 
 
 class Learner:
-    """Computes advantages and takes the updates of one rollout.
+    """Computes advantages and updates the model on one rollout.
 
     Attributes:
         updates: optimiser steps taken since the run began.
-        rows: valid rows of the last rollout, the other workers' among them.
+        rows: number of valid rows in the last rollout, summed over all workers.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Learner:
         optimizer: Optimizer,
         group: Group | None = None,
     ) -> None:
-        """Take the parts; only settings are read from `config`."""
+        """Store the parts; only settings are read from `config`."""
         self._algo, self._optim = config.algo, config.optim
         self._gradient, self._minibatches, self._optimizer = gradient, minibatches, optimizer
         self._group = group or Alone()
@@ -79,17 +79,17 @@ class Learner:
         """Update the model on one rollout.
 
         Args:
-            rollout: as collected.
-            reward: `[T, N]`, the rewards to learn from (the rollout's own, or normalised).
-            done_fraction: how much of the run's budget is spent, for schedules.
-            phases: gets the time.
+            rollout: the collected rollout.
+            reward: `[T, N]`, the rewards to learn from (raw, or normalised).
+            done_fraction: env_steps / total_env_steps, 0 to 1, for schedules.
+            phases: the elapsed time is added to it.
 
         Returns:
             Means over the updates, see `Report.losses`.
 
         Raises:
-            NonFiniteError: a loss term or the gradient norm is not finite; parameters are as before
-                that update.
+            NonFiniteError: a loss term or the gradient norm is not finite; the parameters are unchanged by that
+                update.
         """
         begin = perf_counter()
         advantages, returns = self._estimate(rollout, reward)
@@ -103,10 +103,10 @@ class Learner:
                 totals += self._update(batch, coefs, learning_rate, is_fresh=is_whole and epoch == 0)
                 count += 1
         metrics: dict[str, float] = dict(zip(_METRICS, (totals / count).tolist(), strict=True))
-        # 1 - Var[return - value] / Var[return]: 1 is a perfect critic, 0 one no better than a constant.
+        # 1 - Var[return - value] / Var[return]: 1 for a perfect critic, 0 for one no better than a constant.
         metrics["explained_variance"] = 1.0 - advantages.m2 / returns.m2 if returns.m2 > 0.0 else math.nan
         metrics["learning_rate"] = learning_rate
-        if self._algo.algo == "ppo":  # what other libraries tell of it too
+        if self._algo.algo == "ppo":  # also logged by SB3
             critic, entropy = coefs.vf_coef * metrics["value_loss"], coefs.ent_coef * metrics["entropy"]
             metrics["loss"], metrics["clip_range"] = metrics["policy_loss"] + critic - entropy, coefs.clip_coef
         self.rows = int(advantages.count)
@@ -120,8 +120,8 @@ class Learner:
         if not self._algo.baseline:
             rollout.value.zero_()  # plain REINFORCE: the advantage is the return
         elif rollout.out_of_band.any():
-            # The value of a final observation that came out of band is folded into the reward, and
-            # the episode then ends there: the same delta as bootstrapping from row t+1.
+            # SAME_STEP/DISABLED: V(final obs) is not in value[t+1]. Add gamma*V to the reward and treat the row as
+            # terminal (the time-out trick of rsl_rl); delta is the same.
             reward = reward + gamma * rollout.final_value
             terminated = terminated | rollout.out_of_band
         gae(
@@ -156,7 +156,7 @@ class Learner:
         )
 
     def _update(self, batch: Batch, coefs: Coefs, learning_rate: float, is_fresh: bool) -> NDArray[np.float64]:
-        """Step once and return the values of `_METRICS`."""
+        """Apply one update and return the values of `_METRICS`."""
         terms = self._group.gather(self._gradient(batch, coefs, is_fresh).numpy()).sum(axis=0)
         if not math.isfinite(terms.sum()):
             name = next(name for name, value in zip(TERMS, terms.tolist(), strict=True) if not math.isfinite(value))
@@ -168,7 +168,7 @@ class Learner:
         return np.append(terms, grad_norm)
 
     def get_state(self) -> StateTree:
-        """The optimiser's slots and the update count."""
+        """Return the optimiser's slots and the update count."""
         return {"optimizer": self._optimizer.get_state(), "updates": self.updates}
 
     def set_state(self, state: StateTree) -> None:

@@ -1,8 +1,8 @@
-"""Pure losses: what the model says about a batch, in; the terms of the objective, out.
+"""Pure losses: compute the terms of the objective from the model's outputs for a batch.
 
-All means are over valid rows. A2C is Mnih et al. 2016 (arXiv 1602.01783), PPO's clipped surrogate
-Schulman et al. 2017 (arXiv 1707.06347, eq. 7), REINFORCE Williams 1992. REINFORCE is the A2C loss on
-Monte Carlo returns: what differs is the advantage it is given, not the formula.
+All means are over valid rows. A2C is Mnih et al. 2016 (arXiv 1602.01783), PPO's clipped surrogate is
+Schulman et al. 2017 (arXiv 1707.06347, eq. 7), REINFORCE is Williams 1992. REINFORCE uses the A2C loss on
+Monte Carlo returns: the advantage differs, the formula does not.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class LossTerms:
         policy_loss: minus the (surrogate) objective.
         value_loss: mean squared error of the critic.
         entropy: mean entropy of the policy, nats.
-        approx_kl: estimate of KL(acted || current), Schulman's k3 (0 for a2c and reinforce).
-        clip_fraction: share of rows whose ratio is beyond the clipping range (0 likewise).
+        approx_kl: estimate of KL(old policy || current), Schulman's k3 (0 for a2c and reinforce).
+        clip_fraction: share of rows whose ratio is outside the clipping range (0 for a2c and reinforce).
     """
 
     total: Tensor
@@ -36,7 +36,7 @@ class LossTerms:
 
 
 class PolicyLoss(Protocol):
-    """What an algorithm minimises."""
+    """The loss that an algorithm minimises."""
 
     def __call__(
         self,
@@ -54,13 +54,13 @@ class PolicyLoss(Protocol):
         """Compute the terms.
 
         Args:
-            log_prob: of the actions under the current policy.
-            entropy: of the current policy.
+            log_prob: log-probs of the actions under the current policy.
+            entropy: entropy of the current policy.
             value: the critic's estimates.
-            old_log_prob: of the actions under the policy that acted.
+            old_log_prob: log-probs of the actions under the policy that collected them.
             advantage: estimated, constant.
             return_: the critic's target, constant.
-            weight: sums to 1 over valid rows, 0 elsewhere. All seven have one shape.
+            weight: sums to 1 over valid rows, 0 elsewhere. All seven arguments have the same shape.
             vf_coef: weight of the value loss.
             ent_coef: weight of the entropy.
             clip_coef: PPO's clipping range.
@@ -97,7 +97,7 @@ def clipped_surrogate(
     ent_coef: float,
     clip_coef: float,
 ) -> LossTerms:
-    """PPO: the pessimistic one of the clipped and the plain importance-weighted advantage. See `PolicyLoss`."""
+    """PPO: the minimum of the clipped and the unclipped ratio times advantage, negated. See `PolicyLoss`."""
     log_ratio = log_prob - old_log_prob
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - clip_coef, 1.0 + clip_coef)

@@ -1,8 +1,8 @@
-"""What is minimised: a batch and what the model says about it, in; the gradient at the model's outputs, out.
+"""Objectives: compute the gradient at the model's outputs from those outputs and a batch.
 
-An objective writes the gradient with respect to the distribution's parameters and to the value. Where that goes from
-there, by autograd or by a backward pass of our own, is no concern of it: a new loss is a `PolicyLoss` (see
-`fastac.learning.losses`), and `PlainObjective` makes an objective of it for every head and model.
+An objective writes the gradient with respect to the distribution parameters and the value. It does not matter to
+the objective whether autograd or a hand-written backward pass continues from there. A new loss is a `PolicyLoss`
+(see `fastac.learning.losses`); `PlainObjective` turns it into an objective for every head and model.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ TERMS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 
 @dataclass(frozen=True, slots=True)
 class Coefs:
-    """What turns a batch into one number to minimise.
+    """Coefficients of one objective: the weights of a batch's rows and terms.
 
     Attributes:
-        inverse_count: 1 over the valid rows of the whole batch, the other workers' among them.
-        shift: taken off every advantage; then
-        scale: multiplies it. 0 and 1 leave it as estimated.
+        inverse_count: 1 / number of valid rows in the whole batch, summed over all workers.
+        shift: advantage used = (advantage - shift) * scale.
+        scale: see `shift`; (0, 1) means not normalised.
         vf_coef: weight of the value loss.
         ent_coef: weight of the entropy.
-        clip_coef: the clipping range, for losses that clip.
+        clip_coef: the clipping range, for clipped losses.
     """
 
     inverse_count: float
@@ -43,12 +43,12 @@ class Coefs:
 
     @property
     def numbers(self) -> tuple[float, float, float, float, float, float]:
-        """All, in the order in which the kernels take them."""
+        """Return all coefficients in the order in which the kernels take them."""
         return self.inverse_count, self.shift, self.scale, self.vf_coef, self.ent_coef, self.clip_coef
 
 
 class Objective(Protocol):
-    """Joins what the model says and what the batch holds."""
+    """Computes the gradient at the model's outputs for a batch."""
 
     def __call__(
         self,
@@ -63,13 +63,13 @@ class Objective(Protocol):
         """Write the gradient at the model's outputs.
 
         Args:
-            params: `[M, P]`, the distribution's parameters as the head gives them.
+            params: `[M, P]`, the distribution parameters returned by the head.
             value: `[M]`.
-            batch: of as many rows.
-            coefs: the weights.
-            d_params: `[M, P]`, is written.
-            d_value: `[M]`, is written.
-            terms: `[5]` float64, see `TERMS`; is added to. So are the gradients of the head's own parameters.
+            batch: M rows.
+            coefs: the coefficients.
+            d_params: `[M, P]`, written.
+            d_value: `[M]`, written.
+            terms: `[5]` float64, see `TERMS`; added to. Gradients of the head's own parameters are added to as well.
         """
 
 
@@ -77,27 +77,29 @@ class Gradient(Protocol):
     """Differentiates the objective of a batch."""
 
     def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
-        """Write the gradient into that of the parameters; return the terms `[5]` float64, as named in `TERMS`.
+        """Compute the gradient of the parameters; return the terms `[5]` float64, as named in `TERMS`.
+
+        Every `p.grad` is a view of one flat vector made by `optimizer.flatten`. The gradient is written there.
 
         Args:
             batch: the rows, on the CPU.
-            coefs: the objective.
-            is_fresh: the batch is the rollout just collected, and the parameters are those that acted.
+            coefs: the coefficients of the objective.
+            is_fresh: the batch is the last rollout, and the parameters have not changed since it was collected.
         """
 
 
 class Scored(Protocol):
-    """A head that scores actions."""
+    """A head that computes log-probs and entropies of actions."""
 
     def log_prob_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probs and entropies `[...]` of actions."""
 
 
 class PlainObjective:
-    """Any head and any loss, with torch's operators and autograd: what the kernels are held to."""
+    """Any head and any loss with torch operators and autograd; tests compare the kernels with it."""
 
     def __init__(self, head: Scored, loss: PolicyLoss) -> None:
-        """Take the head and the algorithm's loss."""
+        """Store the head and the algorithm's loss."""
         self._head, self._loss = head, loss
 
     def __call__(
@@ -113,7 +115,7 @@ class PlainObjective:
         """See `Objective`."""
         params, value = params.detach().requires_grad_(), value.detach().requires_grad_()
         log_prob, entropy = self._head.log_prob_entropy(params, batch.action)
-        # In float64: the rounding of equal float32 advantages would otherwise be scaled up to size one.
+        # float64, because scaling would magnify the float32 rounding error of equal advantages to about 1.
         advantage = ((batch.advantage.double() - coefs.shift) * coefs.scale).float()
         weight = batch.valid * coefs.inverse_count
         found = self._loss(
@@ -130,15 +132,15 @@ class PlainObjective:
         )
         found.total.backward()
         for leaf, d in ((params, d_params), (value, d_value)):
-            d.zero_() if leaf.grad is None else d.copy_(leaf.grad)  # a loss need not use both
+            d.zero_() if leaf.grad is None else d.copy_(leaf.grad)  # a loss may ignore one of them
         terms.add_(torch.stack([getattr(found, name).detach().double() for name in TERMS]))
 
 
 class CategoricalObjective:
-    """Logits, with a kernel, which computes the policy gradient or PPO's clipped surrogate."""
+    """Categorical actions: a kernel computes the policy gradient or PPO's clipped surrogate."""
 
     def __init__(self, surrogate: Surrogate) -> None:
-        """Say which."""
+        """Choose the surrogate."""
         self._surrogate = surrogate
 
     def __call__(
@@ -157,10 +159,14 @@ class CategoricalObjective:
 
 
 class GaussianObjective:
-    """Means and a state-independent deviation, with a kernel: see `CategoricalObjective`."""
+    """Gaussian actions with a state-independent deviation, computed by a kernel; see `CategoricalObjective`."""
 
     def __init__(self, head: GaussianHead, surrogate: Surrogate) -> None:
-        """Take the head, whose `log_std` has a gradient already: the optimiser's, which comes first."""
+        """Store the head and the surrogate.
+
+        Build the optimizer first: its `flatten` makes every `p.grad` a view of one flat vector, and the objective
+        keeps the view of `log_std`.
+        """
         self._surrogate = surrogate
         assert head.log_std.grad is not None, "flatten the parameters first"
         self._log_std, self._d_log_std = head.log_std.detach(), head.log_std.grad

@@ -1,10 +1,10 @@
-"""How a gradient reaches the parameters.
+"""Optimizers: clip the gradient and update the parameters.
 
-All parameters of a model are made views of one flat tensor, and so are their gradients: clipping is
-one norm, an optimiser step one pass over a few vectors whatever the number of layers. Each begins at a cache line
-(see `fastac.memory`); the gaps between them hold zeros, which add nothing to a norm and stay as they are. The rules are
-kernels of our own: `torch.optim` imports torch's compiler, which costs two seconds at start-up, and goes
-over the vectors seven times; tests hold ours to torch's.
+All parameters of a model become views of one flat tensor, and so do their gradients. Clipping is then one norm and
+an update is one pass over a few vectors, whatever the number of layers. Each parameter begins at a cache line (see
+`fastac.memory`); the gaps hold zeros, which add nothing to the norm and stay zero. The update rules are kernels of
+our own: `torch.optim` imports torch's compiler, which costs two seconds at start-up, and passes over the vectors
+seven times. Tests compare our rules with torch's.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from fastac.kernels import adam_step, rmsprop_step
 
 
 class Optimizer(Protocol):
-    """Takes optimiser steps along the gradients that the parameters hold."""
+    """Updates the parameters with their current gradients."""
 
     def step(self, learning_rate: float) -> float:
-        """Clip and step; return the gradient norm before clipping.
+        """Clip the gradient and update; return the gradient norm before clipping.
 
-        A norm that is NaN or infinite is returned and nothing is stepped.
+        If the norm is NaN or infinite, it is returned and nothing is updated.
         """
 
     def get_state(self) -> StateTree:
-        """The optimiser's slots and step count."""
+        """Return the optimiser's slots and step count."""
 
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`."""
@@ -44,7 +44,7 @@ class UpdateRule(Protocol):
     """An optimiser's formula over one flat vector.
 
     Attributes:
-        slots: its statistics, of which each parameter has one, and the value that they begin with.
+        slots: the statistics kept for each parameter, by name, with their initial values.
     """
 
     slots: Mapping[str, float]
@@ -58,16 +58,16 @@ class UpdateRule(Protocol):
         learning_rate: float,
         count: int,
     ) -> None:
-        """Step `param` and `slots`, all `[P]`, in place along `grad * grad_scale`; `count` is of steps, with this."""
+        """Update `param` and `slots`, all `[P]`, in place with `grad * grad_scale`; `count` includes this step."""
 
 
 class Adam:
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980), as torch.optim.Adam does it."""
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980), as in torch.optim.Adam."""
 
     _BETA1, _BETA2 = 0.9, 0.999
 
     def __init__(self, eps: float) -> None:
-        """Take epsilon, which is added to the root."""
+        """Store epsilon, which is added to the root."""
         self._eps = eps
         self.slots: Mapping[str, float] = {"average": 0.0, "square": 0.0}
 
@@ -86,11 +86,11 @@ class Adam:
 
 
 class RMSprop:
-    """RMSprop (Hinton 2012), in torch's form or in TensorFlow 1's.
+    """RMSprop (Hinton 2012), in the form of torch or of TensorFlow 1.
 
     The difference decided A2C's stability in published results (DLR-RM/stable-baselines3 PR 110)::
 
-        square = alpha * square + (1 - alpha) * grad**2          from 0 (torch) or 1 (TensorFlow)
+        square = alpha * square + (1 - alpha) * grad**2          initially 0 (torch) or 1 (TensorFlow)
         param -= lr * grad / (sqrt(square) + eps)                torch
         param -= lr * grad / sqrt(square + eps)                  TensorFlow
     """
@@ -98,7 +98,7 @@ class RMSprop:
     _ALPHA = 0.99
 
     def __init__(self, eps: float, tensorflow: bool) -> None:
-        """Take epsilon and the form."""
+        """Store epsilon and the form."""
         self._eps, self._tensorflow = eps, tensorflow
         self.slots: Mapping[str, float] = {"square": 1.0 if tensorflow else 0.0}
 
@@ -117,7 +117,7 @@ class RMSprop:
 
 @dataclass(frozen=True, slots=True)
 class FlatParameters:
-    """The parameters of a model and the statistics that an optimiser keeps of them.
+    """The parameters of a model and the optimizer's statistics of them.
 
     Attributes:
         param: `[P]`, see `flatten`.
@@ -128,14 +128,14 @@ class FlatParameters:
     slots: Mapping[str, Tensor]
 
     def get_state(self, steps: int) -> StateTree:
-        """Return the slots, and how many steps they have seen; parameters are the model's."""
+        """Return the slots and their step count; the parameters belong to the model's state."""
         return {**{name: slot.clone() for name, slot in self.slots.items()}, "steps": steps}
 
     def set_state(self, state: StateTree) -> int:
-        """Restore the slots bit for bit; return the steps that they have seen.
+        """Restore the slots bit for bit; return their step count.
 
         Raises:
-            ValueError: they are of another network, or saved in another layout.
+            ValueError: the slots belong to another network or were saved in another layout.
         """
         for name, slot in self.slots.items():
             slot.copy_(read_tensor(state, name, slot))
@@ -143,14 +143,14 @@ class FlatParameters:
 
 
 class LocalOptimizer:
-    """One rule for a model whose gradients are those of this process alone."""
+    """Optimizer of a model that only this process trains."""
 
     def __init__(self, model: nn.Module, rule: UpdateRule, max_grad_norm: float | None) -> None:
-        """Make `model`'s parameters views of one vector, to be stepped by `rule`.
+        """Make `model`'s parameters views of one vector, updated by `rule`.
 
         Args:
-            model: on its device already; its parameters keep their names and shapes.
-            rule: the optimiser.
+            model: already on its device; its parameters keep their names and shapes.
+            rule: the update rule.
             max_grad_norm: clip the global gradient norm to this; None does not clip.
 
         Raises:
@@ -172,21 +172,21 @@ class LocalOptimizer:
         return norm
 
     def get_state(self) -> StateTree:
-        """Return the slots and the step count; parameters are the model's."""
+        """Return the slots and the step count; the parameters belong to the model's state."""
         return self._vectors.get_state(self._steps)
 
     def set_state(self, state: StateTree) -> None:
-        """Restore them bit for bit."""
+        """Restore the slots and the step count bit for bit."""
         self._steps = self._vectors.set_state(state)
 
 
 class SharedOptimizer:
-    """One rule for the model that workers in step share: each adds up and steps a part of it.
+    """Optimizer of a model shared by workers in step: each worker sums and updates one part of it.
 
-    Parameters, statistics and every worker's gradient are in shared memory, so nothing is sent, and each number is
-    stepped once and not once per worker: at a million parameters memory is what a step costs. The sums are in
-    the order of the workers, so that results do not depend on who comes first. A worker that is killed within
-    `step` leaves a part of the parameters a step ahead of the others, which nobody saves.
+    Parameters, statistics and all workers' gradients are in shared memory, so nothing is sent. Each element is updated
+    once, not once per worker: at a million parameters a step is limited by memory access. Gradients are summed in
+    worker order, so results do not depend on timing. A worker killed inside `step` leaves a part of the parameters one
+    step ahead of the rest; such a state is never saved.
     """
 
     def __init__(
@@ -198,15 +198,17 @@ class SharedOptimizer:
         shared: FlatParameters,
         grads: Tensor,
     ) -> None:
-        """Make `model`'s parameters views of the shared ones, which get its values, and its gradients of a row.
+        """Make `model`'s parameters views of the shared vector, and its gradients views of a row of `grads`.
+
+        The shared vector is overwritten with the model's values.
 
         Args:
             model: on the CPU, the same in every worker; its parameters keep their names and shapes.
-            rule: the optimiser.
+            rule: the update rule.
             max_grad_norm: clip the global gradient norm to this; None does not clip.
-            group: whose gradients add up; a worker's is that of its share of one mean.
-            shared: everybody's, of `flat_size(model)`.
-            grads: `[K, P]`, a row for each worker.
+            group: the workers whose gradients are summed; each gradient is already weighted for the global mean.
+            shared: shared by all workers, of `flat_size(model)`.
+            grads: `[K, P]`, one row per worker.
 
         Raises:
             ValueError: a parameter is not float32.
@@ -215,7 +217,7 @@ class SharedOptimizer:
         self._grad, self._shared = grads[group.rank], shared
         lines = len(shared.param) // memory.FLOATS  # a worker's part begins at a cache line
         begin, end = (lines * rank // group.size * memory.FLOATS for rank in (group.rank, group.rank + 1))
-        self._parts = [grad[begin:end] for grad in grads]  # of everybody's gradient, what is this worker's to step
+        self._parts = [grad[begin:end] for grad in grads]  # this worker's part of every worker's gradient
         self._param = shared.param[begin:end]
         self._slots = {name: slot[begin:end] for name, slot in shared.slots.items()}
         self._sum = memory.empty(self._param.shape)
@@ -225,8 +227,8 @@ class SharedOptimizer:
         self._is_torn = False
 
     def step(self, learning_rate: float) -> float:
-        """See `Optimizer`; when it returns, everybody has read everybody's gradient."""
-        self._meet()  # every gradient is whole
+        """See `Optimizer`; when it returns, every worker has read all gradients."""
+        self._meet()  # all gradients are complete
         torch.add(self._parts[0], self._parts[1], out=self._sum)
         for part in self._parts[2:]:
             self._sum.add_(part)
@@ -237,7 +239,7 @@ class SharedOptimizer:
             scale = clip_scale(norm, self._max_norm)
             self._is_torn = True
             self._rule.step(self._param, self._sum, self._slots, scale, learning_rate, self._steps)
-        self._meet()  # every part is stepped
+        self._meet()  # all parts are updated
         self._is_torn = False
         return norm
 
@@ -245,39 +247,38 @@ class SharedOptimizer:
         self._group.gather(self._square)
 
     def get_state(self) -> StateTree:
-        """Return everybody's slots and the step count; parameters are the model's.
+        """Return the shared slots and the step count; the parameters belong to the model's state.
 
         Raises:
-            WorkerFailure: a worker was lost within a step, so a part of them is a step ahead.
+            WorkerFailure: a worker was lost inside a step, so a part of the parameters is one step ahead.
         """
         if self._is_torn:
             raise WorkerFailure("a worker was lost within a step, of which only a part was taken")
         return self._shared.get_state(self._steps)
 
     def set_state(self, state: StateTree) -> None:
-        """Restore them bit for bit; every worker restores the same."""
+        """Restore the slots and the step count bit for bit; every worker restores the same state."""
         self._steps = self._shared.set_state(state)
 
 
 class UpdateCounter(Protocol):
-    """Counts the steps that all workers have taken along the parameters that they share."""
+    """Counts the updates of shared parameters by all workers."""
 
     def total(self) -> int:
-        """Everybody's steps so far."""
+        """Return the number of updates by all workers so far."""
 
     def add(self, staleness: int) -> None:
-        """Count a step of this worker, between whose copy and step lay `staleness` steps by others."""
+        """Count an update by this worker; others made `staleness` updates since it copied the parameters."""
 
 
 class HogwildOptimizer:
-    """One rule for parameters that workers share and step without waiting for each other.
+    """Optimizer of parameters that workers update without waiting for each other.
 
-    Hogwild (Niu et al. 2011, arXiv 1106.5730), as A3C uses it (Mnih et al. 2016, arXiv 1602.01783): the
-    gradient is of this worker's own copy of the parameters and stays in this process; the step reads and
-    writes parameters and statistics in shared memory while others do the same. Where two meet, an element
-    may keep one of the two changes; none is torn, being 4 bytes wide. After its step the worker copies the
-    parameters anew. Staleness is exact under the lock; without it a step that is in progress while this one is
-    taken or copied counts on one side or the other.
+    Hogwild (Niu et al. 2011, arXiv 1106.5730), as used by A3C (Mnih et al. 2016, arXiv 1602.01783). The gradient is
+    of this worker's own copy of the parameters and stays in this process. The step reads and writes parameters and
+    statistics in shared memory while other workers do the same. If two writes collide, one of them may be lost for an
+    element; elements are never torn, since they are 4 bytes. After its step the worker copies the parameters again.
+    With the lock, staleness is exact. Without it, a step in progress during this step or copy may count or not.
     """
 
     def __init__(
@@ -293,11 +294,11 @@ class HogwildOptimizer:
 
         Args:
             model: on the CPU; its parameters become views of one vector.
-            rule: the optimiser.
+            rule: the update rule.
             max_grad_norm: clip the norm of this worker's gradient to this; None does not clip.
-            shared: everybody's, of `flat_size(model)`.
-            counter: counts everybody's steps.
-            lock: held from a step to the end of the copy after it; a null context for none.
+            shared: shared by all workers, of `flat_size(model)`.
+            counter: counts the updates of all workers.
+            lock: held from a step until the copy after it is done; a null context for no lock.
 
         Raises:
             ValueError: a parameter is not float32.
@@ -330,21 +331,21 @@ class HogwildOptimizer:
         return norm
 
     def get_state(self) -> StateTree:
-        """Return everybody's slots and step count."""
+        """Return the shared slots and step count."""
         return self._shared.get_state(self._counter.total())
 
     def set_state(self, state: StateTree) -> None:
-        """Restore everybody's slots bit for bit; the counter keeps its own."""
+        """Restore the shared slots bit for bit; the counter is restored separately."""
         self._shared.set_state(state)
 
 
 def clip_scale(norm: float, max_norm: float | None) -> float:
-    """Return what clips a gradient of that norm, as torch.nn.utils.clip_grad_norm_ does; 1 where it need not be."""
+    """Return the factor that clips a gradient of this norm, 1 if it needs none; as torch.nn.utils.clip_grad_norm_."""
     return 1.0 if max_norm is None or norm <= max_norm else max_norm / (norm + 1e-6)
 
 
 def flat_size(model: nn.Module) -> int:
-    """Return the size P of a model's flat vector: its trainable parameters, each filled up to whole cache lines."""
+    """Return the size P of a model's flat vector: its trainable parameters, each padded to whole cache lines."""
     return sum(_room_of(p) for p in model.parameters() if p.requires_grad)
 
 
@@ -353,10 +354,11 @@ def _room_of(param: Tensor) -> int:
 
 
 def flatten(model: nn.Module, vector: Tensor | None = None, grad: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Move a model's parameters into one vector `[P]` and give them gradients in another; return both.
+    """Move a model's parameters into one vector `[P]`, and make every `p.grad` a view of another; return both.
 
-    Each parameter begins at a cache line and keeps the order that its elements have in memory, which its encoder may
-    have chosen for speed. The vectors are those given, which hold zeros, or new ones where the model is.
+    Call this before building objectives and fused networks, which keep those views. Each parameter begins at a cache
+    line and keeps the memory order of its elements, which the encoder may have chosen for speed. `vector` and `grad`
+    must hold zeros; by default they are allocated on the model's device.
 
     Raises:
         ValueError: a parameter is not float32.
@@ -372,7 +374,7 @@ def flatten(model: nn.Module, vector: Tensor | None = None, grad: Tensor | None 
     assert memory.begins_line(vector) and memory.begins_line(grad), "a flat vector does not begin at a cache line"
     begin = 0
     for p in params:
-        strides = torch.empty_like(p).stride()  # those of p, or where that has gaps or overlaps, contiguous ones
+        strides = torch.empty_like(p).stride()  # strides of p; contiguous if p has gaps or overlaps
         p.data = vector[begin:].as_strided(p.shape, strides).copy_(p.data)
         p.grad = grad[begin:].as_strided(p.shape, strides)
         begin += _room_of(p)

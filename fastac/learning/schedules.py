@@ -1,4 +1,4 @@
-"""How a number changes over a run: the learning rate, the entropy's weight, the clipping range."""
+"""Schedules of numbers over a run: learning rate, entropy coefficient, clipping range."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from fastac.config import Schedule
 
 
 def anneal(schedule: Schedule, start: float, done_fraction: float) -> float:
-    """Return `start`, or for a linear schedule what is left of it after `done_fraction` of the run."""
+    """Return `start`, or for a linear schedule `start` times the remaining fraction of the run."""
     return start if schedule == "constant" else start * max(0.0, 1.0 - done_fraction)

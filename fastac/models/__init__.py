@@ -1,4 +1,4 @@
-"""Encoder -> core -> heads behind one signature; heads return log-probs and entropies summed to `[T, N]`."""
+"""Models: encoder -> core -> heads; log-probs and entropies of heads are summed to `[T, N]`."""
 
 from fastac.models.actor_critic import ActorCritic, Trunk
 from fastac.models.cores import IdentityCore, LSTMCore

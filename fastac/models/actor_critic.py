@@ -1,7 +1,7 @@
 """The actor-critic model: trunks (encoder -> core), an action head and a value head.
 
-With a shared trunk (the lecture's network) there is one trunk and both heads read it; with separate
-networks there are two, the first the actor's, the last the critic's. Nothing else differs.
+A shared trunk (the lecture's network) is one trunk that both heads read. Separate networks are two trunks: the first
+is the actor's, the last the critic's. Everything else is the same.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from fastac.models.normalizers import NoObsNormalizer, ObsNormalizer
 
 
 class Trunk(nn.Module):
-    """An encoder and a core: observations to features, with memory."""
+    """An encoder and a core: maps observations to features, with recurrent state."""
 
     def __init__(self, encoder: nn.Module, core: IdentityCore | LSTMCore) -> None:
-        """Chain them."""
+        """Store the encoder and the core."""
         super().__init__()
         self.encoder = encoder
         self.core = core
@@ -38,7 +38,7 @@ class ActorCritic(nn.Module):
 
     Attributes:
         obs_normalizer: standardises raw observations, or is the identity; saved with the weights.
-        state_size: size S of the recurrent state, all trunks' side by side; 0 without memory.
+        state_size: size S of the recurrent state, concatenated over trunks; 0 without recurrence.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ActorCritic(nn.Module):
         head: Head,
         obs_normalizer: ObsNormalizer | NoObsNormalizer,
     ) -> None:
-        """Take one trunk (shared) or two (the actor's, the critic's)."""
+        """Store one trunk (shared) or two (the actor's, the critic's)."""
         super().__init__()
         assert len(trunks) in (1, 2)
         self.obs_normalizer = obs_normalizer
@@ -61,8 +61,8 @@ class ActorCritic(nn.Module):
         """Return distribution parameters `[..., P]`, values `[...]` and the next state `[N, S]`.
 
         Args:
-            obs: raw observations: `[N, ...]` for one step, `[T, N, ...]` for a sequence; a model
-                without memory takes any leading shape.
+            obs: raw observations: `[N, ...]` for one step, `[T, N, ...]` for a sequence; without recurrence,
+                any leading shape.
             state: `[N, S]`, the recurrent state before the first row.
             start: `[N]` or `[T, N]` bool, True where a row begins an episode.
         """
@@ -81,7 +81,7 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def action_std(self) -> float | None:
-        """Return the deviation of actions, averaged over their dimensions, where it is a parameter; else None."""
+        """Return the mean standard deviation over action dimensions if it is a parameter, else None."""
         return self.head.log_std.exp().mean().item() if isinstance(self.head, GaussianHead) else None
 
     def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:

@@ -1,7 +1,7 @@
-"""Cores: what remembers. `core(features, state, start) -> features, state`; nobody asks if it is recurrent.
+"""Cores: recurrent or not, all with the signature `core(features, state, start) -> features, state`.
 
-Shapes: features `[N, D]` for one step or `[T, N, D]` for a sequence; state `[N, S]`; start `[N]` or
-`[T, N]`, True where a row is the first of an episode, so that the state from before does not reach it.
+Shapes: features `[N, D]` for one step or `[T, N, D]` for a sequence; state `[N, S]`; start `[N]` or `[T, N]`, True
+where a row is the first of an episode; the state is reset there.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 
 class IdentityCore(nn.Module):
-    """No memory: returns its input. Features may have any leading shape."""
+    """No recurrence: returns its input. Features may have any leading shape."""
 
     state_size = 0
 
     def __init__(self, input_size: int) -> None:
-        """Take the features' size, which is also the output's."""
+        """Store the features' size, which is also the output size."""
         super().__init__()
         self.output_size = input_size
 
@@ -26,10 +26,10 @@ class IdentityCore(nn.Module):
 
 
 class LSTMCore(nn.Module):
-    """A long short-term memory (Hochreiter and Schmidhuber 1997); its state is h and c side by side."""
+    """A long short-term memory (Hochreiter and Schmidhuber 1997); its state is h and c concatenated."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
-        """Build one cell, recurrent and input weights orthogonal, biases zero."""
+        """Build one cell with orthogonal recurrent and input weights, and zero biases."""
         super().__init__()
         self.cell = nn.LSTMCell(input_size, hidden_size)
         nn.init.orthogonal_(self.cell.weight_ih)
@@ -40,7 +40,7 @@ class LSTMCore(nn.Module):
         self.state_size = 2 * hidden_size
 
     def forward(self, features: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Run one step (`[N, D]`) or a sequence (`[T, N, D]`), forgetting wherever `start` is set."""
+        """Run one step (`[N, D]`) or a sequence (`[T, N, D]`), with a state reset wherever `start` is set."""
         if features.dim() == 2:
             state = self._step(features, state, start)
             return state[:, : self.output_size], state

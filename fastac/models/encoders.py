@@ -1,4 +1,4 @@
-"""Encoders: observations to features."""
+"""Encoders: map observations to features."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {"relu": nn.ReLU, "tanh": 
 
 
 def make_activation(name: ActivationName) -> nn.Module:
-    """Build what stands between layers."""
+    """Build an activation module."""
     return _ACTIVATIONS[name]()
 
 
 def _init(layer: _Weighted, gain: float) -> _Weighted:
-    """Make weights orthogonal (Saxe et al. 2014, arXiv 1312.6120) and biases zero."""
+    """Initialise with orthogonal weights (Saxe et al. 2014, arXiv 1312.6120) and zero biases."""
     nn.init.orthogonal_(layer.weight, gain)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -41,8 +41,8 @@ class MLPEncoder(nn.Module):
     """Hidden layers over a flat observation: `[..., D]` to `[..., hidden_sizes[-1]]`.
 
     Attributes:
-        activation: between layers.
-        output_size: features per row; the observation's own size if there are no hidden layers.
+        activation: name of the activation between layers.
+        output_size: features per row; the observation size if there are no hidden layers.
     """
 
     def __init__(self, obs_size: int, hidden_sizes: tuple[int, ...], activation: ActivationName) -> None:
@@ -57,7 +57,7 @@ class MLPEncoder(nn.Module):
         self.output_size = sizes[-1]
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Encode."""
+        """Encode observations."""
         features: Tensor = self.layers(obs)
         return features
 
@@ -68,11 +68,11 @@ class _Conv(NamedTuple):
     stride: int
 
 
-# The convolutions, and the width of the linear layer after them.
+# Convolutions, and the width of the linear layer after them.
 _CONV_NETS: dict[ConvName, tuple[tuple[_Conv, ...], int]] = {
     # Mnih et al. 2015, Nature 518
     "nature": ((_Conv(32, 8, 4), _Conv(64, 4, 2), _Conv(64, 3, 1)), 512),
-    # Mnih et al. 2016, arXiv 1602.01783, which is Mnih et al. 2013's, arXiv 1312.5602
+    # Mnih et al. 2016, arXiv 1602.01783; the same as in Mnih et al. 2013, arXiv 1312.5602
     "a3c": ((_Conv(16, 8, 4), _Conv(32, 4, 2)), 256),
     # Young and Tian 2019, arXiv 1903.03176
     "minatar": ((_Conv(16, 3, 1),), 128),
@@ -80,7 +80,7 @@ _CONV_NETS: dict[ConvName, tuple[tuple[_Conv, ...], int]] = {
 
 
 def _smallest_side(net: ConvName) -> int:
-    """Return the height and width that leave one pixel after the last convolution."""
+    """Return the smallest height and width, which leave one pixel after the last convolution."""
     size = 1
     for conv in reversed(_CONV_NETS[net][0]):
         size = (size - 1) * conv.stride + conv.kernel
@@ -98,22 +98,22 @@ def _to_image(obs_shape: Shape) -> Shape:
 
 
 def pick_net(obs_shape: Shape) -> ConvName:
-    """Return the net for images of a shape: nature where they are large enough."""
+    """Return the net for images of a shape: nature if they are large enough, else minatar."""
     return "nature" if min(_to_image(obs_shape)[1:]) >= _smallest_side("nature") else "minatar"
 
 
 class ConvEncoder(nn.Module):
     """Convolutions over an image, then a linear layer: `[..., *obs_shape]` to `[..., output_size]`.
 
-    Everything lies channels last in memory, as the library computes, and so features reach the linear layer
-    in the order `[h, w, C]`.
+    All tensors are channels last in memory, the library's format, so the features of the linear layer are in the
+    order `[h, w, C]`.
 
     Attributes:
         convs: the convolutions, each followed by a ReLU.
-        linear: the layer after them, followed by one too.
-        shapes: `(C, H, W)` of an observation, and of what each convolution makes of it.
-        is_planar: whether observations are `[C, H, W]`, and not `[H, W, C]`.
-        scale: what pixels are multiplied by.
+        linear: the layer after them, also followed by a ReLU.
+        shapes: `(C, H, W)` of an observation, and of the output of each convolution.
+        is_planar: whether observations are `[C, H, W]` instead of `[H, W, C]`.
+        scale: factor for pixels.
         output_size: features per row.
     """
 
@@ -121,12 +121,12 @@ class ConvEncoder(nn.Module):
         """Build the layers of `net`, orthogonal with gain sqrt(2).
 
         Args:
-            obs_shape: `(C, H, W)` where the first is less than the last, else `(H, W, C)`.
+            obs_shape: `(C, H, W)` if the first is less than the last, else `(H, W, C)`.
             net: nature, a3c or minatar.
-            scale: what pixels are multiplied by.
+            scale: factor for pixels.
 
         Raises:
-            ValueError: images that are too small.
+            ValueError: the images are too small.
         """
         super().__init__()
         self.is_planar, self.scale = _is_planar(obs_shape), scale
@@ -147,12 +147,12 @@ class ConvEncoder(nn.Module):
             channels, height, width = conv.channels, *((s - conv.kernel) // conv.stride + 1 for s in (height, width))
             self.shapes.append((channels, height, width))
         self.linear = make_linear(math.prod(self.shapes[-1]), self.output_size, math.sqrt(2.0))
-        # In memory [in, out]: with few rows, reading it is what the layer costs, and the library reads it in
-        # this order 1.3 (16 rows) to 1.7 times (8 rows) as fast.
+        # Stored as [in, out]: with few rows, the layer's cost is reading the weight, and the library reads this order
+        # 1.3 times (16 rows) to 1.7 times (8 rows) as fast.
         self.linear.weight.data = self.linear.weight.data.t().contiguous().t()
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Encode."""
+        """Encode observations."""
         leading = obs.shape[:-3]
         images = obs.reshape(-1, *obs.shape[-3:])  # [M, ...]
         images = images if self.is_planar else images.permute(0, 3, 1, 2)  # [M, C, H, W]

@@ -1,9 +1,8 @@
-"""Heads: features to a distribution over actions, one class per kind of action space.
+"""Heads: map features to a distribution over actions, one class per kind of action space.
 
-A head owns its linear layer. `params` are what that layer says: logits, or means. Log-probs and
-entropies come back summed over action dimensions, one number per row, so losses know nothing of
-spaces. torch.distributions is not used: building and checking its objects costs more than the
-network's forward at these sizes.
+A head owns its linear layer. `params` are the outputs of that layer: logits or means. Log-probs and entropies are
+summed over action dimensions, one number per row, so losses do not depend on the space. torch.distributions is not
+used: at these sizes, creating and validating its objects costs more than the network's forward pass.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from fastac.models.encoders import make_linear
 _POLICY_GAIN = 0.01
 _LOG_2PI = math.log(2.0 * math.pi)
 
-# Between these lie log deviations that depend on the observation: a deviation of 0.007 is next to none, and one of
-# 7 next to uniform in bounds of 1, squashed or clipped.
+# Bounds of log deviations that depend on the observation. A deviation of 0.007 is almost deterministic; one of 7 is
+# almost uniform in bounds of 1, squashed or clipped.
 LEAST_LOG_STD, MOST_LOG_STD = -5.0, 2.0
 _LOG_STD_MIDDLE, _LOG_STD_REACH = 0.5 * (MOST_LOG_STD + LEAST_LOG_STD), 0.5 * (MOST_LOG_STD - LEAST_LOG_STD)
 
@@ -29,7 +28,7 @@ _LOG_STD_MIDDLE, _LOG_STD_REACH = 0.5 * (MOST_LOG_STD + LEAST_LOG_STD), 0.5 * (M
 def _sample_categorical(logits: Tensor, uniform: Tensor) -> Tensor:
     """Invert the cumulative distribution: logits `[..., A]`, uniform `[...]` in [0, 1), to `[...]` int64."""
     cdf = torch.softmax(logits, dim=-1).cumsum(dim=-1)
-    # The last entry is left out: rounding may leave it just below a uniform close to 1.
+    # The last entry is left out, because rounding may make it slightly smaller than a uniform close to 1.
     return (cdf[..., :-1] <= uniform.unsqueeze(-1)).sum(dim=-1)
 
 
@@ -58,7 +57,7 @@ class CategoricalHead(nn.Module):
         return torch.rand(leading, generator=generator)
 
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Sample `[...]`."""
+        """Sample actions `[...]`."""
         return _sample_categorical(params, noise)
 
     def mode(self, params: Tensor) -> Tensor:
@@ -98,7 +97,7 @@ class MultiCategoricalHead(nn.Module):
         return torch.stack([logits.argmax(dim=-1) for logits in params.split(self.nvec, dim=-1)], dim=-1)
 
     def log_prob_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum over components, which are independent."""
+        """Sum the log-probs and entropies of the components, which are independent."""
         parts = zip(params.split(self.nvec, dim=-1), action.unbind(-1), strict=True)
         terms = [_log_prob_entropy_categorical(logits, chosen) for logits, chosen in parts]
         log_probs, entropies = zip(*terms, strict=True)
@@ -108,8 +107,8 @@ class MultiCategoricalHead(nn.Module):
 class GaussianHead(nn.Module):
     """Box actions: a diagonal Gaussian with a state-independent deviation; actions `[..., A]`.
 
-    The sample is unbounded, and so are its log-prob and what the rollout stores; it is clipped or
-    squashed to the space only on its way into the environment, which keeps the log-prob exact.
+    Samples are unbounded; the rollout stores them and their log-probs unchanged. They are clipped or squashed only on
+    the way to the environment, so log-probs stay exact.
     """
 
     def __init__(self, input_size: int, action_size: int, log_std_init: float) -> None:
@@ -136,7 +135,7 @@ class GaussianHead(nn.Module):
         return params
 
     def log_prob_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum over dimensions, which are independent."""
+        """Sum the log-probs and entropies of the dimensions, which are independent."""
         z = (action - params) * (-self.log_std).exp()  # [..., A]
         log_prob = (-0.5 * (z.square() + _LOG_2PI) - self.log_std).sum(dim=-1)
         entropy = (0.5 * (1.0 + _LOG_2PI) + self.log_std).sum()
@@ -146,13 +145,13 @@ class GaussianHead(nn.Module):
 class DependentGaussianHead(nn.Module):
     """Box actions: a diagonal Gaussian whose deviation depends on the observation; actions `[..., A]`.
 
-    Params are `[..., 2A]`: A means, then what A log deviations are made from. A log deviation is held
-    between -5 and 2 by a tanh that has slope 1 in the middle. Held hard, it would have no gradient
-    beyond the bounds, and a policy once outside would never come back.
+    Params are `[..., 2A]`: A means, then A inputs of the log deviations. A tanh with slope 1 in the middle bounds log
+    deviations between -5 and 2. A hard clip would have no gradient outside the bounds, so a policy could not
+    return from there.
     """
 
     def __init__(self, input_size: int, action_size: int, log_std_init: float) -> None:
-        """Build one layer for both, whose bias is such that all log deviations begin near `log_std_init`."""
+        """Build one layer for both; its bias sets all initial log deviations close to `log_std_init`."""
         super().__init__()
         if not LEAST_LOG_STD < log_std_init < MOST_LOG_STD:
             raise ValueError(
@@ -165,7 +164,7 @@ class DependentGaussianHead(nn.Module):
             self.layer.bias[action_size:] = _LOG_STD_MIDDLE + _LOG_STD_REACH * math.atanh(share)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return means and what the log deviations are made from."""
+        """Return means and the inputs of the log deviations."""
         params: Tensor = self.layer(features)
         return params
 
@@ -183,7 +182,7 @@ class DependentGaussianHead(nn.Module):
         return self.split(params)[0]
 
     def log_prob_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum over dimensions, which are independent."""
+        """Sum the log-probs and entropies of the dimensions, which are independent."""
         mean, log_std = self.split(params)
         z = (action - mean) * (-log_std).exp()  # [..., A]
         log_prob = (-0.5 * (z.square() + _LOG_2PI) - log_std).sum(dim=-1)
@@ -195,5 +194,5 @@ class DependentGaussianHead(nn.Module):
         return mean, _LOG_STD_MIDDLE + _LOG_STD_REACH * torch.tanh((free - _LOG_STD_MIDDLE) / _LOG_STD_REACH)
 
 
-# Each has the same five methods: forward, draw_noise, sample, mode and log_prob_entropy.
+# All have the same five methods: forward, draw_noise, sample, mode and log_prob_entropy.
 Head: TypeAlias = CategoricalHead | MultiCategoricalHead | GaussianHead | DependentGaussianHead

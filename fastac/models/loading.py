@@ -1,4 +1,4 @@
-"""Saved tensors into a module, or a sentence that says why not."""
+"""Loads saved tensors into a module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def load_module(module: nn.Module, state: StateTree) -> None:
     """Load saved tensors.
 
     Raises:
-        ValueError: they are of another network, or not finite.
+        ValueError: the tensors belong to another network, or are not finite.
     """
     own = module.state_dict()
     try:

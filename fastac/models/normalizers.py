@@ -1,8 +1,8 @@
 """Running normalisation of observations (a layer of the model) and of rewards (for learning only).
 
-Statistics are float64, updated between rollouts from valid rows only, and constant within one: the
-forward that acts and the forward that learns see the same input. They are buffers, so they are
-saved wherever weights are saved, and evaluation cannot change them.
+Statistics are float64. They are updated between rollouts, from valid rows only, and constant within a rollout, so
+acting and learning see the same inputs. They are buffers, so they are saved with the weights, and evaluation cannot
+change them.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ _CLIP = 10.0
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance over all rows ever seen (Chan, Golub and LeVeque 1979), float64."""
+    """Mean and variance of all rows so far (Chan, Golub and LeVeque 1979), float64."""
 
     mean: Tensor
     var: Tensor
     count: Tensor
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        """Start at mean 0 and variance 1 of no rows."""
+        """Start with mean 0, variance 1 and count 0."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def update(self, name: str, rows: Tensor, group: Group) -> None:
-        """Merge the statistics of `rows` `[M, *shape]`, and of the other workers' rows; M = 0 is none.
+        """Merge the statistics of `rows` `[M, *shape]` and of the other workers' rows; M may be 0.
 
-        `name` tells the group which statistics these are.
+        `name` identifies these statistics in the group.
         """
         rows = rows.double().flatten(1)  # [M, D]
         num, size = rows.shape[0], rows.shape[1]
@@ -52,7 +52,7 @@ class RunningMoments(nn.Module):
         return torch.cat([self.count.view(1), self.mean.flatten(), self.var.flatten()]).cpu().numpy()
 
     def load(self, moments: NDArray[np.float64]) -> None:
-        """Take over what `dump` gives."""
+        """Load an array from `dump`."""
         count, mean, var = torch.from_numpy(moments).split([1, self.mean.numel(), self.var.numel()])
         self.count.copy_(count[0])
         self.mean.copy_(mean.view(self.mean.shape))
@@ -60,7 +60,7 @@ class RunningMoments(nn.Module):
 
 
 def merge_moments(known: NDArray[np.float64], part: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Join counts, means and variances of disjoint rows, `[1 + 2 * D]` each (Chan, Golub and LeVeque 1979)."""
+    """Merge counts, means and variances of disjoint rows, `[1 + 2 * D]` each (Chan, Golub and LeVeque 1979)."""
     if not part[0]:
         return known
     if not known[0]:
@@ -73,38 +73,38 @@ def merge_moments(known: NDArray[np.float64], part: NDArray[np.float64]) -> NDAr
 
 
 class ObsNormalizer(nn.Module):
-    """Standardise observations and clip them to +-10; `[..., *obs_shape]` to the same."""
+    """Standardises observations and clips them to +-10; the shape `[..., *obs_shape]` is unchanged."""
 
     def __init__(self, obs_shape: tuple[int, ...]) -> None:
-        """Start as the identity (up to the clipping)."""
+        """Start as the identity (except for the clipping)."""
         super().__init__()
         self.moments = RunningMoments(obs_shape)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Normalise with the statistics as they are."""
+        """Normalise with the current statistics."""
         mean, scale = self.constants()
         return ((obs - mean) * scale).clamp(-_CLIP, _CLIP)
 
     def constants(self) -> tuple[Tensor, Tensor]:
-        """Return the mean and the factor that `forward` applies now, float32 `[*obs_shape]` each."""
+        """Return the mean and the factor that `forward` currently applies, float32 `[*obs_shape]` each."""
         return self.moments.mean.float(), (self.moments.var + _EPS).rsqrt().float()
 
     @staticmethod
     def write(obs: Tensor, constants: tuple[Tensor, Tensor], out: Tensor) -> None:
-        """Write to `out` `[M, D]` what `forward` returned for `obs` `[M, D]` when `constants` were read."""
+        """Write to `out` `[M, D]` the output of `forward` for `obs` `[M, D]`, with `constants` read earlier."""
         mean, scale = constants
         torch.sub(obs, mean, out=out).mul_(scale).clamp_(-_CLIP, _CLIP)
 
     def update(self, obs: Tensor, valid: Tensor, group: Group) -> None:
-        """Take in the rows of `obs` `[T, N, *obs_shape]`, on the CPU, where `valid` `[T, N]`; and the group's."""
+        """Add the rows of `obs` `[T, N, *obs_shape]`, on the CPU, where `valid` `[T, N]`, and the group's rows."""
         self.moments.update("obs", obs[valid], group)
 
 
 class RewardNormalizer(nn.Module):
-    """Divide rewards by the running deviation of the discounted return, and clip them to +-10.
+    """Divides rewards by the running standard deviation of the discounted return, and clips them to +-10.
 
     Attributes:
-        running: `[N]` float64, the discounted return of each env's episode so far.
+        running: `[N]` float64, the discounted return of each env's running episode.
     """
 
     running: Tensor
@@ -117,9 +117,9 @@ class RewardNormalizer(nn.Module):
         self.register_buffer("running", torch.zeros(num_envs, dtype=torch.float64))
 
     def forward(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
-        """Take in a rollout's rewards `[T, N]`, and the group's; return them scaled, by the statistics after it."""
+        """Add a rollout's rewards `[T, N]` and the group's to the statistics; return the rewards scaled with them."""
         returns = torch.empty(reward.shape, dtype=torch.float64)
-        # In numpy: an operation on so few numbers takes a tenth of torch's time.
+        # In numpy: for so few elements an operation takes a tenth of torch's time.
         running, rows, ends = self.running.numpy(), reward.numpy(), done.numpy()
         for t, row in enumerate(returns.numpy()):
             np.multiply(running, self.gamma, out=running)
@@ -130,12 +130,12 @@ class RewardNormalizer(nn.Module):
         return (reward * (self.moments.var + _EPS).rsqrt().float()).clamp(-_CLIP, _CLIP)
 
     def restart_episodes(self) -> None:
-        """Forget the returns so far; the statistics stay."""
+        """Reset the running returns; the statistics stay."""
         self.running.zero_()
 
 
 class RewardClipper(nn.Module):
-    """Clip rewards to [-1, 1] (Mnih et al. 2015): one learning rate for games whose scores differ a hundredfold."""
+    """Clips rewards to [-1, 1] (Mnih et al. 2015), so one learning rate fits games with very different scores."""
 
     def forward(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
         """Return a clipped copy of `reward`."""
@@ -146,18 +146,18 @@ class RewardClipper(nn.Module):
 
 
 class NoObsNormalizer(nn.Module):
-    """Observations as they are."""
+    """Leaves observations unchanged."""
 
     def forward(self, obs: Tensor) -> Tensor:
         """Return `obs`."""
         return obs
 
     def update(self, obs: Tensor, valid: Tensor, group: Group) -> None:
-        """Learn nothing."""
+        """Do nothing."""
 
 
 class NoRewardNormalizer(nn.Module):
-    """Rewards as they are."""
+    """Leaves rewards unchanged."""
 
     def forward(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
         """Return `reward`."""

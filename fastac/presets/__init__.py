@@ -1,4 +1,4 @@
-"""Complete configurations, as functions; what has no preset gets defaults by kind of spaces."""
+"""Presets: complete configurations as functions; other environments get defaults by kind of spaces."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = [
     "names",
 ]
 
-# What the policy sees and does, as far as a starting point depends on it.
+# Kind of spaces, as far as the defaults depend on it.
 Kind = Literal["discrete", "continuous", "image"]
 
 PRESETS: tuple[Preset, ...] = (*CLASSIC, *MUJOCO, *ATARI)
 
 
 def find(env_id: str, name: str) -> Config | None:
-    """Return a preset's configuration, or None where there is none of that name for the environment."""
+    """Return the configuration of a preset, or None if the environment has none of this name."""
     for preset in PRESETS:
         if (preset.env_id, preset.name) == (env_id, name):
             return preset.make()
@@ -43,10 +43,10 @@ def names(env_id: str) -> list[str]:
 
 
 def default(env_id: str, algo: AlgoName, kind: Kind) -> Config:
-    """Return a starting point for an environment without a preset."""
+    """Return untuned defaults for an environment."""
     if kind == "image":
         config = IMAGE_DEFAULTS[algo](env_id)
-        # Rewards of an Atari game are clipped. The scale of other rewards is unknown.
+        # Atari rewards are clipped. The scale of other rewards is unknown, so they are normalised.
         return config if is_atari(env_id) else config.replace(normalize_reward=True)
     config = Config().replace(env_id=env_id, normalize_obs=True, normalize_reward=True)
     return VECTOR_DEFAULTS[algo](config, kind)
@@ -97,7 +97,7 @@ VECTOR_DEFAULTS: Mapping[AlgoName, Callable[[Config, Kind], Config]] = {
 }
 
 
-# What the defaults do that one would not expect of an environment's name, and how the log says it.
+# Settings of the defaults that a user may not expect, and the words for them in the log.
 _UNEXPECTED = {
     "normalize_obs": "observations standardised by running statistics",
     "normalize_reward": "rewards scaled by the running deviation of the return",
@@ -109,7 +109,7 @@ _UNEXPECTED = {
 
 
 def describe_untuned(config: Config) -> str | None:
-    """Return a sentence for a configuration of an environment without a preset of its algorithm, else None."""
+    """Return a log sentence if the environment has no preset for the algorithm, else None."""
     tuned = [preset.make() for preset in PRESETS if preset.env_id == config.env.env_id]
     if any(preset.algo.algo == config.algo.algo for preset in tuned):
         return None

@@ -1,7 +1,7 @@
-"""Atari games: fast presets for Pong, and the published settings, which go for any environment of images.
+"""Atari games: fast presets for Pong and Breakout, and published settings, which also suit other image environments.
 
-Sources of the published ones: stable-baselines3's zoo (A2C), Schulman et al. 2017, arXiv 1707.06347, and CleanRL
-(PPO), Mnih et al. 2016, arXiv 1602.01783 (A3C). Evaluations sample, as the policies were trained to.
+Sources of the published settings: stable-baselines3's zoo (A2C); Schulman et al. 2017, arXiv 1707.06347, and CleanRL
+(PPO); Mnih et al. 2016, arXiv 1602.01783 (A3C). Evaluations sample actions, as in training.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GAMES = ("Pong", "Breakout", "BeamRider", "SpaceInvaders", "Qbert", "Seaquest")
 
 
 def _base(env_id: str) -> Config:
-    """What all have in common: 40 million frames."""
+    """Common settings of all: 40 million frames."""
     return Config().replace(
         env_id=env_id,
         workers="auto" if is_atari(env_id) else 1,
@@ -61,9 +61,9 @@ def atari_ppo(env_id: str) -> Config:
 def atari_a3c(env_id: str) -> Config:
     """A3C as in its paper: a worker per core, one env of 5 steps each, its small network, RMSprop and protocol.
 
-    The paper adds up the gradients of the 5 steps and this library averages them: its epsilon of 0.1, inside the
-    root, is 0.1 / 5**2 here, which makes the same steps but for what the average of squares begins with. The norm is
-    clipped at 40 by common use, which is 40 / 5.
+    The paper sums the gradients of the 5 steps, and this library averages them. So its epsilon of 0.1, inside the root,
+    becomes 0.1 / 5**2 here, which gives the same steps except for the initial average of squares. The gradient norm is
+    clipped at 40 by common practice, which becomes 40 / 5.
     """
     config = _base(env_id).replace(
         algo="a3c",
@@ -137,7 +137,7 @@ def breakout_ppo() -> Config:
 
 
 def _fast_ppo(env_id: str) -> Config:
-    """PPO of 16 envs and 64 steps with the small network."""
+    """PPO with 16 envs of 64 steps and the small network."""
     return atari_ppo(env_id).replace(
         encoder="a3c",
         num_envs=16,
@@ -154,7 +154,7 @@ IMAGE_DEFAULTS: Mapping[AlgoName, Callable[[str], Config]] = {
     "reinforce": image_reinforce,
 }
 
-# The algorithm's own name goes to the fast preset where there is one; with what it is measured to reach.
+# The algorithm's own name selects the fast preset if there is one; with the measured return.
 _FAST: Mapping[tuple[str, str], tuple[float | None, Callable[[], Config]]] = {
     ("Pong", "ppo"): (18.0, pong_ppo),
     ("Pong", "a2c"): (None, pong_a2c),

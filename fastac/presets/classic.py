@@ -1,4 +1,4 @@
-"""Gymnasium's small environments: presets that are measured, in seconds to minutes."""
+"""Gymnasium's small environments: measured presets that take seconds to minutes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def cartpole_a2c() -> Config:
         algo="a2c",
         num_envs=64,
         num_steps=8,
-        num_minibatches=4,  # more and smaller updates hold what was learned better than few large ones
+        num_minibatches=4,  # many small updates forget less than few large ones
         normalize_obs=True,
         normalize_reward=True,
         hidden_sizes=(64, 64),
@@ -196,8 +196,8 @@ def pendulum_a2c() -> Config:
 def masked_cartpole_ppo() -> Config:
     """PPO with an LSTM on CartPole without velocities: whole sequences, rewards scaled, a rate that falls to 0.
 
-    Scaled, as the critic's gradient of raw returns uses up the norm clip of the trunk that they share: nothing is
-    learned then.
+    Rewards are scaled because the critic's gradient of raw returns would use up the norm clip of the shared trunk;
+    nothing is learned then.
     """
     return Config().replace(
         env_id=MASKED_CARTPOLE,

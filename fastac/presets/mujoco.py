@@ -13,9 +13,9 @@ ROBOTS = ("HalfCheetah-v5", "Hopper-v5", "Ant-v5")
 def mujoco_a2c_published(env_id: str) -> Config:
     """A2C as published: 16 envs of 5 steps, torch's RMSprop, small first actions, a rate that falls to 0.
 
-    Source: Tianshou, examples/mujoco/mujoco_a2c.py (Weng et al. 2022, JMLR 23). Two things differ. Its runs are of 3
-    million steps, at whose end the rate is 0; here that is after 1 million. And it scales returns for the critic alone,
-    while here rewards are scaled, so that the same entropy bonus weighs more beside the smaller advantages.
+    Source: Tianshou, examples/mujoco/mujoco_a2c.py (Weng et al. 2022, JMLR 23). Two things differ. There, the rate
+    falls to 0 over 3 million steps; here, over 1 million. And Tianshou scales returns for the critic only; here,
+    rewards are scaled, so the same entropy bonus weighs more relative to the smaller advantages.
     """
     return Config().replace(
         env_id=env_id,

@@ -1,4 +1,4 @@
-"""What a preset is."""
+"""The preset type."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Preset:
 
     Attributes:
         env_id: the environment.
-        name: the algorithm's name for the one that it picks, or a name of its own.
-        reaches: mean return over 100 evaluation episodes that every tested seed reached; None where that was not
-            measured, as for published settings that are merely ready.
-        make: builds the configuration; the first line of its docstring says what it is.
+        name: the algorithm's name for its default preset, or a name of its own.
+        reaches: mean return over 100 evaluation episodes that every tested seed reached; None if not measured, as
+            for published settings.
+        make: builds the configuration; the first line of its docstring describes the preset.
     """
 
     env_id: str
@@ -28,6 +28,6 @@ class Preset:
 
     @property
     def what(self) -> str:
-        """What it is, in a line."""
+        """Description of the preset in one line."""
         make = self.make.func if isinstance(self.make, partial) else self.make
         return (make.__doc__ or "").splitlines()[0]

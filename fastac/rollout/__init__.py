@@ -1,4 +1,4 @@
-"""Preallocated storage, the hot loop that fills it, minibatch slicing, and the episodes found in it."""
+"""Rollout storage, the hot loop that fills it, minibatches, and finished episodes."""
 
 from fastac.rollout.actor import GraphActor, Graphs, ModelActor
 from fastac.rollout.buffer import Rollout

@@ -1,4 +1,4 @@
-"""The actors of any model: what the policy says, copied into the rollout, on whichever device the model is."""
+"""Actors for any model on any device: they copy the policy's outputs into the rollout."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from fastac.rollout.buffer import Rollout
 
 
 class ModelActor:
-    """An `Actor` that asks a `Policy` one row at a time, and remembers for it."""
+    """An `Actor` that calls a `Policy` row by row and keeps its recurrent state."""
 
     def __init__(self, policy: Policy, rollout: Rollout, generator: Generator, device: torch.device) -> None:
-        """Bind the policy to the rollout; `generator` (CPU) drives the actions."""
+        """Bind the policy to the rollout; `generator` (CPU) samples the actions."""
         self._policy, self._rollout = policy, rollout
         self._generator, self._device = generator, device
-        # numpy copies into these: a torch write would bump autograd's version counters
+        # numpy writes to these: a torch write would increase autograd's version counters
         self._action, self._log_prob = rollout.action.numpy(), rollout.log_prob.numpy()
         self._value = rollout.value.numpy()
         self._state = policy.initial_state(rollout.num_envs)  # [N, S]
 
     def begin(self) -> None:
-        """Note the memory before row 0 and draw the rollout's noise."""
+        """Record the recurrent state before row 0 and draw the rollout's noise."""
         rows = (self._rollout.num_steps, self._rollout.num_envs)
         self._rollout.state.copy_(self._state)
         self._noise = self._policy.draw_noise(rows, self._generator).to(self._device)  # [T, N, ...]
@@ -42,11 +42,11 @@ class ModelActor:
         return self._policy.act(obs, state, start, noise)
 
     def value(self, t: int) -> None:
-        """Write row t of values; the memory stays as it was."""
+        """Write row t of values; the recurrent state does not change."""
         self._value[t] = self._policy.value(*self._look(t)).cpu().numpy()
 
     def value_of(self, obs: Tensor) -> Tensor:
-        """Value `obs` with the memory after the last row."""
+        """Return the values of `obs`, given the recurrent state after the last row."""
         going_on = torch.zeros(self._rollout.num_envs, dtype=torch.bool, device=self._device)
         return self._policy.value(obs.to(self._device), self._state, going_on).cpu()
 
@@ -54,11 +54,11 @@ class ModelActor:
         return self._rollout.observation(t).to(self._device), self._state, self._rollout.start[t].to(self._device)
 
     def forget(self) -> None:
-        """Begin without memory."""
+        """Reset the recurrent state."""
         self._state = self._policy.initial_state(self._rollout.num_envs)
 
     def get_state(self) -> StateTree:
-        """The memory and the action stream."""
+        """Return the recurrent state and the action stream."""
         return {"state": self._state.clone(), "generator": self._generator.get_state()}
 
     def set_state(self, state: StateTree) -> None:
@@ -69,14 +69,14 @@ class ModelActor:
 
 @dataclass(slots=True)
 class Graphs:
-    """The forwards of a rollout's rows, by row, with the graphs that autograd goes back through."""
+    """Outputs of the forward passes of a rollout, by row, with their autograd graphs."""
 
     params: list[Tensor] = field(default_factory=list)  # [N, P] each
     value: list[Tensor] = field(default_factory=list)  # [N] each
 
 
 class Sampling(Protocol):
-    """A head that samples and scores actions."""
+    """A head that samples actions and computes their log-probs."""
 
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
         """Return actions `[N, ...]`."""
@@ -86,10 +86,10 @@ class Sampling(Protocol):
 
 
 class GraphActor(ModelActor):
-    """Acts with gradients on, and keeps the graphs: the update needs no forward of its own.
+    """Acts with gradients enabled and keeps the graphs, so the update needs no forward pass of its own.
 
     Attributes:
-        graphs: of the rollout, or of what there is of it so far.
+        graphs: of the rollout's rows so far.
     """
 
     def __init__(
@@ -101,13 +101,13 @@ class GraphActor(ModelActor):
         generator: Generator,
         device: torch.device,
     ) -> None:
-        """Bind `policy` to the rollout; `model` and `head` are the same network's, seen as what learns."""
+        """Bind `policy` to the rollout; `model` and `head` belong to the same network."""
         super().__init__(policy, rollout, generator, device)
         self._model, self._head = model, head
         self.graphs = Graphs()
 
     def begin(self) -> None:
-        """Cut the memory off from the last rollout's graphs, which are freed."""
+        """Detach the recurrent state from the last rollout's graphs and free them."""
         self._state = self._state.detach()
         self.graphs.params.clear()
         self.graphs.value.clear()
@@ -123,6 +123,6 @@ class GraphActor(ModelActor):
         return Act(action, log_prob, value.detach(), state)
 
     def get_state(self) -> StateTree:
-        """The memory and the action stream."""
+        """Return the recurrent state and the action stream."""
         self._state = self._state.detach()
         return super().get_state()

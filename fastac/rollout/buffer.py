@@ -1,7 +1,7 @@
-"""The rollout: every tensor of T steps in N envs, allocated once and written in place.
+"""The rollout: all tensors of T steps in N envs, allocated once and written in place.
 
-Environments write through numpy views of the tensors: a torch write would bump autograd's version
-counters, and a numpy copy costs less than a torch call at these sizes.
+Environments write through numpy views of the tensors: a torch write would increase autograd's version
+counters, and at these sizes a numpy copy costs less than a torch call.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ class Rollout:
     """T steps of N envs under the time contract (see `fastac.contract`).
 
     Attributes:
-        observations: of T+1 rows, raw.
+        observations: T+1 rows, raw.
         start: `[T+1, N]` bool.
         state: `[N, S]`, the recurrent state before row 0.
         action: `[T, N, *action_shape]`, int64 or float32, unclipped.
-        log_prob: `[T, N]`, of the policy that acted.
-        value: `[T+1, N]`, of the policy that acted.
+        log_prob: `[T, N]`, under the policy that collected the rollout.
+        value: `[T+1, N]`, under the policy that collected the rollout.
         reward: `[T, N]`, raw.
         terminated: `[T, N]` bool.
         truncated: `[T, N]` bool.
         valid: `[T, N]` bool.
         life_lost: `[T, N]` bool: terminated only because a life was lost.
-        final_value: `[T, N]`: V(final observation) at truncated rows whose final observation came
-            out of band, else 0. All zeros under NEXT_STEP, where value[t+1] is that value.
-        out_of_band: `[T, N]` bool: the rows whose bootstrap is `final_value`.
+        final_value: `[T, N]`: V(final observation) at truncated rows whose final observation was returned
+            separately, else 0. All zeros under NEXT_STEP, where value[t+1] holds it.
+        out_of_band: `[T, N]` bool: the rows that bootstrap from `final_value`.
         advantage: `[T, N]`, filled by the learner.
         return_: `[T, N]`, filled by the learner.
     """
@@ -73,12 +73,12 @@ class Rollout:
     ) -> Rollout:
         """Allocate zeros on the CPU, in pinned memory if copies go to a CUDA device.
 
-        Where `frame_stack` is S > 1, `obs_shape` is a frame's and an observation a stack of S.
+        With `frame_stack` S > 1, `obs_shape` is the shape of a frame, and an observation is a stack of S frames.
         """
         rows, rows_and_next = (num_steps, num_envs), (num_steps + 1, num_envs)
         zeros = partial(torch.zeros, pin_memory=pin)
         start = zeros(rows_and_next, dtype=torch.bool)
-        # Of all these the matrix library reads only observations.
+        # Only observations are inputs of the matrix library, so only they need alignment.
         obs = memory.zeros((frame_stack - 1 + num_steps + 1, num_envs, *obs_shape), obs_dtype, pin=pin)
         return cls(
             observations=Rows(obs) if frame_stack == 1 else Stacks(obs, start, frame_stack),
@@ -100,11 +100,11 @@ class Rollout:
 
     @property
     def obs(self) -> Tensor:
-        """`[T+1, N, *row_shape]`: observations, or the frames that they are stacks of."""
+        """`[T+1, N, *row_shape]`: observations, or the frames of their stacks."""
         return self.observations.rows
 
     def observation(self, t: int) -> Tensor:
-        """Return `[N, *obs_shape]` of row t, valid until the next call; t goes up from 0 by one."""
+        """Return the observations `[N, *obs_shape]` of row t, valid until the next call; t counts up from 0."""
         return self.observations.at(t)
 
     @property
@@ -119,16 +119,16 @@ class Rollout:
 
     @property
     def done(self) -> Tensor:
-        """`[T, N]` bool: the episode ended, either way."""
+        """`[T, N]` bool: terminated or truncated."""
         return self.terminated | self.truncated
 
     @property
     def nbytes(self) -> int:
-        """Memory of all tensors."""
+        """Memory of all tensors in bytes."""
         return sum(getattr(self, f.name).nbytes for f in fields(self))
 
     def first(self, num_steps: int) -> Rollout:
-        """View the first `num_steps` rows as a rollout of their own; no copy."""
+        """View the first `num_steps` rows as a rollout, without copying."""
         if num_steps == self.num_steps:
             return self
         whole = {"observations": self.observations.first(num_steps), "state": self.state}
@@ -137,7 +137,7 @@ class Rollout:
         return replace(self, **(cut | extra | whole))
 
     def step_rows(self) -> list[StepRow]:
-        """Make the numpy views that each step writes, once."""
+        """Make the numpy views that each step writes; called once."""
         obs, start = self.obs.numpy(), self.start.numpy()
         reward, valid = self.reward.numpy(), self.valid.numpy()
         terminated, truncated, life_lost = self.terminated.numpy(), self.truncated.numpy(), self.life_lost.numpy()
@@ -147,13 +147,13 @@ class Rollout:
         ]
 
     def check_finite(self) -> None:
-        """Raise EnvFailure, naming env and row, if an observation or reward is NaN or infinite.
+        """Raise EnvFailure with env and row if an observation or reward is NaN or infinite.
 
-        Once per rollout rather than per step: what was sampled on a NaN is discarded with the run.
+        Checked once per rollout and not per step: actions sampled from a NaN are discarded with the run.
         """
         for name, rows in (("an observation", self.obs), ("a reward", self.reward)):
-            # One reduction answers the usual case: NaN and inf both survive a sum. By torch, which is faster
-            # here than numpy; a sum that overflows only leads to the closer look.
+            # A sum is enough in the usual case, since NaN and inf survive it. torch is faster here than numpy.
+            # If a sum merely overflows, the closer check below finds nothing.
             if not rows.is_floating_point() or math.isfinite(rows.sum().item()):
                 continue
             bad = np.argwhere(~np.isfinite(rows.numpy()))

@@ -1,4 +1,4 @@
-"""The hot loop: act, step, write, T times, into one preallocated rollout."""
+"""The hot loop: act, step and write T times into one preallocated rollout."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from fastac.rollout.buffer import Rollout
 
 
 class Collector:
-    """Fills a rollout from environments and an actor; carries the observation across rollouts.
+    """Fills a rollout from environments and an actor; carries the last observation over to the next rollout.
 
     Attributes:
         rollout: the storage, overwritten by every `collect`.
     """
 
     def __init__(self, envs: VecEnv, actor: Actor, rollout: Rollout) -> None:
-        """Take ownership of the rollout, which `actor` is bound to."""
+        """Store the parts; `actor` must be bound to `rollout`."""
         self.envs, self.rollout = envs, rollout
         self._actor = actor
         self._rows = rollout.step_rows()
         self._action = list(rollout.action.numpy())  # T views [N, ...]
         self._terminated, self._truncated = rollout.terminated.numpy(), rollout.truncated.numpy()
-        self._last = 0  # the row that the next rollout begins from
+        self._last = 0  # the row that the next rollout starts from
         self._fresh = True
-        self._extras: list[Extras] = []  # by the steps of this rollout that ended an episode
+        self._extras: list[Extras] = []  # one entry per step of this rollout that ended an episode
 
     def collect(self, phases: Phases) -> Rollout:
-        """Take `num_steps` steps in every env, going on where the last rollout ended.
+        """Take `num_steps` steps in every env, continuing from the last rollout.
 
         Raises:
-            EnvFailure: an environment failed; the message tells the row.
+            EnvFailure: an environment failed; the message names the row.
         """
         self._begin(phases)
         for t in range(self.rollout.num_steps):
@@ -43,9 +43,9 @@ class Collector:
         return self._end(self.rollout.num_steps, phases)
 
     def collect_episodes(self, phases: Phases) -> Rollout:
-        """Take one whole episode in every env, from a reset; what follows an episode is not valid.
+        """Collect one whole episode in every env, from a reset; rows after its end are not valid.
 
-        Episodes longer than `num_steps` are cut there and bootstrap from the value of what follows.
+        Episodes longer than `num_steps` are cut there and bootstrap from the value of the next row.
         """
         self.restart_episodes()
         self._begin(phases)
@@ -62,7 +62,7 @@ class Collector:
         return self._end(t + 1, phases)
 
     def take_extras(self) -> Extras:
-        """Return what episodes have given in `info` since the last call: in order of time, then env."""
+        """Return the values that episodes have reported in `info` since the last call, ordered by time, then env."""
         if not self._extras:
             return {}
         found: dict[str, list[NDArray[np.float64]]] = {}
@@ -73,7 +73,7 @@ class Collector:
         return {key: np.concatenate(values) for key, values in found.items()}
 
     def _begin(self, phases: Phases) -> None:
-        """Fill row 0: reset, or carry over the row that the last rollout ended with."""
+        """Fill row 0: reset, or copy the last row of the previous rollout."""
         before = perf_counter()
         rollout = self.rollout
         if self._fresh:
@@ -104,7 +104,7 @@ class Collector:
             self._bootstrap(t, final_obs)
 
     def _end(self, num_steps: int, phases: Phases) -> Rollout:
-        """Value the row after the last step, without committing to an action there."""
+        """Compute the value of the row after the last step, without acting there."""
         before = perf_counter()
         self._actor.value(num_steps)
         self._last = num_steps
@@ -112,7 +112,7 @@ class Collector:
         return self.rollout.first(num_steps)
 
     def _bootstrap(self, t: int, final_obs: ObsArray) -> None:
-        """Value final observations that came out of band, where an episode was cut and not over."""
+        """Compute the values of final observations returned separately, for episodes that were truncated."""
         cut = self._truncated[t] & ~self._terminated[t]  # [N]
         if not cut.any():
             return
@@ -125,7 +125,7 @@ class Collector:
         self.rollout.out_of_band[t] = mask
 
     def get_state(self) -> StateTree:
-        """Where collection stands: the next row's observation and start, and the actor."""
+        """Return the next row's observation and start, and the actor's state."""
         return {
             **self.rollout.observations.get_state(self._last),
             "start": self.rollout.start[self._last].clone(),
@@ -133,7 +133,7 @@ class Collector:
         }
 
     def set_state(self, state: StateTree) -> None:
-        """Continue from `get_state`; the environments are restored apart."""
+        """Continue from `get_state`; the environments are restored separately."""
         self._last = 0
         self.rollout.observations.set_state(state)
         self.rollout.start[0] = read_tensor(state, "start", self.rollout.start[0])
@@ -141,5 +141,5 @@ class Collector:
         self._fresh = False
 
     def restart_episodes(self) -> None:
-        """Begin every env's next rollout from a reset."""
+        """Begin the next rollout of every env with a reset."""
         self._fresh = True

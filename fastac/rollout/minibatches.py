@@ -1,4 +1,4 @@
-"""Slices a rollout into the batches that losses read."""
+"""Slices a rollout into minibatches."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from fastac.rollout.buffer import Rollout
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows for one update: `[M, ...]` flat, or `[T, n, ...]` in sequences.
+    """Rows for one update: `[M, ...]` flat, or `[T, n, ...]` as sequences.
 
     Attributes:
         obs: raw observations.
         action: unclipped.
-        log_prob: of the policy that acted.
-        advantage: as estimated.
+        log_prob: under the policy that collected the rollout.
+        advantage: not normalised.
         return_: the critic's target.
-        valid: which rows count.
-        start: where an episode begins.
-        state: `[n, S]`, the recurrent state before row 0 of sequences.
+        valid: rows that count.
+        start: rows at which an episode begins.
+        state: `[n, S]`, the recurrent state of sequences before row 0.
     """
 
     obs: Tensor
@@ -37,33 +37,33 @@ class Batch:
     state: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """Copy to a device; the batch itself if it is there."""
+        """Copy to a device; return the batch itself if it is already there."""
         if self.obs.device == device:
             return self
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
     def rows(self, begin: int, end: int) -> Batch:
-        """View some rows of a flat batch."""
+        """View rows `begin` to `end` of a flat batch."""
         return _batch([getattr(self, f.name)[begin:end] for f in fields(self)[:-1]], self.state)
 
 
 class Minibatches(Protocol):
-    """Yields the minibatches of one pass over a rollout."""
+    """Yields the minibatches of one epoch over a rollout."""
 
     def nbytes(self, rollout: Rollout) -> int:
-        """Return the memory that a minibatch takes besides the rollout."""
+        """Return the memory in bytes that minibatches need besides the rollout."""
 
     def split(self, rollout: Rollout) -> Iterator[Batch]:
-        """Cover every row once; a batch may be overwritten by the next one."""
+        """Yield every row once; the next batch may overwrite the previous one."""
 
 
 class FlatMinibatches:
-    """Rows in random order, for models without memory; one minibatch is the rollout itself, uncopied."""
+    """Rows in random order, for models without recurrence; a single minibatch is the rollout itself, without a copy."""
 
     def __init__(self, num_minibatches: int, generator: Generator) -> None:
-        """Draw the order from `generator`, afresh for every pass."""
+        """Draw a new order from `generator` for every epoch."""
         self._num, self._generator = num_minibatches, generator
-        # Views of the rollout and of one minibatch, kept because both are the same memory every time.
+        # Views of the rollout and of one minibatch, kept because both use the same memory every time.
         self._rollout: Rollout | None = None
         self._whole: Batch
         self._part: Batch
@@ -73,7 +73,7 @@ class FlatMinibatches:
         return _share(rollout, self._num)
 
     def split(self, rollout: Rollout) -> Iterator[Batch]:
-        """Yield `[B / num_minibatches, ...]` each."""
+        """Yield minibatches `[B / num_minibatches, ...]`."""
         if self._rollout is not rollout:
             self._view(rollout)
         if self._num == 1:
@@ -95,15 +95,15 @@ class FlatMinibatches:
         if self._num == 1:
             self._whole = self._part = _batch([observations.batch(), *flat], rollout.state)
             return
-        self._whole = _batch([observations.empty(0), *flat], rollout.state)  # its observations are taken by index
+        self._whole = _batch([observations.empty(0), *flat], rollout.state)  # observations are copied by index instead
         self._part = _batch([observations.empty(num), *(part[:num].clone() for part in flat)], rollout.state)
 
 
 class SequenceMinibatches:
-    """Whole sequences of some envs, for models with memory; one minibatch is the rollout itself."""
+    """Whole sequences of some envs, for recurrent models; a single minibatch is the rollout itself."""
 
     def __init__(self, num_minibatches: int, generator: Generator) -> None:
-        """Draw which envs go together from `generator`, afresh for every pass."""
+        """Draw a new grouping of the envs from `generator` for every epoch."""
         self._num, self._generator = num_minibatches, generator
 
     def nbytes(self, rollout: Rollout) -> int:
@@ -111,7 +111,7 @@ class SequenceMinibatches:
         return _share(rollout, self._num)
 
     def split(self, rollout: Rollout) -> Iterator[Batch]:
-        """Yield `[T, N / num_minibatches, ...]` each."""
+        """Yield minibatches `[T, N / num_minibatches, ...]`."""
         rows, obs = _rows(rollout), rollout.observations
         leading = rollout.num_steps, rollout.num_envs
         if self._num == 1:
@@ -129,7 +129,7 @@ class SequenceMinibatches:
 
 
 def _rows(rollout: Rollout) -> list[Tensor]:
-    """List what a batch holds besides observations, `[T, N, ...]` each, in its order."""
+    """List the fields of a batch without observations, `[T, N, ...]` each, in the batch's order."""
     return [
         rollout.action,
         rollout.log_prob,
@@ -141,7 +141,7 @@ def _rows(rollout: Rollout) -> list[Tensor]:
 
 
 def _share(rollout: Rollout, num_minibatches: int) -> int:
-    """Return the memory of a copy of one minibatch; of the whole rollout, only what is no view of it."""
+    """Return the memory in bytes of a copied minibatch; for a single minibatch, only the memory of built stacks."""
     observations = rollout.observations.batch_nbytes
     if num_minibatches == 1:
         return observations if rollout.observations.size > 1 else 0

@@ -1,6 +1,6 @@
-"""Networks of fastac's own layers without autograd: acting leaves its activations behind, learning starts from them.
+"""Forward and backward passes of fastac's own networks without autograd; learning reuses the activations from acting.
 
-The readable reference is `ActorCritic` under autograd, which tests hold this to.
+The readable reference is `ActorCritic` under autograd; tests compare the two.
 """
 
 from fastac.learning.fused.actor import FusedActor, Sampler

@@ -1,4 +1,4 @@
-"""The actor of a fused network: one forward per step, whose activations stay for the update."""
+"""The actor of a fused network: one forward pass per step, whose activations are kept for the update."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastac.rollout import Rollout
 
 
 class Sampler(Protocol):
-    """Turns what a head says into actions, in place."""
+    """Samples actions from distribution parameters, in place."""
 
     def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
         """Draw the randomness of `sample` for actions of shape `leading`."""
@@ -26,18 +26,18 @@ class FusedActor:
     """An `Actor` over a fused network, on the CPU.
 
     Attributes:
-        activations: those of the rollout `[T*N]`, or of one step `[N]` where they are not kept.
-        keep_activations: whether they are.
+        activations: of the whole rollout `[T*N]`, or of one step `[N]` if they are not kept.
+        keep_activations: whether activations are kept for the update.
     """
 
     def __init__(
         self, network: FusedNetwork, sampler: Sampler, rollout: Rollout, generator: Generator, keep_activations: bool
     ) -> None:
-        """Bind the network to the rollout; `generator` drives the actions."""
+        """Bind the network to the rollout; `generator` samples the actions."""
         steps, envs = rollout.num_steps, rollout.num_envs
         self._rollout, self._sampler, self._generator = rollout, sampler, generator
         self._network, self.keep_activations = network, keep_activations
-        # For one step, of which nothing is kept; also for the row after the last, and for observations beside.
+        # For a step whose activations are not kept, the row after the last step, and observations outside the rollout.
         one = Activations.for_step(network, envs)
         self.activations = Activations.kept(network, steps, envs) if keep_activations else one
         begins = [t * envs if keep_activations else 0 for t in range(steps)]
@@ -56,7 +56,7 @@ class FusedActor:
         return self._nbytes
 
     def begin(self) -> None:
-        """Draw the rollout's noise, and take the weights as they are."""
+        """Draw the rollout's noise, and refresh the weights for acting."""
         self._network.refresh()
         rows = (self._rollout.num_steps, self._rollout.num_envs)
         self._noise = self._sampler.draw_noise(rows, self._generator).unbind(0)  # T of [N, ...]
@@ -74,15 +74,15 @@ class FusedActor:
         self._value[t][:] = self._last.value.numpy()
 
     def value_of(self, obs: Tensor) -> Tensor:
-        """Value `obs`; there is no memory to go on from."""
+        """Return the values of `obs`; the network has no recurrent state."""
         self._beside.forward_critic(self._beside_obs.copy_(obs))
         return self._beside.value
 
     def forget(self) -> None:
-        """Nothing is remembered."""
+        """Do nothing: there is no recurrent state."""
 
     def get_state(self) -> StateTree:
-        """The action stream, and the memory that there is none of."""
+        """Return the action stream and an empty recurrent state."""
         return {"state": torch.zeros(self._rollout.num_envs, 0), "generator": self._generator.get_state()}
 
     def set_state(self, state: StateTree) -> None:

@@ -1,7 +1,7 @@
-"""Whether a model is made of what this room computes, and of nothing else: if not, autograd runs it as it is written.
+"""Checks whether a model consists only of modules that this package can compute; if not, autograd runs it.
 
-A subclass may compute anything, and so may a hook or a parametrization; a parameter that is frozen or used twice has
-another gradient than the fused passes write. So everything is looked at by exact type.
+A subclass, a hook or a parametrization may compute anything, and a frozen or shared parameter needs another gradient
+than the fused passes write. So every module is checked by exact type.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastac.models import (
     make_activation,
 )
 
-# The names of the modules and parameters that each has, None where modules are numbered.
+# Expected names of submodules and parameters for each type; None if submodules are numbered.
 _PARTS: dict[type[nn.Module], set[str] | None] = {
     ActorCritic: {"obs_normalizer", "trunks", "head", "value_head"},
     Trunk: {"encoder", "core"},
@@ -53,7 +53,7 @@ _PARTS: dict[type[nn.Module], set[str] | None] = {
 
 
 def is_fusable(model: ActorCritic) -> bool:
-    """Return whether a model is made of what this room knows: fastac's own encoders, untouched, and no memory."""
+    """Return whether a model has only unmodified fastac encoders and heads, and no recurrence."""
     modules = list(model.modules())
     params = [p for _, p in model.named_parameters(remove_duplicate=False)]
     return (
@@ -66,7 +66,7 @@ def is_fusable(model: ActorCritic) -> bool:
 
 
 def is_as_written(module: nn.Module) -> bool:
-    """Return whether calling a module and its methods does what its class says: no hooks, no methods of its own."""
+    """Return whether a module behaves as its class defines: no hooks and no methods set on the instance."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -77,7 +77,7 @@ def is_as_written(module: nn.Module) -> bool:
 
 
 def _has_its_parts(module: nn.Module) -> bool:
-    """Return whether a module is of a known type exactly, and has the modules and parameters of that type."""
+    """Return whether a module is exactly of a known type, with the submodules and parameters of that type."""
     if type(module) not in _PARTS:
         return False
     children, expected = dict(module.named_children()), _PARTS[type(module)]
@@ -86,12 +86,12 @@ def _has_its_parts(module: nn.Module) -> bool:
 
 
 def _is_trainable(param: Tensor) -> bool:
-    """Return whether a parameter gets a gradient, which nothing changes on its way."""
+    """Return whether a parameter gets a gradient that no hook changes."""
     return param.requires_grad and not param._backward_hooks and not param._post_accumulate_grad_hooks
 
 
 def _are_known(encoders: list[nn.Module]) -> bool:
-    """Return whether encoders are alike, with layers in the order and of the settings that they are built with."""
+    """Return whether all encoders are alike and have the standard layers, order and settings."""
     first = encoders[0]
     if isinstance(first, MLPEncoder):
         return all(_is_known_mlp(encoder) and repr(encoder) == repr(first) for encoder in encoders)
@@ -105,7 +105,7 @@ def _is_known_mlp(encoder: nn.Module) -> bool:
     if not isinstance(encoder, MLPEncoder):
         return False
     linears, activations = list(encoder.layers)[::2], list(encoder.layers)[1::2]
-    usual = repr(make_activation(encoder.activation))  # which tells its settings too
+    usual = repr(make_activation(encoder.activation))  # includes the activation's settings
     return (
         len(linears) == len(activations)
         and all(isinstance(layer, nn.Linear) for layer in linears)
@@ -122,7 +122,7 @@ def _is_known_conv(encoder: ConvEncoder) -> bool:
 
 
 def _maps(conv: nn.Conv2d, before: Shape, after: Shape) -> bool:
-    """Return whether a convolution, without anything that fused ones lack, makes images `(C, h, w)` of images."""
+    """Return whether a convolution maps `before` to `after` `(C, h, w)` with settings that the fused layers support."""
     channels, *sides = before
     made = [(s - kernel) // stride + 1 for s, kernel, stride in zip(sides, conv.kernel_size, conv.stride, strict=True)]
     settings = (conv.in_channels, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
@@ -130,5 +130,5 @@ def _maps(conv: nn.Conv2d, before: Shape, after: Shape) -> bool:
 
 
 def _sees(encoder: ConvEncoder) -> tuple[str, list[Shape], bool, float]:
-    """Return what encoders that read the same prepared images have in common."""
+    """Return the properties that encoders must share to read the same prepared images."""
     return repr(encoder), encoder.shapes, encoder.is_planar, encoder.scale

@@ -1,4 +1,4 @@
-"""The gradient of a fused network: from the activations that acting left behind, or from a forward of its own."""
+"""The gradient of a fused network, from the activations kept by acting or from a forward pass of its own."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from fastac.learning.fused.network import Activations, BackwardPass, FusedNetwor
 from fastac.learning.objectives import Coefs, Objective
 from fastac.rollout import Batch
 
-# Rows per pass: their activations and gradients (1.5 MB at two layers of 128) stay in a core's own cache
-# from the forward to the backward. See benchmarks/LOG.md for the rates at other sizes.
+# Rows per pass: activations and gradients (1.5 MB for two layers of 128) stay in the core's own cache
+# between the forward and the backward pass. See benchmarks/LOG.md for the rates at other sizes.
 CHUNK = 1024
-# Images do not fit there anyhow (200 kB a row for the Nature net), and what a pass pays once, the linear layer's
-# weights and their gradient, asks for many rows. Beyond this nothing is gained.
+# Limit for images, which exceed that cache anyway (200 kB per row for the Nature net). The linear layer's weights and
+# gradient are read and written once per pass, so more rows per pass pay off; beyond this size nothing is gained.
 _CHUNK_BYTES = 2**25
 
 
 def chunk_rows(network: FusedNetwork, rows: int) -> int:
-    """Return into passes of how many rows so many are best cut: as few passes as can be, and alike."""
+    """Return the rows per pass for a batch of `rows`: as few passes as the limits allow, of equal size."""
     row_bytes = 4 * (network.num_inputs + sum(network.sizes))
     num_passes = -(-rows // min(CHUNK, max(1, _CHUNK_BYTES // row_bytes)))
     return -(-rows // num_passes)
 
 
 class FusedGradient:
-    """A `Gradient` that goes through a batch in chunks: forward where needed, objective, backward."""
+    """A `Gradient` that processes a batch in chunks: forward pass if needed, objective, backward pass."""
 
     def __init__(
         self,
@@ -38,11 +38,11 @@ class FusedGradient:
         """Allocate for batches of at most `max_rows` rows.
 
         Args:
-            network: what to differentiate.
-            objective: what to minimise.
-            kept: the activations of the rollout that acting leaves behind, or None.
-            max_rows: of a batch.
-            goes_forward: whether there are batches that the kept activations are not of.
+            network: the network to differentiate.
+            objective: the objective to minimise.
+            kept: the activations of the rollout that acting keeps, or None.
+            max_rows: largest batch.
+            goes_forward: whether some batches need a forward pass because the kept activations do not cover them.
         """
         rows = chunk_rows(network, max_rows)
         self._network, self._objective, self._kept = network, objective, kept
@@ -50,12 +50,12 @@ class FusedGradient:
         self._buffers = GradientBuffers(network, rows)
         self._terms = torch.zeros(5, dtype=torch.float64)
         self._passes: dict[tuple[bool, int], tuple[int, BackwardPass]] = {}
-        self._batch: Batch | None = None  # whose parts are kept: the whole rollout is the same every time
+        self._batch: Batch | None = None  # batch of `_parts`; the whole rollout is one object every time
         self._parts: list[Batch] = []
 
     @property
     def nbytes(self) -> int:
-        """Memory of its own, the kept activations excepted."""
+        """Memory in bytes, without the kept activations."""
         return self._buffers.nbytes + self._own.nbytes
 
     def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
@@ -78,10 +78,10 @@ class FusedGradient:
         return self._terms
 
     def _pass(self, is_kept: bool, begin: int, end: int) -> BackwardPass:
-        """Return what goes through a chunk, in the kept activations or in as many rows of the own ones.
+        """Return the pass over a chunk, using the kept activations or the first rows of its own ones.
 
-        It is made once for the rows that begin there, or anew where there are others: the last chunk is as long as
-        episodes leave it.
+        Passes are cached by first row and rebuilt if the last row differs: the length of the last chunk depends on the
+        episodes.
         """
         known_end, step = self._passes.get((is_kept, begin), (-1, None))
         if step is None or known_end != end:

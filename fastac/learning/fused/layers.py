@@ -1,6 +1,6 @@
-"""Layers without autograd's attention: each lists the calls of its passes, with all arguments made beforehand.
+"""Layers without autograd: each returns the calls of its passes, with all arguments bound in advance.
 
-Shapes: `M` rows of a pass, `D` inputs and `H` outputs of a layer, flat; of an image they are `[h, w, C]`.
+Shapes: `M` rows of a pass, `D` inputs and `H` outputs of a layer, flat; images are `[h, w, C]`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Op: TypeAlias = Callable[[], object]  # a call with all its arguments
 
 _aten = torch.ops.aten
 
-# Where fastac's own product of matrices is faster than the library's, which computes at twice the rate and
-# costs a few microseconds more: small ones, and those over hardly any inputs.
+# Limits within which fastac's own matrix product is faster than the library's. The library computes at twice the rate
+# but costs a few microseconds more per call, so ours wins for small products and for very few inputs.
 _FEW_ROWS, _FEW_PRODUCTS, _HANDFUL_INPUTS = 128, 2**19, 8
 
 
@@ -33,7 +33,7 @@ def _tanh(y: Tensor) -> Op:
     if y.is_cuda:
         return partial(torch.tanh, y, out=y)
     view = y.numpy()
-    return partial(np.tanh, view, view)  # on AVX2 five times as fast as torch's
+    return partial(np.tanh, view, view)  # five times as fast as torch's on AVX2
 
 
 _ACTIVATE: dict[ActivationName, Callable[[Tensor], Op]] = {
@@ -41,8 +41,8 @@ _ACTIVATE: dict[ActivationName, Callable[[Tensor], Op]] = {
     "tanh": _tanh,
     "elu": lambda y: partial(nn.functional.elu_, y),
 }
-# (gradient, activations) -> the gradient before the activation, in place. A derivative in terms of the
-# activation's own output, which is all that activations keep.
+# (gradient, activations) -> the gradient before the activation, in place. Each derivative is computed from the
+# activation's output, because only outputs are kept.
 _DEACTIVATE: dict[ActivationName, Callable[[Tensor, Tensor], object]] = {
     "relu": lambda d, y: _aten.threshold_backward.grad_input(d, y, 0.0, grad_input=d),
     "tanh": lambda d, y: _aten.tanh_backward.grad_input(d, y, grad_input=d),
@@ -51,12 +51,12 @@ _DEACTIVATE: dict[ActivationName, Callable[[Tensor, Tensor], object]] = {
 
 
 class Layer(Protocol):
-    """One layer of a trunk, activated.
+    """One layer of a trunk, including its activation.
 
     Attributes:
         num_inputs: D.
         num_outputs: H.
-        grads: the gradients that its backward writes.
+        grads: the gradients that its backward pass writes.
     """
 
     num_inputs: int
@@ -64,43 +64,43 @@ class Layer(Protocol):
     grads: tuple[Tensor, Tensor]
 
     def refresh(self) -> None:
-        """Copy the weights for the calls that act; they are stale after every update."""
+        """Copy the weights for acting; the copies are stale after every update."""
 
     def forward(self, x: Tensor, y: Tensor) -> list[Op]:
-        """Return what writes `y` `[M, H]` for `x` `[M, D]`."""
+        """Return the calls that write `y` `[M, H]` for `x` `[M, D]`."""
 
     def forward_acting(self, x: Tensor, y: Tensor) -> list[Op]:
-        """Return what does the same with the weights as they were refreshed."""
+        """Return the calls that do the same with the weights copied by `refresh`."""
 
     def deactivate(self, d: Tensor, y: Tensor) -> list[Op]:
-        """Return what turns the gradient `d` `[M, H]` of the outputs `y` into that before the activation."""
+        """Return the calls that turn `d` `[M, H]`, the gradient of the outputs `y`, into that before the activation."""
 
     def backward(self, d: Tensor, x: Tensor, ones: Tensor, d_x: Tensor | None, adds: bool) -> list[Op]:
-        """Return what goes back from `d` `[M, H]`, the gradient before the activation.
+        """Return the calls of the backward pass from `d` `[M, H]`, the gradient before the activation.
 
         Args:
             d: read.
             x: `[M, D]`, the inputs.
             ones: `[M]`.
-            d_x: `[M, D]`, written: the gradient before the activation of the layer that made `x`, which is
-                this one's; or None where nothing did.
-            adds: to the gradient of the parameters, or else writes it: at a million parameters, zeroing and
-                reading them costs as much as 5 rows.
+            d_x: `[M, D]`, written: the gradient before the activation of the layer that computed `x`, which must have
+                the same activation as this one. None if not needed.
+            adds: add to the gradient of the parameters instead of overwriting it. Overwriting saves zeroing and
+                reading: at a million parameters these cost as much as 5 rows.
         """
 
 
 class LinearLayer:
-    """A linear layer's tensors and those of its gradient."""
+    """A linear layer's tensors and their gradients."""
 
     def __init__(self, layer: nn.Linear, activation: ActivationName | None = None) -> None:
-        """Look at a layer whose parameters have gradients."""
+        """Keep views of the parameters and of their `p.grad`; `optimizer.flatten` must have been called before."""
         assert layer.weight.grad is not None and layer.bias.grad is not None, "flatten the parameters first"
         self.weight, self._bias = layer.weight.detach(), layer.bias.detach()  # [H, D], [H]
         self._grad_weight, self._grad_bias = self.grads = layer.weight.grad, layer.bias.grad
         _check_places(self.weight, self._bias, *self.grads)
         self.num_outputs, self.num_inputs = self.weight.shape
         self._activation = activation
-        self._weight_in: Tensor | None = None  # [D, H], a copy for acting where that is of use
+        self._weight_in: Tensor | None = None  # [D, H], a copy for acting if it pays off
 
     def refresh(self) -> None:
         """See `Layer`."""
@@ -113,7 +113,7 @@ class LinearLayer:
         return [multiply] if self._activation is None else [multiply, _ACTIVATE[self._activation](y)]
 
     def forward_acting(self, x: Tensor, y: Tensor) -> list[Op]:
-        """See `Layer`; in one call where that is faster."""
+        """See `Layer`; a single call where that is faster."""
         products = len(x) * self.num_inputs * self.num_outputs
         is_small = len(x) <= _FEW_ROWS and products <= _FEW_PRODUCTS
         if self._activation == "elu" or x.is_cuda or not (is_small or self.num_inputs <= _HANDFUL_INPUTS):
@@ -129,7 +129,7 @@ class LinearLayer:
     def backward(self, d: Tensor, x: Tensor, ones: Tensor, d_x: Tensor | None, adds: bool) -> list[Op]:
         """See `Layer`."""
         d_t = d.t()
-        # The product with ones is a sum over rows without a temporary.
+        # The product with ones sums over rows without a temporary.
         ops: list[Op] = (
             [partial(self._grad_weight.addmm_, d_t, x), partial(self._grad_bias.addmv_, d_t, ones)]
             if adds
@@ -139,10 +139,10 @@ class LinearLayer:
 
 
 class ConvLayer:
-    """A convolution's tensors and those of its gradient, and a ReLU after it; images lie flat, channels last."""
+    """A convolution's tensors and their gradients, with a ReLU after it; images are flat, channels last."""
 
     def __init__(self, layer: nn.Conv2d, before: Shape, after: Shape) -> None:
-        """Look at a layer whose parameters have gradients; it makes images `(C, h, w)` of images."""
+        """Keep views of the parameters and of their `p.grad`, as `LinearLayer`; image shapes are `(C, h, w)`."""
         assert layer.bias is not None
         assert layer.weight.grad is not None and layer.bias.grad is not None, "flatten the parameters first"
         self._weight, self._bias = layer.weight.detach(), layer.bias.detach()  # [O, C, k, k], [O]
@@ -152,7 +152,7 @@ class ConvLayer:
         self.num_inputs, self.num_outputs = math.prod(before), math.prod(after)
 
     def refresh(self) -> None:
-        """The library takes the weights as they are."""
+        """Do nothing: the library uses the weights themselves."""
 
     def forward(self, x: Tensor, y: Tensor) -> list[Op]:
         """See `Layer`."""
@@ -164,7 +164,7 @@ class ConvLayer:
 
     def _convolve(self, x: Tensor, y: Tensor) -> None:
         z = torch.conv2d(x, self._weight, self._bias, self._stride)
-        torch.clamp_min(z, 0.0, out=y)  # the copy into place is the ReLU as well
+        torch.clamp_min(z, 0.0, out=y)  # the copy to `y` also applies the ReLU
 
     def deactivate(self, d: Tensor, y: Tensor) -> list[Op]:
         """See `Layer`."""
@@ -181,7 +181,7 @@ class ConvLayer:
         z, d_weight, d_bias = _aten.convolution_backward(d, x, self._weight, *arguments)
         for grad, found in zip(self.grads, (d_weight, d_bias), strict=True):
             grad.add_(found) if adds else grad.copy_(found)
-        if d_x is not None:  # the copy into place is the ReLU's backward as well
+        if d_x is not None:  # the copy to `d_x` also applies the ReLU's backward pass
             _aten.threshold_backward.grad_input(z, x, 0.0, grad_input=d_x)
 
 
@@ -190,7 +190,7 @@ def _check_places(*tensors: Tensor) -> None:
 
 
 def _as_images(flat: Tensor, shape: Shape) -> Tensor:
-    """View `[M, h * w * C]` as the library does, `[M, C, h, w]`."""
+    """View `[M, h * w * C]` as `[M, C, h, w]`, the library's order."""
     channels, height, width = shape
     return flat.view(-1, height, width, channels).permute(0, 3, 1, 2)
 

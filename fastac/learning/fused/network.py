@@ -1,12 +1,12 @@
-"""The forward and backward pass of an `ActorCritic` without memory, on buffers allocated once.
+"""Forward and backward passes of an `ActorCritic` without recurrence, on buffers allocated once.
 
-At 64 environments a step of small layers is twenty operations of a few microseconds, so what counts is what
-is not done: no graph is recorded, nothing is allocated, and every view and transpose is made beforehand
-(slicing a tensor costs as much as a small product). A `Activations` holds the activations of some rows, a
-`ForwardPass` the views of a part of it, ready to run.
+At 64 environments a step of small layers is twenty operations of a few microseconds, so overhead dominates. No graph
+is recorded, nothing is allocated, and all views and transposes are made in advance (slicing a tensor costs as much
+as a small product). `Activations` holds the activations of some rows; a `ForwardPass` holds views of a part of
+them, ready to run.
 
-Shapes: `R` rows of activations, `M` of a pass, `D` inputs of the first layers, `H` width of a layer, `P` distribution
-parameters.
+Shapes: `R` rows of activations, `M` rows of a pass, `D` inputs of the first layers, `H` width of a layer, `P`
+distribution parameters.
 """
 
 from __future__ import annotations
@@ -23,31 +23,35 @@ from fastac.learning.fused.fusable import is_fusable
 from fastac.learning.fused.layers import Layer, LinearLayer, Op, read_layers
 from fastac.models import ActorCritic, ConvEncoder, NoObsNormalizer, ObsNormalizer
 
-# Activations up to this size stay in a core's own cache from acting to learning.
+# Activations up to this size stay in the core's own cache from acting to learning.
 _CACHE_BYTES = 2**20
-# Up to about this many inputs, computing a unit again (2 flops each at 150 GFLOP/s) is cheaper than its
-# 4 bytes' way to memory and back (at 8 GB/s).
+# Up to about this many inputs, recomputing a unit (2 flops per input at 150 GFLOP/s) is cheaper than writing its
+# 4 bytes to memory and reading them back (at 8 GB/s).
 _FEW_INPUTS = 64
 
 
 class FusedNetwork:
-    """An `ActorCritic`'s layers; it shares their parameters and gradients.
+    """The layers of an `ActorCritic`; parameters and gradients are shared with it.
 
     Attributes:
-        trunks: the hidden layers of each.
+        trunks: the hidden layers of each trunk.
         policy: the actor's head.
         critic: the critic's head.
         sizes: H by layer, the same in all trunks.
         num_inputs: D.
         num_params: P.
         sees_images: whether observations are images.
-        reads_obs: whether the first layers read observations as they are.
-        device: where all is.
-        other_grads: the gradients of parameters that are no layer's.
+        reads_obs: whether the first layers read raw observations.
+        device: device of the network.
+        other_grads: gradients of parameters that belong to no layer.
     """
 
     def __init__(self, model: ActorCritic) -> None:
-        """Look at a model whose parameters have gradients and stay where they are (see `fastac.learning.optimizer`)."""
+        """Keep views of the model's parameters and of their `p.grad`.
+
+        Build the optimizer first: its `flatten` makes every `p.grad` a view of one flat vector. The views must not
+        change afterwards.
+        """
         assert is_fusable(model)
         encoders = [trunk.get_submodule("encoder") for trunk in model.trunks]
         self.trunks = [read_layers(encoder) for encoder in encoders]
@@ -66,7 +70,7 @@ class FusedNetwork:
         self.device = self.policy.weight.device
 
     def refresh(self) -> None:
-        """Take weights and statistics as they are now for acting, until the next call; costs microseconds a layer."""
+        """Copy weights and statistics for acting until the next call; costs microseconds per layer."""
         for layer in self._all_layers:
             layer.refresh()
         self._constants = self._read_constants()
@@ -75,9 +79,9 @@ class FusedNetwork:
         return self._normalizer.constants() if isinstance(self._normalizer, ObsNormalizer) else None
 
     def prepare(self, obs: Tensor, x: Tensor, acts: bool) -> Op:
-        """Return what makes the inputs `x` `[M, D]` of the first layers out of raw observations `[M, *obs_shape]`.
+        """Return the call that computes the first layers' inputs `x` `[M, D]` from raw observations `[M, *obs_shape]`.
 
-        With `acts` it uses the statistics as they were refreshed.
+        With `acts` it uses the statistics copied by `refresh`.
         """
         if isinstance(self._encoder, ConvEncoder):
             return _prepare_images(self._encoder, obs, x)
@@ -91,12 +95,12 @@ class FusedNetwork:
         ObsNormalizer.write(obs, self._constants, x)
 
     def leaves_first_out(self, rows: int) -> bool:
-        """Return whether activations of so many rows are better off without the first layer."""
+        """Return whether activations of `rows` rows should leave out the first layer."""
         kept = 4 * rows * sum(self.sizes) * len(self.trunks)  # bytes
         return len(self.sizes) > 1 and not self.sees_images and self.num_inputs <= _FEW_INPUTS and kept > _CACHE_BYTES
 
     def empty(self, *shape: int) -> Tensor:
-        """Allocate where the network is."""
+        """Allocate a tensor on the network's device."""
         return memory.empty(shape, device=self.device)
 
 
@@ -111,22 +115,22 @@ def _prepare_images(encoder: ConvEncoder, obs: Tensor, x: Tensor) -> Op:
 class Activations:
     """The activations of R rows.
 
-    Layers may be left out: their activations are gone after a pass, which share one buffer for them. That
-    is for a step from which nothing will be learned, and for a first layer over few observations, which
-    is cheaper to compute again than to fetch from beyond the cache. So are images as floats, of which a row
-    takes more memory than all its activations.
+    Layers may be left out: their activations are lost after a pass, and all passes share one buffer for them. This is
+    for a step that is not learned from, and for a first layer with few inputs, which is cheaper to recompute than to
+    read from beyond the cache. Float images are left out too, because a row of them takes more memory than all its
+    activations.
 
     Attributes:
-        hidden: by trunk and layer, `[R, H]`, or where left out as many rows as the largest pass.
+        hidden: by trunk and layer, `[R, H]`; layers left out have as many rows as the largest pass.
         params: `[R, P]`.
         value: `[R, 1]`.
-        inputs: `[R, D]`, normalised observations; or images, as many rows as the largest pass that acts; or
-            None where observations are used as they are, or only gradients' passes use them.
-        left_out: how many layers, from the first on.
+        inputs: `[R, D]`, normalised observations. For images, as many rows as the largest pass that acts. None if
+            the first layers read raw observations, or if only gradient passes use images.
+        left_out: number of layers left out, counted from the first.
     """
 
     def __init__(self, network: FusedNetwork, rows: int, left_out: int = 0, pass_rows: int | None = None) -> None:
-        """Allocate; `pass_rows` are those of the largest pass that acts, if any does."""
+        """Allocate; `pass_rows` is the number of rows of the largest pass that acts, None if no pass acts."""
         shared = [network.empty(pass_rows or rows, size) for size in network.sizes[:left_out]]
         self.hidden = [
             [*shared, *(network.empty(rows, size) for size in network.sizes[left_out:])] for _ in network.trunks
@@ -138,12 +142,12 @@ class Activations:
 
     @classmethod
     def for_step(cls, network: FusedNetwork, envs: int) -> Activations:
-        """Allocate for one step to act on, of which nothing is kept."""
+        """Allocate for acting on one step, without keeping activations."""
         return cls(network, envs, len(network.sizes), envs)
 
     @classmethod
     def kept(cls, network: FusedNetwork, steps: int, envs: int) -> Activations:
-        """Allocate for all rows of a rollout, to act on and to learn from."""
+        """Allocate for all rows of a rollout, for acting and learning."""
         return cls(network, steps * envs, int(network.leaves_first_out(steps * envs)), envs)
 
     def hidden_rows(self, begin: int, end: int) -> list[list[Tensor]]:
@@ -155,30 +159,30 @@ class Activations:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All, and what trunks share once for each."""
+        """All tensors; shared ones are listed once per trunk."""
         tensors = [self.params, self.value, *(y for trunk in self.hidden for y in trunk)]
         return tensors if self.inputs is None else [*tensors, self.inputs]
 
     @property
     def nbytes(self) -> int:
-        """Memory of all tensors."""
+        """Memory of all tensors in bytes."""
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in self.tensors}.values())
 
 
 class GradientBuffers:
-    """What a backward pass over at most R rows needs besides the activations; one serves every pass.
+    """Buffers of a backward pass over at most R rows besides the activations; all passes share one set.
 
     Attributes:
         hidden: by layer, `[R, H]`: gradients, used by one trunk after the other.
-        first: `[R, H]`, the first layer's activations where `Activations` leave them out.
-        images: `[R, D]`, the first layers' inputs where observations are images.
+        first: `[R, H]`, the first layer's activations if `Activations` leaves them out.
+        images: `[R, D]`, the first layers' inputs if observations are images.
         params: `[R, P]`, the objective's gradient.
         value: `[R, 1]`, the objective's gradient.
         ones: `[R]`.
     """
 
     def __init__(self, network: FusedNetwork, rows: int) -> None:
-        """Allocate."""
+        """Allocate all buffers."""
         image_rows, other_rows = (rows, 0) if network.sees_images else (0, rows)
         self.hidden = [network.empty(rows, size) for size in network.sizes]
         self.first = network.empty(other_rows, network.sizes[0] if network.sizes else 0)
@@ -188,20 +192,20 @@ class GradientBuffers:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All."""
+        """All tensors."""
         return [*self.hidden, self.first, self.images, self.params, self.value, self.ones]
 
     @property
     def nbytes(self) -> int:
-        """Memory of all tensors."""
+        """Memory of all tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
 class ForwardPass:
-    """A part of the activations, ready to run forward.
+    """A forward pass over a range of rows of the activations.
 
-    What it does is a list of calls whose arguments are made beforehand, for the observations that it was
-    last given: their memory is the same in every rollout, so that in practice the list is made once.
+    The pass is a list of calls whose arguments are bound in advance, for the memory of the last observations.
+    Observations have the same memory in every rollout, so in practice the list is made once.
 
     Attributes:
         params: `[M, P]`.
@@ -211,7 +215,7 @@ class ForwardPass:
     def __init__(
         self, network: FusedNetwork, activations: Activations, begin: int, end: int, acts: bool = False
     ) -> None:
-        """Make the views of rows `begin` to `end`; one that acts uses weights as they were refreshed."""
+        """Make the views of rows `begin` to `end`; with `acts` the pass uses the weights copied by `refresh`."""
         assert memory.is_aligned(*activations.tensors), "activations do not begin at a cache line"
         self._network, self._acts = network, acts
         self._inputs = activations.inputs
@@ -220,7 +224,7 @@ class ForwardPass:
         self.hidden = activations.hidden_rows(begin, end)
         self.params, self._value = activations.params[begin:end], activations.value[begin:end]
         self.value = self._value.squeeze(-1)
-        self._obs: Tensor | None = None  # what the calls below read
+        self._obs: Tensor | None = None  # the observations that the calls below read
         self._forward: list[Op] = []
         self._forward_actor: list[Op] = []
         self._forward_critic: list[Op] = []
@@ -232,25 +236,25 @@ class ForwardPass:
             op()
 
     def forward_actor(self, obs: Tensor) -> None:
-        """Run the actor alone; the rows of a separate critic stay as they were."""
+        """Run the actor only; a separate critic's activations and values are unchanged."""
         self._prepare(obs)
         for op in self._forward_actor:
             op()
 
     def forward_critic(self, obs: Tensor) -> None:
-        """Run the critic alone; the rows of a separate actor stay as they were."""
+        """Run the critic only; a separate actor's activations and parameters are unchanged."""
         self._prepare(obs)
         for op in self._forward_critic:
             op()
 
     def _prepare(self, obs: Tensor) -> None:
-        """Make the calls for `obs`, unless they are for the same memory already."""
+        """Make the calls for `obs`, unless they already exist for the same memory."""
         if self._obs is None or self._obs.data_ptr() != obs.data_ptr():
             self._obs = obs
             self._bind(obs, obs if self._inputs is None else self._inputs)
 
     def _bind(self, obs: Tensor, x: Tensor) -> None:
-        """Make the calls that feed `obs`, as `x` where that is not the same, to the network."""
+        """Make the calls for `obs`; `x` is the first layers' input, or `obs` itself."""
         assert memory.is_aligned(obs), "observations do not begin at a cache line"
         network = self._network
         first: list[Op] = [] if x is obs else [network.prepare(obs, x, self._acts)]
@@ -258,7 +262,7 @@ class ForwardPass:
         features = [outputs[-1] if outputs else x for outputs in self.hidden]
         policy = self._bind_layer(network.policy, features[0], self.params)
         critic = self._bind_layer(network.critic, features[-1], self._value)
-        # The actor's head before the critic's trunk: activations that leave layers out have one buffer for both trunks.
+        # The actor's head runs before the critic's trunk: layers that are left out have one buffer for both trunks.
         self._forward = [*first, *trunks[0], *policy, *chain(*trunks[1:]), *critic]
         self._forward_actor = [*first, *trunks[0], *policy]
         self._forward_critic = [*first, *trunks[-1], *critic]
@@ -275,7 +279,7 @@ class ForwardPass:
 
 
 class BackwardPass(ForwardPass):
-    """A part of the activations, ready to run forward and backward.
+    """A forward and backward pass over a range of rows of the activations.
 
     Attributes:
         d_params: `[M, P]`, the objective's gradient, to be written before `backward`.
@@ -294,12 +298,12 @@ class BackwardPass(ForwardPass):
         """Make the views.
 
         Args:
-            network: whose pass.
-            activations: where they are, or go.
-            begin: the first of its rows.
-            end: the one after the last.
-            buffers: of at least as many rows.
-            adds: to the gradient of the layers' parameters, or else writes it.
+            network: the network.
+            activations: the activations; read, and written by `forward`.
+            begin: the first row.
+            end: one past the last row.
+            buffers: for at least `end - begin` rows.
+            adds: add to the gradient of the layers' parameters instead of overwriting it.
         """
         assert memory.is_aligned(*buffers.tensors), "a buffer of the backward pass does not begin at a cache line"
         super().__init__(network, activations, begin, end)
@@ -314,14 +318,14 @@ class BackwardPass(ForwardPass):
         if self._leaves_first_out:
             for trunk in self.hidden:
                 trunk[0] = buffers.first[:num]
-        # Where acting has left the activations behind, the images that it saw are to be made again.
+        # If the activations come from acting, the float images were not kept and must be computed again.
         self._leaves_images_out = network.sees_images and activations.inputs is not None
         if network.sees_images:
             self._inputs = buffers.images[:num]
         self._backward: list[Op] = []
 
     def backward(self, obs: Tensor) -> None:
-        """Go back to the layers' parameters, after `forward(obs)` and after `d_params` and `d_value` were written."""
+        """Write the layers' gradients; call `forward(obs)` and write `d_params` and `d_value` first."""
         self._prepare(obs)
         for op in self._backward:
             op()
@@ -339,7 +343,7 @@ class BackwardPass(ForwardPass):
             self._backward += self._bind_trunk_backward(layers, outputs, x)
 
     def _bind_heads(self, heads: list[tuple[LinearLayer, Tensor]], features: Tensor) -> list[Op]:
-        """Go through the heads and leave that of their features in the last hidden buffer."""
+        """Run the heads' backward passes; the gradient of their features goes to the last hidden buffer."""
         ops: list[Op] = []
         for number, (head, d_out) in enumerate(heads):
             ops += head.backward(d_out, features, self._ones, None, self._adds)
@@ -351,7 +355,7 @@ class BackwardPass(ForwardPass):
         return ops
 
     def _bind_trunk_backward(self, layers: list[Layer], outputs: list[Tensor], x: Tensor) -> list[Op]:
-        """Go from the last hidden buffer back to the observations."""
+        """Run the trunk's backward pass, from the last hidden buffer to the observations."""
         ops = layers[-1].deactivate(self._d_hidden[-1], outputs[-1]) if layers else []
         for depth in reversed(range(len(layers))):
             before, d_before = (outputs[depth - 1], self._d_hidden[depth - 1]) if depth else (x, None)

@@ -1,4 +1,4 @@
-"""How each kind of head samples without autograd, on buffers of a fused network."""
+"""Samplers without autograd for each kind of head, on buffers of a fused network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fastac.models import CategoricalHead, Head
 
 
 class PlainSampler:
-    """Any head's own sampling, copied into place."""
+    """Copies the results of any head's own sampling into place."""
 
     def __init__(self, head: Head) -> None:
-        """Take the head."""
+        """Store the head."""
         self._head = head
 
     def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
-        """Draw as the head does."""
+        """Draw the head's noise."""
         return self._head.draw_noise(leading, generator)
 
     @torch.no_grad()
@@ -28,10 +28,10 @@ class PlainSampler:
 
 
 class CategoricalSampler(PlainSampler):
-    """One kernel from logits to actions and log-probs."""
+    """A single kernel computes actions and log-probs from logits."""
 
     def __init__(self, head: CategoricalHead, num_envs: int) -> None:
-        """Take the head; the entropies `[N]`, which acting has no use for, are overwritten every step."""
+        """Store the head; allocate entropies `[N]`, which the kernel writes and acting ignores."""
         super().__init__(head)
         self._entropy = torch.empty(num_envs, device=head.layer.weight.device)
 

@@ -1,8 +1,8 @@
-"""A fused network on an accelerator: pinned staging in, captured graphs, actions out.
+"""A fused network on an accelerator: pinned staging buffers for inputs, captured CUDA graphs, actions copied back.
 
-Environments and the rollout stay on the CPU. What repeats with the same shapes is captured once as a
-CUDA graph, because at these sizes launching costs more than computing. Forwards are not kept for the
-update: a batched one costs an accelerator less than remembering which step's activations lie where.
+Environments and the rollout stay on the CPU. Work that repeats with the same shapes is captured once as a
+CUDA graph, because at these sizes launches cost more than the computation. Activations from acting are not kept for
+the update: on an accelerator one batched forward pass is cheaper than keeping track of them step by step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Work: TypeAlias = Callable[[], None]
 
 
 def capture(work: Work, device: torch.device) -> Work:
-    """Return what replays `work`; off CUDA that is `work` itself. It is run a few times to warm up."""
+    """Capture `work` and return its replay, after a few warm-up runs; off CUDA return `work` itself."""
     if device.type != "cuda":
         return work
     side = torch.cuda.Stream(device)
@@ -41,10 +41,10 @@ def capture(work: Work, device: torch.device) -> Work:
 
 
 class StagedActor:
-    """An `Actor` whose network is on another device than the rollout."""
+    """An `Actor` whose network is not on the rollout's device."""
 
     def __init__(self, network: FusedNetwork, sampler: Sampler, rollout: Rollout, generator: Generator) -> None:
-        """Bind the network to the rollout, which is pinned; `generator` (CPU) drives the actions."""
+        """Bind the network to the rollout, which is pinned; `generator` (CPU) samples the actions."""
         envs, device = rollout.num_envs, network.device
         self._rollout, self._sampler, self._generator = rollout, sampler, generator
         self._pass = ForwardPass(network, Activations(network, envs, pass_rows=envs), 0, envs)
@@ -65,7 +65,7 @@ class StagedActor:
         self._noise = self._sampler.draw_noise(rows, self._generator).to(self._device, non_blocking=True)
 
     def act(self, t: int) -> None:
-        """Write row t; the actions are waited for, since the environments need them."""
+        """Write row t; waits for the actions, since the environments need them."""
         rollout = self._rollout
         self._obs.copy_(rollout.observation(t), non_blocking=True)
         self._one_noise.copy_(self._noise[t])
@@ -79,16 +79,16 @@ class StagedActor:
         self._rollout.value[t].copy_(self.value_of(self._rollout.observation(t)))
 
     def value_of(self, obs: Tensor) -> Tensor:
-        """Value `obs`; there is no memory to go on from."""
+        """Return the values of `obs`; the network has no recurrent state."""
         self._obs.copy_(obs, non_blocking=True)
         self._forward_critic()
         return self._pass.value.cpu()
 
     def forget(self) -> None:
-        """Nothing is remembered."""
+        """Do nothing: there is no recurrent state."""
 
     def get_state(self) -> StateTree:
-        """The action stream, and the memory that there is none of."""
+        """Return the action stream and an empty recurrent state."""
         return {"state": torch.zeros(self._rollout.num_envs, 0), "generator": self._generator.get_state()}
 
     def set_state(self, state: StateTree) -> None:
@@ -97,10 +97,10 @@ class StagedActor:
 
 
 class StagedGradient:
-    """A `Gradient` whose network is on another device than the batch, in one pass over all rows."""
+    """A `Gradient` whose network is not on the batch's device; computes all rows in one pass."""
 
     def __init__(self, network: FusedNetwork, objective: Objective, batch: Batch) -> None:
-        """Allocate for batches shaped like `batch`; smaller ones go without captured graphs."""
+        """Allocate for batches shaped like `batch`; smaller ones run without captured graphs."""
         self._network, self._objective = network, objective
         self._batch = Batch(*(getattr(batch, f.name).to(network.device, copy=True) for f in fields(batch)))
         rows = batch.valid.shape[0]
@@ -115,7 +115,7 @@ class StagedGradient:
 
     @property
     def nbytes(self) -> int:
-        """Memory on the device, parameters excepted."""
+        """Device memory in bytes, without the parameters."""
         batch: int = sum(getattr(self._batch, f.name).nbytes for f in fields(self._batch))
         return batch + self._activations.nbytes + self._buffers.nbytes
 
