@@ -96,10 +96,10 @@ def suppress_script(is_suppressed: bool) -> Iterator[None]:
 
     A script without a main guard would train again when imported.
     """
-    if not is_suppressed:
-        yield
-        return
-    with _script_lock:
+    with _script_lock:  # also if it is not replaced: another thread may have replaced it
+        if not is_suppressed:
+            yield
+            return
         script = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")
         try:

@@ -143,7 +143,9 @@ class Child:
         """Take what `start` has created; the child notices the end of `lifeline`, whatever it is doing."""
         self.name, self.process, self.pipe = name, process, pipe
         self.pid, self.silence = process.pid, Stopwatch()
-        self._lifeline, self._failure, self._is_over = lifeline, failure, False
+        self._lifeline, self._failure = lifeline, failure
+        self._is_over = False
+        self._exit_code: int | None = None
         for end in (pipe, lifeline):
             atexit.register(end.close)  # before multiprocessing joins children that were not ended
 
@@ -218,10 +220,12 @@ class Child:
         Raises:
             ValueError: see `receive`.
         """
-        self.process.join(_EXIT_TIMEOUT_S)
-        if self.process.exitcode == UNGUARDED:
+        if not self._is_over:
+            self.process.join(_EXIT_TIMEOUT_S)
+            self._exit_code = self.process.exitcode
+        if self._exit_code == UNGUARDED:
             raise ValueError(f"another process cannot import this script: {GUARD}.") from None  # hide the pipe's end
-        return self._failure(f"{self.name} died (exit code {self.process.exitcode}).")
+        return self._failure(f"{self.name} died (exit code {self._exit_code}).")
 
     def _to_error(self, failed: _Failed) -> ChildFailure:
         """Return the exception for a child's failure message; the child's traceback is its cause."""
@@ -256,6 +260,7 @@ class Child:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+        self._exit_code = self.process.exitcode
         self.process.close()
         self._is_over = True
 
@@ -292,11 +297,12 @@ class Children(list[Child]):
         return [child for child in self if child.pipe in ready]
 
     def end(self, timeout_s: float = _END_TIMEOUT_S) -> None:
-        """End all children in parallel, as `Child.end` does; safe to call twice."""
+        """End all children; kill those that have not ended after `timeout_s`. Safe to call twice."""
         for child in self:
             child.hang_up()
+        until = time.monotonic() + timeout_s
         while self:
-            self[-1].end(timeout_s)
+            self[-1].end(max(0.0, until - time.monotonic()))
             self.pop()  # after `end`, which an interrupt may abort
 
 
@@ -356,7 +362,7 @@ def start(
         process = context.Process(target=_live, args=(work, held, theirs), daemon=False)
         with _without_signals(context), suppress_script(sent is None or not sent.needs_script):
             process.start()
-    except OSError as error:
+    except (OSError, EOFError) as error:  # EOFError: the fork server failed to fork, and died
         raise failure(f"{name} could not be started ({error}).") from error
     for end in (theirs, held):
         end.close()  # else this process would keep a dead child's pipe open, and wait forever
@@ -442,10 +448,14 @@ class Parent:
         has_left = threading.Event()
 
         def read() -> None:
-            with suppress(ParentLeft):
+            try:
                 while True:
                     take(self.receive())
-            has_left.set()
+            except ParentLeft:
+                has_left.set()
+            except Exception:  # else the parent would wait for an answer in vain
+                traceback.print_exc()
+                os._exit(1)
             time.sleep(grace_s)
             os._exit(1)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 import torch
 
 from fastac.cpu import count_cores
+from fastac.pickling import Pickled, pickled
 from fastac.processes import CHILD_FAILURES, Child, ChildFailure, Children, Parent, start
 
 if TYPE_CHECKING:
@@ -82,16 +83,17 @@ def run_trials(
         while (waiting or running) and not signals:
             while waiting and sum(cores[at] for at in running.values()) + cores[waiting[0]] <= num_cores:
                 at = waiting.pop(0)
-                running[start(trials[at].name, partial(_work, trials[at].work, scratch), preload)] = at
+                running[_start(trials[at], scratch, preload)] = at
             progress.show([child.name for child in running])
             for child in Children(running).wait(_POLL_S):
                 try:
                     done: _Done[Result] = child.receive()
-                    keep(running[child], done.result, done.wall_s)
-                    progress.end(f"{child.name}: {done.wall_s:,.1f} s")
                 except CHILD_FAILURES as error:
                     failures.append(error)
                     progress.end(f"failed: {error}")
+                else:
+                    keep(running[child], done.result, done.wall_s)
+                    progress.end(f"{child.name}: {done.wall_s:,.1f} s")
                 child.end()
                 del running[child]
     if signals:
@@ -111,16 +113,25 @@ class _Done(Generic[Result]):
     wall_s: float
 
 
-def _work(work: Callable[[], Result], scratch: str, parent: Parent) -> None:
-    """Run one trial in its own process, which ends with its parent."""
-    # Detach from Ctrl-C: a run in here would end early in order, and its partial result would look complete.
-    os.setsid()
+def _start(trial: Trial[Result], scratch: str, preload: str) -> Child:
+    work = pickled(trial.work, f"{trial.name} is done in another process: define its function at the top of a module")
+    return start(trial.name, partial(_work, work, scratch), preload, work)
+
+
+def _work(work: Pickled[Callable[[], Result]], scratch: str, parent: Parent) -> None:
+    """Do one trial, in its own process, which ends with its parent."""
+    if hasattr(os, "setsid"):
+        # A run in here would take Ctrl-C as a request to end early, and half a run would look like a trial.
+        os.setsid()
     parent.listen(lambda message: None, grace_s=0.0)
     tempfile.tempdir = scratch
     torch.set_num_threads(1)
     began = time.perf_counter()
-    result = work()
-    parent.send(_Done(result, time.perf_counter() - began))
+    result = work.load()()
+    wall_s = time.perf_counter() - began
+    sys.stdout.flush()  # the parent ends this process once it has the result
+    sys.stderr.flush()
+    parent.send(_Done(result, wall_s))
 
 
 @contextmanager

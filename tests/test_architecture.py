@@ -33,7 +33,7 @@ TABLE = {
     "runs": "text memory contract config pickling processes rollout envs models learning workers build",
     "tools": "install cpu memory contract config envs models runs build",
     "api": "text contract config pickling envs models workers build runs tools",
-    "trials": "cpu processes",
+    "trials": "cpu pickling processes",
     "cli": "text cpu contract config presets processes build runs tools api",
 }
 MAY_IMPORT = {room: set(names.split()) for room, names in TABLE.items()}

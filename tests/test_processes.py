@@ -249,6 +249,29 @@ def test_one_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch, fai
         begin(echo, None, failure)
 
 
+def test_one_that_the_fork_server_cannot_fork_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unforked:
+        Pipe = staticmethod(Pipe)
+
+        @staticmethod
+        def Process(**_: object) -> SimpleNamespace:
+            def start() -> None:
+                raise EOFError("unexpected EOF")  # the server has died of it
+
+            return SimpleNamespace(start=start)
+
+    monkeypatch.setattr(processes, "_get_context", lambda _: Unforked)
+    with pytest.raises(WorkerFailure, match=r"^the child could not be started \(unexpected EOF\)\.$"):
+        begin(echo, None, WorkerFailure)
+
+
+def test_one_that_was_ended_is_told_with_its_exit_code() -> None:
+    child = begin(echo, None, WorkerFailure)
+    child.end()
+    with pytest.raises(WorkerFailure, match=r"^the child died \(exit code -?\d+\)\.$"):
+        child.send("news")
+
+
 # --- silence, restarts and the end -----------------------------------------------------------------
 
 

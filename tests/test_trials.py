@@ -1,6 +1,8 @@
 """Trials: results are kept as they come, cores are shared out, and what fails is told at the end."""
 
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -75,6 +77,32 @@ def test_what_fails_is_told_after_the_others_are_done():
         run_trials(trials, lambda at, result, wall_s: kept.update({at: result}), PRELOAD)
     assert kept == {1: 4}
     assert was_sent(caught.value) == ("a: raised RuntimeError: no 1" in str(caught.value))
+
+
+def test_what_the_caller_fails_at_is_no_failed_trial():
+    def keep(at, result, wall_s):
+        raise WorkerFailure("no room for it")
+
+    with pytest.raises(WorkerFailure, match=r"^no room for it$"):
+        run_trials([Trial("a", partial(square, 1))], keep, PRELOAD)
+
+
+def test_work_that_cannot_be_sent_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="a is done in another process: define its function"):
+        collect([Trial("a", lambda: 1)])
+
+
+def test_what_a_trial_prints_is_there(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from functools import partial\nfrom fastac.trials import Trial, run_trials\n"
+        "def work(number):\n    print('work', number)\n    return number\n"
+        "if __name__ == '__main__':\n"
+        "    trials = [Trial(str(n), partial(work, n)) for n in range(3)]\n"
+        "    run_trials(trials, lambda at, result, wall_s: print('kept', result, flush=True), 'fastac.trials')\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert sorted(done.stdout.splitlines()) == ["kept 0", "kept 1", "kept 2", "work 0", "work 1", "work 2"], done.stderr
 
 
 def test_a_trial_that_writes_in_passing_leaves_nothing(tmp_path, monkeypatch):

@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from benchmarks.experiments.definition import Experiment
 from benchmarks.experiments.jobs import EXTRAS
 from benchmarks.experiments.report import write_report
-from benchmarks.experiments.runner import run_trials
+from benchmarks.experiments.runner import run_experiment
 from fastac.install import INSTALL
 
-__all__ = ["find_experiment", "list_experiments", "run_trials", "write_report"]
+__all__ = ["find_experiment", "list_experiments", "run_experiment", "write_report"]
 
 
 def list_experiments() -> tuple[Experiment, ...]:

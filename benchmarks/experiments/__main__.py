@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.experiments import find_experiment, list_experiments, run_trials, write_report
+from benchmarks.experiments import find_experiment, list_experiments, run_experiment, write_report
 from fastac.runs.files import RecordError
 from fastac.text import fit
 
@@ -41,7 +41,7 @@ def _run(words: list[str]) -> int:
         return 0
     experiment, seeds = find_experiment(options.name), options.seeds
     out = options.out or Path("runs", "experiments", experiment.name)
-    stop_signal = run_trials(experiment, seeds, out)
+    stop_signal = run_experiment(experiment, seeds, out)
     if stop_signal is not None:
         command = f"{_PROG} {shlex.join(words)}"
         print(fit(f"Stopped by {stop_signal.name}. Continue with: {command}", sys.stderr), file=sys.stderr)

@@ -23,7 +23,7 @@ from fastac.runs.files import RecordError, describe
 from fastac.trials import Trial
 
 
-def run_trials(experiment: Experiment, seeds: int, out: Path) -> signal.Signals | None:
+def run_experiment(experiment: Experiment, seeds: int, out: Path) -> signal.Signals | None:
     """Run the missing trials of an experiment, seeds 0 to `seeds - 1`, and write each to a file in `out`.
 
     Returns:

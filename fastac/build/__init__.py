@@ -30,7 +30,7 @@ from fastac.build.network import (
 )
 from fastac.build.shares import resolve_workers, shorten_rollout, worker_share
 from fastac.build.sync import assemble_sync, build
-from fastac.build.worker import allocate_rollout, build_rule, check_device
+from fastac.build.worker import allocate_rollout, build_rule
 from fastac.config import AlgoName, Config, EnvArguments, EnvConfig, is_atari
 from fastac.envs import has_native, is_image, name_env, take_env
 from fastac.envs.saved_spaces import Spaces, load_spaces, save_spaces
@@ -54,7 +54,6 @@ __all__ = [
     "build_objective",
     "build_rule",
     "build_sampler",
-    "check_device",
     "default_config",
     "describe_untuned",
     "evaluation_seed",

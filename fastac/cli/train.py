@@ -19,7 +19,7 @@ from fastac.text import fit, fit_command
 
 if TYPE_CHECKING:
     from fastac.runs import Session
-    from fastac.tools.tune import Search, Trial
+    from fastac.tools.tune import Measurement, Search
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def _keep_tuned(search: Search, config: Config) -> str:
         return f"It is not kept for next time: {error}"
 
 
-def _print_trials(search: Search, trials: Iterator[Trial], config: Config, out: TextIO) -> None:
+def _print_trials(search: Search, trials: Iterator[Measurement], config: Config, out: TextIO) -> None:
     """Print a line per trial when it is done, and a header above the first."""
     for trial in trials:
         if len(search.own) + len(search.larger) == 1:
@@ -254,7 +254,7 @@ def _tell_trials(search: Search, config: Config) -> str:
     return f"{where}: {search.seconds:g} s each, untrained policy\n\n{head}"
 
 
-def _tell_trial(trial: Trial) -> str:
+def _tell_trial(trial: Measurement) -> str:
     setting = trial.setting
     sps = "-" if trial.failure else f"{trial.sps:,.0f}"
     row = (

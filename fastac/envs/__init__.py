@@ -5,11 +5,10 @@ and trial environments.
 """
 
 from fastac.envs.make import adapt, comes_batched, film_game, has_native, make_single, make_vec, picks_native
-from fastac.envs.source import EnvMaker, Given, Named, name_env, take_env
+from fastac.envs.source import Given, Named, name_env, take_env
 from fastac.envs.spaces import check_spaces, is_image, observation_dtype
 
 __all__ = [
-    "EnvMaker",
     "Given",
     "Named",
     "adapt",

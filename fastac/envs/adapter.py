@@ -12,7 +12,7 @@ from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray
 from fastac.envs.cautions import ignores_seeds
 from fastac.envs.failure import check_obs, describe
 from fastac.envs.flatten import FlattenedBatch
-from fastac.envs.infos import NOTHING, InfoReader
+from fastac.envs.infos import ENVPOOLS, NOTHING, InfoReader
 from fastac.envs.limits import find_time_limit
 from fastac.envs.seeds import draw_batch_seed
 from fastac.envs.spaces import SquashedBox, map_actions, space_dtype
@@ -45,7 +45,7 @@ class VectorAdapter(ABC):
         self._obs_shape = (env.num_envs, *(env.single_observation_space.shape or ()))
         self._done: BoolArray = np.zeros(env.num_envs, dtype=np.bool_)  # [N], ended in the previous step
         self.extras: Extras = NOTHING
-        self._infos = InfoReader(env.num_envs)
+        self._infos = InfoReader(env.num_envs, frozenset() if self._takes_seed else ENVPOOLS)
 
     @property
     def batch(self) -> BatchedEnv:

@@ -12,16 +12,16 @@ from fastac.contract import MAX_EXTRAS, BoolArray, Extras
 
 NOTHING: Extras = {}
 _MAX_KEY_BYTES = 64
-# What Gymnasium's vector environments add to infos, and EnvPool.
-_NOT_THE_ENVS = ("final_obs", "final_info", "final_observation", "env_id", "elapsed_step")
+_GYMNASIUMS = frozenset({"final_obs", "final_info", "final_observation"})  # what its vector environments add
+ENVPOOLS = frozenset({"env_id", "elapsed_step"})  # what EnvPool adds
 
 
 class InfoReader:
     """Reads numbers for the first `MAX_EXTRAS` keys that it finds, and ignores everything else in an info."""
 
-    def __init__(self, num_envs: int) -> None:
-        """Read infos of `num_envs` environments."""
-        self._num_envs = num_envs
+    def __init__(self, num_envs: int, ignored: frozenset[str] = frozenset()) -> None:
+        """Read infos of `num_envs` environments, without the keys `ignored`."""
+        self._num_envs, self._ignored = num_envs, _GYMNASIUMS | ignored
         self._keys: set[str] = set()
 
     def read(self, infos: Mapping[int, object]) -> Extras:
@@ -48,7 +48,7 @@ class InfoReader:
         source = final if isinstance(final, Mapping) else infos
         found: dict[str, NDArray[np.float64]] = {}
         for key, values in source.items():
-            if not isinstance(values, np.ndarray) or values.shape != ended.shape or key in _NOT_THE_ENVS:
+            if not isinstance(values, np.ndarray) or values.shape != ended.shape or key in self._ignored:
                 continue
             present = np.asarray(source.get(f"_{key}", ended), dtype=np.bool_) & ended
             numbers = _to_numbers(values, present)

@@ -1,6 +1,6 @@
 """Numba compilation: entry points that take addresses, the disk cache, and a log message while compiling.
 
-Tensors are passed as addresses: `Tensor.numpy()` costs 0.6 us, an address 0.07 us, and a kernel takes up to 15
+Tensors are passed as addresses: `Tensor.numpy()` costs 0.6 us, an address 0.07 us, and a kernel takes up to 12
 tensors. The generated call does the checks that Numba's array types would do.
 """
 

@@ -101,9 +101,9 @@ class Stage:
         seed = evaluation_seed(self._config.run.seed, request.env_steps)
         noise = action_noise(self._config.run.eval_actions, seed)
         try:
-            envs, player = self._set(
-                self._side_by_side(request), evaluation_seed(self._config.run.seed, request.env_steps)
-            )
+            # Another object, since spawning from a SeedSequence changes it.
+            own = evaluation_seed(self._config.run.seed, request.env_steps)
+            envs, player = self._set(self._side_by_side(request), own)
             envs.reseed(seed)
             return evaluate(
                 player,
@@ -213,7 +213,7 @@ class ProcessEvaluator:
         encoder: EncoderFactory | None,
         tell: Tell | None = None,
     ) -> None:
-        """Start the process; it calls `tell` about once a second while it plays.
+        """Start the process; `tell` hears of its progress while it plays.
 
         Raises:
             ValueError: the environment factory or encoder cannot be sent to it.
@@ -310,7 +310,8 @@ class ProcessEvaluator:
 
 
 def _send(pipe: Connection, request: object) -> None:
-    with suppress(OSError):  # it has ended; `take` finds the reason
+    # The child has ended, or the pipe was closed in the middle of a write (TypeError); `take` finds the reason.
+    with suppress(OSError, TypeError):
         pipe.send(request)
 
 
@@ -354,8 +355,8 @@ def open_evaluator(
 ) -> Evaluator:
     """Return an evaluator: concurrent for asynchronous workers, else between iterations.
 
-    Nothing is built before the first evaluation. If the only evaluation is at the end of the run, it is played in
-    the training environments, provided their rows are whole observations and their episodes whole games.
+    Nothing is built in this process before the first evaluation. If the only evaluation is at the end of the run, it is
+    played in the training environments, provided their rows are whole observations and their episodes whole games.
     """
     at_end = config.run.eval_every == 0
     if config.algo.has_async_workers and config.run.eval and not at_end:

@@ -60,7 +60,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Measurement:
     """A measured setting.
 
     Attributes:
@@ -130,20 +130,20 @@ class Search:
         self._config, self._measure, self.seconds = config, measure, seconds
         self._cores = 1 if config.run.device != "cpu" else cores or count_physical_cores()
         self._is_native = has_native(config.env)
-        self.own: list[Trial] = []
-        self.larger: list[Trial] = []
+        self.own: list[Measurement] = []
+        self.larger: list[Measurement] = []
 
     @property
-    def best(self) -> Trial:
+    def best(self) -> Measurement:
         """The fastest trial with the configuration's own number of environments; the simplest of nearly equal ones."""
         return _best(self.own)
 
     @property
-    def fastest(self) -> Trial:
+    def fastest(self) -> Measurement:
         """The fastest of all trials; of nearly equal ones that with the fewest environments."""
         return _best(self.own + self.larger)
 
-    def run(self) -> Iterator[Trial]:
+    def run(self) -> Iterator[Measurement]:
         """Measure with the configuration's own number of environments; yield each trial when it is done.
 
         Raises:
@@ -169,7 +169,7 @@ class Search:
         if self._can_reuse:
             yield self._try(replace(self.best.setting, reuse_forward=False), self.own)
 
-    def grow(self) -> Iterator[Trial]:
+    def grow(self) -> Iterator[Measurement]:
         """Measure with more and more environments, until the gain is small; call it after `run`. Yield each trial."""
         setting, sps = self.best.setting, self.best.sps
         plain: Vectorization = "native" if self._is_native else "sync"
@@ -210,7 +210,7 @@ class Search:
             return False
         return True
 
-    def _try(self, setting: Setting, trials: list[Trial]) -> Trial:
+    def _try(self, setting: Setting, trials: list[Measurement]) -> Measurement:
         """Measure a setting; only a failure of the first one is raised."""
         config = self._apply(setting)
         began_s = perf_counter()
@@ -221,11 +221,11 @@ class Search:
             if not self.own:
                 raise
             failure = str(error)
-        trials.append(Trial(setting, sps, perf_counter() - began_s, failure))
+        trials.append(Measurement(setting, sps, perf_counter() - began_s, failure))
         return trials[-1]
 
 
-def _best(trials: list[Trial]) -> Trial:
+def _best(trials: list[Measurement]) -> Measurement:
     best = trials[0]
     for trial in trials[1:]:
         if trial.sps > _MARGIN * best.sps:
@@ -252,7 +252,7 @@ def load_tuned(config: Config) -> Setting | None:
     return Setting(tuned.env.num_envs, workers, tuned.env.vectorization, tuned.run.reuse_forward)
 
 
-def save_tuned(config: Config, best: Trial) -> Path:
+def save_tuned(config: Config, best: Measurement) -> Path:
     """Store the best setting for a configuration on this machine; return the path.
 
     Raises:

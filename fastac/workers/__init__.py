@@ -10,7 +10,7 @@ from fastac.workers.statistics import find_moments
 from fastac.workers.sync_trainer import SyncTrainer, SyncTraining
 from fastac.workers.sync_workers import MakeWorker, NoOtherWorkers, SyncWorkers
 from fastac.workers.training import Training
-from fastac.workers.worker import Worker, WorkerInfo
+from fastac.workers.worker import Worker
 
 __all__ = [
     "AsyncWorkers",
@@ -30,6 +30,5 @@ __all__ = [
     "Training",
     "Worker",
     "WorkerCounters",
-    "WorkerInfo",
     "find_moments",
 ]

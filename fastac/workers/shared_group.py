@@ -101,8 +101,9 @@ class SharedGroup:
         self._exchanged, counts = memory.exchanged.view(), memory.counts.view()
         self.size, self.rank = len(counts), rank
         self._counts = counts.reshape(-1).data  # indexing a memoryview costs a third of indexing an array
-        self._own = rank * counts.shape[1]
-        self._others = [r * counts.shape[1] for r in range(self.size) if r != rank]
+        self._places = [r * counts.shape[1] for r in range(self.size)]
+        self._own = self._places[rank]
+        self._others = [place for r, place in enumerate(self._places) if r != rank]
         self._waited_s = memory.waited_s.view()[:, 0]
         self._watch = watch
         self._turn = 0
@@ -156,7 +157,7 @@ class SharedGroup:
     @property
     def late_ranks(self) -> list[int]:
         """The workers that this one waits for now."""
-        return [rank for rank in range(self.size) if self._counts[rank * 8] < self._turn]
+        return [rank for rank, place in enumerate(self._places) if self._counts[place] < self._turn]
 
     def _has_counted(self, other: int) -> bool:
         return self._counts[other] >= self._turn

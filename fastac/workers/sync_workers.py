@@ -190,9 +190,10 @@ class SyncWorkers:
                 if child.has_news():
                     child.receive()
             if waited_s > self._timeout_s:
-                late = " and ".join(map(str, self._shared.late_ranks))
-                what = f"worker {late} has kept the others waiting for {waited_s:.0f} s"
-                raise WorkerFailure(f"{what} (raise env_timeout_s if its steps take longer).")
+                late = [f"worker {rank}" for rank in self._shared.late_ranks]
+                if late:  # else the last one has just arrived
+                    what = f"{' and '.join(late)} kept the others waiting for {waited_s:.0f} s"
+                    raise WorkerFailure(f"{what} (raise env_timeout_s if steps take longer).")
 
 
 def _work(make: Pickled[MakeWorker], memory: GroupMemory, rank: int, parent: Parent) -> None:

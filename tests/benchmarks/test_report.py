@@ -324,7 +324,7 @@ def test_a_missing_extra_is_told_before_anything_runs(toys, tmp_path, capsys, mo
 def test_a_signal_is_the_exit_code_and_the_command_goes_on(toys, monkeypatch, capsys):
     import signal
 
-    monkeypatch.setattr("benchmarks.experiments.__main__.run_trials", lambda *_: signal.SIGTERM)
+    monkeypatch.setattr("benchmarks.experiments.__main__.run_experiment", lambda *_: signal.SIGTERM)
     assert main(["toy", "--out", "my out"]) == 143
     assert (
         capsys.readouterr().err

@@ -23,7 +23,7 @@ from experiments_support import (
     wait_after_seed_0,
 )
 
-from benchmarks.experiments import run_trials, write_report
+from benchmarks.experiments import run_experiment, write_report
 from benchmarks.experiments.definition import Arm
 from fastac.contract import WorkerFailure
 from fastac.processes import WorkerTraceback
@@ -48,7 +48,7 @@ def test_a_place_that_cannot_be_written_is_known_before_any_trial(tmp_path, caps
     experiment = toy(partial(wait_after_seed_0, folder=called))
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(RecordError, match=f"cannot write {out}: .*; choose another --out."):
-            run_trials(experiment, 1, out)
+            run_experiment(experiment, 1, out)
     assert not list(called.iterdir())
 
 
@@ -56,14 +56,14 @@ def test_a_place_with_another_experiments_trials_is_refused_before_any_trial(tmp
     path = tmp_path / "trials" / "first-arm-7-seed0.json"
     path.parent.mkdir()
     path.touch()
-    for what in (run_trials, write_report):
+    for what in (run_experiment, write_report):
         with pytest.raises(ValueError, match=f"^{path} is no trial of toy: choose another --out.$"):
             what(toy(), 1, tmp_path)
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_every_arm_and_seed_has_a_file(tmp_path, capsys):
-    assert run_trials(toy(), 2, tmp_path) is None
+    assert run_experiment(toy(), 2, tmp_path) is None
     arms = ("first-arm-0", "first-arm-1", "second-arm-0")
     assert names(tmp_path) == sorted(f"{arm}-seed{seed}.json" for arm in arms for seed in (0, 1))
     assert [path.name for path in tmp_path.iterdir()] == ["trials"]
@@ -83,7 +83,7 @@ def test_every_arm_and_seed_has_a_file(tmp_path, capsys):
 
 
 def run_and_wait(folder):
-    run_trials(toy(partial(wait_after_seed_0, folder=folder)), 3, folder / "out")
+    run_experiment(toy(partial(wait_after_seed_0, folder=folder)), 3, folder / "out")
 
 
 def test_after_a_kill_only_what_is_missing_is_done_and_the_report_is_the_same(tmp_path):
@@ -102,7 +102,7 @@ def test_after_a_kill_only_what_is_missing_is_done_and_the_report_is_the_same(tm
     (whole / "go").touch()
     for folder in (whole, killed):
         experiment = toy(partial(wait_after_seed_0, folder=folder))
-        assert run_trials(experiment, 3, folder / "out") is None
+        assert run_experiment(experiment, 3, folder / "out") is None
         write_report(experiment, 3, folder / "out")
     assert len(names(killed / "out")) == 6
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -118,11 +118,11 @@ def test_after_a_kill_only_what_is_missing_is_done_and_the_report_is_the_same(tm
 
 
 def test_more_seeds_are_added(tmp_path, capsys):
-    run_trials(toy(), 1, tmp_path)
+    run_experiment(toy(), 1, tmp_path)
     capsys.readouterr()
-    run_trials(toy(), 2, tmp_path)
+    run_experiment(toy(), 2, tmp_path)
     assert capsys.readouterr().err.startswith("3 of 6 trials are there\n")
-    run_trials(toy(), 2, tmp_path)
+    run_experiment(toy(), 2, tmp_path)
     assert capsys.readouterr().err == ""
 
 
@@ -135,16 +135,16 @@ def test_more_seeds_are_added(tmp_path, capsys):
     ],
 )
 def test_a_trial_with_other_settings_is_refused(tmp_path, other, difference):
-    run_trials(toy(), 1, tmp_path)
+    run_experiment(toy(), 1, tmp_path)
     with pytest.raises(ValueError, match=rf"seed0\.json is a trial with other .*{difference}.*choose another --out"):
-        run_trials(other, 1, tmp_path)
+        run_experiment(other, 1, tmp_path)
 
 
 def test_a_trial_of_a_measure_whose_code_was_another_is_refused(tmp_path, monkeypatch):
-    run_trials(toy(), 1, tmp_path)
+    run_experiment(toy(), 1, tmp_path)
     monkeypatch.setattr("benchmarks.experiments.jobs.inspect.getsource", lambda module: "other code")
     with pytest.raises(ValueError, match=r"trial with other settings \(measure's code '\w{12}', now '\w{12}'\)"):
-        run_trials(toy(), 1, tmp_path)
+        run_experiment(toy(), 1, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"measure": 3, "config": {}, "curves": {}}'])
@@ -153,13 +153,13 @@ def test_a_file_that_is_no_trial_is_told(tmp_path, content):
     path.parent.mkdir()
     path.write_text(content)
     with pytest.raises(ValueError, match=r"first-arm-0-seed0\.json is "):
-        run_trials(toy(), 1, tmp_path)
+        run_experiment(toy(), 1, tmp_path)
     assert names(tmp_path) == [path.name]
 
 
 def test_a_trial_that_fails_is_told_when_all_others_are_done(tmp_path):
     with pytest.raises(WorkerFailure) as caught:
-        run_trials(toy(fail_with_seed_1), 3, tmp_path)
+        run_experiment(toy(fail_with_seed_1), 3, tmp_path)
     assert str(caught.value).startswith("2 of 6 trials failed, the first of them ")
     assert str(caught.value).endswith("arm 0 / seed 1: raised RuntimeError: the toy broke")
     assert isinstance(caught.value.__cause__, WorkerTraceback)
@@ -179,7 +179,7 @@ def test_a_trial_that_fails_is_told_when_all_others_are_done(tmp_path):
 )
 def test_a_process_that_dies_and_a_number_that_is_none(tmp_path, broken, message):
     with pytest.raises(WorkerFailure, match=message):
-        run_trials(toy(measure, broken), 1, tmp_path)
+        run_experiment(toy(measure, broken), 1, tmp_path)
     assert names(tmp_path) == ["first-arm-0-seed0.json", "second-arm-0-seed0.json"]
 
 
@@ -194,7 +194,7 @@ def test_a_signal_ends_the_trials(tmp_path, number):
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     thread = threading.Thread(target=send)
     thread.start()
-    assert run_trials(experiment, 2, out) == number
+    assert run_experiment(experiment, 2, out) == number
     thread.join()
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert names(out) == ["first-arm-0-seed0.json", "second-arm-0-seed0.json"]
@@ -202,7 +202,7 @@ def test_a_signal_ends_the_trials(tmp_path, number):
 
 def test_a_trial_with_workers_has_the_machine_to_itself(tmp_path, monkeypatch):
     monkeypatch.setattr("fastac.trials.count_cores", lambda: 2)
-    run_trials(toy(partial(log_times, folder=tmp_path), workers=2), 2, tmp_path / "other")
+    run_experiment(toy(partial(log_times, folder=tmp_path), workers=2), 2, tmp_path / "other")
     spans = {path.name: tuple(map(float, path.read_text().split())) for path in tmp_path.glob("*-*-*")}
     alone = sorted(span for name, span in spans.items() if name.startswith("2-"))
     assert len(alone) == 4
@@ -211,7 +211,9 @@ def test_a_trial_with_workers_has_the_machine_to_itself(tmp_path, monkeypatch):
 
 def test_trials_of_one_worker_run_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setattr("fastac.trials.count_cores", lambda: 2)
-    run_trials(toy(partial(meet, folder=tmp_path)), 1, tmp_path / "out")  # else each would wait for the other in vain
+    run_experiment(
+        toy(partial(meet, folder=tmp_path)), 1, tmp_path / "out"
+    )  # else each would wait for the other in vain
     assert len(list(tmp_path.glob("here-*"))) == 2
 
 
@@ -220,7 +222,7 @@ def test_single_core_trials_come_first(tmp_path, capsys, monkeypatch):
     experiment = toy()
     first, *others = experiment.arms
     arms = (Arm(first.group, first.name, first.config.replace(workers=2), first.measure), *others)
-    run_trials(type(experiment)("toy", "?", arms, experiment.plots, experiment.columns), 2, tmp_path)
+    run_experiment(type(experiment)("toy", "?", arms, experiment.plots, experiment.columns), 2, tmp_path)
     *singles, one, two = capsys.readouterr().err.splitlines()[1:]
     assert "first / arm 0 / seed 0" in one and "first / arm 0 / seed 1" in two
     assert not any("first / arm 0" in line for line in singles)
@@ -231,6 +233,6 @@ def test_arms_that_would_share_a_file_are_refused(tmp_path):
     arm = experiment.arms[0]
     twin = Arm(arm.group, "ARM/0", arm.config, arm.measure)
     with pytest.raises(ValueError, match="would have the same file"):
-        run_trials(type(experiment)("toy", "?", (arm, twin), (), ()), 1, tmp_path)
+        run_experiment(type(experiment)("toy", "?", (arm, twin), (), ()), 1, tmp_path)
     with pytest.raises(ValueError, match="seeds is 0, expected at least 1"):
-        run_trials(experiment, 0, tmp_path)
+        run_experiment(experiment, 0, tmp_path)

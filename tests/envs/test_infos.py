@@ -13,7 +13,7 @@ from probes import Probe
 
 from fastac.contract import MAX_EXTRAS, VecEnv
 from fastac.envs import adapt
-from fastac.envs.infos import InfoReader
+from fastac.envs.infos import ENVPOOLS, InfoReader
 from fastac.envs.process import ProcessEnvs
 from fastac.envs.sync import SyncEnvs
 
@@ -126,7 +126,8 @@ def test_gymnasiums_older_final_infos_are_read() -> None:
 
 def test_what_a_pool_of_environments_counts_is_no_number_of_the_environments() -> None:
     counted = {"env_id": np.array([0]), "elapsed_step": np.array([12]), "score": np.array([3.0])}
-    assert list(InfoReader(1).read_batch(counted, np.array([True]))) == ["score"]
+    assert list(InfoReader(1, ENVPOOLS).read_batch(counted, np.array([True]))) == ["score"]
+    assert len(InfoReader(1).read_batch(counted, np.array([True]))) == 3  # others may mean something by them
 
 
 @pytest.mark.parametrize("value", [None, "1.0", [1.0], 1j, 10**400, float("inf"), np.zeros((1, 1)), object()])

@@ -160,7 +160,7 @@ class ToldPipe:
 
 def stand_in(pipe):
     """Return a child that is nothing but a pipe."""
-    process = SimpleNamespace(pid=0, join=lambda _: None, is_alive=lambda: False, close=lambda: None)
+    process = SimpleNamespace(pid=0, join=lambda _: None, is_alive=lambda: False, exitcode=0, close=lambda: None)
     return Child("the evaluator", process, pipe, pipe, WorkerFailure)
 
 

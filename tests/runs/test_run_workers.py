@@ -46,7 +46,7 @@ def test_auto_is_written_down_as_the_number_it_was(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("number", "says"),
-    [(signal.SIGKILL, r"worker 1 died \(exit code -9\)"), (signal.SIGSTOP, "kept the others waiting")],
+    [(signal.SIGKILL, r"worker 1 died \(exit code -9\)"), (signal.SIGSTOP, "worker 1 kept the others waiting")],
 )
 def test_a_lost_worker_leaves_a_checkpoint_of_that_moment(tmp_path, monkeypatch, number, says):
     session = fastac.start("CartPole-v1", workers=2, run_dir=tmp_path / "run", total_env_steps=10**6, **SMALL)

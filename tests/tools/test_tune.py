@@ -17,7 +17,7 @@ from fastac.contract import EnvFailure
 from fastac.presets.classic import cartpole_a2c_fast
 from fastac.runs.files import RecordError
 from fastac.runs.run_dir import RunDirectory
-from fastac.tools.tune import Search, Setting, Trial, cache_path, load_tuned, measure_sps, save_tuned
+from fastac.tools.tune import Measurement, Search, Setting, cache_path, load_tuned, measure_sps, save_tuned
 
 NATIVE = cartpole_a2c_fast()
 ATARI = Config().replace(env_id="ALE/Pong-v5", num_envs=8, num_steps=16)
@@ -61,7 +61,7 @@ def test_one_thing_at_a_time_is_varied_from_the_plainest():
         Setting(64, 4, "native", True),
         Setting(64, 4, "native", False),  # of the best so far
     ]
-    assert found.best == Trial(Setting(64, 4, "native", True), 4000.0, found.best.took_s)
+    assert found.best == Measurement(Setting(64, 4, "native", True), 4000.0, found.best.took_s)
 
 
 def test_without_a_batch_of_its_own_processes_compete_with_workers():
@@ -175,7 +175,7 @@ def test_measuring_trains_and_counts_steps_per_second():
 
 # --- what is kept ------------------------------------------------------------------------------------
 
-BEST = Trial(Setting(64, 4, "sync", False), 1234.5, 1.0)
+BEST = Measurement(Setting(64, 4, "sync", False), 1234.5, 1.0)
 
 
 def test_what_is_kept_comes_back(cache):

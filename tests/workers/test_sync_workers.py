@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from async_support import settles
 from core_support import assert_same, weights
 from gymnasium.spaces import Box, Discrete
 
@@ -87,16 +88,38 @@ def test_everybody_sees_everybodys_numbers_in_every_exchange():
 
 
 def test_a_group_knows_who_waited_for_whom_and_how_long():
-    def work(rank, group):
-        if rank == 1:
-            time.sleep(0.3)
-        group.gather(np.zeros(1))
-        return group.late_ranks, group.waited_s
+    late = []
 
-    results = in_threads([partial(work, rank) for rank in range(2)])
-    assert [late for late, _ in results] == [[], []]
-    waited_s = results[0][1]
-    assert waited_s[0] > 0.1 and waited_s[0] > waited_s[1]
+    def work(rank, group):
+        group._watch = lambda waited_s: late.append((rank, group.late_ranks))
+        if rank == 1:
+            settles(lambda: late)  # until the other one waits
+        group.gather(np.zeros(1))
+        return group.waited_s
+
+    first, _ = in_threads([partial(work, rank) for rank in range(2)])
+    assert late[0] == (0, [1])
+    assert first[0] > 0.0 and first[0] > first[1]
+
+
+def test_the_share_of_waiting_is_of_this_processs_training():
+    training = assemble_training()
+    try:
+        list(islice(training.trainer.run(), 3))
+        state = training.get_state()
+    finally:
+        training.close()
+    state["trainer"]["train_wall_s"] = 1000.0
+    again = assemble_training()
+    try:
+        again.set_state(state)
+        assert again.waiting == [0.0, 0.0]
+        list(islice(again.trainer.run(), 3))
+        again.others._shared._waited_s[:] = [0.25 * again.trainer.trained_s, 0.0]
+        assert again.trainer.trained_s < 500.0
+        assert again.waiting == pytest.approx([0.25, 0.0])
+    finally:
+        again.close()
 
 
 def test_alone_is_a_group_of_one():
@@ -342,7 +365,7 @@ def test_a_worker_that_hangs_ends_the_run():
         list(islice(reports, 2))
         training.others._timeout_s = 0.3
         os.kill(children_of(training)[0], signal.SIGSTOP)
-        with pytest.raises(WorkerFailure, match=r"^worker 1 has kept the others waiting"):
+        with pytest.raises(WorkerFailure, match=r"^worker 1 kept the others waiting"):
             list(islice(reports, 50))
         assert training.others.children == []
     finally:
