@@ -1,6 +1,6 @@
-"""Frozen nested dataclasses, validated once; derived sizes are properties; unknown keys are errors.
+"""Frozen nested dataclasses, validated once. Derived sizes are properties; unknown keys are errors.
 
-Every field name is unique across the sections, so a run can be configured with flat names: command
+Field names are unique across the sections, so a run can be configured with flat names: command
 line flags (`--num-envs 64`), `fastac.train(..., num_envs=64)` and `Config.replace(num_envs=64)`.
 """
 
@@ -28,12 +28,12 @@ ActionChoice = Literal["greedy", "sampled"]
 
 
 def is_atari(env_id: str) -> bool:
-    """Return whether an id is that of an Atari game, also as `module:id`."""
+    """Return whether an id, also as `module:id`, is an Atari game."""
     return env_id.rpartition(":")[2].startswith("ALE/")
 
 
 def _check(ok: bool, name: str, value: object, expected: str) -> None:
-    """Raise ValueError in one sentence unless `ok` (False for every comparison with NaN)."""
+    """Raise ValueError with a one-sentence message unless `ok` (which is False for every comparison with NaN)."""
     if not ok:
         raise ValueError(f"{name} is {value!r}, expected {expected}.")
 
@@ -91,7 +91,7 @@ class EnvConfig:
     """Atari: learn from rewards clipped to [-1, 1]; logged and evaluated returns are raw."""
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the section."""
         _check(bool(self.env_id), "env_id", self.env_id, "a Gymnasium environment id")
         _check(1 <= self.num_envs <= 1_000_000, "num_envs", self.num_envs, "a whole number from 1 to 1,000,000")
         if self.envs_per_worker is not None:
@@ -113,7 +113,7 @@ class EnvConfig:
                 )
 
     def _resolve_protocol(self) -> None:
-        """Set fields that are None to the protocol's values, and validate."""
+        """Fill fields that are None from the protocol, and validate them."""
         _check(not self.squash_actions, "squash_actions", self.squash_actions, "False: a game's actions are discrete")
         protocol = self.atari_protocol or "dqn"
         _check_choice("atari_protocol", protocol, AtariProtocol)
@@ -169,7 +169,7 @@ class ModelConfig:
     """Scale rewards by the running standard deviation of the discounted return."""
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the section."""
         names = get_args(EncoderName)
         is_name = self.encoder in names or ":" in self.encoder
         _check(is_name, "encoder", self.encoder, f"one of {', '.join(names)}, or module:function")
@@ -215,7 +215,7 @@ class AlgoConfig:
         return self.algo == "a3c"
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the section."""
         _check_choice("algo", self.algo, AlgoName)
         _check_choice("collect", self.collect, CollectMode)
         _check(1 <= self.num_steps <= 1_000_000, "num_steps", self.num_steps, "a whole number from 1 to 1,000,000")
@@ -260,7 +260,7 @@ class OptimConfig:
     """Schedule of clip_coef: constant, or linear to 0 at total_env_steps."""
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the section."""
         _check_choice("optimizer", self.optimizer, OptimizerName)
         _check(0.0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a finite number above 0")
         _check(0.0 < self.optimizer_eps < math.inf, "optimizer_eps", self.optimizer_eps, "a finite number above 0")
@@ -312,7 +312,7 @@ class RunConfig:
     """Write TensorBoard event files."""
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the section."""
         _check(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
         is_number = not isinstance(self.workers, str) and 1 <= self.workers <= 1024
         _check(self.workers == "auto" or is_number, "workers", self.workers, "a whole number from 1 to 1024, or auto")
@@ -344,7 +344,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        """Validate the rules that concern more than one section."""
+        """Validate settings that depend on several sections."""
         workers = 1 if self.run.workers == "auto" else self.run.workers
         if self.env.envs_per_worker is not None:
             env = dataclasses.replace(self.env, num_envs=self.env.envs_per_worker * workers)
@@ -397,23 +397,23 @@ class Config:
 
     @property
     def keeps_forward(self) -> bool:
-        """Whether the first update reuses acting's forward pass; it must then learn from the whole rollout at once."""
+        """Whether the first update reuses the forward pass from acting; its batch must be the whole rollout."""
         return self.run.reuse_forward and self.algo.num_minibatches == 1
 
     def replace(self, **changes: ConfigValue | Sequence[int]) -> Config:
-        """Return a copy with fields changed by their flat names; 1e6 counts as a whole number.
+        """Return a copy with fields changed by their flat names; 1e6 is accepted as an integer.
 
         Raises:
-            ValueError: a name is unknown, or a value has the wrong type or is out of range.
+            ValueError: an unknown name, or a value of the wrong type or out of range.
         """
         sections: dict[str, dict[str, ConfigValue]] = {}
         for name, value in changes.items():
             section = sections.setdefault(_section_of(name), {})
             section[name] = coerce(name, _KIND_OF[name], value)
         env = sections.get("env", {})
-        if "atari_protocol" in env:  # it sets the fields that are not given with it
+        if "atari_protocol" in env:  # the protocol then sets all its fields that are not given
             sections["env"] = env = dict.fromkeys(PROTOCOLS["dqn"]) | env
-        if "num_envs" in env:  # given alone, it overrides the product of envs_per_worker and workers
+        if "num_envs" in env:  # a given num_envs overrides envs_per_worker
             env.setdefault("envs_per_worker", None)
         changed = dataclasses.replace(
             self,
@@ -437,10 +437,10 @@ class Config:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Config:
-        """Rebuild from `to_dict`'s data; absent fields keep their defaults.
+        """Rebuild a configuration from `to_dict`; missing fields keep their defaults.
 
         Raises:
-            ValueError: a section or key is unknown, or a value has the wrong type or is out of range.
+            ValueError: an unknown section or key, or a value of the wrong type or out of range.
         """
         flat: dict[str, ConfigValue] = {}
         for section, values in data.items():

@@ -100,7 +100,7 @@ class SharedGroup:
         self.vectors, self.grads = memory.parameters.vectors(), torch.from_numpy(memory.grads.view())
         self._exchanged, counts = memory.exchanged.view(), memory.counts.view()
         self.size, self.rank = len(counts), rank
-        self._counts = counts.reshape(-1).data  # indexing a memoryview costs a third as much as indexing an array
+        self._counts = counts.reshape(-1).data  # indexing a memoryview costs a third of indexing an array
         self._own = rank * counts.shape[1]
         self._others = [r * counts.shape[1] for r in range(self.size) if r != rank]
         self._waited_s = memory.waited_s.view()[:, 0]
@@ -155,7 +155,7 @@ class SharedGroup:
 
     @property
     def late_ranks(self) -> list[int]:
-        """Ranks of the workers that this one is waiting for."""
+        """The workers that this one waits for now."""
         return [rank for rank in range(self.size) if self._counts[rank * 8] < self._turn]
 
     def _has_counted(self, other: int) -> bool:

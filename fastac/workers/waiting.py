@@ -29,10 +29,10 @@ def fence() -> None:
 
 
 def wait_until(is_over: Callable[[], bool], watch: Callable[[float], None]) -> None:
-    """Wait: spin, then yield the core, then sleep for longer and longer.
+    """Wait: first spin, then yield the core, then sleep for longer and longer.
 
-    A sleep lasts at most 1 ms in the first second, since the others are probably working. After that it lasts up to
-    50 ms, so that a long wait costs almost no CPU time.
+    Sleeps are at most 1 ms in the first second. After that they are 1 % of the time waited, at most 50 ms, so a waiting
+    worker costs next to nothing.
     """
     for _ in range(_SPINS):
         if is_over():
