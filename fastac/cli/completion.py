@@ -15,10 +15,10 @@ from fastac.config import Config
 
 @dataclass(frozen=True)
 class CompletionOptions:
-    """Print what completes fastac's commands: eval "$(fastac completion bash)" in a shell's start-up file."""
+    """Print shell completion of the commands: put eval "$(fastac completion bash)" in the shell's start-up file."""
 
     shell: Literal["bash", "zsh", "tcsh"] = "bash"
-    """Which shell."""
+    """Shell to complete for."""
 
 
 def complete(words: Sequence[str]) -> int:

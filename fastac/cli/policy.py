@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Play episodes with a run's best policy, in raw reward."""
+    """Play episodes with a run's best policy, and print the mean of the raw returns."""
 
     run_dir: Path
     """The run's directory."""
     episodes: int = 100
-    """Episodes to play."""
+    """Number of episodes to play."""
     seed: int = 0
-    """Seed of the environments, and of sampled actions."""
+    """Seed of the environments and of sampled actions."""
     actions: ActionChoice | None = None
-    """The most likely ones (greedy), or as training takes them (sampled). Default: the run's own eval-actions."""
+    """Actions: the most likely ones (greedy), or sampled as in training (sampled). Default: the run's eval-actions."""
     checkpoint: Literal["best", "last"] = "best"
-    """Which policy plays, the one with the best evaluation, or the last one."""
+    """Policy to play: that of the best evaluation (best), or that of the end of training (last)."""
     max_steps: int | None = None
-    """Cut an episode after so many steps. Default: as in the run's own evaluations."""
+    """Number of steps after which an episode is cut. Default: as in the run's own evaluations."""
     json: bool = False
     """Print the result as one JSON line."""
 
@@ -46,11 +46,11 @@ class RecordOptions:
     run_dir: Path
     """The run's directory."""
     output: Path | None = None
-    """A .gif or .mp4 file. Default: episode.gif in the run's directory."""
+    """The .gif or .mp4 file. Default: episode.gif in the run's directory."""
     seed: int = 0
     """Seed of the environment."""
     checkpoint: Literal["best", "last"] = "best"
-    """Which policy plays, the one with the best evaluation, or the last one."""
+    """Policy to play: that of the best evaluation (best), or that of the end of training (last)."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class PlotOptions:
     run_dirs: tuple[Path, ...] = ()
     """The runs' directories."""
     output: Path = field(default_factory=lambda: Path("learning-curves.png"))
-    """The picture."""
+    """The PNG file to write."""
     x: Literal["env_steps", "seconds"] = "env_steps"
-    """What is drawn to the right."""
+    """Quantity on the x-axis."""
 
 
 @dataclass(frozen=True)
 class ListOptions:
-    """List the presets and what they reach."""
+    """List the presets and the returns that they reach."""
 
 
 def evaluate(words: Sequence[str]) -> int:

@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Train an agent: fastac train ENV_ID takes the preset, and a flag overrides it."""
+    """Train an agent. fastac train ENV_ID uses the environment's preset; flags override its values."""
 
     preset: str | None = None
-    """A preset's name, where not the algorithm's own (see fastac list)."""
+    """Name of a preset, instead of the one named like the algorithm (see fastac list)."""
     run_dir: Path | None = None
-    """A new directory for the run. Default: a dated one under runs/."""
+    """New directory for the run. Default: a dated one under runs/."""
     tuned: bool = False
-    """Take the workers, vectorization and reuse-forward that fastac tune found, where not given; else find them."""
+    """Use workers, vectorization and reuse-forward as found by fastac tune, unless given; tune first if needed."""
     json: bool = False
     """Print summary.json as the last line of stdout."""
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """Find the fastest settings for an environment on this machine; every flag of train's says what to tune for."""
+    """Find the fastest settings for an environment on this machine. The flags of train describe the run to tune."""
 
     preset: str | None = None
-    """A preset's name, where not the algorithm's own (see fastac list)."""
+    """Name of a preset, instead of the one named like the algorithm (see fastac list)."""
     seconds: float = 3.0
-    """How long to measure each setting."""
+    """Seconds to measure each setting."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ class ResumeOptions:
     run_dir: Path
     """The run's directory."""
     total_env_steps: int | None = None
-    """A new budget in environment steps."""
+    """New budget in environment steps."""
     budget_minutes: float | None = None
-    """A new budget in minutes of wall-clock, of which those up to the last checkpoint are spent."""
+    """New budget in minutes of wall-clock time; it includes the time up to the last checkpoint."""
     until_return: float | None = None
-    """A new return to stop at."""
+    """New target mean return."""
     learning_rate: float | None = None
-    """A new learning rate. Default: the run's own."""
+    """New learning rate. Default: the run's own."""
     eval: bool = True
-    """Go on with evaluations, if the run has any."""
+    """Continue evaluations, if the run has any."""
     json: bool = False
     """Print summary.json as the last line of stdout."""
 

@@ -45,50 +45,50 @@ def _check_choice(name: str, value: str, literal: object) -> None:
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """Which environments, how many, and how they are batched."""
+    """The environments: which, how many, and how they are batched."""
 
     env_id: str = "CartPole-v1"
-    """Gymnasium id; module:id for one that a module registers; or module:name of a class or function."""
+    """Gymnasium id; module:id if importing a module registers it; or module:name of a class or function."""
     num_envs: int = 16
     """Environments stepped side by side, by all workers together."""
     vectorization: Vectorization = "auto"
-    """native: the id's own batched env; sync: one process; process: several envs per process."""
+    """Batching: auto; native (the id's own batched env); sync (one process); process (several envs per process)."""
     envs_per_worker: int | None = None
-    """Environments of each worker; num_envs is then so many times workers."""
+    """Environments of each worker; num_envs is then this number times workers."""
     env_kwargs: EnvArguments = field(default_factory=dict, hash=False)
-    """What it is built with, as JSON '{"level": 3}' or as level=3,size=9."""
+    """Keyword arguments of the environment, as JSON '{"level": 3}' or as level=3,size=9."""
     start_timeout_s: float = 120.0
-    """Other processes: seconds in which one must have started and built its environments."""
+    """Time limit in seconds for another process to start and build its environments."""
     env_timeout_s: float | None = None
-    """Other processes: seconds that one may take to step its environments; None: 120 (a3c: 10, or 20 iterations)."""
+    """Time limit in seconds for another process to step its envs; None: 120 (a3c: 10, or 20 iterations)."""
     squash_actions: bool = False
-    """Box actions: squash by tanh into the bounds, in place of clipping to them."""
+    """Box actions: squash by tanh into the bounds, instead of clipping to them."""
     env_threads: int | None = None
-    """Atari: emulators' threads of a process; None: the machine's cores, shared out among the workers."""
+    """Atari: emulator threads per process; None: the machine's cores, divided among the workers."""
     atari_protocol: AtariProtocol | None = None
-    """What an ALE/ id's fields below are, where not given: dqn (the default), machado or a3c."""
+    """Set of defaults for the Atari settings of an ALE/ id: dqn (the default), machado or a3c."""
     sticky_actions: float | None = None
-    """Atari: probability that the emulator repeats the last action instead, frame by frame."""
+    """Atari: probability that the emulator repeats the previous action instead, drawn frame by frame."""
     noop_max: int | None = None
-    """Atari: a game begins with fewer than so many frames of no action, a random number."""
+    """Atari: upper limit for the random number of no-op frames that begin a game; always fewer than this."""
     fire_reset: bool | None = None
-    """Atari: press FIRE at the beginning of a game that has it."""
+    """Atari: press FIRE at the start of a game that has this action."""
     frame_skip: int | None = None
-    """Atari: frames per step, in which the action is held."""
+    """Atari: frames per step; the action is held in all of them."""
     max_pool: bool | None = None
-    """Atari: a step shows the maximum of its last two frames, as sprites flicker."""
+    """Atari: observe the maximum of a step's last two frames, since sprites flicker."""
     screen_size: int | None = None
-    """Atari: height and width of the gray frames."""
+    """Atari: height and width of the grayscale frames."""
     frame_stack: int | None = None
-    """Atari: the latest frames, so many, are an observation."""
+    """Atari: number of latest frames in an observation."""
     episodic_life: bool | None = None
-    """Atari: in training, losing a life ends what is learned from; the game goes on."""
+    """Atari: in training, a lost life terminates the episode for learning; the game goes on."""
     full_action_space: bool | None = None
-    """Atari: all 18 actions, or those that the game has a use for."""
+    """Atari: use all 18 actions, instead of only those that have an effect in the game."""
     max_frames: int | None = None
-    """Atari: a game is cut (truncated) after so many frames."""
+    """Atari: number of frames after which a game is cut (truncated)."""
     clip_rewards: bool | None = None
-    """Atari: learn from rewards clipped to [-1, 1]; returns are logged and evaluated raw."""
+    """Atari: learn from rewards clipped to [-1, 1]; logged and evaluated returns are raw."""
 
     def __post_init__(self) -> None:
         """Validate the section."""
@@ -145,28 +145,28 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Encoder -> core -> heads, and the normalisers that travel with them."""
+    """Encoder -> core -> heads, and the normalisers that are saved with them."""
 
     encoder: str = "auto"
-    """auto: by the observation; mlp; for images nature (Mnih 2015), a3c (Mnih 2016), minatar (small); module:name."""
+    """Encoder: auto; mlp; for images nature (Mnih 2015), a3c (Mnih 2016), minatar (small images); module:name."""
     hidden_sizes: tuple[int, ...] = (128, 128)
-    """Widths of the hidden layers of an mlp; the lecture's are 128 128."""
+    """Widths of an mlp's hidden layers; the lecture uses 128 128."""
     activation: ActivationName = "relu"
     """Nonlinearity between layers."""
     shared_trunk: bool = True
-    """One trunk for actor and critic (the lecture's), or one network each."""
+    """One trunk for actor and critic (as in the lecture), instead of one network each."""
     core: CoreName = "identity"
-    """identity: feed-forward; lstm: recurrent."""
+    """Core after the encoder: identity (feed-forward) or lstm (recurrent)."""
     lstm_size: int = 128
     """Hidden units of the LSTM core."""
     log_std_init: float = 0.0
     """Initial log standard deviation of Gaussian actions."""
     dependent_std: bool = False
-    """Box actions: the deviation depends on the observation, or is a parameter of its own."""
+    """Box actions: compute the standard deviation from the observation, instead of learning it as a parameter."""
     normalize_obs: bool = False
     """Standardise observations with running statistics saved in the model."""
     normalize_reward: bool = False
-    """Scale rewards by the running deviation of the discounted return."""
+    """Scale rewards by the running standard deviation of the discounted return."""
 
     def __post_init__(self) -> None:
         """Validate the section."""
@@ -182,20 +182,20 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AlgoConfig:
-    """What is collected and what is minimised; an algorithm is a point in this space."""
+    """What is collected and what is minimised; an algorithm is a combination of these settings."""
 
     algo: AlgoName = "a2c"
-    """a2c, ppo (clipped) and reinforce have workers in step; a3c is a2c by workers that wait for nobody."""
+    """Algorithm: a2c, ppo (clipped) and reinforce have in-step workers; a3c is a2c with asynchronous workers."""
     collect: CollectMode = "steps"
-    """steps: num_steps per env and update; episodes: one whole episode per env and update."""
+    """Content of a rollout: steps (num_steps per env) or episodes (one whole episode per env)."""
     num_steps: int = 16
-    """Steps per env and rollout (in episodes mode the most that an episode may take)."""
+    """Steps per env and rollout; with collect episodes, the largest possible episode length."""
     gamma: float = 0.99
     """Discount factor."""
     gae_lambda: float = 0.95
     """GAE's lambda: 0 is the one-step TD error, 1 the Monte Carlo advantage."""
     baseline: bool = True
-    """Subtract the critic's value (off: plain REINFORCE returns)."""
+    """Subtract the critic's value from the return; without it, plain REINFORCE returns."""
     normalize_advantage: bool = False
     """Standardise advantages over the valid rows of each minibatch."""
     vf_coef: float = 0.5
@@ -242,22 +242,22 @@ class AlgoConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How gradients become parameters, and what changes over the run."""
+    """The optimiser, and the schedules over the run."""
 
     optimizer: OptimizerName = "adam"
-    """adam, rmsprop (eps outside the root) or rmsprop_tf (eps inside, average from 1)."""
+    """Optimiser: adam, rmsprop (eps outside the root) or rmsprop_tf (eps inside, average starts at 1)."""
     learning_rate: float = 7e-4
-    """Step size at the start of the run."""
+    """Learning rate at the start of the run."""
     optimizer_eps: float = 1e-5
     """The optimiser's epsilon."""
     max_grad_norm: float | None = 0.5
-    """Clip the global gradient norm to this; None does not clip."""
+    """Limit to which the global gradient norm is clipped; None does not clip."""
     learning_rate_schedule: Schedule = "constant"
-    """linear goes to 0 at total_env_steps."""
+    """Schedule of the learning rate: constant, or linear to 0 at total_env_steps."""
     ent_coef_schedule: Schedule = "constant"
-    """linear goes to 0 at total_env_steps."""
+    """Schedule of ent_coef: constant, or linear to 0 at total_env_steps."""
     clip_coef_schedule: Schedule = "constant"
-    """linear goes to 0 at total_env_steps."""
+    """Schedule of clip_coef: constant, or linear to 0 at total_env_steps."""
 
     def __post_init__(self) -> None:
         """Validate the section."""
@@ -272,44 +272,42 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How long, how it is watched, and what is kept."""
+    """Seed, device, workers, budgets, evaluations and checkpoints."""
 
     seed: int = 0
-    """Seeds every random stream; seeds 0 and 1 share none."""
+    """Seed of every random stream; two seeds, such as 0 and 1, share no stream."""
     device: str = "cpu"
-    """cpu, cuda or cuda:K."""
+    """Device: cpu, cuda or cuda:K."""
     workers: int | Literal["auto"] = 1
-    """Processes that share num_envs and train one model; auto: one per physical core, where in step if that pays."""
+    """Processes that share num_envs and train one model; auto: one per physical core (in step: if it pays)."""
     lock: bool = False
-    """a3c: one worker at a time updates the shared parameters, so that none of their changes is lost."""
+    """a3c: lock the shared parameters during each update, so that no update is lost."""
     max_restarts: int = 10
-    """a3c: how often in all a worker that died, failed or hung is started again; likewise the evaluator."""
+    """a3c: restarts in total of workers that died, failed or hung; separately, of an evaluator that died or hung."""
     reuse_forward: bool = True
-    """Learn from the activations that acting left behind, where parameters are still the same."""
+    """Learn from activations saved while acting, as long as the parameters are unchanged."""
     total_env_steps: int = 500_000
-    """Budget in environment steps; the rollout in hand is finished."""
+    """Budget in environment steps; the last rollout is completed."""
     budget_minutes: float | None = None
-    """Stop after so many minutes of wall-clock, if steps are left by then; schedules go by steps all the same."""
+    """Budget in minutes of wall-clock time; the run stops earlier if its steps are spent. Schedules follow steps."""
     until_return: float | None = None
-    """Stop at the first evaluation whose mean return reaches this."""
+    """Target mean return; the run stops at the first evaluation that reaches it."""
     eval: bool = True
-    """Evaluate at all: without it, what is reported and kept is the last policy."""
+    """Evaluate the policy; without evaluations, the last policy is reported and kept."""
     eval_every: int | None = None
-    """Environment steps between evaluations; None: so that they take less than a tenth of the run; 0: only at the
-    end, in the training environments."""
+    """Env steps between evaluations; None: under a tenth of the run; 0: once, at the end, in the training envs."""
     eval_from_return: float | None = None
-    """No evaluation before the mean return of the last 100 training episodes reaches this, but for the last."""
+    """Mean return of the last 100 training episodes at which evaluations begin; the last one is always played."""
     eval_episodes: int | None = None
-    """Episodes per evaluation; None: few in between, up to 100 at the end and where until_return is reached."""
+    """Episodes per evaluation; None: few during training, up to 100 at the end and to confirm until_return."""
     eval_max_steps: int | None = None
-    """An evaluation's episode is cut after so many steps; None: at the environment's own limit, or where it has none
-    at twice the longest training episode."""
+    """Steps after which evaluation cuts an episode; None: env's limit, else twice the longest training episode."""
     eval_actions: ActionChoice = "greedy"
-    """Evaluations take the most likely action (greedy), or sample as training does (sampled)."""
+    """Actions in evaluations: the most likely ones (greedy), or sampled as in training (sampled)."""
     checkpoint_every: int = 250_000
     """Environment steps between checkpoints; 0 saves only at the end."""
     keep_checkpoints: int = 3
-    """Latest checkpoints kept, besides the best."""
+    """Number of latest checkpoints to keep, besides the best."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
 
@@ -337,7 +335,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One training run, completely."""
+    """The complete configuration of a training run."""
 
     env: EnvConfig = field(default_factory=EnvConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

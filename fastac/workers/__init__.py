@@ -1,4 +1,4 @@
-"""Who trains, and in how many processes; trainers are generators of reports."""
+"""Workers: training in one process or several; trainers are generators of reports."""
 
 from fastac.workers.async_workers import AsyncWorkers
 from fastac.workers.hogwild_trainer import HogwildTrainer

@@ -1,7 +1,7 @@
-"""A3C's worker processes: started, watched, and started again when they are lost.
+"""A3C's worker processes: this module starts them, watches them, and restarts lost ones.
 
-Each trains until the budget is spent or somebody says stop, and tells the first process only that
-it is ready, that it is done, or that it failed. What it does meanwhile is in the shared counters.
+A worker trains until the budget is spent or the stop flag is set. It sends the first process only three kinds of
+message: ready, done or failed. Its progress is in the shared counters.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ from fastac.workers.worker import WorkerInfo
 
 log = logging.getLogger("fastac")
 
-# A worker hangs that has finished no environment step and no iteration for so long, and for so many times what its
-# iterations take on average, where nobody has said how long a step may take; before there has been any, for as long
-# as a start may take.
+# Without env_timeout_s, a worker counts as hung if it finishes no environment step and no iteration for SILENCE_S
+# seconds and for SILENCE_ITERATIONS times its mean iteration time. Its first iteration has start_timeout_s instead.
 SILENCE_S = 10.0
 SILENCE_ITERATIONS = 20.0
 
 
 @dataclass(slots=True)
 class _Place:
-    """A worker as the first process sees it."""
+    """What the first process knows of a worker."""
 
     child: Child
     info: WorkerInfo | None = None  # None until it is ready
-    is_done: bool = False  # or lost
-    began_at: int = 0  # iterations in the row when it was ready: of the worker before
-    beats: int = -1  # when last looked at
+    is_done: bool = False  # ended in order, or lost
+    began_at: int = 0  # iteration count inherited from the worker it replaced
+    beats: int = -1  # steps and iterations at the last check
 
 
 class AsyncWorkers:
@@ -53,20 +52,20 @@ class AsyncWorkers:
         start_timeout_s: float,
         env_timeout_s: float | None,
     ) -> None:
-        """Start the workers; `wait_ready` waits until they stand.
+        """Start the workers; `wait_ready` waits until they are ready.
 
         Args:
-            counters: shared by all.
-            make: from a worker's number, and how many were started in another's place before, to what builds
-                its part.
-            lock: for updates; a null context for none.
-            budget: environment steps of all workers at which they end.
-            max_restarts: a worker lost after so many is one too many.
-            start_timeout_s: the longest that a worker may take to start, and again for its first iteration.
-            env_timeout_s: the longest that it may take for a step of all its environments; None goes by its iterations.
+            counters: shared by all processes.
+            make: takes a worker's number and how many workers were started beyond the first K, itself included;
+                returns the function that builds the worker's part.
+            lock: held during an update; a null context for no lock.
+            budget: total environment steps of all workers; they end when it is spent.
+            max_restarts: restarts allowed for all workers together; the next loss ends the run.
+            start_timeout_s: time limit for a worker's start, and again for its first iteration.
+            env_timeout_s: time limit for one step of all its environments; None derives it from its mean iteration.
 
         Raises:
-            ValueError: what makes a worker's part cannot be sent to it.
+            ValueError: the function that builds a worker's part cannot be pickled.
         """
         self._counters, self._make, self._lock, self._budget = counters, make, lock, budget
         self._restarts = Restarts(max_restarts)
@@ -82,12 +81,12 @@ class AsyncWorkers:
 
     @property
     def children(self) -> Children:
-        """The workers' processes."""
+        """The worker processes."""
         return Children(place.child for place in self._places)
 
     @property
     def restarts(self) -> int:
-        """How often a worker was started again."""
+        """Restarts so far, of all workers."""
         return self._restarts.count
 
     def _start_all(self) -> None:
@@ -107,12 +106,12 @@ class AsyncWorkers:
         return start(f"worker {worker}", part, __name__, make)
 
     def wait_ready(self) -> WorkerInfo:
-        """Wait until every worker has built its part; return what one of them says of it.
+        """Wait until every worker has built its part; return the info of worker 0.
 
         Raises:
-            ValueError: the script that started this one has no main guard, and workers need something of it.
+            ValueError: the user's script has no main guard, and the workers must import it.
             EnvFailure: an environment failed.
-            WorkerFailure: a worker failed otherwise, or gave no answer in time.
+            WorkerFailure: a worker failed in another way, or was not ready in time.
         """
         try:
             while not all(place.info for place in self._places):
@@ -126,23 +125,23 @@ class AsyncWorkers:
         return info
 
     def begin(self) -> None:
-        """Let them train, until the budget is spent or `halt`, after which they are started anew."""
+        """Let the workers train until the budget is spent or `halt` is called; if they have ended, start new ones."""
         if not self._places:
             self._start_all()
-        fence()  # what they take over has been written before
+        fence()  # publish the parameters and statistics before the start flag
         self._control[0] = 1
 
     @property
     def are_done(self) -> bool:
-        """Whether all have ended in order."""
+        """Whether every worker is done or lost."""
         return all(place.is_done for place in self._places)
 
     def watch(self, period_s: float) -> None:
-        """Wait for so long, or until there is news; start lost workers again.
+        """Wait for news for at most `period_s`; restart lost workers.
 
         Raises:
-            EnvFailure, WorkerFailure: one worker was lost too many; its traceback is the cause.
-            NonFiniteError: a worker's loss or gradient is not finite, which starting again would not mend.
+            EnvFailure, WorkerFailure: a worker was lost after `max_restarts` restarts; its traceback is the cause.
+            NonFiniteError: a worker's loss or gradient is not finite; a restart would not help.
         """
         for worker, error in self._look(period_s):
             if isinstance(error, NonFiniteError):
@@ -154,7 +153,7 @@ class AsyncWorkers:
             self._places[worker] = _Place(self._start(worker))
 
     def halt(self) -> None:
-        """Let every worker finish its iteration and end; those that do not in time are killed."""
+        """Let every worker finish its iteration and end; kill a worker that shows no progress in time."""
         self._control[1] = 1
         while not self.are_done and self._places:
             for _, error in self._look(0.05):
@@ -162,9 +161,9 @@ class AsyncWorkers:
         self.close()
 
     def _look(self, period_s: float) -> list[tuple[int, ChildFailure]]:
-        """Wait for news; take it in, and return who is lost and how."""
+        """Wait for messages and process them; return the lost workers, each with its failure."""
         for place in self._places:
-            place.is_done |= place.child.has_ended  # at exit, where children end that nobody has ended
+            place.is_done |= place.child.has_ended  # at interpreter exit, children are ended without `close`
         going_on = [(worker, place) for worker, place in enumerate(self._places) if not place.is_done]
         news = Children(place.child for _, place in going_on).wait(period_s)
         lost: list[tuple[int, ChildFailure]] = []
@@ -189,7 +188,7 @@ class AsyncWorkers:
             place.info, place.began_at = message, int(self._counts[worker, ITERATIONS])
 
     def _check_pulse(self, worker: int, place: _Place) -> None:
-        """Raise if a worker that had nothing to say has for too long shown in the counters no step either."""
+        """Raise if the counters of a worker that sent no message have not moved for too long."""
         beats = int(self._counts[worker, [BEATS, ITERATIONS]].sum())
         if beats != place.beats or (place.info and not self._control[0]):
             place.beats = beats
@@ -198,10 +197,10 @@ class AsyncWorkers:
         place.child.check_silence(what, *self._patience(worker))
 
     def _patience(self, worker: int) -> tuple[float, str]:
-        """Return for how many seconds a worker may show nothing, and the setting to raise if it needs longer."""
+        """Return how many seconds a worker may show no progress, and the setting that raises this limit."""
         place, iterations = self._places[worker], int(self._counts[worker, ITERATIONS])
         if place.info is None or iterations == place.began_at:
-            # Its first iteration resets everything, and may compile kernels.
+            # The first iteration resets the environments and may compile kernels.
             return max(self._start_timeout_s, self._env_timeout_s or 0.0), "start_timeout_s"
         if self._env_timeout_s is not None:
             return self._env_timeout_s, "env_timeout_s"
@@ -209,8 +208,8 @@ class AsyncWorkers:
         return max(SILENCE_S, SILENCE_ITERATIONS * mean_s), "env_timeout_s"
 
     def close(self) -> None:
-        """End the workers, in the middle of whatever they do; safe to call twice."""
+        """End the workers without waiting for their iterations; safe to call twice."""
         self._control[1] = 1
         children = self.children
-        self._places.clear()  # first, since an interrupt may come while they are being closed
+        self._places.clear()  # first: an interrupt may arrive while the children are being ended
         children.end()

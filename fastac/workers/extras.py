@@ -1,4 +1,4 @@
-"""Numbers that ended episodes gave, on their way from the workers to the first process."""
+"""Transfer of the numbers in the `info` of ended episodes from the workers to the first process."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _KEY_BYTES = 64
 
 @dataclass(frozen=True, slots=True)
 class SharedExtras:
-    """Shared by K workers, each with a row of its own.
+    """Memory shared by K workers; each writes its own row.
 
     Attributes:
-        keys: `[K, 16, 64]`, in UTF-8, in the order in which a worker found them.
-        values: `[K, 16, 100]`, a ring each: more than the last 100 nobody looks at.
-        counts: `[K, 16]`, how many values there were so far.
+        keys: `[K, 16, 64]`, in UTF-8, in the order in which the worker found them.
+        values: `[K, 16, 100]`, a ring buffer per key: statistics use only the latest 100 values.
+        counts: `[K, 16]`, values so far.
     """
 
     keys: SharedArray[np.uint8]
@@ -29,7 +29,7 @@ class SharedExtras:
 
     @classmethod
     def allocate(cls, workers: int) -> SharedExtras:
-        """Allocate for so many workers."""
+        """Allocate for K = `workers`."""
         return cls(
             SharedArray((workers, MAX_EXTRAS, _KEY_BYTES), np.dtype(np.uint8)),
             SharedArray((workers, MAX_EXTRAS, EXTRAS_WINDOW), np.dtype(np.float64)),
@@ -38,17 +38,17 @@ class SharedExtras:
 
 
 class ExtrasWriter:
-    """A worker's row."""
+    """Writes a worker's row."""
 
     def __init__(self, reports: SharedExtras, worker: int) -> None:
-        """Take the row, where a worker before this one may have left it."""
+        """Continue the row of `worker`; a lost worker may have begun it."""
         self._keys, self._values = reports.keys.view()[worker], reports.values.view()[worker]
         self._counts = reports.counts.view()[worker]
         used = int((self._counts > 0).sum())  # a key without values may be half written
         self._places = {_decode(key): place for place, key in enumerate(self._keys[:used])}
 
     def put(self, extras: Extras) -> None:
-        """Add what episodes of this worker gave; a key for which there is no room is dropped."""
+        """Add values of this worker's episodes; a key is dropped if all 16 places are taken."""
         for key, values in extras.items():
             place = self._places.get(key, len(self._places))
             if place == MAX_EXTRAS:
@@ -65,12 +65,12 @@ class ExtrasReader:
     """Reads every row in the first process."""
 
     def __init__(self, reports: SharedExtras) -> None:
-        """Begin with what there is by now, as seen."""
+        """Treat the values that are there now as seen."""
         self._keys, self._values, self._counts = reports.keys.view(), reports.values.view(), reports.counts.view()
         self._seen = self._counts.copy()
 
     def take(self) -> Extras:
-        """Return what came since the last call, worker by worker, of each at most the latest 100 of a key."""
+        """Return the values since the last call, in worker order; at most the latest 100 per worker and key."""
         counts = self._counts.copy()
         is_new = counts > self._seen
         if not is_new.any():  # nearly always

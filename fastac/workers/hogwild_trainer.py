@@ -1,7 +1,7 @@
-"""The asynchronous trainer, A3C: workers that learn without waiting, and one process that watches them.
+"""The asynchronous trainer, A3C: workers learn without waiting, and one process watches them.
 
-Mnih et al. 2016, arXiv 1602.01783. Each worker collects and learns as one in step does, on a copy
-of the parameters; its optimiser step goes to the shared ones, see `fastac.learning.optimizer.HogwildOptimizer`.
+Mnih et al. 2016, arXiv 1602.01783. A worker collects and learns as an in-step worker does, but on its own copy of the
+parameters. Its optimiser step changes the shared parameters, see `fastac.learning.optimizer.HogwildOptimizer`.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from fastac.workers.shared_counters import (
 from fastac.workers.shared_episodes import EpisodesReader
 from fastac.workers.waiting import fence
 
-# Between reports: a part of the time so far, so that a run of a second is seen to end, but never longer than
-# that it looks alive, nor so short that reporting would cost more than half a percent of a core.
+# Time between reports: 5% of the elapsed time, so that the end of a 1-second run is noticed quickly. At most 0.1 s,
+# so that the run looks alive; at least 0.01 s, so that reporting costs at most 0.5% of a core.
 _PERIOD_PART, _LEAST_PERIOD_S, _MOST_PERIOD_S = 0.05, 0.01, 0.1
-_SILENT_S = 1.0  # and so long where there is nothing new
+_SILENT_S = 1.0  # time between reports without progress
 
 
 class HogwildTrainer:
-    """Lets workers train, and reports what they have done so far.
+    """Lets the workers train, and reports their progress.
 
     Attributes:
-        iteration: iterations so far, of all workers together.
-        env_steps: valid transitions so far, likewise.
+        iteration: iterations so far, summed over the workers.
+        env_steps: valid transitions so far, summed over the workers.
     """
 
     def __init__(self, total_env_steps: int, frame_skip: int, counters: SharedCounters, workers: AsyncWorkers) -> None:
@@ -62,33 +62,33 @@ class HogwildTrainer:
         self._finished = EpisodesReader(counters.episodes, self._counts[:, EPISODES])
         self._losses_seen = counters.losses.view().sum(axis=0)  # [2, L]
         self._losses = np.full(len(LOSSES), np.nan)
-        self._restarts = 0  # before this process
+        self._restarts = 0  # in earlier processes of this run
         self._train_wall_s = self._began = 0.0
         self._is_running = False
         self._reported = 0
         self._read_counts()
 
     def run(self) -> Generator[Report, None, None]:
-        """Yield reports, at first every hundredth and later every tenth of a second, until the budget is spent.
+        """Yield reports until the budget is spent: first every 0.01 s, later every 0.1 s.
 
-        Workers do not wait for the consumer, whose time is training time. Parameters are shared ones of the
-        moment: `fastac.build` copies them when it saves.
+        Workers do not wait for the consumer, so its time counts as training time. They keep changing the shared
+        parameters; `HogwildTraining.get_state` copies them.
 
         Raises:
-            EnvFailure, WorkerFailure: more workers were lost than are started again.
+            EnvFailure, WorkerFailure: a worker was lost after the last allowed restart.
             NonFiniteError: a loss or gradient is not finite; that update was not applied.
         """
         if self.env_steps >= self._budget:
             return
         self._began, self._is_running = perf_counter(), True
-        reported_at: float | None = None  # nothing is reported before the first iteration, of a resumed run either
+        reported_at: float | None = None  # no report before the first iteration, also in a resumed run
         self._workers.begin()
         try:
             while not self._workers.are_done:
                 elapsed_s = perf_counter() - self._began
                 self._workers.watch(min(_MOST_PERIOD_S, max(_LEAST_PERIOD_S, _PERIOD_PART * elapsed_s)))
                 is_news = self._counts[:, ITERATIONS].sum() > self._reported
-                # Now and then also without news: a consumer who wants to stop is heard after a report.
+                # Also report without progress, after _SILENT_S: the consumer can stop the run only after a report.
                 is_late = reported_at is not None and perf_counter() - reported_at > _SILENT_S
                 if not self._workers.are_done and (is_news or is_late):
                     yield self._report()
@@ -101,7 +101,7 @@ class HogwildTrainer:
             raise
 
     def halt(self) -> Report | None:
-        """Let every worker finish its iteration and end; return what was done since the last report."""
+        """Let every worker finish its iteration and end; return the progress since the last report, or None."""
         self._stop()
         return self._report() if self._counts[:, ITERATIONS].sum() > self._reported else None
 
@@ -111,7 +111,7 @@ class HogwildTrainer:
 
     @property
     def asynchrony(self) -> Asynchrony:
-        """Measured so far."""
+        """Staleness and restarts so far."""
         counts = self._counts.copy()
         updates = counts[:, UPDATES]
         return Asynchrony(
@@ -123,9 +123,9 @@ class HogwildTrainer:
         )
 
     def _read_counts(self) -> NDArray[np.int64]:
-        """Return the counts `[K, 8]` of this moment, and take in what they come to."""
+        """Return the current counts `[K, 8]`, and update the totals from them."""
         counts = self._counts.copy()
-        fence()  # what they speak of has been written before them
+        fence()  # the data that the counts cover is visible from here on
         total = counts.sum(axis=0).tolist()
         self.iteration, self.env_steps = total[ITERATIONS], total[ENV_STEPS]
         self._updates, self._episodes = total[UPDATES], total[EPISODES]
@@ -133,7 +133,7 @@ class HogwildTrainer:
 
     def _report(self) -> Report:
         counts, seconds = self._read_counts(), self._counters.seconds.view().copy()
-        wall_s = self._wall_s()  # after the workers' clocks, which must not be ahead of it
+        wall_s = self._wall_s()  # read after the workers' clocks, so that they are not ahead of it
         self._reported = self.iteration
         return Report(
             iteration=self.iteration,
@@ -151,7 +151,7 @@ class HogwildTrainer:
         return self._train_wall_s + (perf_counter() - self._began if self._is_running else 0.0)
 
     def _take_losses(self) -> dict[str, float]:
-        """Return means over the iterations since the last report, the last known ones where there were none."""
+        """Return mean losses of the iterations since the last report; without iterations, the previous means."""
         seen = self._counters.losses.view().sum(axis=0)
         sums, nums = seen - self._losses_seen
         self._losses_seen = seen
@@ -160,13 +160,13 @@ class HogwildTrainer:
         return dict(zip(LOSSES, self._losses.tolist(), strict=True))
 
     def get_state(self) -> StateTree:
-        """The counters, and the workers' rows of the shared counters.
+        """Return the totals, and a copy of the shared counters.
 
-        Workers write on meanwhile, so each row is read once: losses and staleness may be of an update or two more
-        than are counted.
+        Workers keep writing meanwhile, and each array is read once. So losses and staleness may include one or two
+        more updates than the counts.
         """
         counts, seconds = self._read_counts(), self._counters.seconds.view().copy()
-        wall_s = self._wall_s()  # after the workers' clocks, which must not be ahead of it
+        wall_s = self._wall_s()  # read after the workers' clocks, so that they are not ahead of it
         phases = asdict(_mean_phases(seconds, wall_s))
         return {
             "iteration": self.iteration,
@@ -185,7 +185,7 @@ class HogwildTrainer:
         }
 
     def set_state(self, state: StateTree) -> None:
-        """Continue from `get_state`; called before `run`. Which episodes are finished is in the session's window."""
+        """Continue from `get_state`; call it before `run`. The session restores the latest finished episodes."""
         saved, counters = read_branch(state, "counters"), self._counters
         rows: dict[str, NDArray[np.generic]] = {
             "counts": self._counts,
@@ -206,6 +206,6 @@ class HogwildTrainer:
 
 
 def _mean_phases(seconds: NDArray[np.float64], wall_s: float) -> Phases:
-    """Return the workers' clocks `seconds` `[K, 8]`, averaged over them."""
+    """Return the phase times `seconds` `[K, 8]`, averaged over the workers."""
     means = seconds.mean(axis=0)[: len(PHASES)].tolist()
     return Phases(**dict(zip(PHASES, means, strict=True)), other_s=wall_s - sum(means))

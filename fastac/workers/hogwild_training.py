@@ -1,4 +1,4 @@
-"""Training without waiting, A3C, seen from the process that watches the workers."""
+"""A3C training as the process that watches the workers sees it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastac.workers.worker import WorkerInfo
 
 @dataclass(slots=True)
 class HogwildTraining:
-    """The assembled run, seen from the process that watches the workers; see `Training`."""
+    """A3C training as the process that watches the workers sees it; see `Training`."""
 
     envs: VecEnv
     model: ActorCritic
@@ -26,7 +26,7 @@ class HogwildTraining:
     rollout: None
     info: WorkerInfo
     _reward_normalizer: RewardScaler
-    _param: Tensor  # the model's
+    _param: Tensor  # flat parameters of `model`
     _shared: FlatParameters
     _counters: SharedCounters
     _workers: AsyncWorkers
@@ -38,22 +38,22 @@ class HogwildTraining:
 
     @property
     def waiting(self) -> list[float]:
-        """No worker waits for another."""
+        """Empty: no worker waits for another."""
         return []
 
     def action_std(self) -> float | None:
-        """See `ActorCritic.action_std`; of the parameters that workers share."""
+        """See `ActorCritic.action_std`; computed with the current shared parameters."""
         if self.model.action_std() is None:
             return None
         self._param.copy_(self._shared.param)
         return self.model.action_std()
 
     def get_state(self) -> StateTree:
-        """Copy what is shared, as a worker would at this moment; workers' episodes are not in it.
+        """Return a copy of the shared state; it excludes the workers' episodes.
 
-        When workers have stopped all is of one moment. While they learn, parameters may have seen an update
-        that the statistics have not, or the other way round; nobody waits for this process to look, which
-        a worker that hangs under the lock would make for ever.
+        The copy is consistent if the workers have stopped. While they learn, the parameters may include an update
+        that the statistics lack, or the reverse. The copy is taken without the lock: a worker hanging inside it would
+        block us for ever.
         """
         trainer = self.trainer.get_state()
         updates = trainer["updates"]
@@ -68,7 +68,7 @@ class HogwildTraining:
         }
 
     def set_state(self, state: StateTree) -> bool:
-        """Continue from `get_state`, before workers begin; their episodes begin anew, so it returns False."""
+        """Continue from `get_state`; call it before the workers begin. Return False: all episodes restart."""
         load_module(self.model, read_branch(state, "model"))
         load_module(self._reward_normalizer, read_branch(state, "reward_normalizer"))
         trainer = read_branch(state, "trainer")
@@ -82,7 +82,7 @@ class HogwildTraining:
         return False
 
     def rest(self) -> bool:
-        """Return False: workers end with every loop, and begin with every one."""
+        """Return False: no worker waits for commands, and the next training loop starts new workers."""
         return False
 
     def drop_workers(self) -> None:

@@ -1,4 +1,4 @@
-"""What an A3C worker does in its process: train until the budget is spent, and say how that ended."""
+"""The process of an A3C worker: it trains until the budget is spent, and reports how training ended."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fastac.workers.statistics import copy_statistics
 from fastac.workers.waiting import wait_until
 from fastac.workers.worker import Worker
 
-_GRACE_S = 2.0  # that a worker has to end in order after the first process has gone
+_GRACE_S = 2.0  # time that a worker has to end in order after the first process has ended
 
 
 class HogwildWorker:
-    """What a worker process runs: a worker, whose parameters and statistics are copies of the shared ones.
+    """A worker whose parameters and statistics are copies of the shared ones.
 
     Attributes:
         worker: collects and learns.
@@ -33,16 +33,16 @@ class HogwildWorker:
         self.worker, self._optimizer, self._counters = worker, optimizer, counters
 
     def begin(self) -> None:
-        """Take over the parameters and statistics that there are by now."""
+        """Copy the current shared parameters and statistics."""
         self._optimizer.copy()
         copy_statistics(self._counters, self.worker.model, self.worker.reward_normalizer)
 
 
 class Done:
-    """What a worker sends when it has ended in order."""
+    """The message of a worker that has ended in order."""
 
 
-# Builds in the worker's process what it runs; sent there, so it must be picklable.
+# Builds the worker in its process; it is sent there, so it must be picklable.
 MakeHogwildWorker: TypeAlias = Callable[[SharedCounters, WorkerCounters, AbstractContextManager[object]], HogwildWorker]
 
 
@@ -54,7 +54,7 @@ def work(
     budget: int,
     parent: Parent,
 ) -> None:
-    """Live as worker number `worker`, until it is done and the first process has ended it."""
+    """Run worker number `worker` until it is done and the first process closes the pipe."""
     torch.set_num_threads(1)
     has_first_left = parent.listen(lambda _: None, _GRACE_S)  # nothing is ever sent to a worker
     row = WorkerCounters(counters, worker)
@@ -69,7 +69,7 @@ def work(
 
 
 def _train(worker: Worker, row: WorkerCounters, budget: int, has_first_left: threading.Event) -> None:
-    """Collect and learn until the budget is spent, or somebody says stop."""
+    """Collect and learn until the budget is spent, the stop flag is set, or the first process has ended."""
     phases = row.phases()
     while not (row.shall_stop or has_first_left.is_set()):
         env_steps = row.env_steps()
@@ -81,10 +81,10 @@ def _train(worker: Worker, row: WorkerCounters, budget: int, has_first_left: thr
 
 
 class BeatingEnvs:
-    """A `VecEnv` that counts every step, which shows that the worker lives; 0.2 us each."""
+    """A `VecEnv` that counts every step as a sign of life; this costs 0.2 us per step."""
 
     def __init__(self, envs: VecEnv, row: WorkerCounters) -> None:
-        """Wrap `envs`, which are this object's to close."""
+        """Wrap `envs`; `close` closes them too."""
         self._beat, self._step, self._envs = row.beat, envs.step, envs
         self.num_envs, self.description = envs.num_envs, envs.description
         self.frame_skip, self.frame_stack = envs.frame_skip, envs.frame_stack

@@ -1,8 +1,8 @@
-"""The memory that A3C's workers share: parameters, optimiser statistics, and what each of them has done.
+"""The memory that A3C's workers share: parameters, optimiser statistics, and each worker's progress.
 
-Parameters and optimiser statistics are everybody's to write, without locks. All else is in rows of which
-each has one writer, its worker, so nothing is lost and nobody waits: counts of the whole run are sums over
-rows. A worker that is killed leaves its row as it is, and the one that takes its place goes on with it.
+All workers write the parameters and optimiser statistics. The rest is in rows with one writer each, so no count is
+lost and no worker waits. A count of the whole run is the sum over the rows. If a worker is killed, its replacement
+continues its row.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from fastac.workers.shared_episodes import EpisodesWriter, SharedEpisodes
 from fastac.workers.shared_parameters import SharedParameters
 from fastac.workers.waiting import fence
 
-# Staleness is counted up to this; beyond it all are one.
+# The last bin of the staleness histogram; it also counts all larger values.
 MAX_STALENESS = 63
-ROOM = 4096  # finished episodes of a worker that wait for the first process; the oldest give way
-# Columns of `counts`; beats are steps of the environments, finished or to come, which only tell that it lives.
+ROOM = 4096  # unread finished episodes that a worker's buffer holds; new ones overwrite the oldest
+# Columns of `counts`. BEATS counts steps and resets of the environments, begun or ended, only as a sign of life.
 UPDATES, ITERATIONS, ENV_STEPS, EPISODES, BEATS, LAG_SUM, LAG_MAX = range(7)
 PHASES = tuple(field.name for field in fields(Phases) if field.name != "other_s")
 LOSSES = (
@@ -36,23 +36,23 @@ LOSSES = (
     "explained_variance",
     "learning_rate",
 )
-_LINE = 8  # numbers in a cache line; a worker's rows lie on lines of their own, and do not slow the others' down
+_LINE = 8  # numbers in a cache line; no two workers write into the same line, which would slow both down
 
 
 @dataclass(frozen=True, slots=True)
 class SharedCounters:
-    """Shared by the first process and K workers; handed to each when it is started.
+    """Memory shared by the first process and K workers; each worker gets it when it starts.
 
     Attributes:
-        parameters: the model's, and the optimiser's statistics.
-        control: `[2]`, whether to go, and whether to stop.
-        counts: `[K, 8]`, see above: `LAG_SUM` and `LAG_MAX` are of staleness.
-        seconds: `[K, 8]`, of `PHASES`.
+        parameters: model parameters and optimiser statistics.
+        control: `[2]`, flags: start training, stop training.
+        counts: `[K, 8]`, see above; `LAG_SUM` and `LAG_MAX` are the sum and the maximum of staleness.
+        seconds: `[K, 8]`, time spent in each of `PHASES`.
         losses: `[K, 2, L]`, sums of the L `LOSSES`, and the number of iterations in each sum.
-        staleness: `[K, 64]`, updates by how many updates of others lay between copy and step.
-        episodes: the latest finished ones.
-        statistics: by name, `[K, 2, 1 + 2 * D]`: two versions of what each worker has seen.
-        versions: by name, `[K, 8]`, which of them is whole.
+        staleness: `[K, 64]`, histogram of updates by the number of other workers' updates between copy and step.
+        episodes: the latest finished episodes.
+        statistics: by name, `[K, 2, 1 + 2 * D]`: running statistics of each worker's own data, in two versions.
+        versions: by name, `[K, 8]`: column 0 is the index of the complete version.
     """
 
     parameters: SharedParameters
@@ -67,13 +67,13 @@ class SharedCounters:
 
     @classmethod
     def allocate(cls, workers: int, param_size: int, slots: Mapping[str, float], widths: Mapping[str, int]) -> Self:
-        """Allocate for so many workers.
+        """Allocate the memory.
 
         Args:
             workers: K.
             param_size: P, the `flat_size` of the model.
-            slots: the optimiser's statistics by name, and what they begin with.
-            widths: running statistics by name, and their D.
+            slots: initial values of the optimiser's statistics, by name.
+            widths: D of each running statistic, by name.
         """
         real, whole = np.dtype(np.float64), np.dtype(np.int64)
         return cls(
@@ -92,14 +92,14 @@ class SharedCounters:
 
 
 class WorkerCounters:
-    """A worker's rows: it writes its own, and reads the others'. An `UpdateCounter` and a `Group`."""
+    """A worker's access to the counters: it writes its own rows and reads all. An `UpdateCounter` and a `Group`."""
 
-    size, rank = 1, 0  # as a group: it waits for nobody
+    size, rank = 1, 0  # a `Group` of one, since A3C workers do not wait for each other
 
     def __init__(self, counters: SharedCounters, worker: int) -> None:
-        """Take the place of worker `worker`, from 0, where the one before left it."""
+        """Continue the rows of worker number `worker`, counted from 0; a lost worker may have begun them."""
         counts = counters.counts.view()
-        # Indexing a memoryview costs a third of indexing an array.
+        # Indexing a memoryview costs a third as much as indexing an array.
         self._all_counts, self._counts = counts.reshape(-1).data, counts[worker].data
         self._updates = range(UPDATES, counts.size, _LINE)
         self._env_steps = range(ENV_STEPS, counts.size, _LINE)
@@ -119,18 +119,18 @@ class WorkerCounters:
 
     @property
     def shall_stop(self) -> bool:
-        """Whether training is to end."""
+        """Whether training must end."""
         return bool(self._control[1])
 
     def total(self) -> int:
-        """Everybody's updates so far; see `UpdateCounter`."""
+        """Return the updates of all workers so far; see `UpdateCounter`."""
         counts, total = self._all_counts, 0
         for at in self._updates:
             total += counts[at]
         return total
 
     def env_steps(self) -> int:
-        """Everybody's environment steps so far."""
+        """Return the environment steps of all workers so far."""
         counts, total = self._all_counts, 0
         for at in self._env_steps:
             total += counts[at]
@@ -145,25 +145,25 @@ class WorkerCounters:
         self._staleness[min(staleness, MAX_STALENESS)] += 1
 
     def beat(self) -> None:
-        """Show that this worker lives."""
+        """Count a sign of life of this worker."""
         self._counts[BEATS] += 1
 
     def phases(self) -> Phases:
-        """Return the clocks where the row has them."""
+        """Return this worker's phase times so far."""
         return Phases(**dict(zip(PHASES, self._seconds, strict=False)))
 
     def note(self, finished: Episodes, env_steps: int, losses: Mapping[str, float], phases: Phases) -> None:
-        """Write down an iteration of this worker: what it found, and how long phases have taken so far."""
+        """Record an iteration of this worker: its episodes, steps and losses, and the phase times so far."""
         for at, name in enumerate(LOSSES):
             value = losses[name]
-            if value == value:  # an explained variance of nothing is not a number
+            if value == value:  # skip NaN: the explained variance may be undefined
                 self._sums[at] += value
                 self._nums[at] += 1.0
         for at, name in enumerate(PHASES):
             self._seconds[at] = getattr(phases, name)
         counts = self._counts
         self._episodes.put(finished, counts[EPISODES])
-        fence()  # the counts say that the rest is there
+        fence()  # a reader that sees the new counts must also see the data
         counts[EPISODES] += len(finished)
         counts[ENV_STEPS] += env_steps
         counts[ITERATIONS] += 1
@@ -175,10 +175,10 @@ class WorkerCounters:
     def merge_statistics(
         self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge
     ) -> NDArray[np.float64]:
-        """See `Group`: take `part` into what this worker has seen, and join what all have seen so far.
+        """See `Group`: merge `part` into this worker's own statistics; return the merged statistics of all workers.
 
-        A new version is written beside the last whole one, so a worker that is killed in between does no harm.
-        One that reads for longer than another takes for two rollouts may mix two of its versions, once.
+        The new version is written beside the last complete one, so a worker killed during the write does no harm.
+        If another worker finishes two rollouts while this one reads, the result may once mix two of its versions.
         """
         statistics, versions = self._statistics[name], self._versions[name]
         version = int(versions[self._worker])
@@ -191,7 +191,7 @@ class WorkerCounters:
 def merge_all_statistics(
     statistics: NDArray[np.float64], versions: NDArray[np.int64], merge: Merge
 ) -> NDArray[np.float64]:
-    """Join what all workers have seen: `statistics` `[K, 2, 1 + 2 * D]`, of which `versions` `[K]` are whole."""
+    """Merge all workers' `statistics` `[K, 2, 1 + 2 * D]`; `versions` `[K]` are the indices of the complete ones."""
     pooled: NDArray[np.float64] = np.zeros_like(statistics[0, 0])
     whole = versions.tolist()
     fence()

@@ -1,4 +1,4 @@
-"""Finished episodes on their way from the workers to the first process."""
+"""Transfer of finished episodes from the workers to the first process."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _NONE = np.empty((2, 0))
 
 @dataclass(frozen=True, slots=True)
 class SharedEpisodes:
-    """Shared by K workers, each with a row of its own. How many episodes there were, workers count elsewhere.
+    """Memory shared by K workers; each writes its own row. The number of episodes is counted elsewhere.
 
     Attributes:
-        rings: `[K, 2, E]`, returns and lengths of each worker's latest; the oldest give way.
-        extras: what they gave in `info`.
+        rings: `[K, 2, E]`, ring buffers of returns and lengths; new episodes overwrite the oldest.
+        extras: numbers that the episodes gave in `info`.
     """
 
     rings: SharedArray[np.float64]
@@ -28,23 +28,23 @@ class SharedEpisodes:
 
     @classmethod
     def allocate(cls, workers: int, room: int) -> SharedEpisodes:
-        """Allocate for so many workers, and for E = `room` episodes of each that nobody has read yet."""
+        """Allocate for K = `workers`, with room for E = `room` unread episodes of each."""
         return cls(SharedArray((workers, 2, room), np.dtype(np.float64), apart=True), SharedExtras.allocate(workers))
 
 
 class EpisodesWriter:
-    """A worker's row."""
+    """Writes a worker's row."""
 
     def __init__(self, shared: SharedEpisodes, worker: int) -> None:
-        """Take the row, where a worker before this one may have left it."""
+        """Continue the row of `worker`; a lost worker may have begun it."""
         self._ring, self._extras = shared.rings.view()[worker], ExtrasWriter(shared.extras, worker)
 
     def put(self, episodes: Episodes, before: int) -> None:
-        """Add episodes of this worker, of which there were `before`; count them afterwards."""
+        """Add episodes; `before` is this worker's count so far. The caller must increase the count afterwards."""
         self._extras.put(episodes.extras)
         num, room = len(episodes), self._ring.shape[1]
         begin = before % room
-        if begin + num <= room:  # nearly always; it costs a fifth of the other
+        if begin + num <= room:  # nearly always; five times as fast as the general case
             self._ring[0, begin : begin + num] = episodes.return_
             self._ring[1, begin : begin + num] = episodes.length
             return
@@ -57,16 +57,16 @@ class EpisodesReader:
     """Reads every row in the first process."""
 
     def __init__(self, shared: SharedEpisodes, counts: NDArray[np.int64]) -> None:
-        """Begin with what there is by now, `counts` `[K]`, as seen."""
+        """Treat the episodes that are there now as seen; `counts` `[K]` is their number per worker."""
         self._rings, self._extras = shared.rings.view(), ExtrasReader(shared.extras)
         self._seen = counts.copy()
 
     def skip(self, counts: NDArray[np.int64]) -> None:
-        """Take `counts` `[K]` episodes as seen, which are not in the memory but were counted before."""
+        """Treat `counts` `[K]` episodes as seen: a resumed run has counted them, but they are not in this memory."""
         self._seen = counts.copy()
 
     def take(self, counts: NDArray[np.int64]) -> Episodes:
-        """Return those since the last call, worker by worker, where there were `counts` `[K]` so far."""
+        """Return the episodes since the last call, in worker order; `counts` `[K]` is the number so far."""
         spans = zip(self._rings, self._seen.tolist(), counts.tolist(), strict=True)
         parts = [part for ring, seen, count in spans if count > seen for part in _cut(ring, seen, count)]
         self._seen = counts.copy()
@@ -75,7 +75,7 @@ class EpisodesReader:
 
 
 def _cut(ring: NDArray[np.float64], seen: int, count: int) -> list[NDArray[np.float64]]:
-    """Return a ring's episodes from `seen` to `count`, those still there: one part, or two where it begins anew."""
+    """Return episodes `seen` to `count` of a ring, except overwritten ones: one part, or two if they wrap around."""
     room = ring.shape[1]
     begin, end = max(seen, count - room) % room, (count - 1) % room + 1
     return [ring[:, begin:end]] if begin < end else [ring[:, begin:], ring[:, :end]]

@@ -1,8 +1,8 @@
-"""The memory that synchronous workers share, and the one thing they do with it: everybody sees everybody's numbers.
+"""The memory that in-step workers share, and their only operation on it: an all-gather of arrays.
 
-A worker writes its numbers into a place of its own, counts up, and waits until all have counted as
-far. Places alternate between two sets, so nobody can overwrite what a slower worker still reads, and one
-wait per exchange is enough.
+In an exchange a worker writes its numbers into its own slot, increments its count, and waits until all counts have
+reached the same value. Slots alternate between two buffers, so a fast worker cannot overwrite numbers that a slow one
+still reads. One wait per exchange is therefore enough.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from fastac.workers.waiting import fence, wait_until
 
 @dataclass(frozen=True, slots=True)
 class GroupMemory:
-    """Shared by K workers; handed to each when it is started. Each writes into cache lines of its own.
+    """Memory shared by K workers; each gets it when it starts, and writes into its own cache lines.
 
     Attributes:
-        exchanged: `[2, K, bytes]`, numbers that everybody shows everybody.
-        counts: `[K, 8]`, exchanges so far (a cache line each, or counting would slow the others' looks).
-        command: `[2]`, how many commands were given, and the latest.
-        done_fraction: `[1]`, of the iteration commanded.
-        episodes: those that ended with other workers than the first.
-        num_episodes: `[K]`, how many there were so far.
-        parameters: the model's, and the optimiser's statistics.
-        grads: `[K, P]`.
-        waited_s: `[K, 8]`, seconds that each worker has waited for others in exchanges (a cache line each).
+        exchanged: `[2, K, bytes]`, numbers that the workers exchange.
+        counts: `[K, 8]`, exchanges so far; a cache line each, so that writing one does not slow reads of the others.
+        command: `[2]`, the number of commands given, and the latest command.
+        done_fraction: `[1]`, share of the budget spent before the current iteration.
+        episodes: finished episodes of workers 1 to K-1.
+        num_episodes: `[K]`, finished episodes so far; 0 for worker 0.
+        parameters: model parameters and optimiser statistics.
+        grads: `[K, P]`, a gradient per worker.
+        waited_s: `[K, 8]`, seconds that each worker has waited for others in exchanges; a cache line each.
     """
 
     exchanged: SharedArray[np.uint8]
@@ -58,14 +58,14 @@ class GroupMemory:
         param_size: int,
         slots: Mapping[str, float],
     ) -> GroupMemory:
-        """Allocate for workers in step.
+        """Allocate for in-step workers.
 
         Args:
             size: K.
-            most_bytes: of the largest thing that they exchange.
-            max_episodes: E, the most that each finds in an iteration.
+            most_bytes: size of the largest array that a worker exchanges.
+            max_episodes: E, the most episodes that a worker can finish in an iteration.
             param_size: P, the `flat_size` of the model.
-            slots: the optimiser's statistics by name, and what they begin with.
+            slots: initial values of the optimiser's statistics, by name.
         """
         whole, real, single = np.dtype(np.int64), np.dtype(np.float64), np.dtype(np.float32)
         return cls(
@@ -85,17 +85,17 @@ class SharedGroup:
     """A `Group` over shared memory.
 
     Attributes:
-        vectors: the model's parameters and the optimiser's statistics, everybody's.
-        grads: `[K, P]`, everybody's gradient.
+        vectors: the shared model parameters and optimiser statistics.
+        grads: `[K, P]`, the gradients of all workers.
     """
 
     def __init__(self, memory: GroupMemory, rank: int, watch: Callable[[float], None]) -> None:
         """Join as worker `rank`.
 
         Args:
-            memory: shared by all.
-            rank: from 0.
-            watch: called now and then while waiting, with the seconds waited so far; raises if waiting is in vain.
+            memory: shared by all workers.
+            rank: this worker's number, from 0.
+            watch: called repeatedly during a wait, with the seconds waited so far; raises to abort the wait.
         """
         self.vectors, self.grads = memory.parameters.vectors(), torch.from_numpy(memory.grads.view())
         self._exchanged, counts = memory.exchanged.view(), memory.counts.view()
@@ -121,13 +121,13 @@ class SharedGroup:
     def merge_statistics(
         self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge
     ) -> NDArray[np.float64]:
-        """See `Group`: everybody knew the same before."""
+        """See `Group`: `known` is the same in all workers."""
         for everyones in self.gather(part):
             known = merge(known, everyones)
         return known
 
     def _view(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Return this turn's numbers as `[K, *shape]` arrays like `array`; made once per shape and turn."""
+        """Return this turn's buffer as an array `[K, *shape]` with the dtype of `array`; views are cached."""
         key = (self._turn % 2, array.dtype.str, array.shape)
         if key not in self._views:
             assert array.nbytes <= self._exchanged.shape[-1], "there is too little room for what is exchanged"
@@ -136,7 +136,7 @@ class SharedGroup:
         return self._views[key]
 
     def _publish(self) -> None:
-        """Count up, after the numbers are written in the eyes of the other cores too."""
+        """Increment the count, after the fence has made the numbers visible to other cores."""
         fence()
         self._counts[self._own] = self._turn
 

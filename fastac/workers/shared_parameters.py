@@ -1,4 +1,4 @@
-"""A model's parameters and its optimiser's statistics in memory that workers share."""
+"""Model parameters and optimiser statistics in shared memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fastac.shared_memory import SharedArray
 
 @dataclass(frozen=True, slots=True)
 class SharedParameters:
-    """Everybody's to read and write.
+    """Parameters and optimiser statistics that all workers read and write.
 
     Attributes:
-        param: `[P]`.
-        slots: `[P]` each, the optimiser's statistics by name.
+        param: `[P]`, the flat parameters.
+        slots: the optimiser's statistics by name, `[P]` each.
     """
 
     param: SharedArray[np.float32]
@@ -27,7 +27,7 @@ class SharedParameters:
 
     @classmethod
     def allocate(cls, size: int, slots: Mapping[str, float]) -> Self:
-        """Allocate P numbers, the `flat_size` of a model, and as many for each slot, which begin as `slots` says."""
+        """Allocate for P = `size`, the `flat_size` of a model; `slots` gives the initial value of each slot."""
         single = np.dtype(np.float32)
         shared = cls(SharedArray((size,), single), {name: SharedArray((size,), single) for name in slots})
         for name, value in slots.items():
@@ -35,6 +35,6 @@ class SharedParameters:
         return shared
 
     def vectors(self) -> FlatParameters:
-        """Return them as tensors over the shared memory."""
+        """Return tensors that share this memory."""
         slots = {name: torch.from_numpy(slot.view()) for name, slot in self.slots.items()}
         return FlatParameters(torch.from_numpy(self.param.view()), slots)

@@ -1,4 +1,4 @@
-"""Training in step: collect, learn, report; alone, or together with other workers."""
+"""Synchronous training with one worker or several in-step workers: collect, learn, report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastac.workers.worker import Worker, WorkerInfo
 
 
 class SyncTrainer:
-    """Runs this worker, and has the others do the same, and reports every iteration.
+    """Runs one iteration in all in-step workers and reports it. This process is worker 0.
 
     Attributes:
         iteration: iterations so far.
@@ -42,7 +42,7 @@ class SyncTrainer:
         self._worker, self._others = worker, others
         self.iteration = self._episodes = self.env_steps = 0
         self._phases = Phases()
-        self._train_wall_s = self._before_s = 0.0  # in all, and before this process
+        self._train_wall_s = self._before_s = 0.0  # total, and in earlier processes of this run
 
     @property
     def trained_s(self) -> float:
@@ -52,14 +52,14 @@ class SyncTrainer:
     def run(self) -> Generator[Report, None, None]:
         """Yield one report per iteration until the budget of environment steps is spent.
 
-        The time that the consumer keeps a report is not training time. Between two reports the state
-        is consistent: that is when to save it.
+        Time between `yield` and the next call is not counted as training. The state is consistent then, so this is
+        the time to save it.
 
         Raises:
-            EnvFailure: an environment failed or returned something not finite.
-            WorkerFailure: a worker raised, died or hung; parameters are the last good ones, but for a worker that
-                was killed within a step: then a part of them is a step ahead.
-            NonFiniteError: a loss or gradient is not finite; parameters are the last good ones.
+            EnvFailure: an environment failed or returned a number that is not finite.
+            WorkerFailure: a worker raised, died or hung; the parameters are the last good ones. If a worker was
+                killed inside an optimiser step, parameters are partly updated and are not saved.
+            NonFiniteError: a loss or gradient is not finite; the parameters are the last good ones.
         """
         while self.env_steps < self._budget:
             begin = perf_counter()
@@ -81,7 +81,7 @@ class SyncTrainer:
             )
 
     def halt(self) -> Report | None:
-        """Return None: between two reports nothing is done."""
+        """Return None: in-step workers do nothing between reports."""
         return None
 
     def _iterate(self, done_fraction: float) -> tuple[Episodes, dict[str, float]]:
@@ -99,7 +99,7 @@ class SyncTrainer:
         return replace(self._phases, other_s=self._train_wall_s - known)
 
     def get_state(self, with_envs: bool = True) -> StateTree:
-        """The worker's state and the counters; the others' is apart."""
+        """Return the state of worker 0 and the counters; `SyncWorkers.get_states` returns the other workers' states."""
         return {
             **self._worker.get_state(with_envs),
             "phases": asdict(self._phases),
@@ -110,7 +110,7 @@ class SyncTrainer:
         }
 
     def set_state(self, state: StateTree) -> bool:
-        """Continue from `get_state`; return whether the environments continue too, or begin episodes anew."""
+        """Continue from `get_state`; return True if the environments continue too, False if their episodes restart."""
         phases = read_branch(state, "phases")
         self._phases = Phases(**{field.name: read_amount(phases, field.name) for field in fields(Phases)})
         self._train_wall_s = self._before_s = read_amount(state, "train_wall_s")
@@ -130,7 +130,7 @@ def _join(parts: list[Episodes]) -> Episodes:
 
 @dataclass(slots=True)
 class SyncTraining:
-    """A run whose workers are in step, seen from the first of them, which is this process; see `Training`."""
+    """In-step training as worker 0 (this process) sees it; see `Training`."""
 
     worker: Worker
     others: SyncWorkers | NoOtherWorkers
@@ -139,7 +139,7 @@ class SyncTraining:
 
     @property
     def envs(self) -> VecEnv:
-        """This worker's environments."""
+        """The environments of worker 0."""
         return self.worker.envs
 
     @property
@@ -149,12 +149,12 @@ class SyncTraining:
 
     @property
     def rollout(self) -> Rollout:
-        """This worker's rollout."""
+        """The rollout of worker 0."""
         return self.worker.rollout
 
     @property
     def info(self) -> WorkerInfo:
-        """How its environments are batched, and its memory."""
+        """How the environments of worker 0 are batched, and its memory."""
         return self.worker.info
 
     @property
@@ -167,9 +167,9 @@ class SyncTraining:
         return self.model.action_std()
 
     def get_state(self) -> StateTree:
-        """Everything that training continues from."""
+        """Return everything needed to continue training."""
         workers = self.others.get_states()
-        # Where the workers' environments are lost nobody's episodes go on, and these may be what failed.
+        # If worker env states are lost, skip ours too: all environments restart, and ours may be broken.
         trainer = self.trainer.get_state(with_envs=workers is not None)
         return {
             "model": self.model.state_dict(),
@@ -179,7 +179,7 @@ class SyncTraining:
         }
 
     def set_state(self, state: StateTree) -> bool:
-        """Continue from `get_state`; return whether the environments continue too."""
+        """Continue from `get_state`; return whether the environments of worker 0 continue too."""
         trainer, saved = read_branch(state, "trainer"), read_branch(state, "workers")
         common = {"model": state["model"], "learner": trainer["learner"]}
         lost = {"envs": None, "reward_normalizer": state["reward_normalizer"]}
@@ -198,7 +198,7 @@ class SyncTraining:
         return self.others.rest()
 
     def drop_workers(self) -> None:
-        """Give up the environments, and the workers, who are in the middle of an iteration."""
+        """Kill the workers without a final state; they cannot finish their iteration. Environment states are lost."""
         self.others.close()
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""The workers beside this process: started, commanded, watched and ended.
+"""In-step worker processes: this module starts, commands, watches and ends them.
 
-The first worker is this process itself. The others obey commands in shared memory, on which they spin
-for a moment and then sleep; states and failures go through pipes.
+This process is worker 0. The other workers follow commands in shared memory; while they wait for one, they spin
+briefly and then sleep. States and failures go through pipes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fastac.workers.shared_group import GroupMemory, SharedGroup
 from fastac.workers.waiting import fence, wait_until
 from fastac.workers.worker import Worker
 
-# Builds a worker in its process; sent there, so it must be picklable.
+# Builds a worker in its process; it is sent there, so it must be picklable.
 MakeWorker: TypeAlias = Callable[[Group], Worker]
 
 
@@ -42,7 +42,7 @@ class _Command(IntEnum):
 
 
 class NoOtherWorkers:
-    """The others of a run with one worker: nobody."""
+    """Takes the place of `SyncWorkers` in a run with one worker."""
 
     group: Group = Alone()
     _is_closed = False
@@ -51,11 +51,11 @@ class NoOtherWorkers:
         """Do nothing."""
 
     def finished(self) -> list[Episodes]:
-        """Nobody's."""
+        """Return an empty list."""
         return []
 
     def get_states(self) -> list[StateTree] | None:
-        """Nobody's, or None after `close`, as `SyncWorkers` does."""
+        """Return an empty list, or None after `close`, as `SyncWorkers` does."""
         return None if self._is_closed else []
 
     def set_states(self, states: list[StateTree]) -> None:
@@ -63,24 +63,24 @@ class NoOtherWorkers:
 
     @property
     def waited_s(self) -> list[float]:
-        """Nobody waits."""
+        """Empty: no worker waits."""
         return []
 
     def rest(self) -> bool:
-        """Return False: nobody waits."""
+        """Return False: there are no workers to end."""
         return False
 
     def close(self) -> None:
-        """Note that this worker's environments are lost."""
+        """Mark the states of the environments as lost."""
         self._is_closed = True
 
 
 class SyncWorkers:
-    """The workers 1 to K-1, in processes of their own.
+    """The workers 1 to K-1, each in its own process.
 
     Attributes:
-        group: this process's membership, as worker 0.
-        children: the other workers' processes, by rank; none after a failure.
+        group: this process as a member of the group, with rank 0.
+        children: the processes of workers 1 to K-1, in order of rank; empty after a failure.
     """
 
     def __init__(
@@ -90,16 +90,16 @@ class SyncWorkers:
         start_timeout_s: float,
         timeout_s: float,
     ) -> None:
-        """Start the workers; `wait_ready` waits until they stand.
+        """Start the workers; `wait_ready` waits until they are ready.
 
         Args:
-            makes: one per worker beside this one.
-            memory: for one worker more than that.
-            start_timeout_s: the longest that a worker may take to start and build its part.
-            timeout_s: the longest that a worker may keep this one waiting.
+            makes: one per worker, except worker 0.
+            memory: for all K workers.
+            start_timeout_s: time limit for a worker to start and build its part.
+            timeout_s: time limit for any wait of this process for another worker.
 
         Raises:
-            ValueError: what makes a worker's part cannot be sent to it.
+            ValueError: the function that builds a worker's part cannot be pickled.
         """
         self._start_timeout_s, self._timeout_s = start_timeout_s, timeout_s
         self._command, self._done_fraction = memory.command.view(), memory.done_fraction.view()
@@ -117,26 +117,26 @@ class SyncWorkers:
         """Wait until every worker has built its part.
 
         Raises:
-            ValueError: the script that started this one has no main guard, and workers need something of it.
+            ValueError: the user's script has no main guard, and the workers must import it.
             EnvFailure: an environment failed.
-            WorkerFailure: a worker failed otherwise, or gave no answer.
+            WorkerFailure: a worker failed in another way, or did not answer in time.
         """
         with self.children:
             self.children.receive_within(self._start_timeout_s, "start_timeout_s")
 
     def begin(self, done_fraction: float) -> None:
-        """Have the workers do one iteration, beside which this one does its own."""
+        """Start one iteration in the other workers; worker 0 must then run its own."""
         if not self.children:
             raise WorkerFailure("the workers are gone.")
         self._done_fraction[0] = done_fraction
         self._give(_Command.ITERATE)
 
     def finished(self) -> list[Episodes]:
-        """Return the episodes that ended with the workers in this iteration, after its last exchange."""
+        """Return the other workers' finished episodes; call it after the last exchange of the iteration."""
         return [self._episodes.take(self._num_episodes)]
 
     def get_states(self) -> list[StateTree] | None:
-        """Return each worker's own state, or None where the workers are gone."""
+        """Return each worker's own state, or None if the workers have ended."""
         if not self.children:
             return None
         with self.children:
@@ -144,10 +144,10 @@ class SyncWorkers:
             return self.children.receive_within(self._timeout_s, "env_timeout_s")
 
     def set_states(self, states: list[StateTree]) -> None:
-        """Hand each worker its state, and wait until it has taken it in.
+        """Send each worker its state, and wait until it has loaded it.
 
         Raises:
-            ValueError: it does not fit.
+            ValueError: a state does not fit the worker.
             WorkerFailure: a worker died or hung.
         """
         with self.children:
@@ -160,7 +160,7 @@ class SyncWorkers:
         try:
             child.receive_within(self._timeout_s, "env_timeout_s")
         except CHILD_FAILURES as error:
-            if was_sent(error):  # it lives, and cannot take in what it was sent
+            if was_sent(error):  # the worker lives, but cannot load the state
                 raise ValueError(str(error)) from error
             raise
 
@@ -170,7 +170,7 @@ class SyncWorkers:
         return self._shared.waited_s
 
     def rest(self) -> bool:
-        """End the workers, who would wait for the next command for who knows how long; return True."""
+        """End the workers, since the next command may never come; return True."""
         self.close()
         return True
 
@@ -184,7 +184,7 @@ class SyncWorkers:
         self._command[0] += 1
 
     def _watch(self, waited_s: float) -> None:
-        """Raise if a worker has failed, or keeps this one waiting too long; nobody sends while it iterates."""
+        """Raise if a worker has failed or is too late; during an iteration a worker sends only failures."""
         with self.children:
             for child in self.children:
                 if child.has_news():
@@ -197,12 +197,12 @@ class SyncWorkers:
 
 
 def _work(make: Pickled[MakeWorker], memory: GroupMemory, rank: int, parent: Parent) -> None:
-    """Live as worker `rank` as long as the first worker is there."""
+    """Run worker `rank` until worker 0 closes the pipe or dies."""
     torch.set_num_threads(1)
 
     def watch(waited_s: float) -> None:
         if parent.has_news():
-            parent.receive()  # nothing is sent to a worker that waits, so the first has left
+            parent.receive()  # raises: nothing is sent during an exchange, so worker 0 has left
 
     group = SharedGroup(memory, rank, watch)
     with closing(make.load()(group)) as worker:
@@ -211,7 +211,7 @@ def _work(make: Pickled[MakeWorker], memory: GroupMemory, rank: int, parent: Par
 
 
 def _obey(worker: Worker, memory: GroupMemory, group: SharedGroup, parent: Parent) -> None:
-    """Do as commanded, for ever."""
+    """Execute commands until `ParentLeft` is raised."""
     command, done_fraction, phases = memory.command.view(), memory.done_fraction.view(), Phases()
     episodes, num_episodes = EpisodesWriter(memory.episodes, group.rank), memory.num_episodes.view()
     given, done = command.data, 0
@@ -222,8 +222,8 @@ def _obey(worker: Worker, memory: GroupMemory, group: SharedGroup, parent: Paren
             case _Command.ITERATE:
                 finished = worker.collect(phases)
                 episodes.put(finished, int(num_episodes[group.rank]))
-                num_episodes[group.rank] += len(finished)  # the first worker reads both after the next exchange
-                with suppress(NonFiniteError):  # everybody sees it, and the first worker tells
+                num_episodes[group.rank] += len(finished)  # worker 0 reads both after the next exchange
+                with suppress(NonFiniteError):  # all workers raise it, and worker 0 reports it
                     worker.learn(float(done_fraction[0]), phases)
             case _Command.GET_STATE:
                 parent.send(_to_arrays(worker.get_own_state()))
@@ -233,10 +233,10 @@ def _obey(worker: Worker, memory: GroupMemory, group: SharedGroup, parent: Paren
 
 
 def _wait_command(given: memoryview, done: int, parent: Parent) -> None:
-    """Wait for a command beyond those `done`."""
+    """Wait for the command after the first `done` ones."""
 
     def watch(waited_s: float) -> None:
-        if parent.has_news() and given[0] == done:  # in this order: a state is sent after its command is given
+        if parent.has_news() and given[0] == done:  # check in this order: a state is sent after its command
             parent.receive()
 
     wait_until(lambda: bool(given[0] != done), watch)
@@ -244,7 +244,7 @@ def _wait_command(given: memoryview, done: int, parent: Parent) -> None:
 
 
 def _to_arrays(state: StateTree) -> StateTree:
-    """Replace tensors by arrays: a tensor would be sent as memory that both processes share from then on."""
+    """Replace tensors by arrays: torch would send a tensor as memory that both processes then share."""
     return {name: _to_array(part) for name, part in state.items()}
 
 

@@ -15,7 +15,7 @@ class Training(Protocol):
 
     @property
     def envs(self) -> VecEnv:
-        """Environments of this process, closed ones where only others step any; their spaces are the run's."""
+        """Environments of this process; closed if only other processes step any. They have the run's spaces."""
 
     @property
     def info(self) -> WorkerInfo:
@@ -23,7 +23,7 @@ class Training(Protocol):
 
     @property
     def model(self) -> ActorCritic:
-        """The policy, as of the last `get_state` where workers learn beside this process."""
+        """The policy; with A3C its parameters are those of the last `get_state`."""
 
     @property
     def trainer(self) -> Trainer:
@@ -31,33 +31,33 @@ class Training(Protocol):
 
     @property
     def rollout(self) -> Rollout | None:
-        """This process's latest rollout, or None where only others collect any."""
+        """The latest rollout of this process, or None if only other processes collect."""
 
     @property
     def asynchrony(self) -> Asynchrony | None:
-        """How workers have interleaved, or None where they are in step."""
+        """How workers have interleaved, or None for in-step workers."""
 
     @property
     def waiting(self) -> list[float]:
-        """Share of this process's training time that each worker in step has waited for the others, by rank.
+        """Share of this process's training time that each in-step worker has waited for the others, by rank.
 
-        Empty where no worker waits for another.
+        Empty if no worker waits for another.
         """
 
     def action_std(self) -> float | None:
-        """See `ActorCritic.action_std`; of this moment."""
+        """See `ActorCritic.action_std`; computed with the current parameters."""
 
     def get_state(self) -> StateTree:
-        """Everything that training continues from."""
+        """Return everything needed to continue training."""
 
     def set_state(self, state: StateTree) -> bool:
         """Continue from `get_state`; return whether the environments continue too."""
 
     def rest(self) -> bool:
-        """End the workers that wait for commands; return whether there were any, so that training cannot go on."""
+        """End workers that wait for commands; return whether there were any. If so, training cannot continue."""
 
     def drop_workers(self) -> None:
-        """Give up the environments, and the workers who may be in the middle of an iteration."""
+        """Kill the workers without a final state, possibly inside an iteration; their environment states are lost."""
 
     def close(self) -> None:
         """End the workers and close the environments; safe to call twice."""

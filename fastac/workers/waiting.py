@@ -1,7 +1,7 @@
-"""How one process waits for what another one writes into shared memory.
+"""How one process waits until another one has written into shared memory.
 
-Waiting is spinning at first: an exchange between running workers costs a few microseconds, where a lock or a pipe of
-the operating system costs fifty.
+A wait begins by spinning: an exchange between running workers then costs a few microseconds. A lock or a pipe of the
+operating system would cost about 50 us.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Callable
 
 from fastac.processes import Stopwatch
 
-# Looks at the counters before the core is offered to somebody else: about 50 us.
+# Checks of the condition before the core is yielded to another process: about 50 us.
 _SPINS = 400
-_WATCH_S = 0.02  # between looks at whether the others are alive
+_WATCH_S = 0.02  # time between checks that the others are alive
 
 _lock = threading.Lock()
 
 
 def fence() -> None:
-    """Let other cores see what was written before in that order; x86 does so by itself. Costs 0.1 us."""
+    """Memory fence: other cores see earlier writes before later ones. x86 does so by itself. Costs 0.1 us."""
     with _lock:
         pass
     with _lock:

@@ -1,6 +1,6 @@
-"""One worker: its environments, its model, and how it collects and learns by turns.
+"""One worker: it owns environments and a model, and alternates between collecting and learning.
 
-A run with one worker has no other process; in every other run each process has one of these.
+In-step training with one worker runs it in this process. Otherwise every process that trains has one `Worker`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from fastac.rollout import Collector, EpisodeCounter
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """What another process is told of a worker.
+    """What a worker reports about itself to another process.
 
     Attributes:
         description: how its environments are batched.
         rollout_nbytes: memory of its rollout.
-        activations_nbytes: memory besides it, see `Worker`.
+        activations_nbytes: its other memory, see `Worker`.
     """
 
     description: str
@@ -30,16 +30,16 @@ class WorkerInfo:
 
 
 class Worker:
-    """Collects and learns by turns.
+    """Alternates between collecting and learning.
 
     Attributes:
         envs: its environments, stepped by `collect`.
-        model: the policy, the same in all workers that are in step.
-        reward_normalizer: scales rewards, with this worker's returns so far.
-        learner: counts updates.
-        rollout: the storage.
-        activations_nbytes: memory besides it: what acting leaves behind for learning, the updates' own, a minibatch,
-            the rollout's noise and episodes.
+        model: the policy; in-step workers share its parameters.
+        reward_normalizer: scales rewards; it holds the running returns of this worker's environments.
+        learner: makes the updates and counts them.
+        rollout: the rollout buffer.
+        activations_nbytes: memory besides the rollout: activations that acting keeps for learning, buffers of the
+            update, a minibatch, the rollout's noise, and the episode counter.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Worker:
 
     @property
     def info(self) -> WorkerInfo:
-        """What another process is told of it."""
+        """What this worker reports to another process."""
         return WorkerInfo(self.envs.description, self.rollout.nbytes, self.activations_nbytes)
 
     def collect(self, phases: Phases) -> Episodes:
         """Collect a rollout, check it, and return the episodes that ended in it.
 
         Raises:
-            EnvFailure: an environment failed or returned something not finite.
+            EnvFailure: an environment failed or returned a number that is not finite.
         """
         if self._mode == "episodes":
             self.restart_episodes()
@@ -82,7 +82,7 @@ class Worker:
         return finished
 
     def learn(self, done_fraction: float, phases: Phases) -> dict[str, float]:
-        """Learn from that rollout, together with the group; see `Learner.learn`."""
+        """Learn from the collected rollout, together with the group; see `Learner.learn`."""
         rollout, group = self._collected, self._group
         reward = self.reward_normalizer(rollout.reward, rollout.valid, rollout.done, group)
         losses = self.learner.learn(rollout, reward, done_fraction, phases)
@@ -90,13 +90,13 @@ class Worker:
         return losses
 
     def restart_episodes(self) -> None:
-        """Begin every env's next rollout from a reset, and forget what the episodes so far added up to."""
+        """Begin every environment's next rollout with a reset; discard the partial returns of unfinished episodes."""
         self._collector.restart_episodes()
         self._counter.restart_episodes()
         self.reward_normalizer.restart_episodes()
 
     def get_state(self, with_envs: bool = True) -> StateTree:
-        """Everything but the model and the normalisers; `envs` is None where envs cannot or shall not be captured."""
+        """Return all but the model and normalisers; `envs` is None if environments cannot be saved or are excluded."""
         return {
             "collector": self._collector.get_state(),
             "learner": self.learner.get_state(),
@@ -105,9 +105,9 @@ class Worker:
         }
 
     def set_state(self, state: StateTree) -> bool:
-        """Continue from `get_state`; return whether the environments continue too, or begin episodes anew.
+        """Continue from `get_state`; return True if the environments continue too, False if their episodes restart.
 
-        A state without a collector, of a worker that was lost, leaves this one's own streams as they are.
+        The state of a lost worker has no collector; this worker then keeps its own random streams.
         """
         self.learner.set_state(read_branch(state, "learner"))
         if "collector" in state:
@@ -120,12 +120,12 @@ class Worker:
         return True
 
     def get_own_state(self) -> StateTree:
-        """What no other worker has: all but the model and the optimiser."""
+        """Return the state that only this worker has: all but the model and the learner."""
         own = {name: part for name, part in self.get_state().items() if name != "learner"}
         return {"reward_normalizer": self.reward_normalizer.state_dict(), **own}
 
     def set_whole_state(self, state: StateTree) -> bool:
-        """Continue from `get_own_state` and what all workers have in common; return as `set_state` does."""
+        """Continue from `get_own_state` merged with the common state; return as `set_state` does."""
         load_module(self.model, read_branch(state, "model"))
         load_module(self.reward_normalizer, read_branch(state, "reward_normalizer"))
         return self.set_state(state)
