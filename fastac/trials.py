@@ -47,7 +47,7 @@ class Trial(Generic[Result]):
 def run_trials(
     trials: Sequence[Trial[Result]],
     keep: Callable[[int, Result, float], None],
-    preload: str,
+    preload: str = "fastac.api",
     num_done: int = 0,
 ) -> signal.Signals | None:
     """Run trials, as many in parallel as there are cores.
@@ -59,7 +59,7 @@ def run_trials(
         trials: in the order in which they begin.
         keep: called with each result as soon as it is available: the trial's index in `trials`, its return value,
             and its seconds.
-        preload: a module that all trials import.
+        preload: a module that is imported once for all trials, such as that of their function.
         num_done: number of trials already done, for the bar.
 
     Returns:

@@ -319,7 +319,7 @@ def _follow(session: Session, as_json: bool) -> int:
         if not session.is_saved:
             raise
         hint = f"continue from the last checkpoint with: fastac resume {session.directory.path}"
-        raise type(error)(f"{str(error) or name_of(error)}; {hint}") from error
+        raise type(error)(f"{str(error).removesuffix('.') or name_of(error)}; {hint}") from error
     for text in describe_end(session, summary):
         print(fit(text, sys.stderr), file=sys.stderr)
     if as_json:

@@ -72,8 +72,8 @@ def _tell_asynchrony(measured: Asynchrony) -> str:
     each = ", ".join(f"{number:,}" for number in measured.updates.tolist())
     restarts = f"; {measured.restarts} restarts" if measured.restarts else ""
     return (
-        f"Staleness {measured.mean_staleness:.2f}: so many updates by others lay between copy and update, none in "
-        f"{fresh:.0%}. Updates by worker: {each}{restarts}."
+        f"Staleness {measured.mean_staleness:.2f}: the mean number of updates by others between a copy and its "
+        f"update; none in {fresh:.0%}. Updates by worker: {each}{restarts}."
     )
 
 

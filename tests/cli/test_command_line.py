@@ -8,14 +8,16 @@ import math
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from run_support import SMALL, SMALL_FLAGS, read_rows
 
 import fastac
 from fastac.cli import main
-from fastac.cli.train import COMMON
+from fastac.cli.train import COMMON, _follow
 from fastac.config import setting_names
+from fastac.contract import WorkerFailure
 from fastac.presets import PRESETS
 
 HELP = """
@@ -203,3 +205,20 @@ def test_list(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["environment", "preset", "reaches", "what", "it", "is"]
     assert any(line.startswith("CartPole-v1") and "lecture" in line and "475" in line for line in lines)
+
+
+class Lost:
+    """A session whose worker dies after a checkpoint."""
+
+    is_saved = True
+    directory = SimpleNamespace(path="runs/mine")
+
+    def __iter__(self):
+        raise WorkerFailure("worker 1 died (exit code -9).")
+
+
+def test_a_run_that_lost_a_worker_says_how_to_go_on():
+    with pytest.raises(WorkerFailure) as caught:
+        _follow(Lost(), as_json=False)
+    hint = "continue from the last checkpoint with: fastac resume runs/mine"
+    assert str(caught.value) == f"worker 1 died (exit code -9); {hint}"
