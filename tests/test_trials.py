@@ -96,10 +96,12 @@ def test_what_a_trial_prints_is_there(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from functools import partial\nfrom fastac.trials import Trial, run_trials\n"
-        "def work(number):\n    print('work', number)\n    return number\n"
+        # Whole lines in one write each, since processes that write to one pipe mix their writes.
+        "import sys\ndef say(what):\n    sys.stdout.write(what + '\\n')\n"
+        "def work(number):\n    say(f'work {number}')\n    return number\n"
         "if __name__ == '__main__':\n"
         "    trials = [Trial(str(n), partial(work, n)) for n in range(3)]\n"
-        "    run_trials(trials, lambda at, result, wall_s: print('kept', result, flush=True), 'fastac.trials')\n"
+        "    run_trials(trials, lambda at, result, wall_s: say(f'kept {result}'), 'fastac.trials')\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert sorted(done.stdout.splitlines()) == ["kept 0", "kept 1", "kept 2", "work 0", "work 1", "work 2"], done.stderr

@@ -78,9 +78,10 @@ class Kernel(Generic[_P, _R]):
         if self.entry is None:
             return functools.partial(self.reference, first, *args, **kwargs)
         bind = self._write_call(functools.partial(functools.partial, self.entry), by_address=True)
-        call: Any = bind(first, *args, **kwargs)
-        call.tensors = first, args, kwargs  # keeps their memory alive
-        return call  # type: ignore[no-any-return]
+        bound: Any = bind(first, *args, **kwargs)
+        bound.tensors = first, args, kwargs  # keeps their memory alive
+        call: Callable[[], _R] = bound
+        return call
 
     def numba(self, form: Form) -> Form:
         """Register the form for the CPU, which `compile_kernels` compiles."""
@@ -105,7 +106,8 @@ class Kernel(Generic[_P, _R]):
         namespace: dict[str, Any] = {"call": call, "refuse": refuse, "prod": math.prod, **dtypes}
         name = self.specification.name
         exec(compile(self.specification.write_call(by_address), f"<call of {name}>", "exec"), namespace)
-        return namespace[name]  # type: ignore[no-any-return]
+        function: Callable[Concatenate[Tensor, _P], _R] = namespace[name]
+        return function
 
 
 def kernel(sizes: str) -> Callable[[Callable[Concatenate[Tensor, _P], _R]], Kernel[_P, _R]]:

@@ -55,7 +55,8 @@ def jit(fastmath: frozenset[str] = frozenset()) -> Callable[[Function], Function
     numba = _load_numba()
     if numba is None:
         return lambda function: function
-    return numba.njit(fastmath=set(fastmath), error_model="numpy", forceinline=True)  # type: ignore[no-any-return]
+    mark: Callable[[Function], Function] = numba.njit(fastmath=set(fastmath), error_model="numpy", forceinline=True)
+    return mark
 
 
 # ---- exp and log, from Cephes (S. L. Moshier, single/expf.c and logf.c), error at most 2 ulp --------
