@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numba
+from llvmlite import ir
 from numba import carray, types  # type: ignore[attr-defined]  # numba re-exports these undeclared
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 from numba.core.event import Event, Listener, install_listener
 from numba.extending import intrinsic
 
@@ -74,11 +76,13 @@ def _array_at(element: _Any) -> _Any:
     return array
 
 
-_ARRAYS = {
+_int64_array = _array_at(types.int64)
+# Turn an address and a size into a flat array.
+ARRAYS = {
     "float32_array": _array_at(types.float32),
     "float64_array": _array_at(types.float64),
     "bool_array": _array_at(types.boolean),
-    "int64_array": _array_at(types.int64),
+    "int64_array": _int64_array,
     "uint8_array": _array_at(types.uint8),
 }
 
@@ -107,13 +111,67 @@ class FolderCache(FunctionCache):
 
 def compile_entry(specification: Specification, form: Callable[..., Any]) -> _Any:
     """Compile the entry point that Python calls with sizes, addresses and numbers, or load it from the disk cache."""
+    function = _generate(specification.name, specification.write_entry(), form)
+    return _compile_jit(function, specification.signature)
+
+
+def compile_step(specification: Specification, form: Callable[..., Any]) -> int:
+    """Compile the function that a `Program` calls with a block of arguments; return its address."""
+    return compile_block(_generate(specification.name, specification.write_step(), form), FolderCache)
+
+
+def compile_block(function: Callable[[int], None], cache: Callable[[Callable[..., Any]], FunctionCache]) -> int:
+    """Compile a function of the address of its block, or load it from the disk cache; return its address.
+
+    The code is never freed.
+    """
+    signature = (types.int64,), types.void
+    compiled = CFunc(function, signature, locals={}, options={"error_model": "numpy"})  # type: ignore[no-untyped-call]
+    compiled._cache = cache(function)
+    compiled.compile()
+    _COMPILED.append(compiled)
+    address: int = compiled.address
+    return address
+
+
+_COMPILED: list[CFunc] = []  # keeps the code at the addresses alive
+
+
+def _generate(name: str, source: str, form: Callable[..., Any]) -> Callable[..., Any]:
+    """Define a function from source around a kernel's form."""
     # Numba puts its cache next to the source file named here.
-    code = compile(specification.write_entry(), inspect.getfile(form), "exec")
-    namespace: dict[str, Any] = {"__name__": form.__module__, "function": jit()(form), **_ARRAYS}
-    exec(code, namespace)
-    function = namespace[specification.name]
+    namespace: dict[str, Any] = {"__name__": form.__module__, "function": jit()(form), **ARRAYS}
+    exec(compile(source, inspect.getfile(form), "exec"), namespace)
+    function: Callable[..., Any] = namespace[name]
+    return function
+
+
+def _compile_jit(function: Callable[..., Any], signature: str) -> _Any:
     entry: _Any = numba.njit(error_model="numpy")(function)
     entry._cache = FolderCache(function)
-    entry.compile(specification.signature)
+    entry.compile(signature)
     entry.disable_compile()
     return entry
+
+
+def compile_runner() -> _Any:
+    """Compile the loop of `Program`, or load it from the disk cache."""
+    return _compile_jit(_run, "void(i8, i8)")
+
+
+def _run(table: int, num: int) -> None:
+    rows = _int64_array(table, 2 * num)
+    for k in range(num):
+        _call(rows[2 * k], rows[2 * k + 1])
+
+
+@intrinsic
+def _call(_context: _Any, address: _Any, block: _Any) -> _Any:
+    """Call the function at `address`, as the C ABI does, with the address of its block."""
+
+    def generate(_target: _Any, builder: _Any, _signature: _Any, arguments: _Any) -> _Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [arguments[1]])
+        return _target.get_dummy_value()
+
+    return types.void(address, block), generate  # type: ignore[no-untyped-call]  # numba has no types

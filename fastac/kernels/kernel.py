@@ -14,6 +14,10 @@ The reference comes first and documents the kernel. Its signature is the only sp
 
 Numba's form gets flat arrays. Triton's form gets the tensors, after the same checks, and launches device functions.
 Where a kernel has no fast form, its reference runs.
+
+A kernel that is run again and again on the same memory is made with `@kernel("M", is_step=True)`: `prepare` returns a
+`Program` that can be joined with others. On the CPU such a kernel always runs as a program, so there is one
+compiled form of it, and one result.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from fastac.kernels.program import Op, Program
 from fastac.kernels.specification import Specification, refuse
 from fastac.kernels.triton_tools import compile_marked
 
@@ -48,16 +53,19 @@ class Kernel(Generic[_P, _R]):
         reference: in torch, for any float dtype and device.
         on_cpu: runs on the CPU: Numba's form, or the reference.
         entry: the entry point compiled by Numba, or None.
+        is_step: whether the kernel runs as a step of a `Program`; it has no entry point.
         numba_form: the source of `entry`.
         triton_form: launches Triton's device functions.
     """
 
-    def __init__(self, reference: Callable[Concatenate[Tensor, _P], _R], sizes: str) -> None:
+    def __init__(self, reference: Callable[Concatenate[Tensor, _P], _R], sizes: str, is_step: bool) -> None:
         """Store the reference and the letters of its shapes."""
         functools.update_wrapper(self, reference)
         self.specification = Specification.read(reference, sizes)
         self.reference = self.on_cpu = reference
+        self.is_step = is_step
         self.entry: Entry = None
+        self._bind: Callable[..., Program] | None = None
         self.numba_form: Form | None = None
         self.triton_form: Form | None = None
         KERNELS.append(self)
@@ -73,15 +81,12 @@ class Kernel(Generic[_P, _R]):
             return self.reference
         return self._write_call(self.triton_form, by_address=False)
 
-    def prepare(self, first: Tensor, /, *args: _P.args, **kwargs: _P.kwargs) -> Callable[[], _R]:
-        """Check CPU tensors that will not move; return the call on them, which costs half a microsecond."""
-        if self.entry is None:
+    def prepare(self, first: Tensor, /, *args: _P.args, **kwargs: _P.kwargs) -> Op:
+        """Check CPU tensors that will not move; return the call on them: a `Program` if the kernel is compiled."""
+        assert self.is_step, "only a step of a program can be prepared"
+        if self._bind is None:
             return functools.partial(self.reference, first, *args, **kwargs)
-        bind = self._write_call(functools.partial(functools.partial, self.entry), by_address=True)
-        bound: Any = bind(first, *args, **kwargs)
-        bound.tensors = first, args, kwargs  # keeps their memory alive
-        call: Callable[[], _R] = bound
-        return call
+        return self._bind(first, *args, **kwargs)
 
     def numba(self, form: Form) -> Form:
         """Register the form for the CPU, which `compile_kernels` compiles."""
@@ -97,6 +102,17 @@ class Kernel(Generic[_P, _R]):
         """Run the compiled entry point from now on."""
         self.entry, self.on_cpu = entry, self._write_call(entry, by_address=True)
 
+    def use_step(self, address: int) -> None:
+        """Run the compiled function at `address`, in programs, from now on."""
+
+        def bind(*args: Any) -> Program:
+            tensors = [arg for arg in args if isinstance(arg, Tensor)]
+            values = [arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args]
+            return Program.call(address, values, tensors)  # keeps the tensors' memory alive
+
+        self._bind = self._write_call(bind, by_address=False)
+        self.on_cpu = lambda *args, **kwargs: self.prepare(*args, **kwargs)()
+
     def _write_call(self, call: Callable[..., Any], by_address: bool) -> Callable[Concatenate[Tensor, _P], _R]:
         """Generate the function that checks the arguments and passes them to `call`.
 
@@ -110,9 +126,9 @@ class Kernel(Generic[_P, _R]):
         return function
 
 
-def kernel(sizes: str) -> Callable[[Callable[Concatenate[Tensor, _P], _R]], Kernel[_P, _R]]:
+def kernel(sizes: str, is_step: bool = False) -> Callable[[Callable[Concatenate[Tensor, _P], _R]], Kernel[_P, _R]]:
     """Make a kernel from its reference; `sizes` are the letters of its shapes, in the order of a fast form's sizes."""
-    return lambda reference: Kernel(reference, sizes)
+    return lambda reference: Kernel(reference, sizes, is_step)
 
 
 def compile_kernels() -> None:
@@ -120,20 +136,23 @@ def compile_kernels() -> None:
 
     This happens at import, so that compilation is not part of a timed run.
     """
+    fast = [kernel for kernel in KERNELS if kernel.numba_form is not None]
     try:
-        from fastac.kernels.compiling import announcing_compilation, compile_entry  # these need Numba
+        # This needs Numba.
+        from fastac.kernels.compiling import announcing_compilation, compile_entry, compile_runner, compile_step
 
         with announcing_compilation():
-            entries = [
-                (kernel, compile_entry(kernel.specification, kernel.numba_form))
-                for kernel in KERNELS
-                if kernel.numba_form is not None
-            ]
+            entries = {k: compile_entry(k.specification, k.numba_form) for k in fast if not k.is_step}
+            steps = {k: compile_step(k.specification, k.numba_form) for k in fast if k.is_step}
+            runner = compile_runner()
     except Exception as error:  # training must continue whatever the compiler raises
         _warn_of_reference(error, "install Numba, and set NUMBA_CACHE_DIR to a folder that can be written to")
         return
-    for kernel, entry in entries:
+    Program.runner = staticmethod(runner)
+    for kernel, entry in entries.items():
         kernel.use(entry)
+    for kernel, address in steps.items():
+        kernel.use_step(address)
 
 
 def cache_folder() -> str | None:

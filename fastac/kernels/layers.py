@@ -15,7 +15,7 @@ Activation: TypeAlias = Literal["identity", "relu", "tanh"]
 _RELU, _TANH = (get_args(Activation).index(name) for name in ("relu", "tanh"))  # as compiled code sees them
 
 
-@kernel("N D H")
+@kernel("N D H", is_step=True)
 def dense(
     x: Annotated[Tensor, "float32 N D"],
     weight: Annotated[Tensor, "float32 D H"],

@@ -97,6 +97,25 @@ class Specification:
         values = [f"{a.dtype}_array({a.name}, {a.size})" if a.dtype else a.name for a in self.arguments]
         return f"def {self.name}({names}):\n    return function({', '.join([*self.sizes, *values])})\n"
 
+    def write_step(self) -> str:
+        """Generate the compiled function for a `Program`, which finds sizes, addresses and numbers in its block.
+
+        For the example in `fastac.kernels.kernel` it generates
+
+            def double(block):
+                values = int64_array(block, 2)
+                M, row, = values[0], values[1],
+                function(M, float32_array(row, M))
+        """
+        assert all(a.number == "i8" for a in self.arguments), "a block holds whole numbers"
+        names = [*self.sizes, *(a.name for a in self.arguments)]
+        values = [f"{a.dtype}_array({a.name}, {a.size})" if a.dtype else a.name for a in self.arguments]
+        return (
+            f"def {self.name}(block):\n    values = int64_array(block, {len(names)})\n"
+            f"    {', '.join(names)}, = {', '.join(f'values[{k}]' for k in range(len(names)))},\n"
+            f"    function({', '.join([*self.sizes, *values])})\n"
+        )
+
     def write_call(self, by_address: bool) -> str:
         """Generate the function that checks arguments and passes sizes, addresses (or tensors) and numbers to `call`.
 
