@@ -13,6 +13,7 @@ from fastac.learning.fused import (
     FusedActor,
     FusedGradient,
     FusedNetwork,
+    GaussianSampler,
     PlainSampler,
     Sampler,
     StagedActor,
@@ -91,6 +92,10 @@ def _has_kernel(head: Head, loss: PolicyLoss) -> bool:
 
 def build_sampler(head: Head, num_envs: int) -> Sampler:
     """Build the sampler of a fused network's actions."""
-    if isinstance(head, CategoricalHead) and type(head) is CategoricalHead and is_as_written(head):
+    if not is_as_written(head):
+        return PlainSampler(head)
+    if isinstance(head, CategoricalHead) and type(head) is CategoricalHead:
         return CategoricalSampler(head, num_envs)
+    if isinstance(head, GaussianHead) and type(head) is GaussianHead:
+        return GaussianSampler(head)
     return PlainSampler(head)

@@ -10,13 +10,16 @@ from fastac.kernels.frames import scale_images, stack_frames
 from fastac.kernels.gae import batch_moments, compute_gae, compute_moments, gae
 from fastac.kernels.gaussian_loss import gaussian_loss
 from fastac.kernels.kernel import cache_folder, compile_kernels
-from fastac.kernels.layers import Activation, prepare_dense
+from fastac.kernels.layers import Activation, copy_row, dense, standardize
 from fastac.kernels.losses import Surrogate
 from fastac.kernels.optimizers import adam_step, rmsprop_step
-from fastac.kernels.sampling import sample_categorical
+from fastac.kernels.program import Op, Program, join_calls
+from fastac.kernels.sampling import sample_categorical, sample_gaussian
 
 __all__ = [
     "Activation",
+    "Op",
+    "Program",
     "Surrogate",
     "adam_step",
     "batch_moments",
@@ -24,14 +27,18 @@ __all__ = [
     "categorical_loss",
     "compute_gae",
     "compute_moments",
+    "copy_row",
+    "dense",
     "find_episodes",
     "gae",
     "gaussian_loss",
-    "prepare_dense",
+    "join_calls",
     "rmsprop_step",
     "sample_categorical",
+    "sample_gaussian",
     "scale_images",
     "stack_frames",
+    "standardize",
 ]
 
 compile_kernels()

@@ -126,15 +126,15 @@ def compile_block(function: Callable[[int], None], cache: Callable[[Callable[...
     The code is never freed.
     """
     signature = (types.int64,), types.void
-    compiled = CFunc(function, signature, locals={}, options={"error_model": "numpy"})  # type: ignore[no-untyped-call]
+    compiled: _Any = CFunc(function, signature, locals={}, options={"error_model": "numpy"})
     compiled._cache = cache(function)
     compiled.compile()
-    _COMPILED.append(compiled)
+    COMPILED.append(compiled)
     address: int = compiled.address
     return address
 
 
-_COMPILED: list[CFunc] = []  # keeps the code at the addresses alive
+COMPILED: list[_Any] = []  # keeps the code at the addresses alive
 
 
 def _generate(name: str, source: str, form: Callable[..., Any]) -> Callable[..., Any]:
@@ -160,13 +160,13 @@ def compile_runner() -> _Any:
 
 
 def _run(table: int, num: int) -> None:
+    """Call the function of every row with its block."""
     rows = _int64_array(table, 2 * num)
     for k in range(num):
         _call(rows[2 * k], rows[2 * k + 1])
 
 
-@intrinsic
-def _call(_context: _Any, address: _Any, block: _Any) -> _Any:
+def _call_address(_context: _Any, address: _Any, block: _Any) -> _Any:
     """Call the function at `address`, as the C ABI does, with the address of its block."""
 
     def generate(_target: _Any, builder: _Any, _signature: _Any, arguments: _Any) -> _Any:
@@ -174,4 +174,7 @@ def _call(_context: _Any, address: _Any, block: _Any) -> _Any:
         builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [arguments[1]])
         return _target.get_dummy_value()
 
-    return types.void(address, block), generate  # type: ignore[no-untyped-call]  # numba has no types
+    return types.void(address, block), generate
+
+
+_call: _Any = intrinsic(_call_address)

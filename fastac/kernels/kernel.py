@@ -82,8 +82,10 @@ class Kernel(Generic[_P, _R]):
         return self._write_call(self.triton_form, by_address=False)
 
     def prepare(self, first: Tensor, /, *args: _P.args, **kwargs: _P.kwargs) -> Op:
-        """Check CPU tensors that will not move; return the call on them: a `Program` if the kernel is compiled."""
+        """Return the call on tensors that will not move: on the CPU a `Program`, if the kernel is compiled."""
         assert self.is_step, "only a step of a program can be prepared"
+        if first.is_cuda:
+            return functools.partial(self.on_cuda, first, *args, **kwargs)
         if self._bind is None:
             return functools.partial(self.reference, first, *args, **kwargs)
         return self._bind(first, *args, **kwargs)
@@ -105,13 +107,14 @@ class Kernel(Generic[_P, _R]):
     def use_step(self, address: int) -> None:
         """Run the compiled function at `address`, in programs, from now on."""
 
-        def bind(*args: Any) -> Program:
+        def bind(*args: Tensor | int) -> Program:
             tensors = [arg for arg in args if isinstance(arg, Tensor)]
             values = [arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args]
             return Program.call(address, values, tensors)  # keeps the tensors' memory alive
 
-        self._bind = self._write_call(bind, by_address=False)
-        self.on_cpu = lambda *args, **kwargs: self.prepare(*args, **kwargs)()
+        bound: Callable[..., Any] = self._write_call(bind, by_address=False)
+        self._bind = bound
+        self.on_cpu = lambda *args, **kwargs: bound(*args, **kwargs)()
 
     def _write_call(self, call: Callable[..., Any], by_address: bool) -> Callable[Concatenate[Tensor, _P], _R]:
         """Generate the function that checks the arguments and passes them to `call`.
@@ -136,14 +139,14 @@ def compile_kernels() -> None:
 
     This happens at import, so that compilation is not part of a timed run.
     """
-    fast = [kernel for kernel in KERNELS if kernel.numba_form is not None]
+    fast = [(kernel, kernel.numba_form) for kernel in KERNELS if kernel.numba_form is not None]
     try:
         # This needs Numba.
         from fastac.kernels.compiling import announcing_compilation, compile_entry, compile_runner, compile_step
 
         with announcing_compilation():
-            entries = {k: compile_entry(k.specification, k.numba_form) for k in fast if not k.is_step}
-            steps = {k: compile_step(k.specification, k.numba_form) for k in fast if k.is_step}
+            entries = {k: compile_entry(k.specification, form) for k, form in fast if not k.is_step}
+            steps = {k: compile_step(k.specification, form) for k, form in fast if k.is_step}
             runner = compile_runner()
     except Exception as error:  # training must continue whatever the compiler raises
         _warn_of_reference(error, "install Numba, and set NUMBA_CACHE_DIR to a folder that can be written to")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastac.kernels.kernel import kernel
 from fastac.kernels.numba_tools import FUSED, ZERO, Floats, Number, U, jit
+from fastac.kernels.products import multiply
 
 Activation: TypeAlias = Literal["identity", "relu", "tanh"]
 _RELU, _TANH = (get_args(Activation).index(name) for name in ("relu", "tanh"))  # as compiled code sees them
@@ -36,8 +37,30 @@ def dense(
     y.copy_(activate(x @ weight + bias))
 
 
-# For CPU tensors that do not move; networks on CUDA use captured graphs instead.
-prepare_dense = dense.prepare
+@kernel("N D", is_step=True)
+def standardize(
+    x: Annotated[Tensor, "float32 N D"],
+    mean: Annotated[Tensor, "float32 D"],
+    scale: Annotated[Tensor, "float32 D"],
+    limit: int,
+    y: Annotated[Tensor, "float32 N D"],
+) -> None:
+    """Write `y = (x - mean) * scale`, clipped to +-limit.
+
+    Args:
+        x: rows of observations.
+        mean: subtracted.
+        scale: one over the deviation.
+        limit: of the absolute values.
+        y: written.
+    """
+    torch.sub(x, mean, out=y).mul_(scale).clamp_(-limit, limit)
+
+
+@kernel("N", is_step=True)
+def copy_row(x: Annotated[Tensor, "float32 N"], y: Annotated[Tensor, "float32 N"]) -> None:
+    """Copy `x` to `y`, as a step of a program."""
+    y.copy_(x)
 
 
 # ---- Numba ------------------------------------------------------------------------------------------
@@ -73,48 +96,20 @@ def _activate(y: Floats, begin: int, size: int, activation: int) -> None:
             y[begin + j] = _tanh(y[begin + j])
 
 
-@jit(FUSED)
-def _four_rows(x: Floats, weight: Floats, bias: Floats, y: Floats, row: int, num_inputs: int, num_outputs: int) -> None:
-    """Compute four rows at once, four inputs at a time, so that each loaded weight is used four times."""
-    y0, x0 = row * num_outputs, row * num_inputs
-    y1, x1 = y0 + num_outputs, x0 + num_inputs
-    y2, x2 = y1 + num_outputs, x1 + num_inputs
-    y3, x3 = y2 + num_outputs, x2 + num_inputs
-    for j in range(num_outputs):
-        start = bias[j]
-        y[y0 + j], y[y1 + j], y[y2 + j], y[y3 + j] = start, start, start, start
-    fours = num_inputs // U(4) * U(4)
-    for k in range(U(0), fours, U(4)):
-        a0, a1, a2, a3 = x[x0 + k], x[x0 + k + U(1)], x[x0 + k + U(2)], x[x0 + k + U(3)]
-        b0, b1, b2, b3 = x[x1 + k], x[x1 + k + U(1)], x[x1 + k + U(2)], x[x1 + k + U(3)]
-        c0, c1, c2, c3 = x[x2 + k], x[x2 + k + U(1)], x[x2 + k + U(2)], x[x2 + k + U(3)]
-        d0, d1, d2, d3 = x[x3 + k], x[x3 + k + U(1)], x[x3 + k + U(2)], x[x3 + k + U(3)]
-        w0 = k * num_outputs
-        w1, w2, w3 = w0 + num_outputs, w0 + U(2) * num_outputs, w0 + U(3) * num_outputs
-        for j in range(num_outputs):
-            u0, u1, u2, u3 = weight[w0 + j], weight[w1 + j], weight[w2 + j], weight[w3 + j]
-            y[y0 + j] += a0 * u0 + a1 * u1 + a2 * u2 + a3 * u3
-            y[y1 + j] += b0 * u0 + b1 * u1 + b2 * u2 + b3 * u3
-            y[y2 + j] += c0 * u0 + c1 * u1 + c2 * u2 + c3 * u3
-            y[y3 + j] += d0 * u0 + d1 * u1 + d2 * u2 + d3 * u3
-    for k in range(fours, num_inputs):
-        for j in range(num_outputs):
-            u = weight[k * num_outputs + j]
-            y[y0 + j] += x[x0 + k] * u
-            y[y1 + j] += x[x1 + k] * u
-            y[y2 + j] += x[x2 + k] * u
-            y[y3 + j] += x[x3 + k] * u
+@standardize.numba
+def _standardize_numba(num_rows: int, size: int, x: Floats, mean: Floats, scale: Floats, limit: int, y: Floats) -> None:
+    width, most = U(size), np.float32(limit)
+    for row in range(U(num_rows)):
+        for k in range(width):
+            value = (x[row * width + k] - mean[k]) * scale[k]
+            value = most if value > most else value  # NaN passes through
+            y[row * width + k] = -most if value < -most else value
 
 
-@jit(FUSED)
-def _one_row(x: Floats, weight: Floats, bias: Floats, y: Floats, row: int, num_inputs: int, num_outputs: int) -> None:
-    y0 = row * num_outputs
-    for j in range(num_outputs):
-        y[y0 + j] = bias[j]
-    for k in range(num_inputs):
-        value = x[row * num_inputs + k]
-        for j in range(num_outputs):
-            y[y0 + j] += value * weight[k * num_outputs + j]
+@copy_row.numba
+def _copy_row_numba(size: int, x: Floats, y: Floats) -> None:
+    for k in range(U(size)):
+        y[k] = x[k]
 
 
 @dense.numba
@@ -128,11 +123,5 @@ def _dense_numba(
     activation: int,
     y: Floats,
 ) -> None:
-    rows, inputs, outputs = U(num_rows), U(num_inputs), U(num_outputs)
-    fours = rows // U(4) * U(4)
-    for row in range(U(0), fours, U(4)):
-        _four_rows(x, weight, bias, y, row, inputs, outputs)
-        _activate(y, row * outputs, U(4) * outputs, activation)
-    for row in range(fours, rows):
-        _one_row(x, weight, bias, y, row, inputs, outputs)
-        _activate(y, row * outputs, outputs, activation)
+    multiply(num_rows, num_inputs, num_outputs, x, num_inputs, 1, weight, num_outputs, bias, 0, y, num_outputs)
+    _activate(y, U(0), U(num_rows * num_outputs), activation)

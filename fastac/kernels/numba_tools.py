@@ -38,7 +38,7 @@ ZERO, ONE, HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 
 
 @functools.cache
-def _load_numba() -> ModuleType | None:
+def load_numba() -> ModuleType | None:
     """Return Numba, or None if its import fails: then nothing is compiled, and `compile_kernels` logs it."""
     try:
         return importlib.import_module("numba")
@@ -52,7 +52,7 @@ def jit(fastmath: frozenset[str] = frozenset()) -> Callable[[Function], Function
     A function that is not inlined would be compiled in two different ways: the process that compiles would run one, and
     processes that load the kernel from the cache the other. Their sums would differ in the last bit.
     """
-    numba = _load_numba()
+    numba = load_numba()
     if numba is None:
         return lambda function: function
     mark: Callable[[Function], Function] = numba.njit(fastmath=set(fastmath), error_model="numpy", forceinline=True)

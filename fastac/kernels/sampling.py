@@ -1,7 +1,8 @@
-"""Sampling of categorical actions; softmax and entropy, shared with the categorical loss."""
+"""Sampling of categorical and Gaussian actions; softmax and entropy, shared with the categorical loss."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastac.kernels.kernel import kernel
-from fastac.kernels.numba_tools import FUSED, ONE, ZERO, Floats, Ints, U, exp, jit, log
+from fastac.kernels.numba_tools import FUSED, HALF, ONE, ZERO, Floats, Ints, U, exp, jit, log
 from fastac.kernels.row_blocks import (
     BLOCK,
     CUMULATIVE,
@@ -35,7 +36,7 @@ def compute_entropy(log_probs: Tensor) -> Tensor:
     return -(probs * log_probs.masked_fill(probs == 0.0, 0.0)).sum(dim=-1)
 
 
-@kernel("N A")
+@kernel("N A", is_step=True)
 def sample_categorical(
     logits: Annotated[Tensor, "float32 N A"],
     uniform: Annotated[Tensor, "float32 N"],
@@ -63,7 +64,53 @@ def sample_categorical(
     entropy.copy_(compute_entropy(log_probs))
 
 
+@kernel("N A", is_step=True)
+def sample_gaussian(
+    mean: Annotated[Tensor, "float32 N A"],
+    log_std: Annotated[Tensor, "float32 A"],
+    noise: Annotated[Tensor, "float32 N A"],
+    action: Annotated[Tensor, "float32 N A"],
+    log_prob: Annotated[Tensor, "float32 N"],
+) -> None:
+    """Sample an action per row from a diagonal Gaussian, with its log-prob in nats.
+
+    The log-prob is that of the action as rounded to float32, which is what a loss computes it from later.
+
+    Args:
+        mean: of the distribution.
+        log_std: logs of the deviations, the same for all rows.
+        noise: standard normal.
+        action: written: `mean + exp(log_std) * noise`.
+        log_prob: written.
+    """
+    action.copy_(mean + log_std.exp() * noise)
+    z = (action - mean) * (-log_std).exp()  # [N, A]
+    log_prob.copy_((-0.5 * (z.square() + _LOG_2PI) - log_std).sum(dim=-1))
+
+
+_LOG_2PI = math.log(2.0 * math.pi)
+
+
 # ---- Numba ------------------------------------------------------------------------------------------
+
+
+@sample_gaussian.numba
+def _sample_gaussian_numba(
+    num_rows: int, num_actions: int, mean: Floats, log_std: Floats, noise: Floats, action: Floats, log_prob: Floats
+) -> None:
+    deviation, inverse = np.empty(num_actions, np.float32), np.empty(num_actions, np.float32)
+    shift = ZERO
+    for a in range(num_actions):
+        deviation[a], inverse[a] = exp(log_std[a]), exp(-log_std[a])
+        shift -= HALF * np.float32(_LOG_2PI) + log_std[a]
+    for n in range(num_rows):
+        total = shift
+        for a in range(num_actions):
+            k = U(n * num_actions + a)
+            action[k] = mean[k] + deviation[a] * noise[k]
+            z = (action[k] - mean[k]) * inverse[a]
+            total -= HALF * z * z
+        log_prob[n] = total
 
 
 @jit(FUSED)

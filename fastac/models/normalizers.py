@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastac.contract import Group
 
 _EPS = 1e-8
-_CLIP = 10.0
+CLIP = 10  # limit of normalised values
 
 
 class RunningMoments(nn.Module):
@@ -83,17 +83,11 @@ class ObsNormalizer(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """Normalise with the current statistics."""
         mean, scale = self.constants()
-        return ((obs - mean) * scale).clamp(-_CLIP, _CLIP)
+        return ((obs - mean) * scale).clamp(-CLIP, CLIP)
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """Return the mean and the factor that `forward` currently applies, float32 `[*obs_shape]` each."""
         return self.moments.mean.float(), (self.moments.var + _EPS).rsqrt().float()
-
-    @staticmethod
-    def write(obs: Tensor, constants: tuple[Tensor, Tensor], out: Tensor) -> None:
-        """Write to `out` `[M, D]` the output of `forward` for `obs` `[M, D]`, with `constants` read earlier."""
-        mean, scale = constants
-        torch.sub(obs, mean, out=out).mul_(scale).clamp_(-_CLIP, _CLIP)
 
     def update(self, obs: Tensor, valid: Tensor, group: Group) -> None:
         """Add the rows of `obs` `[T, N, *obs_shape]`, on the CPU, where `valid` `[T, N]`, and the group's rows."""
@@ -127,7 +121,7 @@ class RewardNormalizer(nn.Module):
             row[:] = running
             running[ends[t]] = 0.0
         self.moments.update("reward", returns[valid].unsqueeze(-1), group)
-        return (reward * (self.moments.var + _EPS).rsqrt().float()).clamp(-_CLIP, _CLIP)
+        return (reward * (self.moments.var + _EPS).rsqrt().float()).clamp(-CLIP, CLIP)
 
     def restart_episodes(self) -> None:
         """Reset the running returns; the statistics stay."""

@@ -81,3 +81,14 @@ def test_what_the_kernel_cannot_read_is_refused():
     ):
         with pytest.raises(ValueError, match="contiguous one of"):
             dense.prepare(*wrong[:3], "identity", wrong[3])
+
+
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70), st.sampled_from(ACTIVATIONS), SEEDS)
+def test_a_row_has_the_same_bits_in_any_company(rows, inputs, outputs, activation, seed):
+    random = generator(seed)
+    x, weight = torch.randn(rows, inputs, generator=random), torch.randn(inputs, outputs, generator=random)
+    bias, y, alone = torch.randn(outputs, generator=random), torch.empty(rows, outputs), torch.empty(1, outputs)
+    dense(x, weight, bias, activation, y)
+    for row in {0, rows // 2, rows - 1}:
+        dense(x[row : row + 1], weight, bias, activation, alone)
+        assert torch.equal(y[row], alone[0])

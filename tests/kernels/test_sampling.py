@@ -1,4 +1,4 @@
-"""Sampling categorical actions: by hand, against torch.distributions, and every form against the float64 reference."""
+"""Sampling actions: by hand, against torch.distributions, and every form against the float64 reference."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernels_support import SEEDS, forms, generator, in_float64
 
-from fastac.kernels import sample_categorical
+from fastac.kernels import sample_categorical, sample_gaussian
 
 KERNELS = forms(sample_categorical, has_triton=True)
 BELOW_ONE = 1.0 - 2.0**-24
@@ -151,3 +151,41 @@ def test_the_reference_takes_float64_too():
     sample_categorical.reference(*args)
     expected = torch.distributions.Categorical(logits=args[0]).entropy()
     np.testing.assert_allclose(args[4].numpy(), expected.numpy(), rtol=1e-14)
+
+
+GAUSSIAN = forms(sample_gaussian)
+
+
+def sample_normal(kernel, mean, log_std, noise):
+    action, log_prob = torch.full_like(mean, 7.0), torch.full((len(mean),), 7.0, dtype=mean.dtype)
+    kernel(mean, log_std, noise, action, log_prob)
+    return action, log_prob
+
+
+@GAUSSIAN
+def test_gaussian_by_hand(kernel):
+    mean, log_std = torch.tensor([[1.0, -1.0], [0.0, 0.0]]), torch.tensor([0.0, math.log(2.0)])
+    action, log_prob = sample_normal(kernel, mean, log_std, torch.tensor([[2.0, -0.5], [0.0, 0.0]]))
+    torch.testing.assert_close(action, torch.tensor([[3.0, -2.0], [0.0, 0.0]]))
+    at_mean = -math.log(2.0 * math.pi) - math.log(2.0)
+    torch.testing.assert_close(log_prob, torch.tensor([at_mean - 2.0 - 0.125, at_mean]))
+
+
+@GAUSSIAN
+@given(st.integers(0, 9), st.integers(1, 9), SEEDS)
+def test_gaussian_equals_torch_distributions(kernel, rows, size, seed):
+    random = generator(seed)
+    mean, noise = torch.randn(2, rows, size, generator=random)
+    log_std = torch.randn(size, generator=random).clamp(-3.0, 3.0)
+    action, log_prob = sample_normal(kernel, mean, log_std, noise)
+    normal = torch.distributions.Normal(mean.double(), log_std.double().exp())
+    torch.testing.assert_close(action.double(), mean + log_std.double().exp() * noise, rtol=1e-5, atol=1e-5)
+    # The action was rounded, which small deviations magnify.
+    torch.testing.assert_close(log_prob.double(), normal.log_prob(action.double()).sum(dim=-1), rtol=1e-4, atol=1e-3)
+
+
+@GAUSSIAN
+def test_a_gaussian_that_is_not_finite_stays_visible(kernel):
+    mean, noise = torch.tensor([[torch.nan], [1.0]]), torch.tensor([[0.0], [0.0]])
+    action, log_prob = sample_normal(kernel, mean, torch.zeros(1), noise)
+    assert action.isnan().tolist() == [[True], [False]] and log_prob.isnan().tolist() == [True, False]

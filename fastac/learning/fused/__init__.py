@@ -7,7 +7,7 @@ from fastac.learning.fused.actor import FusedActor, Sampler
 from fastac.learning.fused.fusable import is_as_written, is_fusable
 from fastac.learning.fused.gradient import FusedGradient
 from fastac.learning.fused.network import Activations, FusedNetwork
-from fastac.learning.fused.samplers import CategoricalSampler, PlainSampler
+from fastac.learning.fused.samplers import CategoricalSampler, GaussianSampler, PlainSampler
 from fastac.learning.fused.staged import StagedActor, StagedGradient
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "FusedActor",
     "FusedGradient",
     "FusedNetwork",
+    "GaussianSampler",
     "PlainSampler",
     "Sampler",
     "StagedActor",

@@ -8,18 +8,19 @@ import torch
 from torch import Generator, Tensor
 
 from fastac.contract import StateTree, read_tensor
+from fastac.kernels import Op, Program, copy_row, join_calls
 from fastac.learning.fused.network import Activations, ForwardPass, FusedNetwork
 from fastac.rollout import Rollout
 
 
 class Sampler(Protocol):
-    """Samples actions from distribution parameters, in place."""
+    """Samples actions from distribution parameters."""
 
     def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
-        """Draw the randomness of `sample` for actions of shape `leading`."""
+        """Draw the randomness that turns parameters into actions of shape `leading`."""
 
-    def sample(self, params: Tensor, noise: Tensor, action: Tensor, log_prob: Tensor) -> None:
-        """Write actions `[N, ...]` and their log-probs `[N]` for `params` `[N, P]`."""
+    def prepare(self, params: Tensor, noise: Tensor, action: Tensor, log_prob: Tensor) -> Op:
+        """Return the call that writes actions `[N, ...]` and log-probs `[N]` for `params` `[N, P]`; none may move."""
 
 
 class FusedActor:
@@ -44,11 +45,11 @@ class FusedActor:
         self._passes = [ForwardPass(network, self.activations, at, at + envs, acts=True) for at in begins]
         self._last, self._beside = (ForwardPass(network, one, 0, envs, acts=True) for _ in range(2))
         self._beside_obs = rollout.observations.empty(envs)
-        noise_nbytes = steps * sampler.draw_noise((envs,), torch.Generator()).nbytes
-        self._nbytes = one.nbytes + (self.activations.nbytes if keep_activations else 0) + noise_nbytes
-        self._action, self._log_prob = list(rollout.action), list(rollout.log_prob)
-        self._value = list(rollout.value.numpy())
-        self._step_value = [step.value.numpy() for step in self._passes]
+        self._noise = sampler.draw_noise((steps, envs), torch.Generator())  # [T, N, ...]
+        self._nbytes = one.nbytes + (self.activations.nbytes if keep_activations else 0) + self._noise.nbytes
+        self._value = list(rollout.value)
+        self._ops: list[list[Op]] = [[] for _ in range(steps)]  # the calls of each row
+        self._obs: list[int] = [0] * steps  # address of the observations that they read
 
     @property
     def nbytes(self) -> int:
@@ -58,20 +59,34 @@ class FusedActor:
     def begin(self) -> None:
         """Draw the rollout's noise, and refresh the weights for acting."""
         self._network.refresh()
-        rows = (self._rollout.num_steps, self._rollout.num_envs)
-        self._noise = self._sampler.draw_noise(rows, self._generator).unbind(0)  # T of [N, ...]
+        self._noise.copy_(self._sampler.draw_noise((self._rollout.num_steps, self._rollout.num_envs), self._generator))
 
     def act(self, t: int) -> None:
         """Write row t."""
-        step = self._passes[t]
-        step.forward(self._rollout.observation(t))
-        self._sampler.sample(step.params, self._noise[t], self._action[t], self._log_prob[t])
-        self._value[t][:] = self._step_value[t]
+        for op in self._prepare(t):
+            op()
+
+    def prepare_act(self, t: int) -> Program | None:
+        """Return `act` as a program for a whole rollout; None if a part of it is not compiled or its inputs move."""
+        if self._rollout.observations.size > 1:
+            return None
+        first, *others = self._prepare(t)
+        return first if isinstance(first, Program) and not others else None
+
+    def _prepare(self, t: int) -> list[Op]:
+        """Return the calls that write row t, made anew if its observations are in another place."""
+        obs = self._rollout.observation(t)
+        if self._obs[t] != obs.data_ptr():
+            step, rollout = self._passes[t], self._rollout
+            sample = self._sampler.prepare(step.params, self._noise[t], rollout.action[t], rollout.log_prob[t])
+            self._ops[t] = join_calls([*step.prepare(obs), sample, copy_row.prepare(step.value, self._value[t])])
+            self._obs[t] = obs.data_ptr()
+        return self._ops[t]
 
     def value(self, t: int) -> None:
         """Write row t of values."""
         self._last.forward_critic(self._rollout.observation(t))
-        self._value[t][:] = self._last.value.numpy()
+        self._value[t].copy_(self._last.value)
 
     def value_of(self, obs: Tensor) -> Tensor:
         """Return the values of `obs`; the network has no recurrent state."""

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,16 +17,14 @@ from torch import Tensor, nn
 
 from fastac import memory
 from fastac.config import ActivationName
-from fastac.kernels import prepare_dense
+from fastac.kernels import Op, dense
 from fastac.models import ConvEncoder, MLPEncoder, Shape
-
-Op: TypeAlias = Callable[[], object]  # a call with all its arguments
 
 _aten = torch.ops.aten
 
-# Limits within which fastac's own matrix product is faster than the library's. The library computes at twice the rate
-# but costs a few microseconds more per call, so ours wins for small products and for very few inputs.
-_FEW_ROWS, _FEW_PRODUCTS, _HANDFUL_INPUTS = 128, 2**19, 8
+# Up to about this many weights fastac's own product is as fast as the library's, and its activation much faster. Which
+# of them acts does not depend on the number of rows, so neither do the bits of a row.
+_FEW_WEIGHTS = 2**14
 
 
 def _tanh(y: Tensor) -> Op:
@@ -114,13 +112,11 @@ class LinearLayer:
 
     def forward_acting(self, x: Tensor, y: Tensor) -> list[Op]:
         """See `Layer`; a single call where that is faster."""
-        products = len(x) * self.num_inputs * self.num_outputs
-        is_small = len(x) <= _FEW_ROWS and products <= _FEW_PRODUCTS
-        if self._activation == "elu" or x.is_cuda or not (is_small or self.num_inputs <= _HANDFUL_INPUTS):
+        if self._activation == "elu" or x.is_cuda or self.weight.numel() > _FEW_WEIGHTS:
             return self.forward(x, y)
         if self._weight_in is None:
             self._weight_in = self.weight.t().contiguous()
-        return [prepare_dense(x, self._weight_in, self._bias, self._activation or "identity", y)]
+        return [dense.prepare(x, self._weight_in, self._bias, self._activation or "identity", y)]
 
     def deactivate(self, d: Tensor, y: Tensor) -> list[Op]:
         """See `Layer`."""

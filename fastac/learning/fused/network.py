@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from fastac import memory
-from fastac.kernels import scale_images
+from fastac.kernels import Op, join_calls, scale_images, standardize
 from fastac.learning.fused.fusable import is_fusable
-from fastac.learning.fused.layers import Layer, LinearLayer, Op, read_layers
+from fastac.learning.fused.layers import Layer, LinearLayer, read_layers
 from fastac.models import ActorCritic, ConvEncoder, NoObsNormalizer, ObsNormalizer
+from fastac.models.normalizers import CLIP
 
 # Activations up to this size stay in the core's own cache from acting to learning.
 _CACHE_BYTES = 2**20
@@ -66,17 +67,19 @@ class FusedNetwork:
         self.num_params = self.policy.num_outputs
         self.sees_images = isinstance(self._encoder, ConvEncoder)
         self.reads_obs = not self.sees_images and isinstance(self._normalizer, NoObsNormalizer)
-        self._constants = self._read_constants()
+        self._constants = self._read_constants()  # where `refresh` copies them
         self.device = self.policy.weight.device
 
     def refresh(self) -> None:
         """Copy weights and statistics for acting until the next call; costs microseconds per layer."""
         for layer in self._all_layers:
             layer.refresh()
-        self._constants = self._read_constants()
+        for kept, constant in zip(self._constants, self._read_constants(), strict=True):
+            kept.copy_(constant)
 
-    def _read_constants(self) -> tuple[Tensor, Tensor] | None:
-        return self._normalizer.constants() if isinstance(self._normalizer, ObsNormalizer) else None
+    def _read_constants(self) -> tuple[Tensor, ...]:
+        """Return mean and factor of normalised observations."""
+        return self._normalizer.constants() if isinstance(self._normalizer, ObsNormalizer) else ()
 
     def prepare(self, obs: Tensor, x: Tensor, acts: bool) -> Op:
         """Return the call that computes the first layers' inputs `x` `[M, D]` from raw observations `[M, *obs_shape]`.
@@ -85,14 +88,13 @@ class FusedNetwork:
         """
         if isinstance(self._encoder, ConvEncoder):
             return _prepare_images(self._encoder, obs, x)
-        return partial(self._normalize_acting if acts else self._normalize, obs, x)
+        if acts and obs.dtype == torch.float32:
+            mean, scale = self._constants
+            return standardize.prepare(obs, mean, scale, CLIP, x)
+        return partial(self._normalize, obs, x)
 
     def _normalize(self, obs: Tensor, x: Tensor) -> None:
         x.copy_(self._normalizer(obs))
-
-    def _normalize_acting(self, obs: Tensor, x: Tensor) -> None:
-        assert self._constants is not None, "observations are read as they are"
-        ObsNormalizer.write(obs, self._constants, x)
 
     def leaves_first_out(self, rows: int) -> bool:
         """Return whether activations of `rows` rows should leave out the first layer."""
@@ -229,10 +231,19 @@ class ForwardPass:
         self._forward_actor: list[Op] = []
         self._forward_critic: list[Op] = []
 
+    def prepare(self, obs: Tensor) -> list[Op]:
+        """Return the calls of `forward` for observations that will not move."""
+        self._prepare(obs)
+        return self._forward
+
+    def prepare_critic(self, obs: Tensor) -> list[Op]:
+        """Return the calls of `forward_critic` for observations that will not move."""
+        self._prepare(obs)
+        return self._forward_critic
+
     def forward(self, obs: Tensor) -> None:
         """Run both actor and critic on `obs` `[M, *obs_shape]`, raw."""
-        self._prepare(obs)
-        for op in self._forward:
+        for op in self.prepare(obs):
             op()
 
     def forward_actor(self, obs: Tensor) -> None:
@@ -243,8 +254,7 @@ class ForwardPass:
 
     def forward_critic(self, obs: Tensor) -> None:
         """Run the critic only; a separate actor's activations and parameters are unchanged."""
-        self._prepare(obs)
-        for op in self._forward_critic:
+        for op in self.prepare_critic(obs):
             op()
 
     def _prepare(self, obs: Tensor) -> None:
@@ -263,9 +273,9 @@ class ForwardPass:
         policy = self._bind_layer(network.policy, features[0], self.params)
         critic = self._bind_layer(network.critic, features[-1], self._value)
         # The actor's head runs before the critic's trunk: layers that are left out have one buffer for both trunks.
-        self._forward = [*first, *trunks[0], *policy, *chain(*trunks[1:]), *critic]
-        self._forward_actor = [*first, *trunks[0], *policy]
-        self._forward_critic = [*first, *trunks[-1], *critic]
+        self._forward = join_calls([*first, *trunks[0], *policy, *chain(*trunks[1:]), *critic])
+        self._forward_actor = join_calls([*first, *trunks[0], *policy])
+        self._forward_critic = join_calls([*first, *trunks[-1], *critic])
 
     def _bind_trunk(self, index: int, x: Tensor) -> list[Op]:
         ops: list[Op] = []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Generator, Tensor
 
-from fastac.kernels import sample_categorical
-from fastac.models import CategoricalHead, Head
+from fastac.kernels import Op, sample_categorical, sample_gaussian
+from fastac.models import CategoricalHead, GaussianHead, Head
 
 
 class PlainSampler:
@@ -20,9 +22,12 @@ class PlainSampler:
         """Draw the head's noise."""
         return self._head.draw_noise(leading, generator)
 
-    @torch.no_grad()
-    def sample(self, params: Tensor, noise: Tensor, action: Tensor, log_prob: Tensor) -> None:
+    def prepare(self, params: Tensor, noise: Tensor, action: Tensor, log_prob: Tensor) -> Op:
         """See `Sampler`."""
+        return partial(self._sample, params, noise, action, log_prob)
+
+    @torch.no_grad()
+    def _sample(self, params: Tensor, noise: Tensor, action: Tensor, log_prob: Tensor) -> None:
         action.copy_(self._head.sample(params, noise))
         log_prob.copy_(self._head.log_prob_entropy(params, action)[0])
 
@@ -35,6 +40,19 @@ class CategoricalSampler(PlainSampler):
         super().__init__(head)
         self._entropy = torch.empty(num_envs, device=head.layer.weight.device)
 
-    def sample(self, params: Tensor, noise: Tensor, action: Tensor, log_prob: Tensor) -> None:
+    def prepare(self, params: Tensor, noise: Tensor, action: Tensor, log_prob: Tensor) -> Op:
         """See `Sampler`."""
-        sample_categorical(params, noise, action, log_prob, self._entropy)
+        return sample_categorical.prepare(params, noise, action, log_prob, self._entropy)
+
+
+class GaussianSampler(PlainSampler):
+    """A single kernel computes actions and log-probs from means, with deviations that are parameters."""
+
+    def __init__(self, head: GaussianHead) -> None:
+        """Store the head."""
+        super().__init__(head)
+        self._log_std = head.log_std.detach()
+
+    def prepare(self, params: Tensor, noise: Tensor, action: Tensor, log_prob: Tensor) -> Op:
+        """See `Sampler`."""
+        return sample_gaussian.prepare(params, self._log_std, noise, action, log_prob)

@@ -51,13 +51,14 @@ class StagedActor:
         self._obs = rollout.observations.empty(envs).to(device)
         self._action, self._log_prob = (rows[0].to(device, copy=True) for rows in (rollout.action, rollout.log_prob))
         self._one_noise = sampler.draw_noise((envs,), torch.Generator()).to(device)
+        self._sample = sampler.prepare(self._pass.params, self._one_noise, self._action, self._log_prob)
         self._forward = capture(self._look_and_sample, device)
         self._forward_critic = capture(lambda: self._pass.forward_critic(self._obs), device)
         self._device = device
 
     def _look_and_sample(self) -> None:
         self._pass.forward(self._obs)
-        self._sampler.sample(self._pass.params, self._one_noise, self._action, self._log_prob)
+        self._sample()
 
     def begin(self) -> None:
         """Draw the rollout's noise."""
