@@ -12,6 +12,7 @@ from fastac.kernels.gaussian_loss import gaussian_loss
 from fastac.kernels.kernel import cache_folder, compile_kernels
 from fastac.kernels.layers import Activation, copy_row, dense, standardize
 from fastac.kernels.losses import Surrogate
+from fastac.kernels.matrices import multiply_columns, multiply_rows
 from fastac.kernels.optimizers import adam_step, rmsprop_step
 from fastac.kernels.program import Op, Program, join_calls
 from fastac.kernels.sampling import sample_categorical, sample_gaussian
@@ -33,6 +34,8 @@ __all__ = [
     "gae",
     "gaussian_loss",
     "join_calls",
+    "multiply_columns",
+    "multiply_rows",
     "rmsprop_step",
     "sample_categorical",
     "sample_gaussian",

@@ -107,7 +107,7 @@ class Specification:
                 M, row, = values[0], values[1],
                 function(M, float32_array(row, M))
         """
-        assert all(a.number == "i8" for a in self.arguments), "a block holds whole numbers"
+        assert all(a.number in ("i8", "b1") for a in self.arguments), "a block holds whole numbers"
         names = [*self.sizes, *(a.name for a in self.arguments)]
         values = [f"{a.dtype}_array({a.name}, {a.size})" if a.dtype else a.name for a in self.arguments]
         return (
