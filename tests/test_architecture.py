@@ -26,7 +26,7 @@ TABLE = {
     "processes": "contract pickling",
     "rollout": "memory contract kernels",
     "envs": "install cpu shared_memory contract config pickling processes",
-    "models": "contract config",
+    "models": "contract config kernels",
     "learning": "memory contract config kernels rollout models",
     "workers": "shared_memory contract config pickling processes rollout models learning",
     "build": "cpu shared_memory contract config kernels presets processes rollout envs models learning workers",

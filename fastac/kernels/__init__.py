@@ -16,6 +16,7 @@ from fastac.kernels.matrices import multiply_columns, multiply_rows
 from fastac.kernels.optimizers import adam_step, rmsprop_step
 from fastac.kernels.program import Op, Program, join_calls
 from fastac.kernels.sampling import sample_categorical, sample_gaussian
+from fastac.kernels.statistics import column_moments, discounted_moments, sum_squares
 
 __all__ = [
     "Activation",
@@ -26,10 +27,12 @@ __all__ = [
     "batch_moments",
     "cache_folder",
     "categorical_loss",
+    "column_moments",
     "compute_gae",
     "compute_moments",
     "copy_row",
     "dense",
+    "discounted_moments",
     "find_episodes",
     "gae",
     "gaussian_loss",
@@ -42,6 +45,7 @@ __all__ = [
     "scale_images",
     "stack_frames",
     "standardize",
+    "sum_squares",
 ]
 
 compile_kernels()

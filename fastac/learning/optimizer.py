@@ -15,13 +15,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastac import memory
 from fastac.contract import Group, StateTree, WorkerFailure, read_count, read_tensor
-from fastac.kernels import adam_step, rmsprop_step
+from fastac.kernels import adam_step, rmsprop_step, sum_squares
 
 
 class Optimizer(Protocol):
@@ -160,11 +159,13 @@ class LocalOptimizer:
         slots = {name: torch.full_like(param, value) for name, value in rule.slots.items()}
         self._vectors = FlatParameters(param, slots)
         self._rule, self._max_norm = rule, max_grad_norm
+        self._square = torch.zeros(1, dtype=torch.float64, device=param.device)
         self._steps = 0
 
     def step(self, learning_rate: float) -> float:
         """See `Optimizer`."""
-        norm = float(self._grad.norm())
+        sum_squares(self._grad, self._square)
+        norm = math.sqrt(float(self._square))
         if math.isfinite(norm):
             self._steps += 1
             vectors, scale = self._vectors, clip_scale(norm, self._max_norm)
@@ -222,29 +223,29 @@ class SharedOptimizer:
         self._slots = {name: slot[begin:end] for name, slot in shared.slots.items()}
         self._sum = memory.empty(self._param.shape)
         self._rule, self._max_norm, self._group = rule, max_grad_norm, group
-        self._square = np.zeros(1)
+        self._square = torch.zeros(1, dtype=torch.float64)
         self._steps = 0
         self._is_torn = False
 
     def step(self, learning_rate: float) -> float:
-        """See `Optimizer`; when it returns, every worker has read all gradients."""
-        self._meet()  # all gradients are complete
+        """See `Optimizer`; when it returns, every worker has read all gradients.
+
+        Call it after a `Group.gather` of all workers that follows their gradients, such as that of the loss terms: so
+        all gradients are complete.
+        """
         torch.add(self._parts[0], self._parts[1], out=self._sum)
         for part in self._parts[2:]:
             self._sum.add_(part)
-        self._square[0] = float(self._sum.dot(self._sum))
-        norm = math.sqrt(float(self._group.gather(self._square).sum()))
+        sum_squares(self._sum, self._square)
+        norm = math.sqrt(float(self._group.gather(self._square.numpy()).sum()))
         if math.isfinite(norm):
             self._steps += 1
             scale = clip_scale(norm, self._max_norm)
             self._is_torn = True
             self._rule.step(self._param, self._sum, self._slots, scale, learning_rate, self._steps)
-        self._meet()  # all parts are updated
+        self._group.gather(self._square.numpy())  # all parts are updated
         self._is_torn = False
         return norm
-
-    def _meet(self) -> None:
-        self._group.gather(self._square)
 
     def get_state(self) -> StateTree:
         """Return the shared slots and the step count; the parameters belong to the model's state.
@@ -307,6 +308,7 @@ class HogwildOptimizer:
         assert self._param.shape == shared.param.shape, "the shared vector is of another model"
         self._rule, self._max_norm = rule, max_grad_norm
         self._shared, self._counter, self._lock = shared, counter, lock
+        self._square = torch.zeros(1, dtype=torch.float64)
         self.copy()
 
     def copy(self) -> None:
@@ -320,7 +322,8 @@ class HogwildOptimizer:
 
     def step(self, learning_rate: float) -> float:
         """See `Optimizer`."""
-        norm = float(self._grad.norm())
+        sum_squares(self._grad, self._square)
+        norm = math.sqrt(float(self._square))
         if math.isfinite(norm):
             scale = clip_scale(norm, self._max_norm)
             with self._lock:

@@ -81,14 +81,14 @@ class FusedNetwork:
         """Return mean and factor of normalised observations."""
         return self._normalizer.constants() if isinstance(self._normalizer, ObsNormalizer) else ()
 
-    def prepare(self, obs: Tensor, x: Tensor, acts: bool) -> Op:
+    def prepare(self, obs: Tensor, x: Tensor) -> Op:
         """Return the call that computes the first layers' inputs `x` `[M, D]` from raw observations `[M, *obs_shape]`.
 
-        With `acts` it uses the statistics copied by `refresh`.
+        On the CPU it uses the statistics copied by `refresh`, which are constant until the rollout was learned from.
         """
         if isinstance(self._encoder, ConvEncoder):
             return _prepare_images(self._encoder, obs, x)
-        if acts and obs.dtype == torch.float32:
+        if obs.dtype == torch.float32 and not obs.is_cuda:
             mean, scale = self._constants
             return standardize.prepare(obs, mean, scale, CLIP, x)
         return partial(self._normalize, obs, x)
@@ -267,7 +267,7 @@ class ForwardPass:
         """Make the calls for `obs`; `x` is the first layers' input, or `obs` itself."""
         assert memory.is_aligned(obs), "observations do not begin at a cache line"
         network = self._network
-        first: list[Op] = [] if x is obs else [network.prepare(obs, x, self._acts)]
+        first: list[Op] = [] if x is obs else [network.prepare(obs, x)]
         trunks = [self._bind_trunk(index, x) for index in range(len(self.hidden))]
         features = [outputs[-1] if outputs else x for outputs in self.hidden]
         policy = self._bind_layer(network.policy, features[0], self.params)
@@ -343,7 +343,7 @@ class BackwardPass(ForwardPass):
     def _bind(self, obs: Tensor, x: Tensor) -> None:
         super()._bind(obs, x)
         network, last = self._network, len(self.hidden) - 1
-        self._backward = [network.prepare(obs, x, self._acts)] if self._leaves_images_out else []
+        self._backward = [network.prepare(obs, x)] if self._leaves_images_out else []
         for index, (layers, outputs) in enumerate(zip(network.trunks, self.hidden, strict=True)):
             heads: list[tuple[LinearLayer, Tensor]] = [(network.policy, self.d_params)] if index == 0 else []
             heads += [(network.critic, self._d_value)] if index == last else []
