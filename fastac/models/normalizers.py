@@ -35,7 +35,7 @@ class RunningMoments(nn.Module):
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
-    def update(self, name: str, part: NDArray[np.float64], group: Group) -> None:
+    def merge(self, name: str, part: NDArray[np.float64], group: Group) -> None:
         """Merge the moments of this worker's new rows, as `dump` has them, and those of the other workers' rows.
 
         `name` identifies these statistics in the group.
@@ -89,7 +89,7 @@ class ObsNormalizer(nn.Module):
         rows = obs.flatten(0, 1).flatten(1).float()  # no copy if they are float32
         part = torch.empty(1 + 2 * rows.shape[1], dtype=torch.float64)
         column_moments(rows, valid.flatten(), part)
-        self.moments.update("obs", part.numpy(), group)
+        self.moments.merge("obs", part.numpy(), group)
 
 
 class RewardNormalizer(nn.Module):
@@ -112,7 +112,7 @@ class RewardNormalizer(nn.Module):
         """Add a rollout's rewards `[T, N]` and the group's to the statistics; return the rewards scaled with them."""
         part = torch.empty(3, dtype=torch.float64)
         discounted_moments(reward, valid, done, self.gamma, self.running, part)
-        self.moments.update("reward", part.numpy(), group)
+        self.moments.merge("reward", part.numpy(), group)
         return (reward * (self.moments.var + _EPS).rsqrt().float()).clamp(-CLIP, CLIP)
 
     def restart_episodes(self) -> None:

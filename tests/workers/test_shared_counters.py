@@ -51,9 +51,9 @@ def test_running_moments_of_workers_are_those_of_all_rows():
     _, worker_rows = make_rows()
     everyones, whole = [RunningMoments((2,)) for _ in worker_rows], RunningMoments((2,))
     for turn in range(6):
-        rows = torch.randn(7, 2, generator=rng) * turn
-        everyones[turn % 3].update("obs", rows, worker_rows[turn % 3])
-        whole.update("obs", rows, Alone())
+        part = moments_of((torch.randn(7, 2, generator=rng) * turn).numpy())
+        everyones[turn % 3].merge("obs", part, worker_rows[turn % 3])
+        whole.merge("obs", part, Alone())
         np.testing.assert_allclose(everyones[turn % 3].dump(), whole.dump(), rtol=1e-12)
 
 
