@@ -112,6 +112,8 @@ def _find_maker(module: str, env_id: str, role: str) -> _Maker:
 def find_declaration(spec: EnvSpec, kwargs: Mapping[str, object]) -> CompiledEnv | None:
     """Return the compiled environment of a registered one, or None if there is none that takes these arguments.
 
+    There is none either where Numba cannot be used.
+
     Raises:
         ValueError: an argument of a value that the environment does not take.
     """
@@ -119,9 +121,15 @@ def find_declaration(spec: EnvSpec, kwargs: Mapping[str, object]) -> CompiledEnv
     limit = arguments.pop(_LIMIT, spec.max_episode_steps)
     if declare is None or (limit is not None and (not isinstance(limit, int) or limit < _NO_LIMIT or limit == 0)):
         return None
-    if any(name not in inspect.signature(declare).parameters for name in arguments):
+    if any(name not in inspect.signature(declare).parameters for name in arguments) or not _can_compile():
         return None
     return replace(declare(**arguments), max_episode_steps=None if limit == _NO_LIMIT else limit)
+
+
+def _can_compile() -> bool:
+    from fastac.kernels.program import Program  # loads the kernels
+
+    return hasattr(Program, "runner")
 
 
 def _find_declare(spec: EnvSpec) -> Declare | None:
