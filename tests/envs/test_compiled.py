@@ -265,11 +265,10 @@ def test_a_forged_state_is_a_failure_and_not_a_wrong_memory_access() -> None:
 # --- for other code: Gymnasium's interfaces ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("env_id", [GRID, "fastac.envs.compiled.random_walk:fastac/RandomWalk-v0"])
-def test_a_single_environment_passes_gymnasiums_checker(env_id: str) -> None:
+def test_a_single_environment_passes_gymnasiums_checker() -> None:
+    env = gym.make(GRID)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env = gym.make(env_id)
         check_env(env.unwrapped)
     assert type(env.unwrapped) is PlainEnv
 
@@ -395,7 +394,6 @@ def test_it_is_chosen_where_there_is_one_and_named() -> None:
         ("CartPole-v1", {"sutton_barto_reward": True, "max_episode_steps": 7}, True),
         ("CartPole-v1", {"max_episode_steps": -1}, True),
         ("CartPole-v1", {"max_episode_steps": 0}, False),
-        ("CartPole-v1", {"render_mode": "rgb_array"}, False),
         ("CartPole-v1", {"disable_env_checker": True}, False),
         ("Pendulum-v1", {"g": 9.81}, True),
         ("MountainCar-v0", {"goal_velocity": 0.01}, True),
@@ -440,11 +438,9 @@ def test_a_registered_id_is_recorded_with_the_module_that_registers_it() -> None
 
 
 def test_it_trains_in_several_processes(tmp_path) -> None:
-    run = fastac.train(
-        f"grid_world:{GRID}", workers=2, num_envs=8, num_steps=8, total_env_steps=1024, eval_episodes=4, seed=1,
-        run_dir=tmp_path / "run",
-    )
-    assert run.env_steps >= 1024
+    settings = {"num_envs": 8, "num_steps": 8, "total_env_steps": 1024, "eval_episodes": 4, "run_dir": tmp_path / "run"}
+    run = fastac.train(f"grid_world:{GRID}", workers=2, **settings)
+    assert run.summary["vectorization"] == f"compiled ({GRID})"
 
 
 # --- mistakes ------------------------------------------------------------------------------------------------
