@@ -52,7 +52,7 @@ class EnvConfig:
     num_envs: int = 16
     """Environments stepped side by side, by all workers together."""
     vectorization: Vectorization = "auto"
-    """Batching: auto; compiled; native (the id's own batched env); sync (one process); process (several per process)."""
+    """Batching: auto; compiled; native (the id's own batched env); sync (one process); process (several)."""
     envs_per_worker: int | None = None
     """Environments of each worker; num_envs is then this number times workers."""
     env_kwargs: EnvArguments = field(default_factory=dict, hash=False)

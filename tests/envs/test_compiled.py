@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
-import gymnasium as gym
 import grid_world
+import gymnasium as gym
 import numpy as np
 import pytest
 from env_rows import begin, draw_actions, exit_with_parent, make_row
@@ -21,7 +21,7 @@ import fastac
 from fastac.config import EnvConfig
 from fastac.contract import EnvFailure, VecEnv
 from fastac.envs import has_compiled, make_vec, name_env
-from fastac.envs.compiled import CompiledEnv, CompiledVectorEnv, register, trial
+from fastac.envs.compiled import CompiledEnv, CompiledVectorEnv, trial
 from fastac.envs.compiled.adapter import CompiledEnvs
 from fastac.envs.compiled.fingerprint import hash_env
 from fastac.envs.compiled.single import PlainEnv
@@ -87,7 +87,9 @@ def test_a_compiled_step_is_the_plain_one(limit: int | None) -> None:
 
 
 def test_both_flags_may_be_set_and_discrete_actions_are_those_of_the_space() -> None:
-    envs = of(CompiledEnv(_start, _end_at_three, _show, 1, Box(-9, 9, (1,)), Discrete(3, start=-1), max_episode_steps=3))
+    envs = of(
+        CompiledEnv(_start, _end_at_three, _show, 1, Box(-9, 9, (1,)), Discrete(3, start=-1), max_episode_steps=3)
+    )
     begin(envs)
     actions = draw_actions(envs, 8)  # a policy counts from 0
     found = exit_with_parent(envs, actions)
@@ -460,11 +462,17 @@ def line_of(function: Callable[..., object], offset: int) -> str:
     [
         ({"state_size": 0}, "state_size is 0, expected a whole number of at least 1"),
         ({"step_draws": -1}, "step_draws is -1"),
-        ({"step_draws": 0}, r"step is step\(state, action, draws\) at .*grid_world.py:\d+, expected a function of state, a"),
+        (
+            {"step_draws": 0},
+            r"step is step\(state, action, draws\) at .*grid_world.py:\d+, expected a function of state, a",
+        ),
         ({"reset": 3}, "reset is 3, expected a function of draws, state"),
         ({"max_episode_steps": 0}, "max_episode_steps is 0"),
         ({"observation_space": Box(0, 1, (2, 2))}, "observation_space is Box.*expected a float32 Box of one dimension"),
-        ({"action_space": Box(0, 1, (1,), np.float64)}, "action_space is Box.*float64.*expected a Discrete or a float32"),
+        (
+            {"action_space": Box(0, 1, (1,), np.float64)},
+            "action_space is Box.*float64.*expected a Discrete or a float32",
+        ),
     ],
 )
 def test_a_wrong_declaration_is_refused(changes: dict[str, object], words: str) -> None:

@@ -132,7 +132,9 @@ def test_the_random_walk_has_the_values_that_it_promises() -> None:
 
 def test_sine_and_cosine_are_exact_enough() -> None:
     rng = np.random.default_rng(0)
-    angles = np.concatenate([rng.uniform(-most, most, 4000) for most in (0.2, 4.0, 100.0, 2e5)] + [[0.0, np.pi / 2, 1e300]])
+    angles = np.concatenate(
+        [rng.uniform(-most, most, 4000) for most in (0.2, 4.0, 100.0, 2e5)] + [[0.0, np.pi / 2, 1e300]]
+    )
     found = np.array([sin_cos(angle) for angle in angles])
     np.testing.assert_allclose(found, np.stack([np.sin(angles), np.cos(angles)], axis=1), atol=3e-16)
     assert np.isnan(sin_cos(np.nan)).all()

@@ -8,7 +8,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from env_rows import begin, draw_actions, exit_with_parent
-
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv, CartPoleVectorEnv
 from gymnasium.envs.registration import EnvSpec
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 
 from fastac.contract import ActionArray, BoolArray, Extras, ObsArray, StateTree, StepRow
@@ -41,7 +43,8 @@ class CompiledEnvs:
         """
         self.num_envs, self.max_episode_steps = num_envs, env.max_episode_steps
         self.single_observation_space: ArraySpace = env.observation_space
-        self.single_action_space: ArraySpace = SquashedBox(env.action_space) if squashes else env.action_space
+        actions = cast("ArraySpace", env.action_space)
+        self.single_action_space = SquashedBox(actions) if squashes else actions
         self.description = f"compiled ({name})"
         mapping = Mapping.SQUASH if squashes else Mapping.CLIP
         self._batch = Batch(env, num_envs, name, Actions(int(getattr(env.action_space, "start", 0)), mapping))
@@ -52,7 +55,7 @@ class CompiledEnvs:
     def reset(self, obs: ObsArray, start: BoolArray) -> None:
         """Begin an episode in every environment."""
         if self._seed is not None:
-            self._batch.seed(self._seed.generate_state(self.num_envs, np.uint64))
+            self._batch.seed(self._seed.generate_state(self.num_envs, np.uint64).astype(np.uint64))
             self._seed = None
         self._batch.reset(obs, start)
 

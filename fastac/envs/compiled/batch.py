@@ -127,7 +127,7 @@ class Batch:
                 "the environments that the run began with."
             )
         read = {name: read_array(state, name, array) for name, array in self._arrays().items()}
-        if (read["steps"] < 0).any():
+        if (read["steps"].astype(np.int64) < 0).any():
             raise ValueError("'steps' in the saved environment state are negative, expected at least 0.")
         for name, array in self._arrays().items():
             array[...] = read[name]

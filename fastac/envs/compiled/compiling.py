@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numba
@@ -18,6 +18,8 @@ from fastac.envs.compiled.fingerprint import hash_enclosed, hash_env
 from fastac.envs.compiled.loop import make_loop
 from fastac.envs.compiled.trial import try_env
 from fastac.kernels.compiling import announcing_compilation, compile_block
+
+_Any: TypeAlias = Any  # Numba's objects, which have no types
 
 _KNOWN: dict[str, int] = {}  # addresses of what this process has compiled, by hash
 _UNHASHED: WeakKeyDictionary[CompiledEnv, int] = WeakKeyDictionary()
@@ -45,7 +47,7 @@ def compile_env(env: CompiledEnv, name: str) -> int:
 
 
 def _compile(env: CompiledEnv, name: str, key: str | None) -> int:
-    def find_cache(_: Callable[..., Any]) -> Any:
+    def find_cache(_: Callable[..., Any]) -> _Any:
         return _TryingCache(env, name, _find_cache(env, key))
 
     try:
@@ -59,20 +61,20 @@ def _compile(env: CompiledEnv, name: str, key: str | None) -> int:
 class _TryingCache:
     """A cache that plays an environment before it is compiled."""
 
-    def __init__(self, env: CompiledEnv, name: str, cache: Any) -> None:
+    def __init__(self, env: CompiledEnv, name: str, cache: _Any) -> None:
         self._env, self._name, self._cache = env, name, cache
 
-    def load_overload(self, signature: Any, context: Any) -> Any:
+    def load_overload(self, signature: _Any, context: _Any) -> _Any:
         found = self._cache.load_overload(signature, context)
         if found is None:
             try_env(self._env, self._name)
         return found
 
-    def save_overload(self, signature: Any, found: Any) -> None:
+    def save_overload(self, signature: _Any, found: _Any) -> None:
         self._cache.save_overload(signature, found)
 
 
-def _find_cache(env: CompiledEnv, key: str | None) -> Any:
+def _find_cache(env: CompiledEnv, key: str | None) -> _Any:
     """Return the cache in the folder of the user's file, or one that keeps nothing if there is no place for it."""
     if key is not None:
         try:
@@ -91,7 +93,7 @@ class _HashCache(FunctionCache):
             self._cache_path, f"{self._impl.filename_base}-{hash_enclosed(env)}", key
         )
 
-    def _index_key(self, signature: Any, codegen: Any) -> Any:
+    def _index_key(self, signature: _Any, codegen: _Any) -> _Any:
         return signature, codegen.magic_tuple()
 
 
@@ -100,9 +102,7 @@ class _HashCache(FunctionCache):
 
 def _explain(env: CompiledEnv, error: NumbaError) -> str:
     """Return the function, its file and line, and Numba's reason; the functions are compiled one by one to find it."""
-    for function, signature in zip(
-        (env.reset, env.step, env.observe), _signatures(env), strict=True
-    ):
+    for function, signature in zip((env.reset, env.step, env.observe), _signatures(env), strict=True):
         inner = plain(function)
         try:
             numba.njit(error_model="numpy")(inner).compile(signature)

@@ -11,12 +11,18 @@ from typing import Any, TypeAlias
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
-from fastac.envs.compiled.declaration import CompiledEnv, plain
+from fastac.envs.compiled.declaration import CompiledEnv, State, plain
 from fastac.envs.compiled.streams import compile_draw
 from fastac.kernels.compiling import ARRAYS
 
 _Function: TypeAlias = Callable[..., Any]  # compiled; Numba infers the types
+_Ints: TypeAlias = NDArray[np.int64]
+_Words: TypeAlias = NDArray[np.uint64]
+_Action: TypeAlias = Any  # an int, or float32 [A]
+_Result: TypeAlias = Any  # (reward, terminated)
+_Number: TypeAlias = Any  # float32
 
 
 class Block(IntEnum):
@@ -96,12 +102,14 @@ def _make_advance(env: CompiledEnv) -> _Function:
     int64_array, float64_array = ARRAYS["int64_array"], ARRAYS["float64_array"]
     float32_array, bool_array = ARRAYS["float32_array"], ARRAYS["bool_array"]
     size = len(Block)
-    num_at, only_at, limit_at, state_at, streams_at, steps_at, done_at, ending_at, scratch_at = map(int, list(Block)[:9])
+    num_at, only_at, limit_at, state_at, streams_at, steps_at, done_at, ending_at, scratch_at = map(
+        int, list(Block)[:9]
+    )
     obs_at, start_at, reward_at, terminated_at, truncated_at, valid_at = map(int, list(Block)[-6:])
     index_at, reset_at, stream_at = int(Status.INDEX), int(Status.IS_RESET), int(Status.STREAM)
 
     @inline
-    def advance(address: int, status: Any) -> None:
+    def advance(address: int, status: _Ints) -> None:
         block = int64_array(address, size)
         num = block[num_at]
         streams = int64_array(block[streams_at], 2 * num).view(np.uint64)
@@ -148,7 +156,7 @@ def _make_step(env: CompiledEnv) -> _Function:
     action_at, bounds_at, mapping_at, mapped_at = map(int, (Block.ACTION, Block.BOUNDS, Block.MAPPING, Block.MAPPED))
 
     @inline
-    def step_box(block: Any, i: int, state: Any, streams: Any, status: Any) -> Any:
+    def step_box(block: _Ints, i: int, state: State, streams: _Words, status: _Ints) -> _Result:
         action = float32_array(block[action_at] + 4 * action_size * i, action_size)
         bounds = float32_array(block[bounds_at], 2 * action_size)
         mapped = float32_array(block[mapped_at], action_size)
@@ -165,7 +173,7 @@ def _make_discrete_step(step: _Function) -> _Function:
     kept_at = int(Status.ACTION)
 
     @inline
-    def step_discrete(block: Any, i: int, state: Any, streams: Any, status: Any) -> Any:
+    def step_discrete(block: _Ints, i: int, state: State, streams: _Words, status: _Ints) -> _Result:
         action = int64_array(block[action_at], block[num_at])[i] + block[start_at]
         status[kept_at] = action
         return step(block, i, state, action, streams)
@@ -179,7 +187,7 @@ def _make_drawing_step(env: CompiledEnv) -> _Function:
     if not env.step_draws:
 
         @inline
-        def step_plain(block: Any, i: int, state: Any, action: Any, streams: Any) -> Any:
+        def step_plain(block: _Ints, i: int, state: State, action: _Action, streams: _Words) -> _Result:
             return step(state, action)
 
         return step_plain
@@ -187,7 +195,7 @@ def _make_drawing_step(env: CompiledEnv) -> _Function:
     float64_array = ARRAYS["float64_array"]
 
     @inline
-    def step_drawing(block: Any, i: int, state: Any, action: Any, streams: Any) -> Any:
+    def step_drawing(block: _Ints, i: int, state: State, action: _Action, streams: _Words) -> _Result:
         draws = float64_array(block[scratch_at] + at, num)
         fill(streams, i, draws, num)
         return step(state, action, draws)
@@ -195,7 +203,7 @@ def _make_drawing_step(env: CompiledEnv) -> _Function:
     return step_drawing
 
 
-def _map_action(action: Any, low: Any, high: Any, mapping: int) -> Any:
+def _map_action(action: _Number, low: _Number, high: _Number, mapping: int) -> _Number:
     """Clip or squash one float32 of an action, as `envs.spaces` does; NaN stays NaN."""
     if mapping == 0:
         return action

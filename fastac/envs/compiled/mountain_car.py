@@ -53,9 +53,9 @@ def continuous_mountain_car(goal_velocity: float = 0.0) -> CompiledEnv:
             position = min(max(position + velocity, _LEFT), _RIGHT)
             if position == _LEFT and velocity < _ZERO:
                 velocity = _ZERO
-        terminated = position >= _CONTINUOUS_GOAL and velocity >= least
+        terminated = bool(position >= _CONTINUOUS_GOAL and velocity >= least)
         state[0], state[1], state[2] = position, velocity, 0.0
-        return (100.0 if terminated else 0.0) - np.float64(action[0]) ** 2 * 0.1, terminated
+        return (100.0 if terminated else 0.0) - float(action[0]) ** 2 * 0.1, terminated
 
     actions = Box(-1.0, 1.0, (1,), np.float32)
     return CompiledEnv(_reset_continuous, step, _observe, 3, _OBSERVATIONS, actions, reset_draws=1)

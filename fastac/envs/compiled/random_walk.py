@@ -1,8 +1,8 @@
 """A random walk whose values are known; importing this module registers it.
 
-Its id is `fastac.envs.compiled.random_walk:fastac/RandomWalk-v0`. The walk x has normal steps, no end and the reward x, so
-its value is x / (1 - gamma) whatever the policy, and the TD errors of the exact critic are independent: the step times
-gamma / (1 - gamma). Experiments with GAE's lambda rest on it.
+Its id is `fastac.envs.compiled.random_walk:fastac/RandomWalk-v0`. The walk x has normal steps, no end and the reward x,
+so its value is x / (1 - gamma) whatever the policy. The TD errors of the exact critic are independent: the step times
+gamma / (1 - gamma).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compiled environments by id: the user's, registered with Gymnasium, and those of Gymnasium that fastac has compiled."""
+"""Compiled environments by id: the user's, registered with Gymnasium, and Gymnasium's that fastac has compiled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
@@ -88,7 +88,7 @@ class PlainMaker(_Maker):
 
     _role = "entry_point"
 
-    def __call__(self, **kwargs: Any) -> PlainEnv:
+    def __call__(self, **kwargs: object) -> PlainEnv:
         """Make it; the arguments are those of the declaring function."""
         return PlainEnv(self.declare(**kwargs))
 
@@ -98,7 +98,7 @@ class VectorMaker(_Maker):
 
     _role = "vector_entry_point"
 
-    def __call__(self, num_envs: int = 1, max_episode_steps: int | None = None, **kwargs: Any) -> CompiledVectorEnv:
+    def __call__(self, num_envs: int = 1, max_episode_steps: int | None = None, **kwargs: object) -> CompiledVectorEnv:
         """Make it; further arguments are those of the declaring function."""
         return CompiledVectorEnv(self.declare(**kwargs), num_envs, max_episode_steps, self.env_id)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Discrete, Space
 from numpy.typing import NDArray
 
 from fastac.contract import StateTree, read_array
@@ -23,13 +23,13 @@ class PlainEnv(gym.Env[Obs, Action]):
     `gymnasium.make` adds it.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata = {"render_modes": []}  # noqa: RUF012, Gymnasium's own attribute
 
     def __init__(self, env: CompiledEnv) -> None:
         """Take the declaration."""
         self.env = env
-        self.observation_space: Box = env.observation_space
-        self.action_space: Discrete | Box = env.action_space
+        self.observation_space = cast("Space[Obs]", env.observation_space)
+        self.action_space = cast("Space[Action]", env.action_space)
         self._reset, self._step, self._observe = plain(env.reset), plain(env.step), plain(env.observe)
         self.state: NDArray[np.float64] = np.zeros(env.state_size)
 

@@ -1,4 +1,4 @@
-"""Plays a declared environment in plain Python, where mistakes are found and not undefined, with their file and line."""
+"""Plays a declared environment in plain Python, where mistakes are found, with their file and line."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def call(function: EnvFunction, name: str, *arguments: object) -> object:
         with np.errstate(all="ignore"):  # compiled code does not warn either
             returned: object = plain(function)(*arguments)
     except Exception as error:
-        raise ValueError(f"{name} raised {describe(error)} in {plain(function).__name__}, {_place_in(error)}.") from error
+        inside = f"{plain(function).__name__}, {_place_in(error)}"
+        raise ValueError(f"{name} raised {describe(error)} in {inside}.") from error
     return returned
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, TypeAlias
 
 import numpy as np
 from gymnasium.spaces import Discrete
@@ -12,20 +12,22 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from fastac.contract import ActionArray, BoolArray, FloatArray, StateTree
+from fastac.contract import ActionArray, BoolArray, ObsArray, StateTree
 from fastac.envs.compiled.declaration import CompiledEnv
+
+Array: TypeAlias = NDArray[np.generic]  # of rewards, or of flags
 
 _WORDS = 2**63
 
 
-class CompiledVectorEnv(VectorEnv[FloatArray, ActionArray, BoolArray]):
+class CompiledVectorEnv(VectorEnv[ObsArray, ActionArray, Array]):
     """N compiled environments, in NEXT_STEP mode: the step after the end of an episode only resets.
 
     Actions are those of the space; actions of a Box are not clipped. Observations, rewards and flags are new arrays in
     every step. Environment i of `reset(seed=s)` has seed s + i, and `reset(seed=[...])` gives each its own.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012, Gymnasium's attribute
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class CompiledVectorEnv(VectorEnv[FloatArray, ActionArray, BoolArray]):
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[FloatArray, dict[str, Any]]:
+    ) -> tuple[ObsArray, dict[str, Any]]:
         """Begin an episode in all environments, or in those of the boolean array `options["reset_mask"]` `[N]`.
 
         Raises:
@@ -74,9 +76,7 @@ class CompiledVectorEnv(VectorEnv[FloatArray, ActionArray, BoolArray]):
         self._has_begun = True
         return self._row.obs.copy(), {}
 
-    def step(
-        self, actions: ActionArray
-    ) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
+    def step(self, actions: ActionArray) -> tuple[ObsArray, Array, Array, Array, dict[str, Any]]:
         """Step all environments with `actions` `[N]` or `[N, A]`, and reset those that ended in the step before.
 
         Raises:
