@@ -89,6 +89,7 @@ def _gae(shape: tuple[int, int]) -> Workload:
 def _env(num_envs: int) -> Workload:
     settings = {"num_envs": num_envs, "num_steps": NUM_STEPS}
     rows = [
+        Contestant("fastac, compiled", FASTAC, "env", settings | {"vec": "compiled"}),
         Contestant("fastac, native", FASTAC, "env", settings | {"vec": "native"}),
         Contestant("Gymnasium's batch, bare", LIMITS, "env", settings | {"vec": "gymnasium"}),
         Contestant("EnvPool, bare, 1 thread", LIMITS, "env", settings | {"vec": "envpool"}),

@@ -25,7 +25,7 @@ TABLE = {
     "pickling": "",
     "processes": "contract pickling",
     "rollout": "memory contract kernels",
-    "envs": "install cpu shared_memory contract config pickling processes",
+    "envs": "install cpu shared_memory contract config kernels pickling processes",
     "models": "contract config kernels",
     "learning": "memory contract config kernels rollout models",
     "workers": "shared_memory contract config pickling processes rollout models learning",

@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from fastac.config import Config, EnvConfig, is_atari
+from fastac.config import Config, EnvConfig, Vectorization, is_atari
 from fastac.contract import VecEnv
-from fastac.envs import Given, comes_batched, has_native, make_vec
+from fastac.envs import Given, comes_batched, has_compiled, has_native, make_vec
 from fastac.envs.source import EnvFunction, find_source
 
 # The class, function or spec that the run's environments are made from, if a name is not enough.
@@ -96,8 +96,16 @@ def _spread(episodes: int, most: int) -> int:
 
 def is_batched(config: EnvConfig, factory: EnvFactory | None = None) -> bool:
     """Return whether a batch step costs about the same for few environments as for many."""
-    own = not is_atari(config.env_id) and config.vectorization in ("auto", "native")
-    return own and has_native(config, factory)
+    return _own_batch(config, factory) is not None
+
+
+def _own_batch(config: EnvConfig, factory: EnvFactory | None) -> Vectorization | None:
+    """Return the vectorization in which the environments of an evaluation are one batch of the id's own, or None."""
+    if is_atari(config.env_id):
+        return None
+    if config.vectorization in ("auto", "compiled") and has_compiled(config, factory):
+        return "compiled"
+    return "native" if config.vectorization in ("auto", "native") and has_native(config, factory) else None
 
 
 def is_seeded_when_built(config: EnvConfig, factory: EnvFactory | None = None) -> bool:
@@ -142,6 +150,7 @@ def build_evaluation_envs(
         return build_envs(few, seed, factory)
     if is_atari(config.env_id):
         return make_vec(replace(few, episodic_life=False), seed, whole_stacks=True)
-    if is_batched(config, factory):
-        return make_vec(replace(few, vectorization="native"), seed, given=factory)
+    own = _own_batch(config, factory)
+    if own is not None:
+        return make_vec(replace(few, vectorization=own), seed, given=factory)
     return make_vec(few, seed, least_processes=workers, given=factory)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from fastac.build.environments import EnvFactory
 from fastac.config import Config, ConfigValue, is_atari
 from fastac.cpu import count_cores, count_physical_cores
-from fastac.envs import comes_batched, has_native, picks_native
+from fastac.envs import comes_batched, has_compiled, has_native, picks_own_batch
 
 log = logging.getLogger("fastac")
 
@@ -30,7 +30,7 @@ def worker_share(config: Config, env_factory: EnvFactory | None) -> Config:
     changes: dict[str, ConfigValue] = {"num_envs": share, "workers": 1}
     if workers > 1 and is_atari(config.env.env_id) and config.env.env_threads is None:
         changes["env_threads"] = max(1, count_cores() // workers)
-    is_batched = comes_batched(config.env, env_factory) or picks_native(config.env, share, env_factory)
+    is_batched = comes_batched(config.env, env_factory) or picks_own_batch(config.env, share, env_factory)
     if config.env.vectorization == "auto" and not is_batched:
         changes["vectorization"] = "sync"  # each worker has one core: more processes would compete for it
     return config.replace(**changes)
@@ -69,7 +69,7 @@ def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Co
     most = count_physical_cores() if config.run.device == "cpu" else 1
     if config.env.envs_per_worker is not None:
         return config.replace(workers=most)
-    is_batched = comes_batched(config.env, env_factory) or has_native(config.env, env_factory)
+    is_batched = any(has(config.env, env_factory) for has in (comes_batched, has_compiled, has_native))
     least = _LEAST_BATCHED_SHARE if is_batched else _LEAST_SHARE
     if is_atari(config.env.env_id):
         least = _LEAST_GAMES

@@ -16,7 +16,7 @@ from fastac.config.atari_protocols import PROTOCOLS
 from fastac.config.values import ConfigValue, EnvArguments, JsonValue, coerce, unknown
 
 AlgoName = Literal["a2c", "a3c", "ppo", "reinforce"]
-Vectorization = Literal["auto", "native", "sync", "process"]
+Vectorization = Literal["auto", "compiled", "native", "sync", "process"]
 AtariProtocol = Literal["dqn", "machado", "a3c"]
 EncoderName = Literal["auto", "mlp", "nature", "a3c", "minatar"]
 ActivationName = Literal["relu", "tanh", "elu"]
@@ -52,7 +52,7 @@ class EnvConfig:
     num_envs: int = 16
     """Environments stepped side by side, by all workers together."""
     vectorization: Vectorization = "auto"
-    """Batching: auto; native (the id's own batched env); sync (one process); process (several envs per process)."""
+    """Batching: auto; compiled; native (the id's own batched env); sync (one process); process (several)."""
     envs_per_worker: int | None = None
     """Environments of each worker; num_envs is then this number times workers."""
     env_kwargs: EnvArguments = field(default_factory=dict, hash=False)

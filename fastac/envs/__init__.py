@@ -4,7 +4,16 @@ Handles autoreset modes, flattening of observations, clipping and squashing of a
 and trial environments.
 """
 
-from fastac.envs.make import adapt, comes_batched, film_game, has_native, make_single, make_vec, picks_native
+from fastac.envs.make import (
+    adapt,
+    comes_batched,
+    film_game,
+    has_compiled,
+    has_native,
+    make_single,
+    make_vec,
+    picks_own_batch,
+)
 from fastac.envs.source import Given, Named, name_env, take_env
 from fastac.envs.spaces import check_spaces, is_image, observation_dtype
 
@@ -15,12 +24,13 @@ __all__ = [
     "check_spaces",
     "comes_batched",
     "film_game",
+    "has_compiled",
     "has_native",
     "is_image",
     "make_single",
     "make_vec",
     "name_env",
     "observation_dtype",
-    "picks_native",
+    "picks_own_batch",
     "take_env",
 ]

@@ -76,8 +76,8 @@ class VectorAdapter(ABC):
 
     def set_state(self, state: StateTree) -> None:
         """Continue from a `get_state` of the same environment."""
-        done = read_array(state, "done", self._done)
-        restore(self._env, subtree(state, "env"))
+        env, done = subtree(state, "env"), read_array(state, "done", self._done)
+        restore(self._env, env)
         self._done[...] = done
         if read_seeded(state):
             self._seed = None

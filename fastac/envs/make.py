@@ -21,6 +21,7 @@ from fastac.cpu import count_cores
 from fastac.envs.adapter import wrap
 from fastac.envs.atari import AtariEnvs, FilmedGame
 from fastac.envs.cautions import SEEDLESS, find_cautions, ignores_seeds
+from fastac.envs.compiled import CompiledEnv, find_declaration
 from fastac.envs.failure import check_obs, describe
 from fastac.envs.flatten import FlatBox, FlattenedBatch, flatten_env
 from fastac.envs.mistakes import blame, check_reset
@@ -88,6 +89,8 @@ def make_vec(
     if isinstance(source, EnvFunction) and source.is_batch:
         _check_unrendered(config, render_mode)
         return _make_batch(config, source, seed, num_envs)
+    if render_mode is None and _picks_compiled(config, source):
+        return _make_compiled(config, source, seed, num_envs)
     if render_mode is None and _picks_native(config, source, num_envs):
         return _make_native(config, source, seed, num_envs)
     processes = min(max(count_cores(), least_processes), num_envs)
@@ -135,13 +138,39 @@ def comes_batched(config: EnvConfig, given: Given | None = None) -> bool:
     return isinstance(source, EnvFunction) and source.is_batch
 
 
-def picks_native(config: EnvConfig, num_envs: int, given: Given | None = None) -> bool:
-    """Return whether `num_envs` environments would use the id's own batched version.
+def has_compiled(config: EnvConfig, given: Given | None = None) -> bool:
+    """Return whether an environment has a compiled version that takes the configured arguments.
 
     Raises:
-        ValueError: an unknown id, or vectorization is native and the id has no batched version.
+        ValueError: an unknown id.
     """
-    return _picks_native(config, find_source(config, given), num_envs)
+    return _find_compiled(config, find_source(config, given)) is not None
+
+
+def picks_own_batch(config: EnvConfig, num_envs: int, given: Given | None = None) -> bool:
+    """Return whether `num_envs` environments would use the id's compiled version, or its own batched version.
+
+    Raises:
+        ValueError: an unknown id, or a vectorization that the id does not have.
+    """
+    source = find_source(config, given)
+    return _picks_compiled(config, source) or _picks_native(config, source, num_envs)
+
+
+def _find_compiled(config: EnvConfig, source: Source) -> CompiledEnv | None:
+    return find_declaration(source, config.env_kwargs) if isinstance(source, EnvSpec) else None
+
+
+def _picks_compiled(config: EnvConfig, source: Source) -> bool:
+    if config.vectorization not in ("auto", "compiled"):
+        return False
+    is_offered = _find_compiled(config, source) is not None
+    if config.vectorization == "compiled" and not is_offered:
+        raise ValueError(
+            f"vectorization is 'compiled' but {config.env_id} has no compiled version, or none with these arguments: "
+            "use auto or sync."
+        )
+    return is_offered
 
 
 def _picks_native(config: EnvConfig, source: Source, num_envs: int) -> bool:
@@ -237,6 +266,14 @@ def _make_native(config: EnvConfig, source: Source, seed: np.random.SeedSequence
     except BaseException:
         env.close()
         raise
+
+
+def _make_compiled(config: EnvConfig, source: Source, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
+    from fastac.envs.compiled.adapter import CompiledEnvs  # imports Numba and the kernels
+
+    env = _find_compiled(config, source)
+    assert env is not None and isinstance(source, EnvSpec)
+    return CompiledEnvs(env, num_envs, seed, source.id, config.squash_actions)
 
 
 def _make_singles(

@@ -33,7 +33,7 @@ _Any: TypeAlias = Any  # Numba objects without type stubs
 
 
 @contextmanager
-def announcing_compilation() -> Iterator[None]:
+def announcing_compilation(what: str = "fastac's kernels", about_s: int = 20) -> Iterator[None]:
     """Log once when Numba really compiles, that is, after an installation and not when loading from the disk cache.
 
     It is a warning, because warnings are shown even if logging is not set up. Worker processes, which may be many,
@@ -49,7 +49,7 @@ def announcing_compilation() -> Iterator[None]:
         def on_start(self, event: Event) -> None:
             if not self.told:
                 self.told = True
-                log.warning("Compiling fastac's kernels for this machine, once: about 20 seconds.")
+                log.warning("Compiling %s for this machine, once: about %d seconds.", what, about_s)
 
         def on_end(self, event: Event) -> None:
             pass

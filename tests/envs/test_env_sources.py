@@ -16,7 +16,7 @@ from given_envs import Batch, Counted, HasProcess, Plain, make_leveled, make_man
 
 from fastac.config import EnvConfig
 from fastac.contract import VecEnv
-from fastac.envs import make_single, make_vec, name_env
+from fastac.envs import has_compiled, has_native, make_single, make_vec, name_env
 from fastac.envs.source import ScriptEnv
 
 SEED = np.random.SeedSequence(0)
@@ -237,8 +237,11 @@ def test_a_single_one_can_be_filmed() -> None:
 
 def test_kwargs_that_its_batch_does_not_take_make_single_ones() -> None:
     for kwargs, is_native in (({"max_episode_steps": 30}, True), ({"disable_env_checker": True}, False)):
-        envs = make_vec(EnvConfig("CartPole-v1", 8, env_kwargs=kwargs), SEED)
-        assert envs.description.startswith("native") == is_native
+        config = EnvConfig("CartPole-v1", 8, env_kwargs=kwargs)
+        assert has_native(config) == is_native
+        assert has_compiled(config) == is_native
+        envs = make_vec(config, SEED)
+        assert envs.description.startswith("compiled" if is_native else "sync")
         envs.close()
 
 
