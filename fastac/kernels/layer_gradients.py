@@ -16,7 +16,7 @@ Derivative: TypeAlias = Literal["identity", "relu", "tanh", "elu"]
 _RELU, _TANH, _ELU = (get_args(Derivative).index(name) for name in ("relu", "tanh", "elu"))  # as compiled code sees them
 
 
-@kernel("M H D S")
+@kernel("M H D S", is_step=True)
 def deactivate(
     d: Annotated[Tensor, "float32 M H"],
     y: Annotated[Tensor, "float32 M H"],
@@ -43,7 +43,7 @@ def deactivate(
         _write(d_bias, d.sum(dim=0), adds)
 
 
-@kernel("M H A B S")
+@kernel("M H A B S", is_step=True)
 def heads_backward(
     features: Annotated[Tensor, "float32 M H"],
     d_first: Annotated[Tensor, "float32 M A"],
@@ -192,7 +192,7 @@ def _deactivate_numba(
     d_weight: Floats,
     d_bias: Floats,
 ) -> None:
-    rows, width, inputs, num_sums = U(num_rows), U(num_outputs), U(num_inputs), U(num_sums)
+    rows, width, inputs = U(num_rows), U(num_outputs), U(num_inputs)
     factors = np.ones(4 * (num_inputs + 1), dtype=np.float32)  # four rows of inputs, and a column of ones
     sums = np.zeros((num_inputs + 1) * num_outputs, dtype=np.float32)
     for row in range(U(0), rows, U(4)):
@@ -200,7 +200,7 @@ def _deactivate_numba(
         _deactivate(d, y, begin, here * width, activation)
         _copy_columns(x, row, here, inputs, factors, inputs + U(1), U(0))
         _accumulate(d, begin, width, here, factors, inputs + U(1), inputs + U(1), sums)
-    _store(sums, inputs * width, d_bias, num_sums, adds)
+    _store(sums, inputs * width, d_bias, U(num_sums), adds)
     for k in range(inputs):
         for j in range(width):
             d_weight[j * inputs + k] = sums[k * width + j] + (d_weight[j * inputs + k] if adds else ZERO)
@@ -227,7 +227,7 @@ def _heads_backward_numba(
     d: Floats,
     d_bias: Floats,
 ) -> None:
-    rows, width, first, second, num_sums = U(num_rows), U(num_features), U(num_first), U(num_second), U(num_sums)
+    rows, width, first, second = U(num_rows), U(num_features), U(num_first), U(num_second)
     fours = (num_first + num_second + 3) // 4 * 4
     outputs = U(fours)  # of both heads, side by side, filled up with zeros
     weights = np.zeros(fours * num_features, dtype=np.float32)
@@ -253,4 +253,4 @@ def _heads_backward_numba(
     _store(sums, first * width, d_weight_second, second * width, adds)
     _store(biases, U(0), d_bias_first, first, adds)
     _store(biases, first, d_bias_second, second, adds)
-    _store(feature_sums, U(0), d_bias, num_sums, adds)
+    _store(feature_sums, U(0), d_bias, U(num_sums), adds)

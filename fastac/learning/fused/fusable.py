@@ -47,6 +47,8 @@ _PARTS: dict[type[nn.Module], set[str] | None] = {
     nn.ReLU: set(),
     nn.Tanh: set(),
     nn.ELU: set(),
+    nn.GELU: set(),
+    nn.SiLU: set(),
     nn.Sequential: None,
     nn.ModuleList: None,
 }

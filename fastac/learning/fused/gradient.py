@@ -19,7 +19,7 @@ _CHUNK_BYTES = 2**25
 
 def chunk_rows(network: FusedNetwork, rows: int) -> int:
     """Return the rows per pass for a batch of `rows`: as few passes as the limits allow, of equal size."""
-    row_bytes = 4 * (network.num_inputs + sum(network.sizes))
+    row_bytes = 4 * (network.num_inputs + max(map(sum, network.sizes)))
     num_passes = -(-rows // min(CHUNK, max(1, _CHUNK_BYTES // row_bytes)))
     return -(-rows // num_passes)
 
@@ -60,7 +60,7 @@ class FusedGradient:
 
     def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
         """See `Gradient`."""
-        rows, chunk = batch.valid.shape[0], self._buffers.ones.shape[0]
+        rows, chunk = batch.valid.shape[0], self._buffers.rows
         keep = is_fresh and self._kept is not None
         self._terms.zero_()
         for grad in self._network.other_grads:
