@@ -28,7 +28,7 @@ from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 
 from fastac import memory
-from fastac.build import EnvFactory, allocate_rollout, build_envs, single_thread, worker_share
+from fastac.build import EnvFactory, allocate_rollout, build_envs, torch_threads, worker_share
 from fastac.config import Config
 from fastac.contract import ActionArray
 from fastac.envs import observation_dtype
@@ -138,7 +138,7 @@ def measure(
     # Shape of an update's rows: whole sequences for recurrent models.
     lead = (rows, num_envs // shares) if model.state_size else (max(1, rows * num_envs // shares),)
     obs_space = training.envs.single_observation_space
-    with single_thread():
+    with torch_threads(share.run.torch_threads):
         with _stepping(share, env_factory, rng) as step:
             env_s = time_call(step, clock)
         network: _Network = (
