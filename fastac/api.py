@@ -31,8 +31,8 @@ from fastac.build import (
     resolve_workers,
     restart_seed,
     shorten_rollout,
-    single_thread,
     take_env,
+    torch_threads,
 )
 from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue, TrainSettings
 from fastac.contract import read_branch
@@ -397,7 +397,7 @@ def evaluate(
     envs = build_evaluation_envs(run.config.env, width, stream, given)
     try:
         limit = max_steps or run.config.run.eval_max_steps or envs.max_episode_steps or _limit_of(run)
-        with single_thread():
+        with torch_threads(run.config.run.torch_threads):
             player = make_player(run.policy.model, width, run.policy.device)
             return play_episodes(player, envs, episodes, noise, limit, tell=tell)
     finally:

@@ -21,6 +21,8 @@ EVERY_FIELD = {
     "squash_actions": True,
     "encoder": "mlp",
     "hidden_sizes": (32, 16, 8),
+    "actor_sizes": (16,),
+    "critic_sizes": (64, 32),
     "activation": "elu",
     "shared_trunk": False,
     "core": "lstm",
@@ -63,6 +65,7 @@ EVERY_FIELD = {
     "eval": True,
     "eval_max_steps": 77,
     "workers": "auto",
+    "torch_threads": 2,
     "lock": False,
     "max_restarts": 3,
     "reuse_forward": False,
@@ -99,6 +102,8 @@ OUT_OF_RANGE = {
     "env_timeout_s": [0.0, -1.0, NAN, INF],
     "encoder": ["cnn"],
     "hidden_sizes": [(0,), (64, -1), (NAN,)],
+    "actor_sizes": [(0,), (64, -1), (NAN,), (64,)],  # the last with a shared trunk
+    "critic_sizes": [(0,), (64, -1), (NAN,), (64,)],
     "activation": ["Tanh"],
     "core": ["gru"],
     "lstm_size": [0, NAN],
@@ -132,6 +137,7 @@ OUT_OF_RANGE = {
     "checkpoint_every": [-1, NAN],
     "keep_checkpoints": [0, NAN],
     "workers": [0, -1, NAN, "two"],
+    "torch_threads": [0, -1, 1025, NAN],
     "max_restarts": [-1, NAN],
 }
 

@@ -26,7 +26,7 @@ from fastac.build.network import (
     build_head,
     build_model,
     name_encoder,
-    single_thread,
+    torch_threads,
 )
 from fastac.build.shares import resolve_workers, shorten_rollout, worker_share
 from fastac.build.sync import assemble_sync, build
@@ -67,8 +67,8 @@ __all__ = [
     "restart_seed",
     "save_spaces",
     "shorten_rollout",
-    "single_thread",
     "take_env",
+    "torch_threads",
     "worker_share",
 ]
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import numpy as np
+import torch
 
 from fastac.build.environments import (
     EnvFactory,
@@ -110,6 +111,7 @@ def _make_worker(
     lock: AbstractContextManager[object],
 ) -> HogwildWorker:
     """Build a worker in its own process."""
+    torch.set_num_threads(share.run.torch_threads)
     envs = BeatingEnvs(build_envs(share.env, env_seed, env_factory, why), row)
     # From the run's seed, for an encoder's state besides its parameters; the parameters are copied from shared memory.
     model = build_model(share.model, envs, Streams.spawn(share.run.seed).model, encoder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import singledispatch
 from typing import TypeAlias, cast, get_args
 
@@ -65,10 +66,10 @@ def _check_unbuilt(encoder: object) -> None:
 
 
 @contextmanager
-def single_thread() -> Iterator[None]:
-    """Limit torch to one thread: faster for small networks, and results do not depend on the number of cores."""
+def torch_threads(number: int) -> Iterator[None]:
+    """Give torch this number of threads, whatever the number of cores; one is fastest for small networks."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:
@@ -100,14 +101,27 @@ def build_model(
             "actions of a Box have a deviation."
         )
     make = encoder or _find_encoder(config)
-    with _seeding, torch.random.fork_rng(devices=[]), single_thread():
+    if (config.actor_sizes, config.critic_sizes) != (None, None) and (make or is_image(space)):
+        raise ValueError(
+            f"actor_sizes is {config.actor_sizes} and critic_sizes is {config.critic_sizes}, expected None and None: "
+            f"they are sizes of an mlp, and the encoder is {name_of(make) if make else 'one for images'}."
+        )
+    with _seeding, torch.random.fork_rng(devices=[]), torch_threads(1):
         torch.manual_seed(seed)
-        trunks = [_build_trunk(config, make, space) for _ in range(1 if config.shared_trunk else 2)]
+        trunks = [_build_trunk(part, make, space) for part in _split_sizes(config)]
         head = build_head(envs.single_action_space, trunks[0].core.output_size, config)
         normalizer = ObsNormalizer(space.shape) if config.normalize_obs else NoObsNormalizer()
         # Always in evaluation mode. Dropout or batch statistics would make the forward pass of an update differ from
         # the one that acted, and evaluations would change the model.
         return ActorCritic(trunks, head, normalizer).eval()
+
+
+def _split_sizes(config: ModelConfig) -> list[ModelConfig]:
+    """Return the configuration of each trunk, with its own hidden sizes: one if it is shared, else actor and critic."""
+    if config.shared_trunk:
+        return [config]
+    sizes = (config.actor_sizes, config.critic_sizes)
+    return [replace(config, hidden_sizes=config.hidden_sizes if own is None else own) for own in sizes]
 
 
 def build_encoder(config: ModelConfig, space: Box) -> nn.Module:

@@ -66,7 +66,7 @@ def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Co
     """Replace `workers='auto'` by a number: one per physical core, or fewer if more would not pay off."""
     if config.run.workers != "auto":
         return config
-    most = count_physical_cores() if config.run.device == "cpu" else 1
+    most = max(1, count_physical_cores() // config.run.torch_threads) if config.run.device == "cpu" else 1
     if config.env.envs_per_worker is not None:
         return config.replace(workers=most)
     is_batched = any(has(config.env, env_factory) for has in (comes_batched, has_compiled, has_native))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import torch
 
 from fastac.build.environments import EnvFactory, Streams, build_envs, worker_seeds
 from fastac.build.network import EncoderFactory, build_model
@@ -37,6 +38,7 @@ def _make_worker(
     group: Group,
 ) -> Worker:
     """Build a worker in its own process."""
+    torch.set_num_threads(share.run.torch_threads)
     return _build_own(share, build_envs(share.env, env_seed, env_factory), action_seed, encoder, group)
 
 

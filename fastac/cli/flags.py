@@ -64,7 +64,7 @@ class Flag:
     @property
     def takes_several(self) -> bool:
         """Whether it accepts several values."""
-        return get_origin(self.kind) is tuple
+        return tuple in (get_origin(self.kind), *map(get_origin, get_args(self.kind)))
 
 
 def flags_of(kind: type, group: str, default: object = None, positional: Sequence[str] = ()) -> list[Flag]:
@@ -283,6 +283,8 @@ def _reader_of(kind: object) -> tuple[Reader, str]:
     if get_origin(kind) in (Union, UnionType):
         kinds = get_args(kind)
         first = next(each for each in kinds if each is not NoneType)
+        if get_origin(first) is tuple:
+            return _reader_of(first)
         return _either([each for each in kinds if each is not NoneType], NoneType in kinds), _reader_of(first)[1]
     readers: dict[object, tuple[Reader, str]] = {
         int: (to_int, "INT"),

@@ -19,7 +19,7 @@ AlgoName = Literal["a2c", "a3c", "ppo", "reinforce"]
 Vectorization = Literal["auto", "compiled", "native", "sync", "process"]
 AtariProtocol = Literal["dqn", "machado", "a3c"]
 EncoderName = Literal["auto", "mlp", "nature", "a3c", "minatar"]
-ActivationName = Literal["relu", "tanh", "elu"]
+ActivationName = Literal["relu", "tanh", "elu", "gelu", "silu"]
 CoreName = Literal["identity", "lstm"]
 CollectMode = Literal["steps", "episodes"]
 OptimizerName = Literal["adam", "rmsprop", "rmsprop_tf"]
@@ -151,6 +151,10 @@ class ModelConfig:
     """Encoder: auto; mlp; for images nature (Mnih 2015), a3c (Mnih 2016), minatar (small images); module:name."""
     hidden_sizes: tuple[int, ...] = (128, 128)
     """Widths of an mlp's hidden layers; the lecture uses 128 128."""
+    actor_sizes: tuple[int, ...] | None = None
+    """Widths of the actor's own hidden layers if trunks are not shared; None: hidden_sizes."""
+    critic_sizes: tuple[int, ...] | None = None
+    """Widths of the critic's own hidden layers if trunks are not shared; None: hidden_sizes."""
     activation: ActivationName = "relu"
     """Nonlinearity between layers."""
     shared_trunk: bool = True
@@ -173,7 +177,11 @@ class ModelConfig:
         names = get_args(EncoderName)
         is_name = self.encoder in names or ":" in self.encoder
         _check(is_name, "encoder", self.encoder, f"one of {', '.join(names)}, or module:function")
-        _check(all(s >= 1 for s in self.hidden_sizes), "hidden_sizes", self.hidden_sizes, "sizes of at least 1")
+        for name in ("hidden_sizes", "actor_sizes", "critic_sizes"):
+            sizes = getattr(self, name)
+            _check(all(s >= 1 for s in sizes or ()), name, sizes, "sizes of at least 1")
+            if name != "hidden_sizes" and self.shared_trunk:
+                _check(sizes is None, name, sizes, "None with shared_trunk True: give --shared-trunk False")
         _check_choice("activation", self.activation, ActivationName)
         _check_choice("core", self.core, CoreName)
         _check(self.lstm_size >= 1, "lstm_size", self.lstm_size, "at least 1")
@@ -280,6 +288,8 @@ class RunConfig:
     """Device: cpu, cuda or cuda:K."""
     workers: int | Literal["auto"] = 1
     """Processes that share num_envs and train one model; auto: one per physical core (in step: if it pays)."""
+    torch_threads: int = 1
+    """Threads of torch in each worker; more pay only for large networks. Results depend on them by rounding alone."""
     lock: bool = False
     """a3c: lock the shared parameters during each update, so that no update is lost."""
     max_restarts: int = 10
@@ -316,6 +326,7 @@ class RunConfig:
         _check(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
         is_number = not isinstance(self.workers, str) and 1 <= self.workers <= 1024
         _check(self.workers == "auto" or is_number, "workers", self.workers, "a whole number from 1 to 1024, or auto")
+        _check(1 <= self.torch_threads <= 1024, "torch_threads", self.torch_threads, "a whole number from 1 to 1024")
         _check(self.max_restarts >= 0, "max_restarts", self.max_restarts, "at least 0")
         _check(self.total_env_steps >= 1, "total_env_steps", self.total_env_steps, "at least 1")
         if self.budget_minutes is not None:

@@ -46,6 +46,8 @@ class TrainSettings(TypedDict, total=False):
     clip_rewards: bool | None
 
     hidden_sizes: Sequence[int]
+    actor_sizes: Sequence[int] | None
+    critic_sizes: Sequence[int] | None
     activation: ActivationName
     shared_trunk: bool
     core: CoreName
@@ -78,6 +80,7 @@ class TrainSettings(TypedDict, total=False):
     seed: int
     device: str
     workers: int | Literal["auto"]
+    torch_threads: int
     lock: bool
     max_restarts: int
     reuse_forward: bool

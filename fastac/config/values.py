@@ -73,7 +73,7 @@ def coerce(name: str, kind: object, value: object) -> ConfigValue:
             return float(value)
         if int in kinds and float(value).is_integer():
             return int(value) if isinstance(value, Integral) else int(float(value))
-    elif isinstance(value, Sequence) and get_origin(kind) is tuple:
+    elif isinstance(value, Sequence) and any(get_origin(k) is tuple for k in kinds):
         whole = tuple(int(v) for v in value if isinstance(v, Integral) and not isinstance(v, bool))
         if len(whole) == len(value):
             return whole

@@ -10,7 +10,8 @@ from fastac.kernels.frames import scale_images, stack_frames
 from fastac.kernels.gae import batch_moments, compute_gae, compute_moments, gae
 from fastac.kernels.gaussian_loss import gaussian_loss
 from fastac.kernels.kernel import cache_folder, compile_kernels
-from fastac.kernels.layers import Activation, copy_row, dense, standardize
+from fastac.kernels.layer_gradients import Derivative, deactivate, heads_backward
+from fastac.kernels.layers import Activation, copy_row, dense, standardize, tanh, transpose
 from fastac.kernels.losses import Surrogate
 from fastac.kernels.matrices import multiply_columns, multiply_rows
 from fastac.kernels.optimizers import adam_step, rmsprop_step
@@ -20,6 +21,7 @@ from fastac.kernels.statistics import column_moments, discounted_moments, sum_sq
 
 __all__ = [
     "Activation",
+    "Derivative",
     "Op",
     "Program",
     "Surrogate",
@@ -31,11 +33,13 @@ __all__ = [
     "compute_gae",
     "compute_moments",
     "copy_row",
+    "deactivate",
     "dense",
     "discounted_moments",
     "find_episodes",
     "gae",
     "gaussian_loss",
+    "heads_backward",
     "join_calls",
     "multiply_columns",
     "multiply_rows",
@@ -46,6 +50,8 @@ __all__ = [
     "stack_frames",
     "standardize",
     "sum_squares",
+    "tanh",
+    "transpose",
 ]
 
 compile_kernels()

@@ -16,7 +16,13 @@ Shape: TypeAlias = tuple[int, int, int]
 
 _Weighted = TypeVar("_Weighted", nn.Linear, nn.Conv2d)
 
-_ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU}
+_ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
 
 
 def make_activation(name: ActivationName) -> nn.Module:

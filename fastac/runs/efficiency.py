@@ -28,7 +28,7 @@ from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 
 from fastac import memory
-from fastac.build import EnvFactory, allocate_rollout, build_envs, single_thread, worker_share
+from fastac.build import EnvFactory, allocate_rollout, build_envs, torch_threads, worker_share
 from fastac.config import Config
 from fastac.contract import ActionArray
 from fastac.envs import observation_dtype
@@ -138,7 +138,7 @@ def measure(
     # Shape of an update's rows: whole sequences for recurrent models.
     lead = (rows, num_envs // shares) if model.state_size else (max(1, rows * num_envs // shares),)
     obs_space = training.envs.single_observation_space
-    with single_thread():
+    with torch_threads(share.run.torch_threads):
         with _stepping(share, env_factory, rng) as step:
             env_s = time_call(step, clock)
         network: _Network = (
@@ -257,7 +257,7 @@ class _FusedNetwork:
         obs = _draw_obs(rng, (num_envs,), obs_space)
         network.refresh()
         begins = range(0, steps * num_envs, num_envs)
-        self._acting = cycle([(ForwardPass(network, acting, at, at + num_envs, acts=True), obs) for at in begins])
+        self._acting = cycle([(ForwardPass(network, acting, at, at + num_envs), obs) for at in begins])
         buffers = GradientBuffers(network, chunk)
         self._passes: list[tuple[BackwardPass, Tensor]] = []
         for begin in range(0, rows, chunk):

@@ -62,7 +62,7 @@ class FusedPlayer:
         if any(p.grad is None for p in model.parameters()):
             flatten(model)  # the network also needs gradient tensors
         self._network, self._head = FusedNetwork(model), model.head
-        self._pass = ForwardPass(self._network, Activations.for_step(self._network, num_envs), 0, num_envs, acts=True)
+        self._pass = ForwardPass(self._network, Activations.for_step(self._network, num_envs), 0, num_envs)
         self._logits = self._pass.params.numpy() if type(self._head) is CategoricalHead else None
 
     def begin(self) -> None:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, closing, suppress
 from copy import deepcopy
 from typing import Literal
 
-from fastac.build import EncoderFactory, EnvFactory, single_thread
+from fastac.build import EncoderFactory, EnvFactory, torch_threads
 from fastac.config import Config, JsonValue
 from fastac.contract import Asynchrony, EnvFailure, NonFiniteError, Report, StateTree, WorkerFailure
 from fastac.models import ActorCritic, load_module
@@ -33,7 +33,7 @@ from fastac.runs.saver import Saver, restore
 from fastac.runs.signals import Stop, stop_signals
 from fastac.runs.state import Ending, Progress
 from fastac.runs.summary import summarize
-from fastac.runs.threads import steps_on_one_thread
+from fastac.runs.threads import steps_on_its_threads
 from fastac.runs.tracker import ReturnTracker
 from fastac.workers import Training
 
@@ -138,7 +138,7 @@ class Session:
         """Seconds since the run began, excluding the time when it was not running."""
         return self._saver.total_wall_s
 
-    @steps_on_one_thread  # a second thread slows small networks down
+    @steps_on_its_threads
     def __iter__(self) -> Generator[Report, None, None]:
         """Train; yield every report of the trainer after it is logged, evaluated and saved as due.
 
@@ -307,7 +307,6 @@ class Session:
             finally:
                 self._abandon()
 
-    @single_thread()
     def finish(self, measure_efficiency: bool = False) -> dict[str, JsonValue]:
         """End the run: play the missing evaluation, save, write `summary.json`, close; return the summary.
 
@@ -320,6 +319,10 @@ class Session:
             measure_efficiency: see `fastac.runs.efficiency`; takes a quarter of a second, or as long as
                 it takes to build the environments again and step them twice.
         """
+        with torch_threads(self.config.run.torch_threads):
+            return self._finish(measure_efficiency)
+
+    def _finish(self, measure_efficiency: bool) -> dict[str, JsonValue]:
         if not self._closed:
             try:
                 has_trained = self._take_last()

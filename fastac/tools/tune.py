@@ -24,7 +24,7 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from fastac.build import assemble, single_thread
+from fastac.build import assemble, torch_threads
 from fastac.config import Config, ConfigValue, JsonValue, Vectorization
 from fastac.contract import EnvFailure, WorkerFailure
 from fastac.cpu import count_cores, count_physical_cores
@@ -88,7 +88,8 @@ def measure_sps(config: Config, seconds: float) -> float:
         WorkerFailure: a worker failed.
     """
     config = config.replace(learning_rate=1e-12, total_env_steps=10**15)
-    with single_thread(), closing(assemble(config, np.random.SeedSequence(config.run.seed))) as training:
+    seed, threads = np.random.SeedSequence(config.run.seed), config.run.torch_threads
+    with torch_threads(threads), closing(assemble(config, seed)) as training:
         stream = training.trainer.run()
         first = next(stream)
         while first.train_wall_s < _WARM_UP * seconds:

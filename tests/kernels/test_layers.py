@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kernels_support import SEEDS, generator
 
 from fastac.kernels import Activation
-from fastac.kernels.layers import dense
+from fastac.kernels.layers import dense, tanh
 
 FORMS = pytest.mark.parametrize(
     "prepare", [partial(partial, dense.reference), dense.prepare], ids=["reference", "numba"]
@@ -48,6 +48,9 @@ def test_tanh_over_its_whole_range():
     off = (y.double() - x.double().tanh()).abs() / x.double().tanh().abs().clamp(min=1e-30)
     assert off.max() < 4e-7
     assert y.abs().max() <= 1.0
+    alone = x.clone()
+    tanh.prepare(alone)()
+    assert torch.equal(alone, y)
 
 
 @FORMS

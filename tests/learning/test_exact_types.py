@@ -2,6 +2,7 @@
 
 import warnings
 from itertools import islice
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 from fastac.build import Streams, build, build_envs, build_head, build_objective, build_sampler
 from fastac.build import engine as engine_module
-from fastac.config import Config
+from fastac.config import ActivationName, Config
 from fastac.learning.fused import (
     PlainSampler,
     is_as_written,
@@ -67,6 +68,12 @@ def put(index, layer):
     return step
 
 
+def approximate_gelu():
+    encoder = MLPEncoder(4, (8, 8), "gelu")
+    encoder.layers[1] = nn.GELU("tanh")
+    return encoder
+
+
 def own_forward(encoder):
     plain = encoder.forward
     encoder.forward = lambda obs: plain(0.5 * obs)
@@ -94,6 +101,7 @@ CHANGES = {
     "a layer more": change(lambda e: e.layers.append(nn.LayerNorm(8))),
     "a linear layer more": change(lambda e: e.layers.append(nn.Linear(8, 8))),
     "another activation": change(put(1, nn.ReLU)),
+    "another kind of GELU": lambda _=None: approximate_gelu(),
     "a tied layer": change(lambda e: e.layers.extend([e.layers[2], nn.Tanh()])),
     "forward of an instance": change(own_forward),
     "a forward hook": change(lambda e: e.layers[1].register_forward_hook(lambda m, x, y: 0.5 * y)),
@@ -150,16 +158,64 @@ def test_an_encoder_that_was_changed_trains_as_it_is_written(name, settings):
 
 
 def test_fastacs_own_encoders_are_fused():
-    for settings in ({}, {"shared_trunk": False}, {"activation": "elu"}, {"hidden_sizes": ()}, {"normalize_obs": True}):
+    activations = [{"activation": name} for name in get_args(ActivationName)]
+    sizes = {"shared_trunk": False, "actor_sizes": (8, 6), "critic_sizes": (5,)}
+    for settings in ({}, {"shared_trunk": False}, sizes, *activations, {"hidden_sizes": ()}, {"normalize_obs": True}):
         assert is_fusable(build_with(None, **settings).model)
     assert is_fusable(build_with(lambda space: mlp()).model)
+
+
+def test_actor_and_critic_have_the_sizes_that_are_set():
+    settings = {"shared_trunk": False, "hidden_sizes": (7,)}
+    for own, expected in (
+        ({"actor_sizes": (8, 6)}, [[8, 6], [7]]),
+        ({"critic_sizes": ()}, [[7], []]),
+        ({"actor_sizes": (3,), "critic_sizes": (9, 2)}, [[3], [9, 2]]),
+    ):
+        model = build_with(None, **settings, **own).model
+        found = [[layer.out_features for layer in t.encoder.layers[::2]] for t in model.trunks]
+        assert found == expected
+        assert (model.head.layer.in_features, model.value_head.in_features) == tuple(
+            sizes[-1] if sizes else 4 for sizes in expected
+        )
+
+
+def test_sizes_of_actor_and_critic_are_refused_where_no_encoder_has_them():
+    with pytest.raises(ValueError, match="expected None with shared_trunk True: give --shared-trunk False"):
+        Config().replace(actor_sizes=(8,))
+    with pytest.raises(ValueError, match="they are sizes of an mlp, and the encoder is"):
+        build_with(lambda space: mlp(), shared_trunk=False, critic_sizes=(8,))
+
+
+def norm_gelu(space=None):
+    return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 8), nn.LayerNorm(8), nn.SiLU())
+
+
+class Residual(nn.Module):
+    def __init__(self, space=None):
+        super().__init__()
+        self.first, self.block = nn.Linear(4, 8), nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU())
+
+    def forward(self, obs):
+        x = self.first(obs)
+        return x + self.block(x)
+
+
+@pytest.mark.parametrize("make", [norm_gelu, Residual])
+@pytest.mark.parametrize("settings", [{}, {"algo": "ppo", "num_epochs": 2, "num_minibatches": 2}], ids=["a2c", "ppo"])
+def test_layer_norm_and_residual_blocks_of_a_users_encoder_train_as_they_are_written(make, settings):
+    model, before, after = train_with(make, **settings)
+    assert not is_fusable(model)
+    *_, expected = train_with(lambda space: Wrapped(make()), **settings)
+    for was, ours, theirs in zip(before, after, expected, strict=True):
+        assert torch.equal(ours, theirs) and not torch.equal(was, ours)
 
 
 def test_trunks_that_share_layers_or_differ_are_left_to_autograd():
     one = mlp()
     assert not is_fusable(build_with(lambda space: one, shared_trunk=False).model)
-    sizes = iter([(8, 8), (6, 8)])
-    assert not is_fusable(build_with(lambda space: MLPEncoder(4, next(sizes), "tanh"), shared_trunk=False).model)
+    kinds = iter([MLPEncoder, Halved])
+    assert not is_fusable(build_with(lambda space: mlp(next(kinds)), shared_trunk=False).model)
 
 
 class Inverted(ConvEncoder):

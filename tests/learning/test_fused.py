@@ -26,16 +26,19 @@ from fastac.rollout import FlatMinibatches, ModelActor, Rollout
 OBS_SIZE, NUM_STEPS, NUM_ENVS = 3, 7, 5
 SPACES = {
     "discrete": Discrete(4),
+    "many": Discrete(24),  # too many for the kernel of the heads
     "multi": MultiDiscrete([2, 3]),
     "box": Box(-1.0, 1.0, (2,), np.float32),
 }
 NETS = [
     ((8, 8), "tanh", True),
-    ((8, 6), "relu", False),
+    ((40, 36), "relu", False),
     ((9,), "elu", True),
     ((), "relu", False),
-    ((), "relu", True),
-    ((6, 5, 4), "elu", False),
+    ((6, 34, 4), "elu", False),
+    ((8, 33), "gelu", True),
+    (((40, 33), ()), "tanh", False),  # the actor's sizes, the critic's
+    (((8,), (9, 5)), "silu", False),
 ]
 A2C = Coefs(1.0 / 23.0, 0.0, 1.0, 0.5, 0.01, 0.1)
 PPO = Coefs(1.0 / 23.0, 0.3, 1.7, 0.4, 0.02, 0.1)
@@ -44,8 +47,9 @@ PPO = Coefs(1.0 / 23.0, 0.3, 1.7, 0.4, 0.02, 0.1)
 def make_model(space, hidden, activation, shared, normalizes=False, **settings):
     torch.manual_seed(1)
     trunks = []
-    for _ in range(1 if shared else 2):
-        encoder = MLPEncoder(OBS_SIZE, hidden, activation)
+    own = hidden and isinstance(hidden[0], tuple)
+    for sizes in hidden if own else [hidden] * (1 if shared else 2):
+        encoder = MLPEncoder(OBS_SIZE, sizes, activation)
         trunks.append(Trunk(encoder, IdentityCore(encoder.output_size)))
     head = build_head(space, trunks[0].core.output_size, Config().replace(**settings).model)
     normalizer = NoObsNormalizer()

@@ -1,4 +1,4 @@
-"""Torch's number of threads: one while fastac works, the caller's own at every other moment, whatever happens."""
+"""Torch's number of threads: the run's own while fastac works, the caller's own at every other moment, whatever happens."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from run_envs import make_same_step
 from run_support import SMALL
 
 import fastac
+from fastac.config import Config
 from fastac.contract import EnvFailure
-from fastac.runs.threads import steps_on_one_thread
+from fastac.runs.threads import steps_on_its_threads
 
 CALLERS = 3
 
@@ -98,11 +99,13 @@ def test_whole_runs_and_what_follows_them_give_the_count_back(tmp_path):
     assert torch.get_num_threads() == CALLERS
 
 
-def test_what_a_generator_does_at_its_end_is_on_one_thread_too():
+def test_what_a_generator_does_at_its_end_is_on_the_runs_threads_too():
     counts = []
 
     class Owner:
-        @steps_on_one_thread
+        config = Config()
+
+        @steps_on_its_threads
         def items(self):
             try:
                 while True:

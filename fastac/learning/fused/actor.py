@@ -42,8 +42,8 @@ class FusedActor:
         one = Activations.for_step(network, envs)
         self.activations = Activations.kept(network, steps, envs) if keep_activations else one
         begins = [t * envs if keep_activations else 0 for t in range(steps)]
-        self._passes = [ForwardPass(network, self.activations, at, at + envs, acts=True) for at in begins]
-        self._last, self._beside = (ForwardPass(network, one, 0, envs, acts=True) for _ in range(2))
+        self._passes = [ForwardPass(network, self.activations, at, at + envs) for at in begins]
+        self._last, self._beside = (ForwardPass(network, one, 0, envs) for _ in range(2))
         self._beside_obs = rollout.observations.empty(envs)
         self._noise = sampler.draw_noise((steps, envs), torch.Generator())  # [T, N, ...]
         self._nbytes = one.nbytes + (self.activations.nbytes if keep_activations else 0) + self._noise.nbytes

@@ -47,6 +47,8 @@ _PARTS: dict[type[nn.Module], set[str] | None] = {
     nn.ReLU: set(),
     nn.Tanh: set(),
     nn.ELU: set(),
+    nn.GELU: set(),
+    nn.SiLU: set(),
     nn.Sequential: None,
     nn.ModuleList: None,
 }
@@ -91,10 +93,10 @@ def _is_trainable(param: Tensor) -> bool:
 
 
 def _are_known(encoders: list[nn.Module]) -> bool:
-    """Return whether all encoders are alike and have the standard layers, order and settings."""
+    """Return whether all encoders read the same inputs and have the standard layers, order and settings."""
     first = encoders[0]
     if isinstance(first, MLPEncoder):
-        return all(_is_known_mlp(encoder) and repr(encoder) == repr(first) for encoder in encoders)
+        return all(map(_is_known_mlp, encoders))
     return isinstance(first, ConvEncoder) and all(
         isinstance(encoder, ConvEncoder) and _is_known_conv(encoder) and _sees(encoder) == _sees(first)
         for encoder in encoders
@@ -104,11 +106,12 @@ def _are_known(encoders: list[nn.Module]) -> bool:
 def _is_known_mlp(encoder: nn.Module) -> bool:
     if not isinstance(encoder, MLPEncoder):
         return False
-    linears, activations = list(encoder.layers)[::2], list(encoder.layers)[1::2]
+    layers, activations = list(encoder.layers)[::2], list(encoder.layers)[1::2]
+    linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
     usual = repr(make_activation(encoder.activation))  # includes the activation's settings
     return (
-        len(linears) == len(activations)
-        and all(isinstance(layer, nn.Linear) for layer in linears)
+        len(linears) == len(layers) == len(activations)
+        and all(before.out_features == after.in_features for before, after in pairwise(linears))
         and all(repr(activation) == usual for activation in activations)
     )
 

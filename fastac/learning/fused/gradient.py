@@ -19,7 +19,7 @@ _CHUNK_BYTES = 2**25
 
 def chunk_rows(network: FusedNetwork, rows: int) -> int:
     """Return the rows per pass for a batch of `rows`: as few passes as the limits allow, of equal size."""
-    row_bytes = 4 * (network.num_inputs + sum(network.sizes))
+    row_bytes = 4 * (network.num_inputs + max(map(sum, network.sizes)))
     num_passes = -(-rows // min(CHUNK, max(1, _CHUNK_BYTES // row_bytes)))
     return -(-rows // num_passes)
 
@@ -60,11 +60,13 @@ class FusedGradient:
 
     def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
         """See `Gradient`."""
-        rows, chunk = batch.valid.shape[0], self._buffers.ones.shape[0]
+        rows, chunk = batch.valid.shape[0], self._buffers.rows
         keep = is_fresh and self._kept is not None
         self._terms.zero_()
         for grad in self._network.other_grads:
             grad.zero_()
+        if not keep:
+            self._network.refresh_weights()
         if self._batch is not batch:
             cuts = [batch.rows(at, min(at + chunk, rows)) for at in range(0, rows, chunk)]
             self._batch, self._parts = batch, cuts if len(cuts) > 1 else [batch]

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastac import memory
 from fastac.kernels import Op, join_calls, scale_images, standardize
 from fastac.learning.fused.fusable import is_fusable
-from fastac.learning.fused.layers import Layer, LinearLayer, read_layers
+from fastac.learning.fused.layers import Head, Layer, LinearLayer, bind_head, bind_heads, read_layers
 from fastac.models import ActorCritic, ConvEncoder, NoObsNormalizer, ObsNormalizer
 from fastac.models.normalizers import CLIP
 
@@ -38,7 +38,7 @@ class FusedNetwork:
         trunks: the hidden layers of each trunk.
         policy: the actor's head.
         critic: the critic's head.
-        sizes: H by layer, the same in all trunks.
+        sizes: H by trunk and layer.
         num_inputs: D.
         num_params: P.
         sees_images: whether observations are images.
@@ -62,20 +62,25 @@ class FusedNetwork:
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         self.other_grads = [grad for grad in grads if grad.data_ptr() not in written]
         self._encoder, self._normalizer = encoders[0], model.obs_normalizer
-        self.sizes = [layer.num_outputs for layer in self.trunks[0]]
+        self.sizes = [[layer.num_outputs for layer in trunk] for trunk in self.trunks]
         self.num_inputs = [*self.trunks[0], self.policy][0].num_inputs
         self.num_params = self.policy.num_outputs
         self.sees_images = isinstance(self._encoder, ConvEncoder)
         self.reads_obs = not self.sees_images and isinstance(self._normalizer, NoObsNormalizer)
         self._constants = self._read_constants()  # where `refresh` copies them
+        self._refresh = join_calls([op for layer in self._all_layers for op in layer.refresh()])
         self.device = self.policy.weight.device
 
     def refresh(self) -> None:
-        """Copy weights and statistics for acting until the next call; costs microseconds per layer."""
-        for layer in self._all_layers:
-            layer.refresh()
+        """Copy weights and statistics, for all passes until the next update."""
+        self.refresh_weights()
         for kept, constant in zip(self._constants, self._read_constants(), strict=True):
             kept.copy_(constant)
+
+    def refresh_weights(self) -> None:
+        """Copy the weights only, after an update from the same rollout."""
+        for op in self._refresh:
+            op()
 
     def _read_constants(self) -> tuple[Tensor, ...]:
         """Return mean and factor of normalised observations."""
@@ -98,12 +103,22 @@ class FusedNetwork:
 
     def leaves_first_out(self, rows: int) -> bool:
         """Return whether activations of `rows` rows should leave out the first layer."""
-        kept = 4 * rows * sum(self.sizes) * len(self.trunks)  # bytes
-        return len(self.sizes) > 1 and not self.sees_images and self.num_inputs <= _FEW_INPUTS and kept > _CACHE_BYTES
+        kept = 4 * rows * sum(map(sum, self.sizes))  # bytes
+        is_deep = min(map(len, self.sizes)) > 1
+        return is_deep and not self.sees_images and self.num_inputs <= _FEW_INPUTS and kept > _CACHE_BYTES
 
     def empty(self, *shape: int) -> Tensor:
         """Allocate a tensor on the network's device."""
         return memory.empty(shape, device=self.device)
+
+    def share_hidden(self, rows: int, depth: int | None = None) -> list[list[Tensor]]:
+        """Allocate `[rows, H]` by trunk and layer, up to a depth; trunks share those that have the same size."""
+        shared: dict[tuple[int, int], Tensor] = {}
+        for sizes in self.sizes:
+            for place in enumerate(sizes[:depth]):
+                if place not in shared:
+                    shared[place] = self.empty(rows, place[1])
+        return [[shared[place] for place in enumerate(sizes[:depth])] for sizes in self.sizes]
 
 
 def _prepare_images(encoder: ConvEncoder, obs: Tensor, x: Tensor) -> Op:
@@ -133,9 +148,9 @@ class Activations:
 
     def __init__(self, network: FusedNetwork, rows: int, left_out: int = 0, pass_rows: int | None = None) -> None:
         """Allocate; `pass_rows` is the number of rows of the largest pass that acts, None if no pass acts."""
-        shared = [network.empty(pass_rows or rows, size) for size in network.sizes[:left_out]]
         self.hidden = [
-            [*shared, *(network.empty(rows, size) for size in network.sizes[left_out:])] for _ in network.trunks
+            [*shared, *(network.empty(rows, size) for size in sizes[left_out:])]
+            for shared, sizes in zip(network.share_hidden(pass_rows or rows, left_out), network.sizes, strict=True)
         ]
         self.params, self.value = network.empty(rows, network.num_params), network.empty(rows, 1)
         input_rows = pass_rows if network.sees_images else rows
@@ -145,7 +160,7 @@ class Activations:
     @classmethod
     def for_step(cls, network: FusedNetwork, envs: int) -> Activations:
         """Allocate for acting on one step, without keeping activations."""
-        return cls(network, envs, len(network.sizes), envs)
+        return cls(network, envs, max(map(len, network.sizes)), envs)
 
     @classmethod
     def kept(cls, network: FusedNetwork, steps: int, envs: int) -> Activations:
@@ -175,32 +190,32 @@ class GradientBuffers:
     """Buffers of a backward pass over at most R rows besides the activations; all passes share one set.
 
     Attributes:
-        hidden: by layer, `[R, H]`: gradients, used by one trunk after the other.
-        first: `[R, H]`, the first layer's activations if `Activations` leaves them out.
+        hidden: by trunk and layer, `[R, H]`: gradients; trunks share them, as one goes back after the other.
+        first: by trunk, `[R, H]`, the first layer's activations if `Activations` leaves them out.
         images: `[R, D]`, the first layers' inputs if observations are images.
         params: `[R, P]`, the objective's gradient.
         value: `[R, 1]`, the objective's gradient.
-        ones: `[R]`.
+        rows: R.
     """
 
     def __init__(self, network: FusedNetwork, rows: int) -> None:
         """Allocate all buffers."""
         image_rows, other_rows = (rows, 0) if network.sees_images else (0, rows)
-        self.hidden = [network.empty(rows, size) for size in network.sizes]
-        self.first = network.empty(other_rows, network.sizes[0] if network.sizes else 0)
+        self.hidden = network.share_hidden(rows)
+        self.first = network.share_hidden(other_rows, 1)
         self.images = network.empty(image_rows, network.num_inputs)
         self.params, self.value = network.empty(rows, network.num_params), network.empty(rows, 1)
-        self.ones = network.empty(rows).fill_(1.0)
+        self.rows = rows
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All tensors."""
-        return [*self.hidden, self.first, self.images, self.params, self.value, self.ones]
+        """All tensors; shared ones are listed once per trunk."""
+        return [*chain(*self.hidden, *self.first), self.images, self.params, self.value]
 
     @property
     def nbytes(self) -> int:
         """Memory of all tensors in bytes."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in self.tensors}.values())
 
 
 class ForwardPass:
@@ -214,12 +229,10 @@ class ForwardPass:
         value: `[M]`.
     """
 
-    def __init__(
-        self, network: FusedNetwork, activations: Activations, begin: int, end: int, acts: bool = False
-    ) -> None:
-        """Make the views of rows `begin` to `end`; with `acts` the pass uses the weights copied by `refresh`."""
+    def __init__(self, network: FusedNetwork, activations: Activations, begin: int, end: int) -> None:
+        """Make the views of rows `begin` to `end`."""
         assert memory.is_aligned(*activations.tensors), "activations do not begin at a cache line"
-        self._network, self._acts = network, acts
+        self._network = network
         self._inputs = activations.inputs
         if activations.inputs is not None:
             self._inputs = activations.inputs[: end - begin] if network.sees_images else activations.inputs[begin:end]
@@ -270,8 +283,8 @@ class ForwardPass:
         first: list[Op] = [] if x is obs else [network.prepare(obs, x)]
         trunks = [self._bind_trunk(index, x) for index in range(len(self.hidden))]
         features = [outputs[-1] if outputs else x for outputs in self.hidden]
-        policy = self._bind_layer(network.policy, features[0], self.params)
-        critic = self._bind_layer(network.critic, features[-1], self._value)
+        policy = network.policy.forward(features[0], self.params)
+        critic = network.critic.forward(features[-1], self._value)
         # The actor's head runs before the critic's trunk: layers that are left out have one buffer for both trunks.
         self._forward = join_calls([*first, *trunks[0], *policy, *chain(*trunks[1:]), *critic])
         self._forward_actor = join_calls([*first, *trunks[0], *policy])
@@ -280,12 +293,9 @@ class ForwardPass:
     def _bind_trunk(self, index: int, x: Tensor) -> list[Op]:
         ops: list[Op] = []
         for layer, y in zip(self._network.trunks[index], self.hidden[index], strict=True):
-            ops += self._bind_layer(layer, x, y)
+            ops += layer.forward(x, y)
             x = y
         return ops
-
-    def _bind_layer(self, layer: Layer, x: Tensor, y: Tensor) -> list[Op]:
-        return (layer.forward_acting if self._acts else layer.forward)(x, y)
 
 
 class BackwardPass(ForwardPass):
@@ -319,15 +329,14 @@ class BackwardPass(ForwardPass):
         super().__init__(network, activations, begin, end)
         self._adds = adds
         num = end - begin
-        self._d_hidden = [d[:num] for d in buffers.hidden]
+        self._d_hidden = [[d[:num] for d in trunk] for trunk in buffers.hidden]
         self.d_params, self._d_value = buffers.params[:num], buffers.value[:num]
         self.d_value = self._d_value.squeeze(-1)
-        self._ones = buffers.ones[:num]
         assert activations.left_out <= 1, "only a first layer is computed again"
         self._leaves_first_out = activations.left_out == 1
         if self._leaves_first_out:
-            for trunk in self.hidden:
-                trunk[0] = buffers.first[:num]
+            for trunk, first in zip(self.hidden, buffers.first, strict=True):
+                trunk[0] = first[0][:num]
         # If the activations come from acting, the float images were not kept and must be computed again.
         self._leaves_images_out = network.sees_images and activations.inputs is not None
         if network.sees_images:
@@ -343,31 +352,25 @@ class BackwardPass(ForwardPass):
     def _bind(self, obs: Tensor, x: Tensor) -> None:
         super()._bind(obs, x)
         network, last = self._network, len(self.hidden) - 1
-        self._backward = [network.prepare(obs, x)] if self._leaves_images_out else []
-        for index, (layers, outputs) in enumerate(zip(network.trunks, self.hidden, strict=True)):
-            heads: list[tuple[LinearLayer, Tensor]] = [(network.policy, self.d_params)] if index == 0 else []
+        ops: list[Op] = [network.prepare(obs, x)] if self._leaves_images_out else []
+        for index, outputs in enumerate(self.hidden):
+            heads: list[Head] = [(network.policy, self.d_params)] if index == 0 else []
             heads += [(network.critic, self._d_value)] if index == last else []
             if self._leaves_first_out:
-                self._backward += layers[0].forward(x, outputs[0])
-            self._backward += self._bind_heads(heads, outputs[-1] if outputs else x)
-            self._backward += self._bind_trunk_backward(layers, outputs, x)
+                ops += network.trunks[index][0].forward(x, outputs[0])
+            ops += self._bind_trunk_backward(index, heads, [x, *outputs])
+        self._backward = join_calls(ops)
 
-    def _bind_heads(self, heads: list[tuple[LinearLayer, Tensor]], features: Tensor) -> list[Op]:
-        """Run the heads' backward passes; the gradient of their features goes to the last hidden buffer."""
-        ops: list[Op] = []
-        for number, (head, d_out) in enumerate(heads):
-            ops += head.backward(d_out, features, self._ones, None, self._adds)
-            if not self._d_hidden:  # the heads read the observations
-                continue
-            d = self._d_hidden[-1]
-            write = partial(torch.mm, d_out, head.weight, out=d)
-            ops.append(write if number == 0 else partial(d.addmm_, d_out, head.weight))
-        return ops
-
-    def _bind_trunk_backward(self, layers: list[Layer], outputs: list[Tensor], x: Tensor) -> list[Op]:
-        """Run the trunk's backward pass, from the last hidden buffer to the observations."""
-        ops = layers[-1].deactivate(self._d_hidden[-1], outputs[-1]) if layers else []
+    def _bind_trunk_backward(self, index: int, heads: list[Head], outputs: list[Tensor]) -> list[Op]:
+        """Go back from the heads to the observations; `outputs` are the inputs of every layer and of the heads."""
+        layers, d_hidden, adds = self._network.trunks[index], self._d_hidden[index], self._adds
+        if not layers:
+            return [op for head, d_out in heads for op in bind_head(head, d_out, outputs[-1], adds)]
+        ops, is_deactivated = bind_heads(heads, layers[-1], outputs[-1], d_hidden[-1], adds)
         for depth in reversed(range(len(layers))):
-            before, d_before = (outputs[depth - 1], self._d_hidden[depth - 1]) if depth else (x, None)
-            ops += layers[depth].backward(self._d_hidden[depth], before, self._ones, d_before, self._adds)
+            layer, d, x = layers[depth], d_hidden[depth], outputs[depth]
+            if not is_deactivated:
+                ops += layer.deactivate(d, outputs[depth + 1], x, adds)
+            ops += layer.backward(d, x, d_hidden[depth - 1] if depth else None, adds)
+            is_deactivated = False
         return ops
