@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.spaces import Box, Discrete, Sequence
 from gymnasium.vector import AutoresetMode
 from probes import Probe
@@ -28,6 +29,19 @@ class Opaque(Probe):
     def step(self, action):
         self._left -= 1
         return self._show(self.np_random.uniform(-1.0, 1.0)), float(action), self._left == 0, False, {}
+
+
+class CountingThreads(Opaque):
+    """Fails where torch has not two threads."""
+
+    def step(self, action):
+        if torch.get_num_threads() != 2:
+            raise RuntimeError(f"expected 2 threads, found {torch.get_num_threads()}")
+        return super().step(action)
+
+
+def make_counting_threads():
+    return CountingThreads()
 
 
 class Telling(Opaque):

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from fastac.kernels.kernel import kernel
 from fastac.kernels.numba_tools import FUSED, ONE, ZERO, Floats, U, jit
+from fastac.kernels.products import multiply
 
 # Activations whose derivative is computed from their output.
 Derivative: TypeAlias = Literal["identity", "relu", "tanh", "elu"]
 _RELU, _TANH, _ELU = (
     get_args(Derivative).index(name) for name in ("relu", "tanh", "elu")
 )  # as compiled code sees them
+
+_BLOCK = 2048  # numbers in a block of rows: with their gradients they stay in the first-level cache, of 32 KB
 
 
 @kernel("M H D S", is_step=True)
@@ -108,76 +111,43 @@ def _write(target: Tensor, found: Tensor, adds: bool) -> None:
 
 
 @jit(FUSED)
-def _deactivate(d: Floats, y: Floats, begin: int, size: int, activation: int) -> None:
+def _deactivate(d: Floats, y: Floats, size: int, activation: int) -> None:
     if activation == _RELU:
-        for j in range(size):
-            d[begin + j] *= ONE if y[begin + j] > ZERO else ZERO
+        for j in range(U(size)):
+            d[j] *= ONE if y[j] > ZERO else ZERO
     elif activation == _TANH:
-        for j in range(size):
-            output = y[begin + j]
-            d[begin + j] *= ONE - output * output
+        for j in range(U(size)):
+            d[j] *= ONE - y[j] * y[j]
     elif activation == _ELU:
+        for j in range(U(size)):
+            d[j] *= ONE if y[j] > ZERO else y[j] + ONE
+
+
+@jit(FUSED)
+def _sum_rows(source: Floats, num_rows: int, width: int, sums: Floats) -> None:
+    """Add the rows of `source` to `sums`."""
+    rows, size = U(num_rows), U(width)
+    fours = rows // U(4) * U(4)
+    for row in range(U(0), fours, U(4)):
+        s0 = row * size
+        s1, s2, s3 = s0 + size, s0 + U(2) * size, s0 + U(3) * size
         for j in range(size):
-            output = y[begin + j]
-            d[begin + j] *= ONE if output > ZERO else output + ONE
-
-
-@jit(FUSED)
-def _accumulate(
-    source: Floats, begin: int, width: int, num_rows: int, factors: Floats, stride: int, num_factors: int, sums: Floats
-) -> None:
-    """Add to `sums` `[K, H]` the product of `factors` `[4, K]`, transposed, and up to four rows of `source`."""
-    s0, s1, s2, s3 = begin, begin + width, begin + U(2) * width, begin + U(3) * width
-    for k in range(num_factors):
-        target = k * width
-        if num_rows == U(4):
-            a0, a1, a2, a3 = (
-                factors[k],
-                factors[stride + k],
-                factors[U(2) * stride + k],
-                factors[U(3) * stride + k],
-            )
-            for j in range(width):
-                pair = a0 * source[s0 + j] + a1 * source[s1 + j]
-                sums[target + j] += pair + (a2 * source[s2 + j] + a3 * source[s3 + j])
-        else:
-            for row in range(num_rows):
-                a, at = factors[row * stride + k], begin + row * width
-                for j in range(width):
-                    sums[target + j] += a * source[at + j]
-
-
-@jit(FUSED)
-def _combine(factors: Floats, num_factors: int, row: int, weights: Floats, width: int, d: Floats, target: int) -> None:
-    """Write to `d` the sum of the rows of `weights`, each times its factor; there is a multiple of four of them."""
-    for k in range(U(0), num_factors, U(4)):
-        at = row * num_factors + k
-        a0, a1, a2, a3 = factors[at], factors[at + U(1)], factors[at + U(2)], factors[at + U(3)]
-        w0 = k * width
-        w1, w2, w3 = w0 + width, w0 + U(2) * width, w0 + U(3) * width
-        if k == U(0):
-            for j in range(width):
-                pair = a0 * weights[w0 + j] + a1 * weights[w1 + j]
-                d[target + j] = pair + (a2 * weights[w2 + j] + a3 * weights[w3 + j])
-        else:
-            for j in range(width):
-                pair = a0 * weights[w0 + j] + a1 * weights[w1 + j]
-                d[target + j] += pair + (a2 * weights[w2 + j] + a3 * weights[w3 + j])
+            sums[j] += (source[s0 + j] + source[s1 + j]) + (source[s2 + j] + source[s3 + j])
+    for row in range(fours, rows):
+        for j in range(size):
+            sums[j] += source[row * size + j]
 
 
 @jit()
-def _copy_columns(
-    source: Floats, row: int, num_rows: int, num_columns: int, factors: Floats, stride: int, offset: int
-) -> None:
-    for k in range(num_rows):
-        for column in range(num_columns):
-            factors[k * stride + offset + column] = source[(row + k) * num_columns + column]
+def _add_products(a: Floats, num_columns: int, b: Floats, width: int, num_rows: int, c: Floats) -> None:
+    """Add `a.T @ b` to `c`: all rows of `a` `[M, K]`, each times the same row of `b` `[M, H]`."""
+    multiply(num_columns, num_rows, width, a, 1, num_columns, b, width, c, width, c, width)
 
 
 @jit()
-def _store(found: Floats, begin: int, target: Floats, size: int, adds: bool) -> None:
-    for k in range(size):
-        target[k] = found[begin + k] + (target[k] if adds else ZERO)
+def _clear(array: Floats, adds: int) -> None:
+    if not adds:
+        array[:] = ZERO
 
 
 @deactivate.numba
@@ -190,28 +160,30 @@ def _deactivate_numba(
     y: Floats,
     x: Floats,
     activation: int,
-    adds: bool,
+    adds: int,
     d_weight: Floats,
     d_bias: Floats,
 ) -> None:
-    rows, width, inputs = U(num_rows), U(num_outputs), U(num_inputs)
-    factors = np.ones(4 * (num_inputs + 1), dtype=np.float32)  # four rows of inputs, and a column of ones
-    sums = np.zeros((num_inputs + 1) * num_outputs, dtype=np.float32)
-    for row in range(U(0), rows, U(4)):
-        here, begin = min(U(4), rows - row), row * width
-        _deactivate(d, y, begin, here * width, activation)
-        _copy_columns(x, row, here, inputs, factors, inputs + U(1), U(0))
-        _accumulate(d, begin, width, here, factors, inputs + U(1), inputs + U(1), sums)
-    _store(sums, inputs * width, d_bias, U(num_sums), adds)
-    for k in range(inputs):
-        for j in range(width):
-            d_weight[j * inputs + k] = sums[k * width + j] + (d_weight[j * inputs + k] if adds else ZERO)
+    transposed = np.zeros(num_inputs * num_outputs, dtype=np.float32)  # [D, H]
+    block = max(16, _BLOCK // max(1, num_outputs))
+    _clear(d_bias, adds)
+    for begin in range(0, num_rows, block):
+        rows, at = min(block, num_rows - begin), begin * num_outputs
+        d_here = d[at:]
+        _deactivate(d_here, y[at:], rows * num_outputs, activation)
+        if num_sums:
+            _sum_rows(d_here, rows, num_outputs, d_bias)
+        _add_products(x[begin * num_inputs :], num_inputs, d_here, num_outputs, rows, transposed)
+    for k in range(num_inputs):
+        for j in range(num_outputs):
+            at = j * num_inputs + k
+            d_weight[at] = transposed[k * num_outputs + j] + (d_weight[at] if adds else ZERO)
 
 
 @heads_backward.numba
 def _heads_backward_numba(
     num_rows: int,
-    num_features: int,
+    width: int,
     num_first: int,
     num_second: int,
     num_sums: int,
@@ -221,7 +193,7 @@ def _heads_backward_numba(
     d_second: Floats,
     weight_second: Floats,
     activation: int,
-    adds: bool,
+    adds: int,
     d_weight_first: Floats,
     d_bias_first: Floats,
     d_weight_second: Floats,
@@ -229,30 +201,21 @@ def _heads_backward_numba(
     d: Floats,
     d_bias: Floats,
 ) -> None:
-    rows, width, first, second = U(num_rows), U(num_features), U(num_first), U(num_second)
-    fours = (num_first + num_second + 3) // 4 * 4
-    outputs = U(fours)  # of both heads, side by side, filled up with zeros
-    weights = np.zeros(fours * num_features, dtype=np.float32)
-    _store(weight_first, U(0), weights, first * width, False)
-    weights_second = weights[first * width :]
-    _store(weight_second, U(0), weights_second, second * width, False)
-    factors, ones = np.zeros(4 * fours, dtype=np.float32), np.ones(4, dtype=np.float32)
-    sums = np.zeros(fours * num_features, dtype=np.float32)
-    biases = np.zeros(fours, dtype=np.float32)
-    feature_sums = np.zeros(num_features, dtype=np.float32)
-    for row in range(U(0), rows, U(4)):
-        here, begin = min(U(4), rows - row), row * width
-        _copy_columns(d_first, row, here, first, factors, outputs, U(0))
-        _copy_columns(d_second, row, here, second, factors, outputs, first)
-        _accumulate(features, begin, width, here, factors, outputs, first + second, sums)
-        _accumulate(factors, U(0), outputs, here, ones, U(1), U(1), biases)
-        for k in range(here):
-            _combine(factors, outputs, k, weights, width, d, begin + k * width)
-        _deactivate(d, features, begin, here * width, activation)
+    zeros = np.zeros(width, dtype=np.float32)
+    for grad in (d_weight_first, d_bias_first, d_weight_second, d_bias_second, d_bias):
+        _clear(grad, adds)
+    block = max(16, _BLOCK // max(1, width))
+    for begin in range(0, num_rows, block):
+        rows, at = min(block, num_rows - begin), begin * width
+        here, d_here = features[at:], d[at:]
+        first, second = d_first[begin * num_first :], d_second[begin * num_second :]
+        _add_products(first, num_first, here, width, rows, d_weight_first)
+        _add_products(second, num_second, here, width, rows, d_weight_second)
+        _sum_rows(first, rows, num_first, d_bias_first)
+        _sum_rows(second, rows, num_second, d_bias_second)
+        multiply(rows, num_first, width, first, num_first, 1, weight_first, width, zeros, 0, d_here, width)
+        if num_second:
+            multiply(rows, num_second, width, second, num_second, 1, weight_second, width, d_here, width, d_here, width)
+        _deactivate(d_here, here, rows * width, activation)
         if num_sums:
-            _accumulate(d, begin, width, here, ones, U(1), U(1), feature_sums)
-    _store(sums, U(0), d_weight_first, first * width, adds)
-    _store(sums, first * width, d_weight_second, second * width, adds)
-    _store(biases, U(0), d_bias_first, first, adds)
-    _store(biases, first, d_bias_second, second, adds)
-    _store(feature_sums, U(0), d_bias, U(num_sums), adds)
+            _sum_rows(d_here, rows, width, d_bias)

@@ -102,7 +102,8 @@ def _activate(y: Floats, begin: int, size: int, activation: int) -> None:
     if activation == _RELU:
         for j in range(size):
             value = y[begin + j]
-            y[begin + j] = ZERO if value < ZERO else value  # NaN passes through
+            # NaN passes through. Without the sum, LLVM stores the zeros alone, one by one.
+            y[begin + j] = ZERO if value < ZERO else value + ZERO
     elif activation == _TANH:
         for j in range(size):
             y[begin + j] = _tanh(y[begin + j])

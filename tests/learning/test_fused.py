@@ -26,7 +26,6 @@ from fastac.rollout import FlatMinibatches, ModelActor, Rollout
 OBS_SIZE, NUM_STEPS, NUM_ENVS = 3, 7, 5
 SPACES = {
     "discrete": Discrete(4),
-    "many": Discrete(24),  # too many for the kernel of the heads
     "multi": MultiDiscrete([2, 3]),
     "box": Box(-1.0, 1.0, (2,), np.float32),
 }
@@ -204,6 +203,13 @@ def test_heads_without_a_kernel_of_their_own_learn_as_under_autograd(kind, net, 
     for their_terms, found in others:
         torch.testing.assert_close(their_terms, terms, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("net", [((130, 130), "tanh", False), ((130, 130), "relu", True), ((6,), "elu", True)])
+def test_gradients_of_large_layers_and_heads_by_the_library_are_autograds(net, monkeypatch):
+    monkeypatch.setitem(SPACES, "many", Discrete(70))
+    for cache_bytes in (0, 2**20):
+        test_its_gradients_are_autograds(net, "many", False, PPO, 4, cache_bytes, monkeypatch)
 
 
 def test_kept_activations_are_used_only_while_they_are_fresh():

@@ -1,12 +1,13 @@
-"""Torch's number of threads: the run's own while fastac works, the caller's own at every other moment, whatever happens."""
+"""Torch's number of threads: the run's own while fastac works, the caller's at every other moment, whatever happens."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 import torch
-from run_envs import make_same_step
+from run_envs import make_counting_threads, make_same_step
 from run_support import SMALL
 
 import fastac
@@ -97,6 +98,21 @@ def test_whole_runs_and_what_follows_them_give_the_count_back(tmp_path):
     with pytest.raises(ValueError, match="already holds a run"):
         start(tmp_path)
     assert torch.get_num_threads() == CALLERS
+
+
+@pytest.mark.parametrize("settings", [{}, {"workers": 2}, {"algo": "a3c"}], ids=["one", "in step", "a3c"])
+def test_a_run_has_as_many_threads_as_it_is_set_to_in_every_process(tmp_path, settings):
+    settings = {**SMALL, "total_env_steps": 64, "eval": False, "torch_threads": 2, "vectorization": "sync", **settings}
+    run = fastac.train(make_counting_threads, run_dir=tmp_path / "run", **settings)
+    assert run.config.run.torch_threads == 2
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["torch_threads"] == 2
+    assert torch.get_num_threads() == CALLERS
+
+
+def test_by_default_it_is_one_thread(tmp_path):
+    settings = {**SMALL, "total_env_steps": 64, "eval": False, "vectorization": "sync"}
+    with pytest.raises(EnvFailure, match="expected 2 threads, found 1"):
+        fastac.train(make_counting_threads, run_dir=tmp_path / "run", **settings)
 
 
 def test_what_a_generator_does_at_its_end_is_on_the_runs_threads_too():

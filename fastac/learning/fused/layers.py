@@ -36,7 +36,7 @@ _aten = torch.ops.aten
 _FEW_WEIGHTS = 2**14
 # Up to so many inputs the gradient of a weight is computed in one pass with the derivative of the activation, and up
 # to so many outputs that of the heads. Beyond, the library's products are faster. See benchmarks/LOG.md.
-_FEW_INPUTS, _FEW_OUTPUTS = 32, 20
+_FEW_INPUTS, _FEW_OUTPUTS = 24, 64
 
 
 def _tanh(y: Tensor) -> Op:
