@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 
-from fastac.build.environments import EnvFactory
+from fastac.build.environments import EnvFactory, is_batched
 from fastac.config import Config, ConfigValue, is_atari
 from fastac.cpu import count_cores, count_physical_cores
-from fastac.envs import comes_batched, has_compiled, has_native, picks_own_batch
+from fastac.envs import comes_batched, picks_own_batch
 
 log = logging.getLogger("fastac")
 
@@ -69,8 +69,8 @@ def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Co
     most = max(1, count_physical_cores() // config.run.torch_threads) if config.run.device == "cpu" else 1
     if config.env.envs_per_worker is not None:
         return config.replace(workers=most)
-    is_batched = any(has(config.env, env_factory) for has in (comes_batched, has_compiled, has_native))
-    least = _LEAST_BATCHED_SHARE if is_batched else _LEAST_SHARE
+    is_one_batch = comes_batched(config.env, env_factory) or is_batched(config.env, env_factory)
+    least = _LEAST_BATCHED_SHARE if is_one_batch else _LEAST_SHARE
     if is_atari(config.env.env_id):
         least = _LEAST_GAMES
     if config.algo.has_async_workers:

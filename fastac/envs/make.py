@@ -21,7 +21,7 @@ from fastac.cpu import count_cores
 from fastac.envs.adapter import wrap
 from fastac.envs.atari import AtariEnvs, FilmedGame
 from fastac.envs.cautions import SEEDLESS, find_cautions, ignores_seeds
-from fastac.envs.compiled import CompiledEnv, find_declaration
+from fastac.envs.compiled import CompiledEnv, CompiledVectorEnv, find_declaration
 from fastac.envs.failure import check_obs, describe
 from fastac.envs.flatten import FlatBox, FlattenedBatch, flatten_env
 from fastac.envs.mistakes import blame, check_reset
@@ -219,6 +219,8 @@ def _put_behind(
             "the env is an AsyncVectorEnv(shared_memory=False), which resets twice: use shared_memory=True."
         )
     check_spaces(env.single_observation_space, env.single_action_space)
+    if type(env) is CompiledVectorEnv:
+        return _adapt_compiled(env.env, env.num_envs, seed, env.name, squashes)
     cautions = find_cautions(env) + ((SEEDLESS,) if ignores_seeds(env) and not has_seed else ())
     if needs_flattening(env.single_observation_space):
         env = FlattenedBatch(env)
@@ -269,11 +271,17 @@ def _make_native(config: EnvConfig, source: Source, seed: np.random.SeedSequence
 
 
 def _make_compiled(config: EnvConfig, source: Source, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
-    from fastac.envs.compiled.adapter import CompiledEnvs  # imports Numba and the kernels
-
     env = _find_compiled(config, source)
     assert env is not None and isinstance(source, EnvSpec)
-    return CompiledEnvs(env, num_envs, seed, source.id, config.squash_actions)
+    return _adapt_compiled(env, num_envs, seed, source.id, config.squash_actions)
+
+
+def _adapt_compiled(
+    env: CompiledEnv, num_envs: int, seed: np.random.SeedSequence, name: str, squashes: bool
+) -> VecEnv:
+    from fastac.envs.compiled.adapter import CompiledEnvs  # imports Numba and the kernels
+
+    return CompiledEnvs(env, num_envs, seed, name, squashes)
 
 
 def _make_singles(

@@ -270,16 +270,20 @@ def test_a_run_with_workers_learns_and_counts_everybodys_steps(settings):
     assert not torch.equal(torch.as_tensor(rank_0), torch.as_tensor(rank_1)), "the workers' streams are the same"
 
 
+_FLAT = ", observations flattened to 16 numbers"
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"vectorization": "auto"}, "sync (in each worker)"),
-        ({"vectorization": "sync"}, "sync (as asked)"),
-        ({"vectorization": "auto", "algo": "a3c"}, "sync (in each worker)"),
+        ({"vectorization": "auto"}, f"sync (in each worker){_FLAT}"),
+        ({"vectorization": "sync"}, f"sync (as asked){_FLAT}"),
+        ({"vectorization": "auto", "algo": "a3c"}, f"sync (in each worker){_FLAT}"),
+        ({"vectorization": "auto", "env_id": "MountainCar-v0"}, "compiled (MountainCar-v0)"),
     ],
 )
 def test_how_a_workers_environments_are_stepped_is_told_as_it_came(settings, says):
-    training = assemble_training(env_id="MountainCar-v0", **settings)
+    training = assemble_training(**{"env_id": "FrozenLake-v1", **settings})
     try:
         assert training.info.description == says
     finally:

@@ -17,6 +17,7 @@ from fastac.envs.compiled.trial import call, observe, read_step
 from fastac.kernels.program import Program
 
 _ENDLESS = np.iinfo(np.int64).max
+_FAILED = int(Status.FAILED)  # looking up an enum's member costs more than the rest of a check
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class Batch:
         Raises:
             EnvFailure: names the environment, the exception, and the file and line of the user's function.
         """
-        if not self._status[Status.FAILED]:
+        if not self._status[_FAILED]:
             return
         index = int(self._status[Status.INDEX])
         try:

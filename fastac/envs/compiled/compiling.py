@@ -24,8 +24,6 @@ _Any: TypeAlias = Any  # Numba's objects, which have no types
 _KNOWN: dict[str, int] = {}  # addresses of what this process has compiled, by hash
 _UNHASHED: WeakKeyDictionary[CompiledEnv, int] = WeakKeyDictionary()
 
-_FOLDER = str(Path(__file__).parent)
-
 
 def compile_env(env: CompiledEnv, name: str) -> int:
     """Return the address of a compiled step, for a `Program`; `name` is for the log and for messages.
@@ -122,7 +120,7 @@ _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 def _find_place(error: NumbaError, default: str) -> str:
     """Return the last place in the user's code that the message names, as `file:line`."""
-    places = [(path, line) for path, line in _PLACE.findall(str(error)) if not path.startswith(_FOLDER)]
+    places = [(path, line) for path, line in _PLACE.findall(str(error)) if "site-packages" not in path]
     location = getattr(error, "loc", None)
     if places:
         path, line = places[-1]

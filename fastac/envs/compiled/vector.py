@@ -52,6 +52,7 @@ class CompiledVectorEnv(VectorEnv[ObsArray, ActionArray, Array]):
         if max_episode_steps is not None:
             env = replace(env, max_episode_steps=max_episode_steps)
         self.env, self.num_envs, self.max_episode_steps = env, num_envs, env.max_episode_steps
+        self.name = name
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
         self.observation_space = batch_space(env.observation_space, num_envs)
         self.action_space = batch_space(env.action_space, num_envs)
