@@ -10,15 +10,13 @@ from torch import Tensor
 
 from fastac.kernels.kernel import kernel
 from fastac.kernels.numba_tools import FUSED, ONE, ZERO, Floats, U, jit
-from fastac.kernels.products import multiply
+from fastac.kernels.products import BLOCK, multiply
 
 # Activations whose derivative is computed from their output.
 Derivative: TypeAlias = Literal["identity", "relu", "tanh", "elu"]
 _RELU, _TANH, _ELU = (
     get_args(Derivative).index(name) for name in ("relu", "tanh", "elu")
 )  # as compiled code sees them
-
-_BLOCK = 2048  # numbers in a block of rows: with their gradients they stay in the first-level cache, of 32 KB
 
 
 @kernel("M H D S", is_step=True)
@@ -165,7 +163,7 @@ def _deactivate_numba(
     d_bias: Floats,
 ) -> None:
     transposed = np.zeros(num_inputs * num_outputs, dtype=np.float32)  # [D, H]
-    block = max(16, _BLOCK // max(1, num_outputs))
+    block = max(16, BLOCK // max(1, num_outputs))
     _clear(d_bias, adds)
     for begin in range(0, num_rows, block):
         rows, at = min(block, num_rows - begin), begin * num_outputs
@@ -204,7 +202,7 @@ def _heads_backward_numba(
     zeros = np.zeros(width, dtype=np.float32)
     for grad in (d_weight_first, d_bias_first, d_weight_second, d_bias_second, d_bias):
         _clear(grad, adds)
-    block = max(16, _BLOCK // max(1, width))
+    block = max(16, BLOCK // max(1, width))
     for begin in range(0, num_rows, block):
         rows, at = min(block, num_rows - begin), begin * width
         here, d_here = features[at:], d[at:]

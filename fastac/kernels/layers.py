@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastac.kernels.kernel import kernel
 from fastac.kernels.numba_tools import FUSED, ZERO, Floats, Number, U, jit
-from fastac.kernels.products import multiply
+from fastac.kernels.products import BLOCK, multiply
 
 Activation: TypeAlias = Literal["identity", "relu", "tanh"]
 _RELU, _TANH = (get_args(Activation).index(name) for name in ("relu", "tanh"))  # as compiled code sees them
@@ -149,5 +149,9 @@ def _dense_numba(
     activation: int,
     y: Floats,
 ) -> None:
-    multiply(num_rows, num_inputs, num_outputs, x, num_inputs, 1, weight, num_outputs, bias, 0, y, num_outputs)
-    _activate(y, U(0), U(num_rows * num_outputs), activation)
+    block = max(16, BLOCK // max(num_inputs, num_outputs))
+    for begin in range(0, num_rows, block):
+        rows, here = min(block, num_rows - begin), y[begin * num_outputs :]
+        inputs = x[begin * num_inputs :]
+        multiply(rows, num_inputs, num_outputs, inputs, num_inputs, 1, weight, num_outputs, bias, 0, here, num_outputs)
+        _activate(here, U(0), U(rows * num_outputs), activation)

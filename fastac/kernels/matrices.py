@@ -9,10 +9,7 @@ from torch import Tensor
 
 from fastac.kernels.kernel import kernel
 from fastac.kernels.numba_tools import ZERO, Floats
-from fastac.kernels.products import multiply
-
-# Rows of a block of the inner dimension: two blocks of 64 columns fit into a first-level cache of 32 KB.
-_BLOCK = 64
+from fastac.kernels.products import BLOCK, multiply
 
 
 @kernel("M K N", is_step=True)
@@ -52,8 +49,10 @@ def multiply_columns(
 
 @multiply_rows.numba
 def _multiply_rows_numba(num_rows: int, size: int, num_columns: int, a: Floats, b: Floats, c: Floats) -> None:
-    zeros = np.zeros(num_columns, np.float32)
-    multiply(num_rows, size, num_columns, a, size, 1, b, num_columns, zeros, 0, c, num_columns)
+    zeros, block = np.zeros(num_columns, np.float32), max(16, BLOCK // max(size, num_columns))
+    for begin in range(0, num_rows, block):
+        rows, part, here = min(block, num_rows - begin), a[begin * size :], c[begin * num_columns :]
+        multiply(rows, size, num_columns, part, size, 1, b, num_columns, zeros, 0, here, num_columns)
 
 
 @multiply_columns.numba
@@ -63,7 +62,8 @@ def _multiply_columns_numba(
     if not adds:
         for k in range(num_rows * num_columns):
             c[k] = ZERO
-    for begin in range(0, size, _BLOCK):
-        rows, here = min(_BLOCK, size - begin), begin * num_columns
+    block = max(16, BLOCK // max(num_rows, num_columns))
+    for begin in range(0, size, block):
+        rows, here = min(block, size - begin), begin * num_columns
         part, other = a[begin * num_rows :], b[here:]
         multiply(num_rows, rows, num_columns, part, 1, num_rows, other, num_columns, c, num_columns, c, num_columns)

@@ -18,6 +18,9 @@ from fastac.kernels.numba_tools import ZERO, Floats, Function, jit, load_numba
 
 _Any: TypeAlias = Any  # LLVM values, untyped
 
+# Numbers in a block of rows: with the rows that are computed from them they stay in a first-level cache of 32 KB.
+BLOCK = 2048
+
 _LANES = 8  # floats in a vector: one register of AVX2, two of SSE or NEON
 _PANEL = 16  # columns of a panel
 _ARGUMENTS = "a, a_row, a_next, b, b_next, size, start, start_row, c, c_row"
