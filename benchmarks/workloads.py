@@ -247,7 +247,14 @@ def _mujoco_a2c(num_envs: int, num_steps: int) -> Workload:
     apart = Contestant(
         "stable-baselines3, 1 thread, a process per env", SB3, "mujoco_a2c", settings | {"processes": True}
     )
-    rows = [*_fastac("mujoco_a2c", settings), *_threads(SB3, "mujoco_a2c", settings), apart]
+    pool = settings | {"vectorization": "envpool"}
+    rows = [
+        *_fastac("mujoco_a2c", settings),
+        Contestant("fastac on EnvPool, 1 worker", FASTAC, "mujoco_a2c", pool),
+        Contestant("fastac on EnvPool, 2 workers", FASTAC, "mujoco_a2c", pool | {"workers": 2}),
+        *_threads(SB3, "mujoco_a2c", settings),
+        apart,
+    ]
     return Workload(mujoco_a2c(num_envs, num_steps), rows)
 
 

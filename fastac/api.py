@@ -194,7 +194,9 @@ def _configure(
         )
     given_kwargs = Config().replace(env_kwargs=settings.pop("env_kwargs", {})).env.env_kwargs
     kwargs = cast("dict[str, JsonValue]", {**named.kwargs, **given_kwargs})
-    config = default_config(named.env_id, algo, preset, named.given, kwargs).replace(**settings, env_kwargs=kwargs)
+    is_pool = settings.get("vectorization") == "envpool"
+    config = default_config(named.env_id, algo, preset, named.given, kwargs, is_pool)
+    config = config.replace(**settings, env_kwargs=kwargs)
     name, factory = name_encoder(encoder)
     config = config if name is None else config.replace(encoder=name)
     return shorten_rollout(config, is_asked="num_steps" in settings), factory

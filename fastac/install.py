@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-Extra: TypeAlias = Literal["atari", "box2d", "experiments", "mujoco", "plot", "video"]
+Extra: TypeAlias = Literal["atari", "box2d", "envpool", "experiments", "mujoco", "plot", "video"]
 
 INSTALL: dict[Extra, str] = {
     "atari": "pip install 'ale-py>=0.12'",
     "box2d": "pip install 'gymnasium[box2d]'",
+    "envpool": "pip install 'envpool>=1.2'",
     "experiments": "pip install 'gymnasium[box2d]' 'matplotlib>=3.8' 'scipy>=1.15' 'stable-baselines3>=2.7'",
     "mujoco": "pip install 'gymnasium[mujoco]'",
     "plot": "pip install 'matplotlib>=3.8'",

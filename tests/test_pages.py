@@ -145,7 +145,7 @@ def test_python_runs(own, page, monkeypatch):
     names = {
         "fastac": short,
         "gym": gym,
-        # A stand-in: EnvPool is not among what the tests need.
+        # A stand-in: EnvPool takes a second to import.
         "envpool": SimpleNamespace(make_gymnasium=lambda env_id, num_envs, seed: gym.make_vec(env_id, num_envs)),
         "observation": [0.0] * 4,
         "MyEnv": mymodule.MyEnv,

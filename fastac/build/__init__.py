@@ -102,6 +102,7 @@ def default_config(
     preset: str | None,
     factory: EnvFactory | None = None,
     env_kwargs: EnvArguments | None = None,
+    is_pool: bool = False,
 ) -> Config:
     """Return the preset for an environment and algorithm, or else defaults for its kind of action space.
 
@@ -111,6 +112,7 @@ def default_config(
         preset: name of a preset; None: the algorithm's preset.
         factory: the environment's factory, if its name is not enough.
         env_kwargs: arguments of the environment.
+        is_pool: whether it is EnvPool's, which has ids that Gymnasium does not have.
 
     Raises:
         ValueError: unknown algorithm, preset or environment, or the preset is for another algorithm.
@@ -131,7 +133,7 @@ def default_config(
     if is_atari(env_id):
         has_native(EnvConfig(env_id))  # raises for an unknown game
         return presets.default(env_id, name, "image")
-    one = EnvConfig(env_id, 1, "sync", env_kwargs=env_kwargs or {})
+    one = EnvConfig(env_id, 1, "envpool" if is_pool else "sync", env_kwargs=env_kwargs or {})
     envs = build_envs(one, np.random.SeedSequence(0), factory)
     try:
         kind: presets.Kind = "continuous" if isinstance(envs.single_action_space, Box) else "discrete"

@@ -110,6 +110,8 @@ def _own_batch(config: EnvConfig, factory: EnvFactory | None) -> Vectorization |
 
 def is_seeded_when_built(config: EnvConfig, factory: EnvFactory | None = None) -> bool:
     """Return whether these environments take a seed only when they are built."""
+    if config.vectorization == "envpool":
+        return True
     source = find_source(config, factory)
     return isinstance(source, EnvFunction) and source.takes_seed
 

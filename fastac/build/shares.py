@@ -9,6 +9,7 @@ from fastac.build.environments import EnvFactory, is_batched
 from fastac.config import Config, ConfigValue, is_atari
 from fastac.cpu import count_cores, count_physical_cores
 from fastac.envs import comes_batched, picks_own_batch
+from fastac.envs.pool import is_slow
 
 log = logging.getLogger("fastac")
 
@@ -28,7 +29,8 @@ def worker_share(config: Config, env_factory: EnvFactory | None) -> Config:
         return config
     share = config.env.num_envs // workers
     changes: dict[str, ConfigValue] = {"num_envs": share, "workers": 1}
-    if workers > 1 and is_atari(config.env.env_id) and config.env.env_threads is None:
+    has_threads = is_atari(config.env.env_id) or config.env.vectorization == "envpool"
+    if workers > 1 and has_threads and config.env.env_threads is None:
         changes["env_threads"] = max(1, count_cores() // workers)
     is_batched = comes_batched(config.env, env_factory) or picks_own_batch(config.env, share, env_factory)
     if config.env.vectorization == "auto" and not is_batched:
@@ -70,6 +72,8 @@ def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Co
     if config.env.envs_per_worker is not None:
         return config.replace(workers=most)
     is_one_batch = comes_batched(config.env, env_factory) or is_batched(config.env, env_factory)
+    if config.env.vectorization == "envpool" and is_slow(config.env):
+        is_one_batch = False  # each of these environments costs time
     least = _LEAST_BATCHED_SHARE if is_one_batch else _LEAST_SHARE
     if is_atari(config.env.env_id):
         least = _LEAST_GAMES

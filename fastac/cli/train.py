@@ -162,7 +162,12 @@ def _configure(env_id: str, preset: object, settings: Mapping[str, ConfigValue])
 
     algo, kwargs = settings.get("algo"), settings.get("env_kwargs") or {}
     config = default_config(
-        env_id, cast("str | None", algo), cast("str | None", preset), None, cast("Mapping[str, object]", kwargs)
+        env_id,
+        cast("str | None", algo),
+        cast("str | None", preset),
+        None,
+        cast("Mapping[str, object]", kwargs),
+        settings.get("vectorization") == "envpool",
     )
     return config.replace(**settings)
 
@@ -187,7 +192,7 @@ def tune(words: Sequence[str]) -> int:
         raise ValueError(f"seconds is {seconds!r}, expected a number above 0, up to 3600.")
     from fastac.tools.tune import TUNED, Search, measure_sps
 
-    for name in sorted(asked.settings.keys() & set(TUNED)):
+    for name in sorted(asked.settings.keys() & set(TUNED) - {"vectorization"}):
         raise ValueError(f"--{name.replace('_', '-')} is what fastac tune finds: leave it out.")
     search = Search(asked.config, partial(measure_sps, seconds=seconds), seconds)
     _print_trials(search, search.run(), asked.config, sys.stdout)
@@ -264,19 +269,29 @@ def _tell_trial(trial: Measurement) -> str:
     return row + (f"\n          which does not work here: {trial.failure}" if trial.failure else "")
 
 
+def _tell_fastest(search: Search) -> str:
+    """Return a sentence that compares the vectorizations with the configuration's own number of environments."""
+    names = dict.fromkeys(trial.setting.vectorization for trial in search.own if not trial.failure)
+    fastest = search.best.setting.vectorization
+    text = f"Fastest vectorization here, of {', '.join(names)}: {fastest}."
+    is_pool = fastest == "envpool"
+    return f"{text} These environments are EnvPool's own, see the guide on environments." if is_pool else text
+
+
 def _print_tuned(search: Search, command: Sequence[str], kept: str) -> None:
     """Print how to use the tuned settings."""
     best, fastest = search.best, search.fastest
 
-    def tell(*flags: str) -> None:
-        print(fit_command(" ".join([shlex.join(command), *flags]), sys.stdout))
+    def tell(*flags: str, words: Sequence[str] = _without(command, "--vectorization")) -> None:
+        print(fit_command(" ".join([shlex.join(words), *flags]), sys.stdout))
 
     print()
+    print(fit(_tell_fastest(search), sys.stdout))
     print(f"Fastest with {best.setting.num_envs} envs, {best.sps:,.0f} steps/s. These flags change no algorithm;")
     print("random numbers may be others, as with another seed:")
     tell(best.setting.flags)
     print("or, as long as the rest stays the same:")
-    tell("--tuned")
+    tell("--tuned", words=command)
     print(fit(kept, sys.stdout))
     if fastest.setting.num_envs != best.setting.num_envs:
         times = fastest.setting.num_envs // best.setting.num_envs

@@ -16,7 +16,7 @@ from fastac.config.atari_protocols import PROTOCOLS
 from fastac.config.values import ConfigValue, EnvArguments, JsonValue, coerce, unknown
 
 AlgoName = Literal["a2c", "a3c", "ppo", "reinforce"]
-Vectorization = Literal["auto", "compiled", "native", "sync", "process"]
+Vectorization = Literal["auto", "compiled", "native", "sync", "process", "envpool"]
 AtariProtocol = Literal["dqn", "machado", "a3c"]
 EncoderName = Literal["auto", "mlp", "nature", "a3c", "minatar"]
 ActivationName = Literal["relu", "tanh", "elu", "gelu", "silu"]
@@ -52,7 +52,7 @@ class EnvConfig:
     num_envs: int = 16
     """Environments stepped side by side, by all workers together."""
     vectorization: Vectorization = "auto"
-    """Batching: auto; compiled; native (the id's own batched env); sync (one process); process (several)."""
+    """Batching: auto; compiled; native (the id's own batched env); sync (one process); process (several); envpool."""
     envs_per_worker: int | None = None
     """Environments of each worker; num_envs is then this number times workers."""
     env_kwargs: EnvArguments = field(default_factory=dict, hash=False)
@@ -64,7 +64,7 @@ class EnvConfig:
     squash_actions: bool = False
     """Box actions: squash by tanh into the bounds, instead of clipping to them."""
     env_threads: int | None = None
-    """Atari: emulator threads per process; None: the machine's cores, divided among the workers."""
+    """Atari and EnvPool: threads per process; None: a worker's share of the cores (EnvPool's fast envs: one)."""
     atari_protocol: AtariProtocol | None = None
     """Set of defaults for the Atari settings of an ALE/ id: dqn (the default), machado or a3c."""
     sticky_actions: float | None = None
@@ -106,11 +106,22 @@ class EnvConfig:
             _check(not self.env_kwargs, "env_kwargs", self.env_kwargs, "{}: a game of ALE/ has settings of its own")
             self._resolve_protocol()
             return
-        for name in ("env_threads", "atari_protocol", *PROTOCOLS["dqn"]):
+        self._check_threads(has_threads=self.vectorization == "envpool")
+        for name in ("atari_protocol", *PROTOCOLS["dqn"]):
             if getattr(self, name) is not None:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, expected None: {self.env_id} is no Atari game of ALE/."
                 )
+
+    def _check_threads(self, has_threads: bool) -> None:
+        if self.env_threads is None:
+            return
+        _check(1 <= self.env_threads <= 1024, "env_threads", self.env_threads, "from 1 to 1024, or None")
+        if not has_threads:
+            raise ValueError(
+                f"env_threads is {self.env_threads}, expected None: {self.env_id} is no Atari game of ALE/, and "
+                f"vectorization is {self.vectorization!r}, not 'envpool'."
+            )
 
     def _resolve_protocol(self) -> None:
         """Fill fields that are None from the protocol, and validate them."""
@@ -134,12 +145,13 @@ class EnvConfig:
         _check(stack < size, "frame_stack", stack, f"less than screen_size, which is {size}")
         sticky = self.sticky_actions
         _check(sticky is not None and 0.0 <= sticky < 1.0, "sticky_actions", sticky, "a number from 0, below 1")
-        if self.env_threads is not None:
-            _check(1 <= self.env_threads <= 1024, "env_threads", self.env_threads, "from 1 to 1024, or None")
+        self._check_threads(has_threads=True)
         if self.vectorization not in ("auto", "native"):
+            game = self.env_id.rpartition("/")[2]
+            pool = f"; EnvPool's games have other ids, and other settings, such as {game}"
             raise ValueError(
                 f"vectorization is {self.vectorization!r}, expected 'auto' or 'native': Atari games are batched by "
-                "ALE itself, in threads of its own."
+                f"ALE itself, in threads of its own{pool if self.vectorization == 'envpool' else ''}."
             )
 
 

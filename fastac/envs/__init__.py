@@ -4,16 +4,8 @@ Handles autoreset modes, flattening of observations, clipping and squashing of a
 and trial environments.
 """
 
-from fastac.envs.make import (
-    adapt,
-    comes_batched,
-    film_game,
-    has_compiled,
-    has_native,
-    make_single,
-    make_vec,
-    picks_own_batch,
-)
+from fastac.envs.make import adapt, film_game, make_single, make_vec
+from fastac.envs.offers import comes_batched, has_compiled, has_native, offered_vectorizations, picks_own_batch
 from fastac.envs.source import Given, Named, name_env, take_env
 from fastac.envs.spaces import check_spaces, is_image, observation_dtype
 
@@ -31,6 +23,7 @@ __all__ = [
     "make_vec",
     "name_env",
     "observation_dtype",
+    "offered_vectorizations",
     "picks_own_batch",
     "take_env",
 ]

@@ -13,6 +13,7 @@ from gymnasium.wrappers import TimeLimit
 from fastac.envs.state import BatchedEnv, SingleEnv
 
 _ATTRIBUTES = ("max_episode_steps", "_max_episode_steps")
+_ENDLESS = 2**31 - 1  # EnvPool's limit of an environment without one
 
 
 def find_time_limit(env: SingleEnv | BatchedEnv) -> int | None:
@@ -52,7 +53,7 @@ def _find_limits(layer: SingleEnv | BatchedEnv) -> list[int]:
 
 
 def _valid(found: Iterable[object]) -> list[int]:
-    return [limit for limit in found if isinstance(limit, int) and limit >= 1]
+    return [limit for limit in found if isinstance(limit, int) and 1 <= limit < _ENDLESS]
 
 
 def _read_spec(spec: object) -> list[object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -21,14 +21,16 @@ from fastac.cpu import count_cores
 from fastac.envs.adapter import wrap
 from fastac.envs.atari import AtariEnvs, FilmedGame
 from fastac.envs.cautions import SEEDLESS, find_cautions, ignores_seeds
-from fastac.envs.compiled import CompiledEnv, CompiledVectorEnv, find_declaration
+from fastac.envs.compiled import CompiledEnv, CompiledVectorEnv
 from fastac.envs.failure import check_obs, describe
 from fastac.envs.flatten import FlatBox, FlattenedBatch, flatten_env
 from fastac.envs.mistakes import blame, check_reset
+from fastac.envs.offers import find_compiled, picks_compiled, picks_native
+from fastac.envs.pool import make_pool, read_spaces
 from fastac.envs.process import Build, ProcessEnvs
 from fastac.envs.robots import quiet_mujoco_warnings
 from fastac.envs.seeds import draw_batch_seed, draw_seeds
-from fastac.envs.source import EnvFunction, Given, Source, find_source, has_batch, takes
+from fastac.envs.source import EnvFunction, Given, Source, find_source, takes
 from fastac.envs.spaces import ArraySpace, SquashedBox, check_spaces, needs_flattening
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.envs.sync import SyncEnvs
@@ -42,10 +44,6 @@ _PROCESS_WORTH_US = 300.0
 _TRIAL_STEPS = 50
 _TRIAL_S = 0.05
 _WHEN_TRIED = "when it was tried"
-
-# With `auto`: from this number on, a step of the id's own batch is cheaper than single environments one after the
-# other. CartPole's batch takes 40 us for one env and for five; a single env takes 7 us.
-_LEAST_NATIVE = 6
 
 # Gymnasium's families of environments that need an extra package.
 _EXTRAS: tuple[Extra, ...] = ("box2d", "mujoco")
@@ -81,6 +79,9 @@ def make_vec(
         EnvFailure: an environment could not be built, or raised when tried.
     """
     num_envs = config.num_envs if num_envs is None else num_envs
+    if config.vectorization == "envpool":
+        _check_unrendered(config, render_mode)
+        return _make_pool(config, seed, num_envs)
     source = find_source(config, given)
     if isinstance(source, EnvSpec) and is_atari(config.env_id):
         if render_mode is not None:
@@ -89,21 +90,23 @@ def make_vec(
     if isinstance(source, EnvFunction) and source.is_batch:
         _check_unrendered(config, render_mode)
         return _make_batch(config, source, seed, num_envs)
-    if render_mode is None and _picks_compiled(config, source):
+    if render_mode is None and picks_compiled(config, source):
         return _make_compiled(config, source, seed, num_envs)
-    if render_mode is None and _picks_native(config, source, num_envs):
+    if render_mode is None and picks_native(config, source, num_envs):
         return _make_native(config, source, seed, num_envs)
     processes = min(max(count_cores(), least_processes), num_envs)
     return _make_singles(config, source, draw_seeds(seed, num_envs), render_mode, processes, why_sync)
 
 
 def make_single(config: EnvConfig, render_mode: str | None = None, given: Given | None = None) -> SingleEnv:
-    """Build one environment without fastac's wrappers, for example to film it.
+    """Build one environment without fastac's wrappers, for example to film it; Gymnasium's own instead of EnvPool's.
 
     Raises:
         ValueError: an unknown id, a missing package, or an environment that only comes in batches.
         EnvFailure: it could not be built.
     """
+    if config.vectorization == "envpool":
+        config = replace(config, vectorization="auto", env_threads=None)
     source = find_source(config, given)
     if isinstance(source, EnvFunction) and source.is_batch:
         _check_unrendered(config, render_mode)
@@ -116,69 +119,6 @@ def make_single(config: EnvConfig, render_mode: str | None = None, given: Given 
 def _check_unrendered(config: EnvConfig, render_mode: str | None) -> None:
     if render_mode is not None:
         raise ValueError(f"{config.env_id} builds batches of environments, and only a single one can be rendered.")
-
-
-def has_native(config: EnvConfig, given: Given | None = None) -> bool:
-    """Return whether an environment has a batched version of its own.
-
-    Raises:
-        ValueError: an unknown id.
-    """
-    source = find_source(config, given)
-    return isinstance(source, EnvSpec) and has_batch(source, config.env_kwargs)
-
-
-def comes_batched(config: EnvConfig, given: Given | None = None) -> bool:
-    """Return whether the user's function builds batches and never single environments.
-
-    Raises:
-        ValueError: an unknown id.
-    """
-    source = find_source(config, given)
-    return isinstance(source, EnvFunction) and source.is_batch
-
-
-def has_compiled(config: EnvConfig, given: Given | None = None) -> bool:
-    """Return whether an environment has a compiled version that takes the configured arguments.
-
-    Raises:
-        ValueError: an unknown id.
-    """
-    return _find_compiled(config, find_source(config, given)) is not None
-
-
-def picks_own_batch(config: EnvConfig, num_envs: int, given: Given | None = None) -> bool:
-    """Return whether `num_envs` environments would use the id's compiled version, or its own batched version.
-
-    Raises:
-        ValueError: an unknown id, or a vectorization that the id does not have.
-    """
-    source = find_source(config, given)
-    return _picks_compiled(config, source) or _picks_native(config, source, num_envs)
-
-
-def _find_compiled(config: EnvConfig, source: Source) -> CompiledEnv | None:
-    return find_declaration(source, config.env_kwargs) if isinstance(source, EnvSpec) else None
-
-
-def _picks_compiled(config: EnvConfig, source: Source) -> bool:
-    if config.vectorization not in ("auto", "compiled"):
-        return False
-    is_offered = _find_compiled(config, source) is not None
-    if config.vectorization == "compiled" and not is_offered:
-        raise ValueError(
-            f"vectorization is 'compiled' but {config.env_id} has no compiled version, or none with these arguments: "
-            "use auto or sync."
-        )
-    return is_offered
-
-
-def _picks_native(config: EnvConfig, source: Source, num_envs: int) -> bool:
-    offered = isinstance(source, EnvSpec) and has_batch(source, config.env_kwargs)
-    if config.vectorization == "native" and not offered:
-        raise ValueError(f"vectorization is 'native' but {config.env_id} has no batched version: use auto or sync.")
-    least = 1 if is_atari(config.env_id) else _LEAST_NATIVE
-    return offered and (config.vectorization == "native" or (config.vectorization == "auto" and num_envs >= least))
 
 
 def film_game(config: EnvConfig) -> FilmedGame:
@@ -212,16 +152,24 @@ def adapt(env: BatchedEnv, seed: np.random.SeedSequence, squashes: bool = False)
 
 
 def _put_behind(
-    env: BatchedEnv, seed: np.random.SeedSequence, kind: str, squashes: bool, has_seed: bool = False
+    env: BatchedEnv,
+    seed: np.random.SeedSequence,
+    kind: str,
+    squashes: bool,
+    has_seed: bool = False,
+    cautions: tuple[str, ...] = (),
 ) -> VecEnv:
     if isinstance(env.unwrapped, AsyncVectorEnv) and not env.unwrapped.shared_memory:
         raise ValueError(
             "the env is an AsyncVectorEnv(shared_memory=False), which resets twice: use shared_memory=True."
         )
+    if ignores_seeds(env):
+        read_spaces(env)
+        cautions += () if has_seed else (SEEDLESS,)
     check_spaces(env.single_observation_space, env.single_action_space)
     if type(env) is CompiledVectorEnv:
         return _adapt_compiled(env.env, env.num_envs, seed, env.name, squashes)
-    cautions = find_cautions(env) + ((SEEDLESS,) if ignores_seeds(env) and not has_seed else ())
+    cautions += find_cautions(env)
     if needs_flattening(env.single_observation_space):
         env = FlattenedBatch(env)
     description = f"{kind} ({type(env.unwrapped).__name__}){_describe_flat(env.single_observation_space)}"
@@ -256,6 +204,17 @@ def _make_batch(config: EnvConfig, source: EnvFunction, seed: np.random.SeedSequ
         raise
 
 
+def _make_pool(config: EnvConfig, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
+    """Build EnvPool's batch, which is seeded only now."""
+    pool = make_pool(config, num_envs, draw_batch_seed(seed, num_envs))
+    kind = f"envpool, {pool.threads} thread{'s' * (pool.threads > 1)}"
+    try:
+        return _put_behind(pool.env, seed, kind, config.squash_actions, has_seed=True, cautions=pool.cautions)
+    except BaseException:
+        pool.env.close()
+        raise
+
+
 def _make_native(config: EnvConfig, source: Source, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
     assert isinstance(source, EnvSpec)
     kwargs: dict[str, Any] = {**config.env_kwargs}  # arguments of gym.make_vec or of the environment
@@ -271,7 +230,7 @@ def _make_native(config: EnvConfig, source: Source, seed: np.random.SeedSequence
 
 
 def _make_compiled(config: EnvConfig, source: Source, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
-    env = _find_compiled(config, source)
+    env = find_compiled(config, source)
     assert env is not None and isinstance(source, EnvSpec)
     return _adapt_compiled(env, num_envs, seed, source.id, config.squash_actions)
 

@@ -10,12 +10,12 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_DISTRIBUTIONS = ("fastac", "torch", "numpy", "gymnasium", "numba")
+_DISTRIBUTIONS = ("fastac", "torch", "numpy", "gymnasium", "numba", "envpool")
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed ones of fastac, torch, numpy, gymnasium and numba.
+    """Return the versions of Python and of the installed ones of fastac, its dependencies and EnvPool.
 
     Read from the packages' metadata: importing torch for its version would take two seconds.
     """

@@ -2,7 +2,8 @@
 
 Speed depends on how the environments are batched, how many workers share them, and whether learning reuses the
 forward passes of acting. None of these changes the algorithm. The number of environments does, as every update then
-learns from more rows, so larger numbers are measured for information only.
+learns from more rows, so larger numbers are measured for information only. A vectorization that the configuration
+names is kept.
 
 The search is not exhaustive: it varies one setting at a time, starting from the best so far, and skips settings that
 cannot differ.
@@ -28,7 +29,7 @@ from fastac.build import assemble, torch_threads
 from fastac.config import Config, ConfigValue, JsonValue, Vectorization
 from fastac.contract import EnvFailure, WorkerFailure
 from fastac.cpu import count_cores, count_physical_cores
-from fastac.envs import has_native
+from fastac.envs import offered_vectorizations
 from fastac.runs.files import RecordError, read_json, replace_json
 from fastac.runs.provenance import versions
 
@@ -114,7 +115,7 @@ class Search:
         """Take the configuration to tune.
 
         Args:
-            config: of the searched fields only its number of environments matters.
+            config: of the searched fields only its number of environments matters, and its vectorization unless auto.
             measure: usually `measure_sps`.
             seconds: duration of a measurement; numbers of environments for which a single iteration would take longer
                 are skipped.
@@ -130,7 +131,7 @@ class Search:
             )
         self._config, self._measure, self.seconds = config, measure, seconds
         self._cores = 1 if config.run.device != "cpu" else cores or count_physical_cores()
-        self._is_native = has_native(config.env)
+        self._offered = offered_vectorizations(config.env)
         self.own: list[Measurement] = []
         self.larger: list[Measurement] = []
 
@@ -151,15 +152,16 @@ class Search:
             ValueError: the configuration does not work at all.
             EnvFailure: an environment failed in the simplest setting.
         """
-        num_envs = self._config.env.num_envs
-        plainest = Setting(num_envs, 1, "native" if self._is_native else "sync", reuse_forward=True)
+        plainest, *others = (
+            Setting(self._config.env.num_envs, 1, vectorization, reuse_forward=True) for vectorization in self._offered
+        )
         yield self._try(plainest, self.own)
-        other = replace(plainest, vectorization="sync" if self._is_native else "process")
-        if (self._is_native or (num_envs > 1 and count_cores() > 1)) and self._fits(other):
+        for other in filter(self._is_worth_trying, others):
             yield self._try(other, self.own)
-        before_sps = self.own[0].sps
+        shared = self._best_shared
+        before_sps = shared.sps
         for workers in self._worker_counts():
-            setting = replace(plainest, workers=workers)
+            setting = replace(shared.setting, workers=workers)
             if not self._fits(setting):
                 continue
             trial = self._try(setting, self.own)
@@ -173,22 +175,32 @@ class Search:
     def grow(self) -> Iterator[Measurement]:
         """Measure with more and more environments, until the gain is small; call it after `run`. Yield each trial."""
         setting, sps = self.best.setting, self.best.sps
-        plain: Vectorization = "native" if self._is_native else "sync"
+        shared = self._best_shared.setting.vectorization
         while True:
             setting = replace(setting, num_envs=setting.num_envs * _GROWTH)
             rows = setting.num_envs * self._config.algo.num_steps
             if rows > _MOST_ROWS or rows / sps > self.seconds:
                 return
-            settings = [setting]
-            if setting.workers < self._cores:  # more environments can keep more workers busy
-                settings.append(replace(setting, workers=self._cores, vectorization=plain))
+            candidates = [setting]
+            for vectorization in (shared, self._offered[0]):  # more environments can keep more workers busy
+                candidates.append(replace(setting, workers=self._cores, vectorization=vectorization))
             trials = []
-            for candidate in filter(self._fits, settings):
+            for candidate in filter(self._fits, dict.fromkeys(candidates)):
                 trials.append(self._try(candidate, self.larger))
                 yield trials[-1]
             if not trials or _best(trials).sps < _LEAST_GAIN * sps:
                 return
             setting, sps = _best(trials).setting, _best(trials).sps
+
+    @property
+    def _best_shared(self) -> Measurement:
+        """The fastest trial so far whose environments can be shared by workers; the first trial if there is none."""
+        return _best([trial for trial in self.own if trial.setting.vectorization != "process"] or self.own)
+
+    def _is_worth_trying(self, setting: Setting) -> bool:
+        """Return whether a vectorization can be faster than the first: processes need cores and environments."""
+        is_parallel = setting.num_envs > 1 and count_cores() > 1
+        return (setting.vectorization != "process" or is_parallel) and self._fits(setting)
 
     @property
     def _can_reuse(self) -> bool:
@@ -288,6 +300,8 @@ def _key(config: Config) -> dict[str, JsonValue]:
         "algo": {name: algo[name] for name in ("algo", "collect", "num_steps", "num_epochs", "num_minibatches")},
         "model": {name: model[name] for name in model if name != "log_std_init"},
         "device": config.run.device,
+        "vectorization": config.env.vectorization,
+        "envpool": versions().get("envpool"),
         "cpu": cpu_model(),
         "cores": count_cores(),
         "fastac": versions().get("fastac"),

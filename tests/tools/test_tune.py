@@ -32,7 +32,9 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _four_cores(monkeypatch):
+def _four_cores_and_few_vectorizations(monkeypatch):
+    monkeypatch.setattr("fastac.envs.offers.has_pool", lambda env_id: False)
+    monkeypatch.setattr("fastac.envs.offers.has_compiled", lambda config, given: False)
     monkeypatch.setattr("fastac.tools.tune.count_cores", lambda: 4)
     monkeypatch.setattr("fastac.tools.tune.count_physical_cores", lambda: 4)
 
@@ -57,6 +59,7 @@ def test_one_thing_at_a_time_is_varied_from_the_plainest():
     assert settings(found.run()) == [
         Setting(64, 1, "native", True),
         Setting(64, 1, "sync", True),
+        Setting(64, 1, "process", True),
         Setting(64, 2, "native", True),
         Setting(64, 4, "native", True),
         Setting(64, 4, "native", False),  # of the best so far
@@ -75,6 +78,34 @@ def test_without_a_batch_of_its_own_processes_compete_with_workers():
     assert found.best.setting == Setting(8, 4, "sync", True)
 
 
+def test_all_that_the_id_has_are_measured_and_workers_share_the_fastest(monkeypatch):
+    monkeypatch.setattr("fastac.envs.offers.has_pool", lambda env_id: env_id == "Acrobot-v1")
+    monkeypatch.setattr("fastac.envs.offers.has_compiled", lambda config, given: True)
+    rates = {"compiled": 500.0, "sync": 1000.0, "process": 1500.0, "envpool": 3000.0}
+    found = search(SYNC, lambda setting: rates[setting.vectorization] - setting.workers, cores=2)
+    assert settings(found.run()) == [
+        Setting(8, 1, "compiled", True),
+        Setting(8, 1, "sync", True),
+        Setting(8, 1, "process", True),
+        Setting(8, 1, "envpool", True),
+        Setting(8, 2, "envpool", True),
+    ]
+    assert found.best.setting == Setting(8, 1, "envpool", True)
+    assert settings(found.grow()) == [  # with more environments, the batch that comes first gets another chance
+        Setting(32, 1, "envpool", True),
+        Setting(32, 2, "envpool", True),
+        Setting(32, 2, "compiled", True),
+    ]
+
+
+@pytest.mark.parametrize("asked", ["sync", "process", "envpool"])
+def test_a_vectorization_that_was_asked_for_is_kept(asked):
+    found = search(SYNC.replace(vectorization=asked), lambda setting: 1000.0 * setting.workers, cores=2)
+    workers = (1,) if asked == "process" else (1, 2)  # which cannot be shared
+    assert settings(found.run()) == [Setting(8, number, asked, True) for number in workers]
+    assert {setting.vectorization for setting in settings(found.grow())} == {asked}
+
+
 def test_what_the_configuration_refuses_is_left_out():
     found = search(ATARI, lambda setting: 1000.0 * setting.workers)  # Atari games have one way to be batched
     assert settings(found.run()) == [
@@ -89,12 +120,12 @@ def test_what_the_configuration_refuses_is_left_out():
 
 def test_more_workers_are_tried_until_they_are_slower():
     found = search(NATIVE, lambda setting: 1000.0 - setting.workers, cores=64)
-    assert [setting.workers for setting in settings(found.run())] == [1, 1, 2, 1]
+    assert [setting.workers for setting in settings(found.run())] == [1, 1, 1, 2, 1]
 
 
 def test_worker_counts_are_powers_of_two_and_all_cores():
     found = search(NATIVE.replace(num_envs=60), lambda setting: setting.workers, cores=12)
-    assert [setting.workers for setting in settings(found.run())][2:-1] == [2, 4, 12]  # 60 envs are no multiple of 8
+    assert [setting.workers for setting in settings(found.run())][3:-1] == [2, 4, 12]  # 60 envs are no multiple of 8
 
 
 @pytest.mark.parametrize(
@@ -102,7 +133,7 @@ def test_worker_counts_are_powers_of_two_and_all_cores():
     [
         (NATIVE.replace(num_envs=1), 3),
         (SYNC.replace(num_envs=1), 1),
-        (NATIVE.replace(device="cuda"), 2),
+        (NATIVE.replace(device="cuda"), 3),
     ],
 )
 def test_what_cannot_differ_is_left_out(config, lines):
@@ -113,7 +144,7 @@ def test_of_nearly_equal_ones_the_plainest_is_best():
     found = search(NATIVE, lambda setting: 1000.0 + 9.0 * setting.workers - setting.reuse_forward)
     list(found.run())
     assert found.best.setting == Setting(64, 1, "native", True)
-    found.own[2] = replace(found.own[2], sps=1040.0)
+    found.own[3] = replace(found.own[3], sps=1040.0)
     assert found.best.setting.workers == 2
 
 
@@ -229,7 +260,7 @@ OTHER_ENV = {
 
 def test_every_setting_of_the_environments_counts():
     save_tuned(ATARI, replace(BEST, setting=Setting(8, 2, "native", False)))
-    assert load_tuned(ATARI.replace(vectorization="native", seed=3)) == Setting(8, 2, "native", False)
+    assert load_tuned(ATARI.replace(seed=3)) == Setting(8, 2, "native", False)
     # All but what is tuned, and what no game of Atari can have.
     others = {"vectorization", "squash_actions", "env_kwargs"}
     assert OTHER_ENV.keys() == asdict(ATARI.env).keys() - others
@@ -316,12 +347,13 @@ def test_tune_prints_a_table_and_lines_to_paste(capsys, monkeypatch):
     assert main(["tune", "CartPole-v1", "--preset", "a2c-fast", "--gamma", "0.9", "--seconds", "0.5"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    title, _, *rows = out[: out.index("\n\nFastest with")].splitlines()
+    title, _, *rows = out[: out.index("\n\nFastest vectorization")].splitlines()
     assert title.startswith("CartPole-v1, a2c, ") and title.endswith(": 0.5 s each, untrained policy")
     assert rows[0].split() == ["envs", "workers", "vectorization", "reuse-forward", "steps/s", "took"]
     assert [row.split()[:5] for row in rows[1:]] == [
         ["64", "1", "native", "yes", "100,000"],
         ["64", "1", "sync", "yes", "100,000"],
+        ["64", "1", "process", "yes", "100,000"],
         ["64", "2", "native", "yes", "200,000"],
         ["64", "4", "native", "yes", "100,000"],
         ["64", "2", "native", "no", "400,000"],
@@ -335,6 +367,7 @@ def test_tune_prints_a_table_and_lines_to_paste(capsys, monkeypatch):
         "fastac train CartPole-v1 --preset a2c-fast --gamma 0.9 --tuned",
         f"fastac train CartPole-v1 --preset a2c-fast --gamma 0.9 --num-envs 256 {flags}",
     ]
+    assert "\nFastest vectorization here, of native, sync, process: native.\n" in out
     assert "every update then learns from 4 times the rows" in out
     assert f"Kept in {cache_path(NATIVE)}" in out
     assert load_tuned(NATIVE) == Setting(64, 2, "native", False)
@@ -372,15 +405,35 @@ def test_train_takes_what_was_tuned(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--vectorization", "native"), Setting(64, 1, "native", False)),
+        (("--workers", "2"), Setting(64, 2, "sync", False)),
         (("--reuse_forward",), Setting(64, 1, "sync", True)),
-        (("--vectorization=native", "--reuse-forward"), Setting(64, 1, "native", True)),
+        (("--workers=2", "--reuse-forward"), Setting(64, 2, "sync", True)),
     ],
 )
 def test_flags_win_over_what_was_tuned(tmp_path, capsys, flags, expected):
     save_tuned(NATIVE, replace(BEST, setting=Setting(64, 1, "sync", False)))
     assert setting_of(train(tmp_path, "--tuned", *flags)) == expected
     assert capsys.readouterr().err.splitlines()[0].endswith("(but for what is given)")
+
+
+def test_a_vectorization_that_was_asked_for_is_tuned_by_itself(tmp_path, capsys, monkeypatch):
+    measured = use_rates(monkeypatch, lambda setting: 1000.0)
+    save_tuned(NATIVE, replace(BEST, setting=Setting(64, 1, "sync", False)))
+    assert setting_of(train(tmp_path, "--tuned", "--vectorization", "native")) == Setting(64, 1, "native", True)
+    assert {setting.vectorization for setting in measured} == {"native"}
+    assert load_tuned(NATIVE.replace(vectorization="native")) == Setting(64, 1, "native", True)
+    assert load_tuned(NATIVE) == Setting(64, 1, "sync", False)
+
+
+def test_tune_keeps_the_vectorization_in_the_lines_to_paste(capsys, monkeypatch):
+    use_rates(monkeypatch, lambda setting: 1000.0)
+    assert main(["tune", "CartPole-v1", "--preset", "a2c-fast", "--vectorization=native"]) == 0
+    out = capsys.readouterr().out
+    assert "Fastest vectorization here, of native: native." in out
+    assert re.findall(r"^  (fastac .*)$", out, re.M) == [
+        "fastac train CartPole-v1 --preset a2c-fast --workers 1 --vectorization native --reuse-forward",
+        "fastac train CartPole-v1 --preset a2c-fast --vectorization=native --tuned",
+    ]
 
 
 def test_nothing_is_tuned_unless_asked(tmp_path):
@@ -413,7 +466,7 @@ def test_what_cannot_be_kept_is_said_and_used(tmp_path, capsys, monkeypatch, cac
         ("tune CartPol-v1", "did you mean CartPole-v1"),
         ("tune CartPole-v1 --workers 2", "--workers is what fastac tune finds: leave it out"),
         ("tune CartPole-v1 --no-reuse-forward", "--reuse-forward is what fastac tune finds"),
-        ("tune CartPole-v1 --vectorization=sync", "--vectorization is what fastac tune finds"),
+        ("tune CartPole-v1 --vectorization=gpu", "--vectorization: 'gpu' is not known: expected one of auto"),
         ("tune CartPole-v1 --seconds 0", r"seconds is 0\.0, expected a number above 0"),
         ("tune CartPole-v1 --seconds nan", "seconds is nan, expected a number above 0"),
         ("tune CartPole-v1 --num-envs 0", "num_envs is 0, expected a whole number from 1"),
