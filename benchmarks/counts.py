@@ -343,7 +343,9 @@ def check(path: Path, cases: Mapping[str, Config]) -> int:
 
 def accept(path: Path, cases: Mapping[str, Config]) -> None:
     now = {name: count(config) for name, config in cases.items()}
-    path.write_text(json.dumps({"torch": _torch_version(), "counts": now}, indent=1) + "\n")
+    # The file declares other bits too, see `benchmarks.gate`.
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**before, "torch": _torch_version(), "counts": now}, indent=1) + "\n")
     print(f"Wrote {path.name}: {sum(map(len, now.values()))} counts of {len(now)} configurations. Commit it.")
 
 
