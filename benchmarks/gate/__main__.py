@@ -18,12 +18,12 @@ from benchmarks.gate import arithmetic, compare, declarations, promises, selftes
 from benchmarks.gate.trees import ROOT, export_base, export_head
 from benchmarks.machine import describe_machine, format_machine
 from benchmarks.tables import format_table
-from fastac.tools.gate.measure import QUICK_STAGES, STAGES, Measured
+from fastac.tools.gate.measure import FULL, QUICK, Effort, Measured
 from fastac.tools.gate.report import format_measured
 from fastac.tools.gate.sides import DriverError
 from fastac.tools.gate.trees import Base, InputError, NoBaseError, resolve_base
 
-_DECLARE_STAGES = (2,)  # memory varies little
+_DECLARE = Effort((2,), 0.0)  # memory varies little
 
 
 class Compared(NamedTuple):
@@ -31,7 +31,7 @@ class Compared(NamedTuple):
     measured: Measured
 
 
-def check(revision: str | None, stages: Sequence[int]) -> int:
+def check(revision: str | None, effort: Effort) -> int:
     """Compare this working tree with its base, measure the promises, and note the rates."""
     if find_spec("stable_baselines3") is None:
         raise InputError("stable-baselines3 is not installed, which a promise is about: run `make install`.")
@@ -42,7 +42,7 @@ def check(revision: str | None, stages: Sequence[int]) -> int:
         print(f"Not compared with an earlier revision: {error}.")
     else:
         print(f"This working tree against {base.commit[:12]} ({base.why}).", flush=True)
-        compared = compare_with(base, stages)
+        compared = compare_with(base, effort)
         measured = compared.measured
         print(format_measured(measured))
         lines, declared = check_declarations(compared, base)
@@ -51,7 +51,7 @@ def check(revision: str | None, stages: Sequence[int]) -> int:
     kept = promises.check_promises()
     print(format_promises(kept))
     passed = passed and all(promise.holds for promise in kept)
-    trend.append(trend.TREND_PATH, rates(measured, kept), pairs=stages[0], passed=passed)
+    trend.append(trend.TREND_PATH, rates(measured, kept), pairs=effort.stages[0], passed=passed)
     print(f"{format_machine(describe_machine(torch_threads=1))}\n{'Passed' if passed else 'FAILED'}.")
     return 0 if passed else 1
 
@@ -66,10 +66,10 @@ def exported(base: Base) -> Iterator[tuple[Path, Path]]:
         yield trees
 
 
-def compare_with(base: Base, stages: Sequence[int]) -> Compared:
+def compare_with(base: Base, effort: Effort) -> Compared:
     with exported(base) as trees:
         bits = arithmetic.compare(*trees)  # first: this compiles what kernels there are to compile
-        return Compared(bits, compare.compare(*trees, stages))
+        return Compared(bits, compare.compare(*trees, effort))
 
 
 def check_declarations(compared: Compared, base: Base) -> tuple[list[str], bool]:
@@ -99,7 +99,7 @@ def declare(revision: str | None, reason: str | None) -> int:
         base = resolve_base(ROOT, revision, "fastac")
     except NoBaseError as error:
         raise InputError(f"{error}.") from error
-    compared = compare_with(base, _DECLARE_STAGES)
+    compared = compare_with(base, _DECLARE)
     names: dict[declarations.Kind, list[str]] = {
         "arithmetic": list(arithmetic.RUNS),
         "memory": [m.what for m in compared.measured.memory],
@@ -139,12 +139,12 @@ def rates(measured: Measured | None, kept: Sequence[promises.Kept]) -> dict[str,
 def run_selftest(equal: int, slowed: int) -> int:
     """Run all cases, print the tables, write the file."""
     runs = []
-    for run in selftest.run_selftest(equal, slowed, QUICK_STAGES):
+    for run in selftest.run_selftest(equal, slowed, QUICK):
         runs.append(run)
         outcome = "passes" if run.passed else f"fails in {' and '.join(run.failed_parts)}"
         print(f"{run.case.name}: {outcome}, {run.pairs} pairs", flush=True)
     print(f"\n{selftest.format_runs(runs)}\n\n{format_machine(describe_machine(torch_threads=1))}")
-    selftest.write(selftest.RESULT_PATH, runs, QUICK_STAGES)
+    selftest.write(selftest.RESULT_PATH, runs, QUICK)
     return 0 if selftest.is_worth(runs) else 1
 
 
@@ -183,7 +183,7 @@ def _run(options: argparse.Namespace) -> int:
         return run_selftest(options.aa, options.slow)
     if options.command == "trend":
         return draw_trend()
-    return check(options.base, QUICK_STAGES if options.quick else STAGES)
+    return check(options.base, QUICK if options.quick else FULL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastac.tools.gate.measure import Measured, measure
+from fastac.tools.gate.measure import Effort, Measured, measure
 from fastac.tools.gate.sides import Tree
 
 _SEPARATE = {"hidden_sizes": (64, 64), "activation": "tanh", "shared_trunk": False}
@@ -23,8 +23,6 @@ WORKLOADS: Mapping[str, dict[str, Any]] = {
 }
 
 
-def compare(
-    base: Path, head: Path, stages: Sequence[int], workloads: Mapping[str, dict[str, Any]] = WORKLOADS
-) -> Measured:
+def compare(base: Path, head: Path, effort: Effort, workloads: Mapping[str, dict[str, Any]] = WORKLOADS) -> Measured:
     """Measure two trees, in new processes."""
-    return measure(Tree(base), Tree(head), workloads, stages)
+    return measure(Tree(base), Tree(head), workloads, effort)

@@ -18,7 +18,7 @@ from benchmarks.gate import compare
 from benchmarks.gate.trees import ROOT, export_head, inject_slowdown
 from benchmarks.machine import describe_machine
 from benchmarks.tables import format_table
-from fastac.tools.gate.measure import MARGINS, Measured
+from fastac.tools.gate.measure import MARGINS, Effort, Measured
 
 RESULT_PATH = ROOT / "benchmarks" / "results" / "gate.json"
 
@@ -52,7 +52,7 @@ class Run(NamedTuple):
         return self.passed if self.case.part is None else self.case.part in self.failed_parts
 
 
-def run_selftest(equal: int, slowed: int, stages: Sequence[int]) -> Iterator[Run]:
+def run_selftest(equal: int, slowed: int, effort: Effort) -> Iterator[Run]:
     """Yield each run; the cases take turns, so that no hour of the machine is all of one case."""
     one = {compare.A2C_64: compare.WORKLOADS[compare.A2C_64]}
     with TemporaryDirectory() as folder:
@@ -66,10 +66,10 @@ def run_selftest(equal: int, slowed: int, stages: Sequence[int]) -> Iterator[Run
         for index in range(max(equal, slowed)):
             for number, (case, tree) in enumerate(trees.items()):
                 if case.part is None and index < equal:
-                    yield _summarize(case, compare.compare(base, tree, stages))
+                    yield _summarize(case, compare.compare(base, tree, effort))
                 # Of two parts that take turns, each is slowed half as often.
                 if case.part is not None and index < slowed and (index + number) % 2:
-                    yield _summarize(case, compare.compare(base, tree, stages, one))
+                    yield _summarize(case, compare.compare(base, tree, effort, one))
 
 
 def _summarize(case: Case, measured: Measured) -> Run:
@@ -124,11 +124,11 @@ def _spread(ratios: Sequence[float]) -> tuple[str, str, str]:
     return f"{median(ratios):.3f}", f"{min(ratios):.3f}", f"{max(ratios):.3f}"
 
 
-def write(path: Path, runs: Sequence[Run], stages: Sequence[int]) -> None:
+def write(path: Path, runs: Sequence[Run], effort: Effort) -> None:
     """One line per run, so that a diff of the committed file reads."""
     head: dict[str, Any] = {
         "machine": describe_machine(torch_threads=1),
-        "pairs": list(stages),
+        "pairs": list(effort.stages),
         "margins": MARGINS,
     }
     lines = ",\n".join(f"  {json.dumps({**run._asdict(), 'case': run.case.name})}" for run in runs)

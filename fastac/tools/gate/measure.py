@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
+from time import monotonic
 from typing import TypeAlias
 
 import numpy as np
@@ -20,8 +21,22 @@ from fastac.tools.gate.statistics import Comparison, FloatArray, compare
 
 # Margins by part, see `statistics`. Wall-clock varies more than CPU time, and is there for what waits.
 MARGINS = {"collector": 0.025, "update": 0.025, "iteration": 0.025, "wall": 0.10}
-# How many pairs of processes there are at the end of each stage.
-QUICK_STAGES, STAGES = (4, 8, 14), (8, 16, 28)
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long to measure.
+
+    Attributes:
+        stages: how many pairs of processes there are at the end of each stage.
+        seconds: after so many no further pair is started, but the first stage is always completed.
+    """
+
+    stages: Sequence[int]
+    seconds: float
+
+
+QUICK, FULL = Effort((4, 8, 14), 120.0), Effort((8, 16, 28), 600.0)
 
 _SLICE_S = 0.025  # several iterations, so that what happens only in some of them is in every slice
 _SLICES, _LEAST_SLICES = 12, 4  # of each process
@@ -77,16 +92,18 @@ class Measured:
         return bool(self.comparisons) and not self.slower and not self.larger
 
 
-def measure(base: Tree, head: Tree, workloads: Workloads, stages: Sequence[int]) -> Measured:
+def measure(base: Tree, head: Tree, workloads: Workloads, effort: Effort) -> Measured:
     """Measure in pairs of processes, in as many stages as there is something that seems slower.
 
     Raises:
         DriverError: HEAD does not run a workload, or a process ended.
     """
     series, found = _Series(base, head), dict[str, list[Comparison]]()
-    asked = dict(workloads)
-    for number in stages:
+    asked, began = dict(workloads), monotonic()
+    for number in effort.stages:
         while series.pairs < number and asked:
+            if series.pairs >= effort.stages[0] and monotonic() - began > effort.seconds:
+                break
             asked = series.add_pair(asked)
         found |= {name: series.compare(name) for name in asked}
         asked = {name: asked[name] for name in asked if any(c.seems_slower for c in found[name])}

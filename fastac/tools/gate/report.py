@@ -41,37 +41,32 @@ def _format_times(comparisons: Sequence[Comparison]) -> str:
         )
         for c in comparisons
     ]
-    header = (
-        "ms per iteration",
-        "base",
-        "HEAD",
-        "HEAD / base",
-        "90 % interval",
-        "pairs",
-        "fails from",
-        "",
-    )
-    return format_table(header, rows)
+    names = ("base", "HEAD", "HEAD / base", "90 % interval", "pairs", "fails from", "verdict")
+    return format_table(("ms per iteration", *names), rows)
 
 
 def _name_verdict(comparison: Comparison) -> str:
-    return "SLOWER" if comparison.slower else "faster" if comparison.faster else ""
+    return "SLOWER" if comparison.slower else "faster" if comparison.faster else "as before"
 
 
 def _format_memory(memory: Sequence[Memory]) -> str:
     rows = [
-        (m.what, f"{m.base:,.0f}", f"{m.head:,.0f}", f"{m.head / max(m.base, 1.0):.3f}", "MORE" if m.more else "")
+        (
+            m.what,
+            f"{m.base:,.0f}",
+            f"{m.head:,.0f}",
+            f"{m.head / max(m.base, 1.0):.3f}",
+            "MORE" if m.more else "as before",
+        )
         for m in memory
     ]
-    return format_table(("bytes", "base", "HEAD", "HEAD / base", ""), rows)
+    return format_table(("bytes", "base", "HEAD", "HEAD / base", "verdict"), rows)
 
 
 def _tell(measured: Measured) -> Iterator[str]:
     for c in measured.comparisons:
         if c.slower:
-            yield (
-                f"{c.workload}: {c.part} takes {c.ratio - 1:.1%} more than in the base, over {c.margin:.1%} for sure."
-            )
+            yield f"{c.workload}: {c.part} takes {c.ratio - 1:.1%} more than in the base, margin {c.margin:.1%}."
         if c.faster:
             yield f"{c.workload}: {c.part} takes {1 - c.ratio:.1%} less than in the base: figures may follow."
     for m in measured.larger:

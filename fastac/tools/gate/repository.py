@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fastac.config import ConfigValue
-from fastac.tools.gate.measure import QUICK_STAGES, STAGES, Measured, measure
+from fastac.tools.gate.measure import FULL, QUICK, Effort, Measured, measure
 from fastac.tools.gate.report import Counts
 from fastac.tools.gate.sides import DriverError, Side, Tree, Workloads
 from fastac.tools.gate.trees import (
@@ -79,14 +79,14 @@ def check(
             Tree(tree.resolve() / place, modules, _find_paths(tree / place), interpreter)
             for tree, interpreter in zip(trees, (python, sys.executable), strict=True)
         ]
-        return _compare(sides, {names[0]: settings}, QUICK_STAGES if quick else STAGES)
+        return _compare(sides, {names[0]: settings}, QUICK if quick else FULL)
 
 
 def _find_paths(folder: Path) -> list[str]:
     return [path for path in ("src", ".") if (folder / path).is_dir()]
 
 
-def _compare(trees: Sequence[Tree], workloads: Workloads, stages: Sequence[int]) -> Compared:
+def _compare(trees: Sequence[Tree], workloads: Workloads, effort: Effort) -> Compared:
     base, head = trees
     (name,) = workloads
     try:
@@ -96,6 +96,6 @@ def _compare(trees: Sequence[Tree], workloads: Workloads, stages: Sequence[int])
                 if side.failures:
                     raise InputError(f"{which} does not run {name}: {side.failures[name].removesuffix('.')}.")
             counts = old.count(name), new.count(name)
-        return Compared(measure(base, head, workloads, stages), *counts)
+        return Compared(measure(base, head, workloads, effort), *counts)
     except DriverError as error:
         raise InputError(str(error)) from error
