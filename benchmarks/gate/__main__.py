@@ -23,7 +23,7 @@ from fastac.tools.gate.report import format_measured
 from fastac.tools.gate.sides import DriverError
 from fastac.tools.gate.trees import Base, InputError, NoBaseError, resolve_base
 
-_DECLARE = Effort((2,), 0.0)  # memory varies little
+_DECLARE = Effort((2,))  # memory varies little
 
 
 class Compared(NamedTuple):

@@ -199,12 +199,9 @@ def check_home(modules: Sequence[str], tree: str) -> None:
 
 def watch() -> dict[str, Stopwatch]:
     """Time the two parts of an iteration."""
+    from fastac.learning.learner import Learner
     from fastac.rollout import Collector
 
-    try:
-        from fastac.learning.learner import Learner
-    except ModuleNotFoundError:  # a base from before this module had its place
-        from fastac.learner import Learner  # type: ignore[import-not-found, no-redef]
     return {"collector": Stopwatch(Collector, "collect"), "update": Stopwatch(Learner, "learn")}
 
 
@@ -219,6 +216,7 @@ def main(text: str) -> None:
     torch.set_num_threads(1)
     workloads: dict[str, Workload] = {}
     failures: dict[str, str | None] = dict.fromkeys(spec["workloads"])
+    imported = 0
     try:
         check_home(spec["modules"], spec["tree"])
         watches = watch()

@@ -6,6 +6,7 @@ few pairs; those in which something seems slower in more, up to the last stage, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -29,11 +30,11 @@ class Effort:
 
     Attributes:
         stages: how many pairs of processes there are at the end of each stage.
-        seconds: after so many no further pair is started, but the first stage is always completed.
+        seconds: after so many no further pair of the last stage is started.
     """
 
     stages: Sequence[int]
-    seconds: float
+    seconds: float = math.inf
 
 
 QUICK, FULL = Effort((4, 8, 14), 120.0), Effort((8, 16, 28), 600.0)
@@ -41,8 +42,8 @@ QUICK, FULL = Effort((4, 8, 14), 120.0), Effort((8, 16, 28), 600.0)
 _SLICE_S = 0.025  # several iterations, so that what happens only in some of them is in every slice
 _SLICES, _LEAST_SLICES = 12, 4  # of each process
 _PROCESS_S = 1.0  # of slices of one workload in one process, unless its iterations are too long for that
-MEMORY_MARGIN, _MEMORY_NOISE = 0.05, 2**20
-
+MEMORY_MARGIN = 0.05
+_PEAK_NOISE = 2**20  # bytes; between equal trees peaks were 0.1 MiB apart
 
 Seconds: TypeAlias = "dict[str, float]"  # of an iteration, by part
 
@@ -58,7 +59,7 @@ class Memory:
     @property
     def more(self) -> bool:
         """Whether HEAD takes more than the margin; of the peak, a MiB is noise."""
-        noise = _MEMORY_NOISE if self.what == "peak" else 0
+        noise = _PEAK_NOISE if self.what == "peak" else 0
         return self.head > self.base * (1.0 + MEMORY_MARGIN) + noise
 
 
@@ -102,7 +103,7 @@ def measure(base: Tree, head: Tree, workloads: Workloads, effort: Effort) -> Mea
     asked, began = dict(workloads), monotonic()
     for number in effort.stages:
         while series.pairs < number and asked:
-            if series.pairs >= effort.stages[0] and monotonic() - began > effort.seconds:
+            if number == effort.stages[-1] and monotonic() - began > effort.seconds:
                 break
             asked = series.add_pair(asked)
         found |= {name: series.compare(name) for name in asked}
@@ -140,7 +141,7 @@ class _Series:
             both = {name: settings for name, settings in workloads.items() if name not in self.skipped}
             for name in both:
                 self._time(sides, name)
-            if len(both) + len(self.skipped) >= len(self._slices):  # all of them, which share a process
+            if set(both) == set(self._slices):  # all of them are in the process
                 self._note_memory(sides)
         self.pairs += 1
         return both

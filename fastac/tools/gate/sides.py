@@ -114,7 +114,8 @@ class Side:
             print(json.dumps(question), file=self._process.stdin, flush=True)
             return json.loads(self._process.stdout.readline())
         except (OSError, ValueError) as error:
-            raise DriverError(f"The process that was asked for {question[:2]} ended, see above.") from error
+            asked = " ".join(word for word in question if isinstance(word, str))
+            raise DriverError(f"The process that was asked for {asked} ended, see above.") from error
 
     def __enter__(self) -> Side:
         """Return itself."""
