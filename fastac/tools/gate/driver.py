@@ -26,7 +26,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter, process_time
@@ -161,16 +161,20 @@ def is_called_from(folder: str) -> bool:
 
 
 def train(settings: Mapping[str, ConfigValue], iterations: int) -> str | None:
-    """Return a digest of the parameters' bits after some iterations, without names and order; None: it failed."""
+    """Return a digest of the parameters' bits after some iterations, or None if that fails."""
     try:
         training = start(settings)
         reports = training.trainer.run()
         for _ in range(iterations):
             next(reports)
+        return digest(training.model.state_dict().values())
     except Exception as error:  # whatever an old revision says to what it does not know
         print(f"{type(error).__name__}: {error}")
         return None
-    tensors: Iterator[Tensor] = iter(training.model.state_dict().values())
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """Return a digest of the bits of tensors, whatever their names and order."""
     parts = sorted(hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for tensor in tensors)
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
