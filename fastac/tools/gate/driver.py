@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from torch._ops import OpOverload
     from torch.utils._python_dispatch import TorchDispatchMode
 
+    from fastac.build import Training
     from fastac.config import ConfigValue
     from fastac.contract import Report
-    from fastac.workers import SyncTraining
 
 _WARM_S = 0.3
 
@@ -62,7 +62,7 @@ class Stopwatch:
         setattr(owner, method, timed)
 
 
-def start(settings: Mapping[str, ConfigValue]) -> SyncTraining:
+def start(settings: Mapping[str, ConfigValue]) -> Training:
     """Build a run whose policy stays the untrained one, so that every iteration is the same work."""
     import numpy as np
 
