@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastac.tools.gate.trees import copy_kernels, export_revision, export_working_tree
+from fastac.tools.gate.trees import copy_compiled, export_revision, export_working_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS_PATH = ROOT / "benchmarks" / "counts.json"
@@ -13,13 +13,13 @@ COUNTS_PATH = ROOT / "benchmarks" / "counts.json"
 def export_base(commit: str, tree: Path) -> None:
     """Write the package as of a commit, with compiled kernels if they are the same."""
     export_revision(ROOT, commit, tree, ["fastac"])
-    copy_kernels(ROOT, tree)
+    copy_compiled(ROOT, tree)
 
 
 def export_head(tree: Path) -> None:
     """Write the package as it lies there."""
     export_working_tree(ROOT, tree, ["fastac"])
-    copy_kernels(ROOT, tree)
+    copy_compiled(ROOT, tree)
 
 
 # What is appended to `fastac/__init__.py`. Busy for a share of the call's own CPU time, as a slower call would be.

@@ -99,6 +99,12 @@ def test_a_module_that_the_base_lacks_is_bad_input(repo, capsys):
     )
 
 
+def test_a_folder_that_the_base_lacks_is_bad_input(repo, capsys, monkeypatch):
+    (repo / "late").mkdir()
+    monkeypatch.chdir(repo / "late")
+    assert "which has no folder late: name a later" in bad(capsys, "--target", "envs:make_env", "--base", "HEAD")
+
+
 def test_code_below_src_and_a_subfolder_is_found(repo):
     (repo / "lib" / "src").mkdir(parents=True)
     assert repository._find_paths(repo / "lib") == ["src", "."]

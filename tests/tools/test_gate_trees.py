@@ -172,7 +172,7 @@ def test_compiled_kernels_go_along_where_there_are_kernels(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
     (tmp_path / "tree" / "fastac" / "kernels").mkdir(parents=True)
-    trees.copy_kernels(tmp_path / "root", tmp_path / "tree")
+    trees.copy_compiled(tmp_path / "root", tmp_path / "tree")
     assert set(read(tmp_path / "tree")) == {"fastac/kernels/__pycache__/gae.nbi"}
 
 

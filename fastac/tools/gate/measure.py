@@ -141,7 +141,7 @@ class _Series:
             both = {name: settings for name, settings in workloads.items() if name not in self.skipped}
             for name in both:
                 self._time(sides, name)
-            if set(both) == set(self._slices):  # all of them are in the process
+            if workloads.keys() == self._slices.keys():  # both processes run all of them
                 self._note_memory(sides)
         self.pairs += 1
         return both

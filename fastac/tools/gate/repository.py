@@ -75,6 +75,8 @@ def check(
         export_revision(root, found.commit, trees[0])
         export_working_tree(root, trees[1])
         modules, place = [name.partition(":")[0] for name in names], here.relative_to(root)
+        if not (trees[0] / place).is_dir():
+            raise InputError(f"base is {found.commit[:12]}, which has no folder {place}: name a later revision.")
         sides = [
             Tree(tree.resolve() / place, modules, _find_paths(tree / place), interpreter)
             for tree, interpreter in zip(trees, (python, sys.executable), strict=True)

@@ -102,10 +102,10 @@ def export_working_tree(root: Path, tree: Path, paths: Sequence[str] = ()) -> No
             shutil.copy2(source, target)
 
 
-def copy_kernels(root: Path, tree: Path) -> None:
-    """Copy fastac's compiled kernels to a tree. There they are used only if its kernels are the same to the letter."""
+def copy_compiled(root: Path, tree: Path) -> None:
+    """Copy what Numba has compiled of fastac to a tree; where the sources differ it is compiled anew all the same."""
     for pattern in _CACHES:
-        for source in (root / "fastac" / "kernels").rglob(pattern):
+        for source in (root / "fastac").rglob(pattern):
             target = tree / source.relative_to(root)
             if target.parent.parent.exists():
                 target.parent.mkdir(exist_ok=True)
