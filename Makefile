@@ -61,8 +61,9 @@ bench-check: .venv/.installed-dev ## fail if this tree does more, or is slower, 
 experiment: .venv/.installed-dev ## answer one of the lecture's questions (NAME=gae-lambda ARGS="--seeds 10"; NAME=list)
 	@$(BIN)/python -m benchmarks.experiments $(NAME) $(ARGS)
 
-bench-accept: .venv/.installed-dev ## write benchmarks/counts.json anew, to be committed with the reason
+bench-accept: .venv/.installed-dev ## write benchmarks/counts.json anew, to be committed (REASON="..." of other bits or more memory)
 	@$(BIN)/python -m benchmarks.counts --accept
+	@$(BIN)/python -m benchmarks.gate declare $(if $(BASE),--base '$(BASE)') $(if $(REASON),--reason '$(REASON)')
 
 check: lint type test ## everything that must hold before a commit lands
 

@@ -7,7 +7,7 @@ else runs there and however many cores it has, so any difference fails. They are
 * bytes: of the new storages that those operators return, freed again or not;
 * reads: `item` (also as `bool`, `float`, `int`), `tolist` and `cpu`, for which a GPU would be waited;
 * forwards and backwards, with autograd or without; a critic forward is one without the actor;
-* calls of each kernel, by its name;
+* calls of each kernel, by its name, within programs too;
 * exchanges with the other workers, which a worker that is alone makes too, with itself;
 * steps and resets of environments, a native batch of them counting as one.
 
@@ -29,10 +29,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from fnmatch import filter as matching
-from functools import partial, wraps
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -55,11 +54,13 @@ from fastac.config import Config
 from fastac.contract import Alone, Group, VecEnv
 from fastac.envs.adapter import NextStepAdapter
 from fastac.envs.sync import SyncEnvs
+from fastac.kernels import Op, Program
 from fastac.kernels.kernel import Kernel
 from fastac.learning.fused.network import BackwardPass, ForwardPass
 from fastac.learning.learner import Learner
 from fastac.models import ActorCritic
 from fastac.rollout import Collector
+from fastac.rollout.collector import CompiledEnvs
 from fastac.workers import GroupMemory, SharedGroup
 
 COUNTS_PATH = Path(__file__).with_name("counts.json")
@@ -97,7 +98,6 @@ CASES: dict[str, Config] = {
     "ppo 8x32, 4 epochs of the whole": _PPO,
 }
 
-# `dense` is prepared once and counted where it is called.
 KERNELS = tuple(name for name, value in vars(kernels).items() if isinstance(value, Kernel))
 CALLS: tuple[tuple[object, str, str], ...] = (
     (CartPoleVectorEnv, "step", "env steps"),
@@ -105,8 +105,6 @@ CALLS: tuple[tuple[object, str, str], ...] = (
     (PendulumEnv, "step", "env steps"),
     (PendulumEnv, "reset", "env resets"),
     (AtariVectorEnv, "step", "env steps"),
-    (ForwardPass, "forward", "forwards"),
-    (ForwardPass, "forward_critic", "critic forwards"),
     (BackwardPass, "backward", "backwards"),
     (ActorCritic, "forward", "forwards"),
     (torch.autograd, "backward", "backwards"),
@@ -220,7 +218,7 @@ def count(config: Config) -> Counts:
     envs = build_envs(share.env, Streams.spawn(config.run.seed).env)
     group = _count_exchanges(tally, config, share, envs)
     # Watched from before anything is built, so that a method bound while building is a watched one.
-    with closing(envs), single_thread(), _watched(tally), patch.object(composition, "Alone", lambda: group):
+    with closing(envs), single_thread(), _watched(tally, envs), patch.object(composition, "Alone", lambda: group):
         reports = build(share, envs).trainer.run()
         for _ in range(_WARM_ITERATIONS):
             before = next(reports)
@@ -235,7 +233,7 @@ def count(config: Config) -> Counts:
 
 
 @contextmanager
-def _watched(tally: Tally) -> Iterator[None]:
+def _watched(tally: Tally, envs: VecEnv) -> Iterator[None]:
     """Tell the tally of every phase and call; the program itself knows nothing of being counted."""
     with ExitStack() as stack:
 
@@ -246,25 +244,81 @@ def _watched(tally: Tally) -> Iterator[None]:
             watch(owner, name, tally.phase(phase))
         for owner, name, what in CALLS:
             watch(owner, name, partial(_telling, partial(tally.add, what)))
-        for envs in (NextStepAdapter, SyncEnvs):
-            watch(envs, "step", partial(_telling, tally.mark_step))
-        for name in KERNELS:
-            for module in _importers(name):
-                watch(module, name, partial(_telling, partial(tally.add, name)))
-        for module in _importers("prepare_dense"):
-            watch(module, "prepare_dense", partial(_telling_when_called, partial(tally.add, "dense")))
+        for backend in (NextStepAdapter, SyncEnvs):
+            watch(backend, "step", partial(_telling, tally.mark_step))
+        calls = _Calls(tally)
+        watch(Kernel, "__call__", calls.watch_kernel)
+        watch(Kernel, "prepare", calls.watch_prepare)
+        watch(ForwardPass, "_bind_layer", calls.watch_heads)
+        watch(Program, "__call__", calls.watch_program)
+        if isinstance(envs, CompiledEnvs):
+            watch(type(envs), "prepare_step", calls.watch_envs)
         yield
 
 
-def _importers(kernel: str) -> list[ModuleType]:
-    """List where a kernel goes by its name: modules hold their own references to it."""
-    function = getattr(kernels, kernel)
-    ours = [module for path, module in sys.modules.items() if path.partition(".")[0] == "fastac"]
-    return [module for module in ours if vars(module).get(kernel) is function]
+class _Calls:
+    """Tells of kernels that are called, by themselves or within a program, which calls them without Python.
+
+    A program is a table of functions and blocks of arguments. Each block is made once, for one call, and keeps its
+    place when programs are joined: so the block tells what a row of a program is.
+    """
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._names: dict[int, list[str]] = {}  # of a block
+        self._is_inside = False  # a kernel that is called, which may run a program of its own
+
+    def watch_kernel(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+            self._tally.add(kernel.__name__)
+            around, self._is_inside = self._is_inside, True
+            result = call(kernel, *args, **kwargs)
+            self._is_inside = around
+            return result
+
+        return watched
+
+    def watch_prepare(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._mark(prepare(kernel, *args, **kwargs), kernel.__name__)
+
+        return watched
+
+    def watch_heads(self, bind: Callable[..., list[Op]]) -> Callable[..., list[Op]]:
+        """A pass forward with both heads is a forward, one with the critic's alone a critic forward."""
+
+        def watched(forward: Any, layer: Any, *views: Any) -> list[Op]:
+            ops, network = bind(forward, layer, *views), forward._network
+            for head, name in ((network.policy, "actor heads"), (network.critic, "critic heads")):
+                if layer is head:
+                    ops[-1] = self._mark(ops[-1], name)
+            return ops
+
+        return watched
+
+    def watch_envs(self, prepare: Callable[..., Program]) -> Callable[..., Program]:
+        return lambda *args: self._mark(prepare(*args), "env steps")
+
+    def watch_program(self, run: Callable[[Program], None]) -> Callable[[Program], None]:
+        def watched(program: Program) -> None:
+            if not self._is_inside:
+                for block in program._table[:, 1].tolist():
+                    for name in self._names.get(block, ["other compiled calls"]):
+                        self._tally.add(name)
+            run(program)
+
+        return watched
+
+    def _mark(self, op: Any, name: str) -> Any:
+        """Name a call: the first row of a program, or any other."""
+        if not isinstance(op, Program):
+            return _telling(partial(self._tally.add, name), op)
+        block, kept = int(op._table[0, 1]), self._names
+        kept[block] = [name] if name in KERNELS else [*kept.get(block, []), name]
+        return op
 
 
 def _telling(tell: Callable[[], None], call: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(call)
     def watched(*args: Any, **kwargs: Any) -> Any:
         tell()
         return call(*args, **kwargs)
@@ -272,12 +326,8 @@ def _telling(tell: Callable[[], None], call: Callable[..., Any]) -> Callable[...
     return watched
 
 
-def _telling_when_called(tell: Callable[[], None], prepare: Callable[..., Any]) -> Callable[..., Any]:
-    """Watch the calls that `prepare` makes."""
-    return wraps(prepare)(lambda *args: _telling(tell, prepare(*args)))
-
-
 def _summarize(tally: Tally, updates: int) -> Counts:
+    _name_forwards(tally.counts)
     counts: Counts = {name: number for name, number in tally.counts.items() if number}
     per_step = [after - before for before, after in pairwise(tally.ops_at_steps)]
     if per_step:
@@ -285,6 +335,14 @@ def _summarize(tally: Tally, updates: int) -> Counts:
     counts["update: updates"] = updates
     counts["update: ops per update"] = _mean(counts.pop("update: ops", 0), updates)
     return dict(sorted(counts.items()))
+
+
+def _name_forwards(counts: Counter[str]) -> None:
+    """Turn heads that were evaluated into forwards, with both heads, and critic forwards."""
+    for phase in {name.partition(": ")[0] for name in counts}:
+        both, critic = counts.pop(f"{phase}: actor heads", 0), counts.pop(f"{phase}: critic heads", 0)
+        counts[f"{phase}: forwards"] += both
+        counts[f"{phase}: critic forwards"] += critic - both
 
 
 def _mean(total: int | float, number: int) -> int | float:
@@ -343,7 +401,9 @@ def check(path: Path, cases: Mapping[str, Config]) -> int:
 
 def accept(path: Path, cases: Mapping[str, Config]) -> None:
     now = {name: count(config) for name, config in cases.items()}
-    path.write_text(json.dumps({"torch": _torch_version(), "counts": now}, indent=1) + "\n")
+    # The file declares other bits too, see `benchmarks.gate`.
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**before, "torch": _torch_version(), "counts": now}, indent=1) + "\n")
     print(f"Wrote {path.name}: {sum(map(len, now.values()))} counts of {len(now)} configurations. Commit it.")
 
 

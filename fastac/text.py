@@ -1,4 +1,4 @@
-"""Text for a terminal, including log lines: wraps lines that are wider than the terminal."""
+"""Text for a terminal, including log lines: tables, and lines wrapped to the terminal's width."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -50,6 +50,19 @@ def fit_command(command: str, stream: TextIO, indent: int = 2) -> str:
         else:
             lines[-1] += f" {part}" if lines[-1] else part
     return " \\\n".join(" " * indent + line for line in lines)
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return an aligned Markdown table: the first column is text, and the others are numbers."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    return "\n".join(_format_row(row, widths) for row in [header, rule, *rows])
+
+
+def _format_row(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(row, widths, strict=True)
+    cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+    return "| " + " | ".join(cells) + " |"
 
 
 def _break(line: str, width: int, hang: int) -> str:

@@ -31,7 +31,7 @@ TABLE = {
     "workers": "shared_memory contract config pickling processes rollout models learning",
     "build": "cpu shared_memory contract config kernels presets processes rollout envs models learning workers",
     "runs": "text memory contract config pickling processes rollout envs models learning workers build",
-    "tools": "install cpu memory contract config envs models runs build",
+    "tools": "text install cpu memory contract config rollout envs models learning runs build",
     "api": "text contract config pickling envs models workers build runs tools",
     "trials": "cpu pickling processes",
     "cli": "text cpu contract config presets processes build runs tools api",

@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager, ExitStack
 from time import process_time
 from typing import NamedTuple
 
-from benchmarks.gate.compare import CONFIRM, order
 from benchmarks.peers.settings import Task
+from fastac.tools.gate.measure import order
 
 SLICES = 10
+CONFIRM = 3  # times as many slices, where a promise seems broken
 _SLICE_S = 0.02
 
 

@@ -1,85 +1,25 @@
-"""The trees that are compared: the working tree, a base revision, and the working tree with a slowdown put in."""
+"""The trees that the gate compares: fastac at a base, in the working tree, and with a slowdown put in."""
 
 from __future__ import annotations
 
-import io
-import shutil
-import subprocess
-import tarfile
 from pathlib import Path
-from typing import NamedTuple
+
+from fastac.tools.gate.trees import copy_compiled, export_revision, export_working_tree
 
 ROOT = Path(__file__).resolve().parents[2]
-_MAINS = ("origin/main", "main")
-_HOW = "name one with `make bench-check BASE=rev`"
+COUNTS_PATH = ROOT / "benchmarks" / "counts.json"
 
 
-class InputError(ValueError):
-    """What the user asked for cannot be done; the message is a sentence that says why."""
+def export_base(commit: str, tree: Path) -> None:
+    """Write the package as of a commit, with compiled kernels if they are the same."""
+    export_revision(ROOT, commit, tree, ["fastac"])
+    copy_compiled(ROOT, tree)
 
 
-class NoBaseError(Exception):
-    """There is no revision to compare with; the message is a sentence for the user."""
-
-
-class Base(NamedTuple):
-    commit: str
-    why: str  # this one
-
-
-def resolve_base(root: Path, revision: str | None = None) -> Base:
-    """Return the revision to compare with: the one named, else where this branch left main.
-
-    On main itself it is the commit before, which is HEAD if `fastac/` has uncommitted changes.
-
-    Raises:
-        InputError: `revision` names no commit.
-        NoBaseError: none was named, and there is none to be found.
-    """
-    if revision is not None:
-        commit = _commit(root, revision)
-        if commit is None:
-            raise InputError(
-                f"BASE is {revision!r}, which names no commit of this clone: give a commit, branch or tag that "
-                "`git log` shows; `git fetch --unshallow` brings what a shallow clone lacks."
-            )
-        return Base(commit, f"BASE={revision}")
-    head = _commit(root, "HEAD")
-    if head is None:
-        raise NoBaseError("this is no git checkout with a commit, so there is no earlier revision to compare with")
-    main = next((name for name in _MAINS if _commit(root, name)), None)
-    if main is not None and _git(root, "symbolic-ref", "--short", "HEAD") != "main":
-        fork = _git(root, "merge-base", "HEAD", main)
-        if fork is None:
-            raise NoBaseError(
-                f"this clone does not reach back to where HEAD left {main}: run `git fetch --unshallow`, or {_HOW}"
-            )
-        if fork != head:
-            return Base(fork, f"where HEAD left {main}")
-    if _git(root, "status", "--porcelain", "--", "fastac"):
-        return Base(head, "the commit under the uncommitted changes")
-    before = _commit(root, "HEAD~1")
-    if before is None:
-        raise NoBaseError(f"this clone holds no commit before HEAD: run `git fetch --unshallow`, or {_HOW}")
-    return Base(before, "the commit before")
-
-
-def export_revision(root: Path, commit: str, tree: Path) -> None:
-    """Write the package as of a commit to `tree/fastac`.
-
-    Raises:
-        InputError: that commit has none.
-    """
-    done = subprocess.run(["git", "-C", str(root), "archive", commit, "fastac"], capture_output=True)
-    if done.returncode != 0:
-        raise InputError(f"BASE is {commit}, which holds no fastac/ to compare with: name a later revision.")
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(tree, filter="data")
-
-
-def export_working_tree(root: Path, tree: Path) -> None:
-    """Copy the package as it lies there, uncommitted changes too: both sides then start without compiled files."""
-    shutil.copytree(root / "fastac", tree / "fastac", ignore=shutil.ignore_patterns("__pycache__"))
+def export_head(tree: Path) -> None:
+    """Write the package as it lies there."""
+    export_working_tree(ROOT, tree, ["fastac"])
+    copy_compiled(ROOT, tree)
 
 
 # What is appended to `fastac/__init__.py`. Busy for a share of the call's own CPU time, as a slower call would be.
@@ -116,16 +56,3 @@ def inject_slowdown(tree: Path, part: str, share: float) -> None:
     module, owner, method = _METHODS[part]
     with (tree / "fastac" / "__init__.py").open("a") as file:
         file.write(_SLOWDOWN.format(share=share, module=module, owner=owner, method=method))
-
-
-def _commit(root: Path, revision: str) -> str | None:
-    return _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-
-
-def _git(root: Path, *words: str) -> str | None:
-    """Return what git prints, None where it fails or is not installed."""
-    try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gate.trees import ROOT, InputError
+from benchmarks.gate.trees import ROOT
 from benchmarks.machine import describe_machine
+from fastac.tools.gate.trees import InputError
 
 TREND_PATH = ROOT / "runs" / "trend.jsonl"
 PICTURE_PATH = ROOT / "runs" / "trend.png"

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from fastac import __version__
-from fastac.cli import completion, policy, train
+from fastac.cli import completion, gate, policy, train
 from fastac.cli.flags import asks_for_help
 from fastac.cli.interrupts import Terminated, hearing_sigterm, name_of
 from fastac.text import StderrHandler, fit
@@ -32,6 +32,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "record": (policy.record, "record an episode as GIF or MP4: fastac record DIR"),
     "plot": (policy.plot, "draw learning curves: fastac plot DIR..."),
     "list": (policy.list_presets, "list the presets and what they reach"),
+    "gate": (gate.gate, "is your code slower than before: fastac gate --target mypackage:make_env --base main"),
     "completion": (completion.complete, "print what completes commands in a shell: fastac completion bash"),
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastac.cli.flags import build_parser, flags_of, read_options
+from fastac.cli.gate import gate_flags
 from fastac.cli.policy import EvalOptions, ListOptions, PlotOptions, RecordOptions
 from fastac.cli.train import ResumeOptions, TrainOptions, TuneOptions, setting_flags
 from fastac.config import Config
@@ -39,6 +40,7 @@ def _build_whole() -> argparse.ArgumentParser:
     for name, kind in kinds.items():
         flags = [*flags_of(kind, "command"), *settings]
         commands.add_parser(name, parents=[build_parser(f"fastac {name}", "", flags)], add_help=False, help=name)
+    commands.add_parser("gate", parents=[build_parser("fastac gate", "", gate_flags())], add_help=False, help="gate")
     positional = ("run_dir", "run_dirs", "shell")
     others: dict[str, type] = {
         "resume": ResumeOptions,

@@ -1,1 +1,1 @@
-"""Tools for a trained policy or a finished run: act, record a video, plot, tune."""
+"""Tools for a trained policy, a finished run, the machine or a revision: act, record a video, plot, tune, gate."""

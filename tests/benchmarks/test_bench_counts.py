@@ -27,9 +27,10 @@ from fastac.build import worker as composition
 from fastac.config import Config
 from fastac.envs.adapter import NextStepAdapter
 from fastac.envs.sync import SyncEnvs
+from fastac.kernels import copy_row
+from fastac.kernels.kernel import Kernel
 from fastac.learning import learner
 from fastac.learning.fused import (
-    CategoricalSampler,
     FusedActor,
     FusedGradient,
 )
@@ -113,6 +114,7 @@ def test_a2c_goes_forward_once_per_row(committed):
         "collect: forwards": STEPS,
         "collect: critic forwards": 1,  # the value of the row after the last
         "collect: dense": 3 * STEPS + 2,  # one hidden layer and two heads; the critic's
+        "collect: copy_row": STEPS,
         "collect: sample_categorical": STEPS,
         "other: find_episodes": 1,
         "advantages: gae": 1,
@@ -120,6 +122,7 @@ def test_a2c_goes_forward_once_per_row(committed):
         "update: categorical_loss": 1,
         "update: backwards": 1,
         "update: exchanges": 1,
+        "update: sum_squares": 1,  # the gradient's norm
         "update: adam_step": 1,
         "update: updates": 1,
     }
@@ -155,20 +158,20 @@ def test_collecting_allocates_the_noise_and_nothing_else(committed):
     noise = STEPS * 2 * 4  # [4, 2] float32
     assert committed["collect: bytes"] == noise
     assert "collect: reads" not in committed
-    assert committed["update: bytes"] == 4  # the gradient's norm
+    assert "update: bytes" not in committed
     assert committed["update: reads"] == 1
 
 
 def test_a_worker_of_several_meets_the_others_at_every_step_too(committed):
-    # Every gradient is whole; the norm; every part is stepped.
-    assert calls(changes(committed, WORKERS)) == {"update: exchanges": 3}
+    # The norm; every part is stepped.
+    assert calls(changes(committed, WORKERS)) == {"update: exchanges": 2}
 
 
 # --- whatever is put in is seen ------------------------------------------------------------------
 
 
 def test_an_op_more_in_the_model(committed, monkeypatch):
-    before_each(monkeypatch, ForwardPass, "forward", lambda _, obs: obs.neg())
+    before_each(monkeypatch, FusedActor, "act", lambda self, t: self._rollout.observation(t).neg())
     size = 2 * 4 * 4  # [2, 4] float32
     assert changes(committed) == {
         "collect: ops": STEPS,
@@ -210,7 +213,7 @@ def test_an_allocation_more_with_no_op_more(committed, monkeypatch):
         (ActorCritic, "value", "collect: forwards", 1, LSTM),
         (NextStepAdapter, "step", "collect: env steps", STEPS, CONFIG),
         (SyncEnvs, "step", "collect: env steps", STEPS * 2, PENDULUM),
-        (CategoricalSampler, "sample", "collect: sample_categorical", STEPS, CONFIG),
+        (FusedActor, "act", "collect: sample_categorical", STEPS, CONFIG),
         (EpisodeCounter, "count", "other: find_episodes", 1, CONFIG),
         (Learner, "_estimate", "advantages: gae", 1, CONFIG),
         (Learner, "_moments_of", "update: batch_moments", 2, PPO),
@@ -245,10 +248,21 @@ def test_resets_of_single_environments(monkeypatch):
     assert changes(before, PENDULUM)["collect: env resets"] == 2
 
 
+def test_compiled_environments_within_a_program_are_counted(monkeypatch):
+    """A program made up that steps nothing, in place of compiled environments."""
+    one = torch.zeros(1)
+    monkeypatch.setattr(NextStepAdapter, "prepare_step", lambda *_: copy_row.prepare(one, one), raising=False)
+    monkeypatch.setattr(NextStepAdapter, "check", lambda _: None, raising=False)
+    found = count(CONFIG)
+    assert found["collect: env steps"] == found["collect: forwards"] == found["collect: sample_categorical"] == STEPS
+    assert found["collect: copy_row"] == 2 * STEPS
+    assert not any("other compiled calls" in name for name in found)
+
+
 def test_an_exchange_more(committed, monkeypatch):
     before = count(WORKERS)
-    before_each(monkeypatch, SharedOptimizer, "step", lambda self, _: self._meet())
-    assert changes(before, WORKERS) == {"update: exchanges": 1}
+    before_each(monkeypatch, SharedOptimizer, "step", lambda self, _: self._group.gather(self._square.numpy()))
+    assert calls(changes(before, WORKERS)) == {"update: exchanges": 1}
 
 
 @pytest.mark.parametrize("read", [bool, float, int, methodcaller("item"), methodcaller("tolist"), methodcaller("cpu")])
@@ -263,7 +277,7 @@ def test_a_read_more(committed, monkeypatch, read):
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(ForwardPass, "forward_critic"), (BackwardPass, "backward"), (Learner, "_estimate"), (kernels, "gae")],
+    [(ForwardPass, "_bind_layer"), (BackwardPass, "backward"), (Learner, "_estimate"), (Kernel, "prepare")],
 )
 def test_a_watched_name_that_is_gone(monkeypatch, owner, name):
     monkeypatch.delattr(owner, name)
@@ -274,7 +288,7 @@ def test_a_watched_name_that_is_gone(monkeypatch, owner, name):
 @pytest.mark.parametrize(
     ("module", "name", "method", "uncounted"),
     [
-        (fused_actor, "ForwardPass", "forward", "collect: forwards"),
+        (fused_actor, "ForwardPass", "_bind_layer", "collect: forwards"),
         (fused_gradient, "BackwardPass", "backward", "update: backwards"),
         (composition, "Collector", "collect", "collect: env steps"),
         (composition, "Learner", "learn", "update: *_loss"),
@@ -289,8 +303,7 @@ def test_a_watched_method_that_is_called_no_more(monkeypatch, module, name, meth
 
 
 def test_a_watched_kernel_that_is_called_no_more(monkeypatch):
-    gae = learner.gae
-    monkeypatch.setattr(learner, "gae", lambda *args: gae(*args))
+    monkeypatch.setattr(learner, "gae", learner.gae.on_cpu)
     with pytest.raises(RuntimeError, match="counted no 'advantages: gae'"):
         count(CONFIG)
 
@@ -310,18 +323,18 @@ def test_fewer_fail_too_and_are_called_better(committed, capsys, tmp_path):
     accept(path, {"small": CONFIG})
     assert check(path, {"small": CONFIG}) == 0
     file = json.loads(path.read_text())
-    file["counts"]["small"]["update: bytes"] += 5
+    file["counts"]["small"]["collect: bytes"] += 5
     file["counts"]["small"]["collect: forwards"] -= 2
     file["torch"] = "0.1"
     path.write_text(json.dumps(file))
     capsys.readouterr()
     assert check(path, {"small": CONFIG}) == 1
     told = capsys.readouterr().err
-    size, forwards = committed["update: bytes"], committed["collect: forwards"]
+    size, forwards = committed["collect: bytes"], committed["collect: forwards"]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines() if line.startswith("|")]
     assert cells[2:] == [
+        ["small: collect: bytes", f"{size + 5:,}", f"{size:,}", "fewer: better, accept it"],
         ["small: collect: forwards", str(forwards - 2), str(forwards), "more"],
-        ["small: update: bytes", f"{size + 5:,}", f"{size:,}", "fewer: better, accept it"],
     ]
     assert ACCEPT in told and "make bench-accept" in ACCEPT
     assert "counts.json is of torch 0.1" in told

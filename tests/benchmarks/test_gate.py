@@ -1,89 +1,29 @@
-"""Holds the speed gate to its word, with numbers and packages made up: no test here depends on how fast anything is."""
+"""Holds the gate of this repository to its word, with numbers and packages made up: nothing here is timed."""
 
 import json
-from contextlib import nullcontext
+import os
+import subprocess
+import sys
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from gate_support import BUILD, write_packages
 
 from benchmarks.gate import __main__ as cli
-from benchmarks.gate import compare, promises, selftest, trees, trend
-from benchmarks.gate.compare import CONFIRM, MARGINS, Comparison, DriverError, Measured, judge, order
-from benchmarks.gate.trees import NoBaseError, resolve_base
+from benchmarks.gate import arithmetic, compare, declarations, promises, selftest, trees, trend
+from benchmarks.gate.promises import CONFIRM
 from benchmarks.peers.settings import Task
-
-WORKLOADS = {"one": {"size": 1}, "two": {"size": 2}}
-
-
-# Order and verdict
-
-
-def test_turns_are_a_b_b_a_then_b_a_a_b():
-    assert order(4) == [0, 1, 1, 0, 1, 0, 0, 1]
-    turns = order(40)
-    assert len(turns) == 80 and sum(turns) == 40
-    # The nth slice of one side is next to the nth of the other, so they pair in time.
-    assert all({turns[i], turns[i + 1]} == {0, 1} for i in range(0, 80, 2))
+from fastac.tools.gate.measure import FULL, MARGINS, QUICK, Measured, Memory
+from fastac.tools.gate.sides import DriverError
+from fastac.tools.gate.statistics import Comparison
+from fastac.tools.gate.trees import Base, NoBaseError, resolve_base
 
 
-def comparison(head=1.0, workload="one", part="update", base=(1.0, 1.1, 1.2, 1.3)):
-    return Comparison(workload, part, list(base), [head * seconds for seconds in base])
-
-
-@pytest.mark.parametrize("part", MARGINS)
-def test_a_part_is_slower_beyond_its_margin_only(part):
-    margin = MARGINS[part]
-    assert comparison(1.0 + margin + 0.01, part=part).slower
-    assert not comparison(1.0 + margin - 0.01, part=part).slower
-    assert not comparison(0.5, part=part).slower
-
-
-def test_the_ratio_is_the_smaller_of_both_estimates():
-    burst = Comparison("one", "update", [1.0] * 4, [1.0, 3.0, 3.0, 3.0])  # one slice got through unharmed
-    assert burst.ratio == 1.0
-    lucky = Comparison("one", "update", [0.5, 1.0, 1.0, 1.0], [1.0] * 4)  # one slice of the base was quick
-    assert lucky.ratio == 1.0
-    assert comparison(1.2).ratio == pytest.approx(1.2)
-
-
-def test_one_lucky_slice_hides_nothing():
-    assert Comparison("one", "update", [1.0] * 40, [1.2] * 38 + [0.5] * 2).slower
-    assert compare.fast([float(second) for second in range(40, 0, -1)]) == 5.0
-
-
-class Measurements:
-    """Hands out what is to be measured, and remembers what was asked."""
-
-    def __init__(self, *results):
-        self.results, self.asked = list(results), []
-
-    def __call__(self, workloads, slices):
-        self.asked.append((list(workloads), slices))
-        return Measured(self.results.pop(0), {})
-
-
-def test_what_is_not_slower_is_measured_once():
-    measure = Measurements([comparison(1.05), comparison(1.0, "two")])
-    assert judge(measure, 8, WORKLOADS).passed
-    assert measure.asked == [(["one", "two"], 8)]
-
-
-def test_what_is_slower_twice_fails_and_only_that_is_measured_again():
-    measure = Measurements([comparison(1.2), comparison(1.0, "two")], [comparison(1.15)])
-    verdict = judge(measure, 8, WORKLOADS)
-    assert not verdict.passed
-    assert [(c.workload, c.part) for c in verdict.slower] == [("one", "update")]
-    assert measure.asked == [(["one", "two"], 8), (["one"], 8 * CONFIRM)]
-
-
-@pytest.mark.parametrize("again", [comparison(1.05), comparison(1.2, part="collector")])
-def test_what_is_slower_only_once_passes(again):
-    verdict = judge(Measurements([comparison(1.2)], [again]), 8, WORKLOADS)
-    assert verdict.passed and verdict.slower == []
-
-
-def test_nothing_comparable_fails():
-    assert not judge(lambda workloads, slices: Measured([], {"one": "no such setting"}), 8, WORKLOADS).passed
+def comparison(head=1.0, workload="one", part="update"):
+    return Comparison(workload, part, 1.0, head, head, head - 0.01, head + 0.01, MARGINS[part], 4)
 
 
 # The promises
@@ -142,44 +82,58 @@ def gate(monkeypatch, tmp_path):
     """Return a function that runs the command line with measurements made up; its trend is `tmp_path/trend.jsonl`."""
     monkeypatch.setattr(trend, "TREND_PATH", tmp_path / "trend.jsonl")
     monkeypatch.setattr(trend, "PICTURE_PATH", tmp_path / "trend.png")
-    monkeypatch.setattr(cli, "resolve_base", lambda root, revision: trees.Base("0" * 40, "made up"))
-    monkeypatch.setattr(cli, "export_revision", lambda *given: None)
-    monkeypatch.setattr(cli, "export_working_tree", lambda *given: None)
+    monkeypatch.setattr(cli, "resolve_base", lambda root, revision, watched: Base("0" * 40, "made up"))
+    monkeypatch.setattr(cli, "exported", exported)
+    declared = {"base": {}, "head": {}}
+    monkeypatch.setattr(declarations, "read_base", lambda kind, commit: declared["base"].get(kind, {}))
+    monkeypatch.setattr(declarations, "read", lambda kind: declared["head"].get(kind, {}))
+    monkeypatch.setattr(declarations, "write", lambda kind, entries: declared["head"].update({kind: entries}))
     asked = []
 
-    def run(*argv, head=1.0, fast=6.0, skipped=None):
-        def measure(base, head_tree, workloads, slices):
-            asked.append(slices)
+    def run(*argv, head=1.0, fast=6.0, skipped=None, changed=(), peak=1000):
+        def measure(base, head_tree, effort, workloads=compare.WORKLOADS):
+            asked.append((effort, list(workloads)))
             names = [name for name in workloads if name not in (skipped or {})]
             found = [comparison(head, name, part) for name in names for part in MARGINS]
-            return Measured(found, skipped or {})
+            return Measured(found, [Memory("peak", 1000, peak)], skipped or {})
 
+        same = [name for name in arithmetic.RUNS if name not in changed]
+        monkeypatch.setattr(arithmetic, "compare", lambda base, head_tree: arithmetic.Found(same, list(changed), []))
         monkeypatch.setattr(compare, "compare", measure)
         monkeypatch.setattr(promises, "check_promises", lambda: [promises.Kept(promise(5.0), fast, 1.0)])
         asked.clear()
         return cli.main(argv)
 
-    run.asked = asked
+    run.asked, run.declared = asked, declared
     return run
+
+
+@contextmanager
+def exported(base):
+    yield Path("base"), Path("head")
+
+
+ALL = list(compare.WORKLOADS)
+RUN = next(iter(arithmetic.RUNS))
 
 
 def test_equal_trees_and_kept_promises_pass(gate, capsys):
     assert gate() == 0
-    assert gate.asked == [cli.SLICES]
+    assert gate.asked == [(FULL, ALL)]
     told = capsys.readouterr().out
-    assert "against 000000000000 (made up)" in told and "Passed." in told
+    assert "against 000000000000 (made up)" in told and "The bits of 5 of 5 runs are the base's." in told
+    assert told.endswith("Passed.\n")
 
 
-def test_quick_takes_fewer_slices(gate):
+def test_quick_takes_fewer_processes(gate):
     assert gate("--quick") == 0
-    assert gate.asked == [cli.QUICK_SLICES] and cli.QUICK_SLICES < cli.SLICES
+    assert gate.asked == [(QUICK, ALL)] and QUICK.stages[-1] < FULL.stages[-1]
 
 
 def test_slower_fails(gate, capsys):
     assert gate(head=1.2) == 1
-    assert gate.asked == [cli.SLICES, CONFIRM * cli.SLICES]
     told = capsys.readouterr().out
-    assert f"{compare.A2C_64}: update takes 20% more than in the base, margin 10%." in told and "FAILED." in told
+    assert f"{compare.A2C_64}: update takes 20.0% more than in the base, margin 2.5%." in told and "FAILED." in told
 
 
 def test_a_broken_promise_fails(gate, capsys):
@@ -195,7 +149,7 @@ def test_a_workload_that_the_base_lacks_is_named_and_none_left_fails(gate, capsy
 
 
 def test_without_a_base_the_promises_decide(gate, monkeypatch, capsys):
-    def none(root, revision):
+    def none(root, revision, watched):
         raise NoBaseError("nothing there")
 
     monkeypatch.setattr(cli, "resolve_base", none)
@@ -203,13 +157,15 @@ def test_without_a_base_the_promises_decide(gate, monkeypatch, capsys):
     assert gate.asked == []
     assert "Not compared with an earlier revision: nothing there." in capsys.readouterr().out
     assert gate(fast=4.0) == 1
+    assert gate("declare") == 2
+    assert capsys.readouterr().err == "nothing there.\n"
 
 
 def test_a_wrong_base_is_bad_input(gate, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "resolve_base", lambda root, revision: resolve_base(root, revision))
+    monkeypatch.setattr(cli, "resolve_base", resolve_base)
     assert gate("--base", "no-such-revision") == 2
     assert gate.asked == []
-    assert capsys.readouterr().err.startswith("BASE is 'no-such-revision', which names no commit")
+    assert capsys.readouterr().err.startswith("base is 'no-such-revision', which names no commit")
 
 
 def test_a_tree_that_does_not_run_fails(gate, monkeypatch, capsys):
@@ -242,6 +198,78 @@ def test_bad_flags_are_bad_input(argv, capsys):
     assert exit_.value.code == 2
 
 
+# Other bits and more memory, declared or not
+
+
+def test_other_bits_fail_until_they_are_declared(gate, capsys):
+    assert gate(changed=[RUN]) == 1
+    assert f"{RUN}: other bits, undeclared." in capsys.readouterr().out
+    assert gate("declare", changed=[RUN]) == 2
+    assert f"{RUN} changed, so say why" in capsys.readouterr().err
+    assert gate.declared["head"] == {}
+    assert gate("declare", "--reason", "heads in one pass", changed=[RUN]) == 0
+    assert gate.declared["head"]["arithmetic"][RUN] == {"version": 1, "reason": "heads in one pass"}
+    assert gate(changed=[RUN]) == 0
+    assert f"{RUN}: other bits, as declared: heads in one pass" in capsys.readouterr().out
+    gate.declared["base"] = dict(gate.declared["head"])  # the next commit's base
+    assert gate() == 0
+    assert gate(changed=[RUN]) == 1
+    assert gate("declare", "--reason", "again", changed=[RUN]) == 0
+    assert gate.declared["head"]["arithmetic"][RUN] == {"version": 2, "reason": "again"}
+
+
+def test_more_memory_fails_until_it_is_declared(gate, capsys):
+    assert gate(peak=2**22) == 1
+    told = capsys.readouterr().out
+    assert (
+        "peak takes 4,194,304 bytes, 1,000 in the base, margin 5%." in told and "peak: more memory, undeclared" in told
+    )
+    assert gate("declare", "--reason", "an LSTM", peak=2**22) == 0
+    assert gate(peak=2**22) == 0
+
+
+def test_declaring_twice_is_declaring_once(gate):
+    gate.declared["base"] = {"arithmetic": {RUN: {"version": 4, "reason": "before"}}}
+    for _ in range(2):
+        assert gate("declare", "--reason", "now", changed=[RUN]) == 0
+        assert gate.declared["head"]["arithmetic"][RUN] == {"version": 5, "reason": "now"}
+    assert gate("declare") == 0  # the change was taken back
+    assert gate.declared["head"]["arithmetic"][RUN] == {"version": 4, "reason": "before"}
+
+
+def test_declarations_are_kept_in_the_file_beside_the_counts(tmp_path):
+    path = tmp_path / "counts.json"
+    assert declarations.read("memory", path) == {}
+    path.write_text('{"torch": "2", "counts": {"a": 1}}')
+    assert declarations.read("memory", path) == {}
+    declarations.write("memory", {"peak": {"version": 1, "reason": "r"}}, path)
+    assert declarations.read("memory", path) == {"peak": {"version": 1, "reason": "r"}}
+    assert json.loads(path.read_text())["counts"] == {"a": 1}
+
+
+def test_the_declarations_of_a_base_are_those_of_its_file(tmp_path):
+    assert declarations.read_base("arithmetic", "HEAD", tmp_path) == {}  # no checkout, and no such file
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "counts.json").write_text('{"counts": {}, "arithmetic": {"a": {"version": 3}}}')
+    who = {f"GIT_{role}_{key}": "a@b.c" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
+    for words in (["init", "-q"], ["add", "."], ["-c", "commit.gpgsign=false", "commit", "-q", "-m", "a"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True, env=os.environ | who)
+    assert declarations.read_base("arithmetic", "HEAD", tmp_path) == {"a": {"version": 3}}
+    assert declarations.read_base("memory", "HEAD", tmp_path) == {}
+
+
+def test_bits_are_compared_run_by_run(tmp_path, monkeypatch):
+    """The base has other arithmetic for large runs, and no size 4."""
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    other = "[config.rate * config.size * (1 if config.size < 3 else 1 + 2**-52) / (config.size != 4)]"
+    base = write_packages(tmp_path / "base", build=BUILD.replace("[config.rate * config.size]", other))
+    head = write_packages(tmp_path / "head")
+    runs = {f"size {size}": {"size": size} for size in (1, 2, 3, 4)}
+    assert arithmetic.compare(base, head, runs) == (["size 1", "size 2"], ["size 3"], ["size 4"])
+    with pytest.raises(DriverError, match="does not run size 4"):
+        arithmetic.compare(head, base, runs)
+
+
 # The trend
 
 
@@ -250,7 +278,7 @@ def test_each_run_adds_a_line(gate, tmp_path):
     gate(head=1.2)
     lines = [json.loads(line) for line in (tmp_path / "trend.jsonl").read_text().splitlines()]
     assert [line["passed"] for line in lines] == [True, False]
-    assert all({"date", "machine", "slices", "rates"} <= set(line) for line in lines)
+    assert all({"date", "machine", "pairs", "rates"} <= set(line) for line in lines)
     assert lines[0]["machine"]["cpu"] and "commit" in lines[0]["machine"]
     assert lines[0]["rates"][compare.A2C_64] == 64 * 16 / 0.5
     assert lines[0]["rates"]["fast"] == 6 and lines[0]["rates"]["slow"] == 1
@@ -307,26 +335,80 @@ def test_a_trend_without_runs_is_bad_input(gate, capsys):
 
 def test_the_selftest_runs_each_case_as_often_as_asked_and_writes_it_down(gate, monkeypatch, tmp_path, capsys):
     injected = []
-    monkeypatch.setattr(selftest, "export_working_tree", lambda root, tree: None)
-    monkeypatch.setattr(
-        selftest, "inject_slowdown", lambda tree, part, share: injected.append((tree.name, part, share))
-    )
+    monkeypatch.setattr(selftest, "export_head", lambda tree: None)
+    monkeypatch.setattr(selftest, "inject_slowdown", lambda tree, part, share: injected.append((part, share)))
     monkeypatch.setattr(selftest, "RESULT_PATH", tmp_path / "gate.json")
     assert gate("selftest", "--aa", "3", "--slow", "2") == 1  # slowdowns are not seen
-    assert injected == [("update", "update", 0.2), ("collector", "collector", 0.2)]
-    assert gate.asked == [cli.QUICK_SLICES] * 7
+    assert injected == [("update", 0.1), ("collector", 0.1), ("update", 0.06), ("collector", 0.06)]
+    one = (QUICK, [compare.A2C_64])
+    assert sorted(gate.asked, key=str) == sorted([*[(QUICK, ALL)] * 3, *[one] * 4], key=str)
     file = json.loads((tmp_path / "gate.json").read_text())
-    assert [run["slowed"] for run in file["runs"]] == [None, "update", "collector"] * 2 + [None]
-    assert {"machine", "slices", "margins", "slowdown"} <= set(file)
+    slowed = [f"{part} slowed by {share}%" for share in (6, 10) for part in ("collector", "update")]
+    assert sorted(run["case"] for run in file["runs"]) == sorted([*["A against A"] * 3, *slowed])
+    assert {"machine", "pairs", "margins"} <= set(file)
     told = capsys.readouterr().out
-    assert "A against A passes 3 of 3 times; 0 were measured twice." in told
+    assert "A against A passes 3 of 3 times, in 4 pairs of processes (median; the most 4)." in told
     rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in told.splitlines()]
-    assert ["update slowed by 20%", "0 of 2"] in rows and ["collector slowed by 20%", "0 of 2"] in rows
+    assert all([name, "0 of 1"] in rows for name in slowed)
+
+
+EQUAL, TENTH, SIXTH = (next(case for case in selftest.CASES if case.share == share) for share in (0.0, 0.10, 0.06))
+
+
+def run_of(case, *failed):
+    return selftest.Run(case, not failed, 4, list(failed), {part: {"one": 1.0} for part in MARGINS}, 0.05)
 
 
 def test_a_slowdown_counts_as_seen_only_in_its_own_part():
-    ratios = {part: {"one": 1.2} for part in MARGINS}
-    assert selftest.Run("update", False, True, ["iteration", "update"], ratios).as_expected
-    assert not selftest.Run("update", False, True, ["collector"], ratios).as_expected
-    assert selftest.Run(None, True, True, [], ratios).as_expected
-    assert not selftest.Run(None, False, True, ["wall"], ratios).as_expected
+    assert run_of(TENTH, "iteration", "update").as_expected
+    assert not run_of(TENTH, "collector").as_expected
+    assert run_of(EQUAL).as_expected and not run_of(EQUAL, "wall").as_expected
+
+
+def test_it_is_worth_something_with_all_but_a_fifth_of_the_small_slowdowns():
+    runs = [run_of(EQUAL), run_of(TENTH, "update"), *[run_of(SIXTH, "update")] * 4]
+    assert selftest.is_worth([*runs, run_of(SIXTH)])
+    assert not selftest.is_worth([*runs, run_of(SIXTH), run_of(SIXTH)])
+    assert not selftest.is_worth([*runs, run_of(TENTH)])
+    assert not selftest.is_worth([*runs, run_of(EQUAL, "wall")])
+
+
+_STEPPED = """
+import time
+now = 0.0
+def process_time():
+    global now
+    now += 0.001
+    return now
+time.process_time = process_time
+import fastac
+from {module} import {owner}
+def work():
+    global now
+    now += 100.0
+    return "result"
+began = now
+print({owner}().{method}(), now - began)
+"""
+
+
+@pytest.mark.parametrize("part", trees._METHODS)
+def test_a_slowdown_takes_a_share_of_the_calls_own_time(tmp_path, part):
+    """On a clock that only work and looking at it move: 100 s of work must take 106 s, of that part alone."""
+    work = "import __main__\nclass {}:\n    def {}(self, *given):\n        return __main__.work()\n"
+    package = {"rollout": work.format("Collector", "collect"), "learner": work.format("Learner", "learn")}
+    tree = write_packages(tmp_path / "tree", **package)
+    trees.inject_slowdown(tree, part, 0.06)
+    for other, (module, owner, method) in trees._METHODS.items():
+        script = _STEPPED.format(module=module, owner=owner, method=method)
+        command = [sys.executable, "-P", "-c", script]
+        env = os.environ | {"PYTHONPATH": str(tree)}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+        result, seconds = done.stdout.split()
+        assert result == "result"
+        assert float(seconds) == pytest.approx(106.0 if other == part else 100.0, abs=0.1)
+
+
+def test_the_methods_that_are_timed_and_slowed_exist():
+    for module, owner, method in trees._METHODS.values():
+        assert callable(getattr(getattr(import_module(module), owner), method))

@@ -1,13 +1,12 @@
-"""Which revision the speed gate compares with, and how its tree is exported."""
+"""Which revision the gate compares with, and how the trees are exported."""
 
 import os
 import subprocess
-from importlib import import_module
 
 import pytest
 
-from benchmarks.gate import trees
-from benchmarks.gate.trees import InputError, NoBaseError, resolve_base
+from fastac.tools.gate import trees
+from fastac.tools.gate.trees import InputError, NoBaseError, resolve_base
 
 
 class Repo:
@@ -50,11 +49,11 @@ def test_on_main_uncommitted_changes_are_compared_with_their_commit(repo):
     assert resolve_base(repo.root).commit == head
 
 
-def test_on_main_changes_outside_the_package_do_not_count(repo):
+def test_on_main_changes_outside_what_is_watched_do_not_count(repo):
     before = repo.commit("a")
     repo.commit("b")
     (repo.root / "README.md").write_text("")
-    assert resolve_base(repo.root).commit == before
+    assert resolve_base(repo.root, watched="fastac").commit == before
 
 
 @pytest.mark.parametrize("dirty", [False, True])
@@ -105,7 +104,7 @@ def test_a_revision_that_is_not_there_is_bad_input(repo, revision):
 
 def test_one_commit_has_no_base(repo):
     head = repo.commit("a")
-    with pytest.raises(NoBaseError, match=r"no commit before HEAD.*--unshallow.*BASE=rev"):
+    with pytest.raises(NoBaseError, match=r"no commit before HEAD.*--unshallow.*name a base"):
         resolve_base(repo.root)
     repo.write("b")
     assert resolve_base(repo.root).commit == head
@@ -136,31 +135,57 @@ def test_no_checkout_has_no_base(tmp_path, monkeypatch):
 # The trees
 
 
+def read(folder):
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_revision_is_exported_as_it_was_and_the_working_tree_as_it_is(repo, tmp_path):
+    repo.write("mine", "gone.py")
     old = repo.commit("old")
     repo.commit("new")
     repo.write("changed")
     repo.write("untracked", "more.py")
-    repo.write("compiled", "__pycache__")
+    repo.write("compiled", "code.pyc")
+    (repo.root / "fastac" / "gone.py").unlink()
+    (repo.root / ".gitignore").write_text("*.pyc\n")
     trees.export_revision(repo.root, old, tmp_path / "old")
     trees.export_working_tree(repo.root, tmp_path / "now")
-    assert read(tmp_path / "old" / "fastac") == {"code.py": "old"}
-    assert read(tmp_path / "now" / "fastac") == {"code.py": "changed", "more.py": "untracked"}
+    assert read(tmp_path / "old") == {"fastac/code.py": "old", "fastac/gone.py": "mine"}
+    now = {"fastac/code.py": "changed", "fastac/more.py": "untracked"}
+    assert read(tmp_path / "now") == {**now, ".gitignore": "*.pyc\n"}
     assert read(repo.root / "fastac")["code.py"] == "changed"  # exporting checks nothing out
+    trees.export_working_tree(repo.root, tmp_path / "part", ["fastac"])
+    assert read(tmp_path / "part") == now
 
 
-def read(folder):
-    return {path.name: path.read_text() for path in folder.iterdir()}
-
-
-def test_a_revision_without_the_package_is_bad_input(repo, tmp_path):
+def test_a_revision_without_the_folder_is_bad_input(repo, tmp_path):
     (repo.root / "README.md").write_text("")
     repo.git("add", ".")
     repo.git("commit", "-q", "-m", "no package")
-    with pytest.raises(InputError, match="holds no fastac/"):
-        trees.export_revision(repo.root, "HEAD", tmp_path)
+    with pytest.raises(InputError, match="holds no fastac"):
+        trees.export_revision(repo.root, "HEAD", tmp_path, ["fastac"])
 
 
-def test_the_methods_that_are_timed_and_slowed_exist():
-    for module, owner, method in trees._METHODS.values():
-        assert callable(getattr(getattr(import_module(module), owner), method))
+def test_compiled_kernels_go_along_where_there_are_kernels(tmp_path):
+    for name in ("kernels/__pycache__/gae.nbi", "kernels/__pycache__/gae.pyc", "kernels/new/__pycache__/x.nbc"):
+        path = tmp_path / "root" / "fastac" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (tmp_path / "tree" / "fastac" / "kernels").mkdir(parents=True)
+    trees.copy_compiled(tmp_path / "root", tmp_path / "tree")
+    assert set(read(tmp_path / "tree")) == {"fastac/kernels/__pycache__/gae.nbi"}
+
+
+def test_a_checkout_is_found_from_within(repo, tmp_path, monkeypatch):
+    repo.commit("a")
+    assert trees.find_root(repo.root / "fastac") == repo.root.resolve()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(InputError, match="is in no git checkout"):
+        trees.find_root(tmp_path)
+
+
+def test_changes_are_seen_new_files_too(repo):
+    repo.commit("a")
+    assert not trees.has_uncommitted(repo.root)
+    repo.write("b", "new.py")
+    assert trees.has_uncommitted(repo.root)
