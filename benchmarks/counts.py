@@ -46,7 +46,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.tables import format_table
 from fastac import kernels
-from fastac.build import Streams, build, build_envs, single_thread, worker_share
+from fastac.build import Streams, build, build_envs, torch_threads, worker_share
 from fastac.build import sync as composition
 from fastac.build.network import build_model
 from fastac.build.sync import allocate_memory
@@ -218,7 +218,7 @@ def count(config: Config) -> Counts:
     envs = build_envs(share.env, Streams.spawn(config.run.seed).env)
     group = _count_exchanges(tally, config, share, envs)
     # Watched from before anything is built, so that a method bound while building is a watched one.
-    with closing(envs), single_thread(), _watched(tally, envs), patch.object(composition, "Alone", lambda: group):
+    with closing(envs), torch_threads(1), _watched(tally, envs), patch.object(composition, "Alone", lambda: group):
         reports = build(share, envs).trainer.run()
         for _ in range(_WARM_ITERATIONS):
             before = next(reports)

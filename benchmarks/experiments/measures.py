@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.experiments.definition import Curve, Measurement, Number
 from fastac.api import start_config
-from fastac.build import Streams, assemble, build_envs, build_model, single_thread
+from fastac.build import Streams, assemble, build_envs, build_model, torch_threads
 from fastac.build.worker import build_worker
 from fastac.config import Config
 from fastac.contract import Alone, NonFiniteError, Phases, StateTree, read_branch
@@ -225,7 +225,7 @@ def learn_dqn(config: Config, horizons: Horizons) -> Measurement:
                     log.note(float(info["episode"]["r"]), self.num_timesteps, seconds)
             return not log.has_passed(horizons, self.num_timesteps, seconds)
 
-    with single_thread(), closing(gym.make(config.env.env_id)) as env:
+    with torch_threads(1), closing(gym.make(config.env.env_id)) as env:
         model = DQN(
             "MlpPolicy",
             env,
@@ -250,7 +250,7 @@ def learn_dqn(config: Config, horizons: Horizons) -> Measurement:
 
 @contextmanager
 def _assembled(config: Config) -> Iterator[Training]:
-    with single_thread(), closing(assemble(config, Streams.spawn(config.run.seed).env)) as training:
+    with torch_threads(1), closing(assemble(config, Streams.spawn(config.run.seed).env)) as training:
         yield training
 
 
@@ -379,7 +379,7 @@ class _Recorder:
 def _estimate_gradients(config: Config, frozen: StateTree, number: int) -> Tensor:
     """Return `number` estimates of the actor's gradient, `[number, P]`."""
     streams = Streams.spawn(config.run.seed)
-    with single_thread(), closing(build_envs(config.env, streams.env)) as envs:
+    with torch_threads(1), closing(build_envs(config.env, streams.env)) as envs:
         model = build_model(config.model, envs, streams.model)
         load_module(model, frozen)
         recorder = _Recorder(model)
