@@ -22,6 +22,7 @@ from numba import carray, types  # type: ignore[attr-defined]  # numba re-export
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.event import Event, Listener, install_listener
+from numba.core.runtime.nrt import rtsys
 from numba.extending import intrinsic
 
 from fastac.kernels.numba_tools import jit
@@ -101,12 +102,21 @@ class FolderCache(FunctionCache):
 
     Numba only checks a stamp of the file that defines the function, so it misses changes in functions from other
     files. Only the stamp is replaced; folders, file names and concurrent compilation are handled by Numba.
+
+    Numba also imports its implementations of Python and numpy, and scipy's linear algebra, before it looks into the
+    cache. Only compilation needs them, and they take half a second.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         """Create the cache of a function."""
         super().__init__(function)  # type: ignore[no-untyped-call]  # numba has no types
         self._cache_file._source_stamp = hash_sources()
+
+    def load_overload(self, sig: _Any, target_context: _Any) -> _Any:
+        """Return the compiled function from the cache, or None; Numba's own method without `target_context.refresh`."""
+        rtsys.initialize(target_context)  # what compiled code calls
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
 
 
 def compile_entry(specification: Specification, form: Callable[..., Any]) -> _Any:
