@@ -31,7 +31,7 @@ TABLE = {
     "learning": "memory contract config kernels rollout models",
     "workers": "shared_memory contract config pickling processes rollout models learning",
     "build": "cpu shared_memory contract config kernels presets processes rollout envs models learning workers",
-    "runs": "text memory contract config pickling processes rollout envs models learning workers build",
+    "runs": "text memory contract config kernels pickling processes rollout envs models learning workers build",
     "tools": "text install cpu memory contract config rollout envs models learning runs build",
     "api": "text contract config pickling envs models workers build runs tools",
     "trials": "cpu pickling processes",

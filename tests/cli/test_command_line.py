@@ -65,7 +65,8 @@ def test_help_and_list_wait_for_nothing():
     assert "lecture" in done.stdout
 
 
-def test_a_run_imports_only_what_it_needs(tmp_path):
+def test_a_run_imports_only_what_it_needs(run, tmp_path):
+    """After the first `run`, which compiles what is not in the cache."""
     words = ["train", "CartPole-v1", *SMALL_FLAGS, "--total-env-steps", "100", "--run-dir", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-c", TRAIN, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
