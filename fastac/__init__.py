@@ -20,6 +20,8 @@ from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from fastac.garbage import collected_later
+
 if TYPE_CHECKING:
     from fastac.api import Run, complete, evaluate, finish, load, resume, start, train
     from fastac.config import Config, TrainSettings
@@ -63,7 +65,7 @@ _HOMES |= {"Evaluation": "fastac.runs.evaluate", "TrainedPolicy": "fastac.tools.
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'fastac' has no attribute {name!r}")
-    with _interrupts_later():
+    with _interrupts_later(), collected_later():
         return getattr(import_module(_HOMES[name]), name)
 
 

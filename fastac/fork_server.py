@@ -3,11 +3,14 @@
 Importing this module changes the process: it must be the first module that the fork server preloads. Signals sent to
 the process group are for the first process only. The server starts with them blocked, so that none can end it with a
 traceback before this module is imported; from here on they are ignored.
+
+Garbage is not collected here: all that the server does is to import modules. The forked processes collect it again.
 """
 
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing.forkserver
 import os
 import signal
@@ -48,6 +51,7 @@ def _tell_error(kind: type[BaseException], error: BaseException, traceback: Trac
         sys.__excepthook__(kind, error, traceback)
 
 
+gc.disable()
 for _number in _SIGNALS:
     signal.signal(_number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -7,6 +7,7 @@ module-level function that receives its `Parent`; the parent holds a `Child`, or
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import multiprocessing
 import os
@@ -465,6 +466,8 @@ class Parent:
 
 def _live(work: Callable[[Parent], None], lifeline: Connection, pipe: Connection) -> None:
     """Run `work`, at most as long as the parent lives; report its failure to the parent."""
+    gc.freeze()  # what the fork server has imported is permanent
+    gc.enable()
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a signal to the process group is for the parent alone

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fastac.cli.flags import read_options, read_run_options
 from fastac.config import ActionChoice
+from fastac.garbage import loading
 from fastac.presets import PRESETS
 from fastac.text import fit
 
@@ -73,9 +74,10 @@ class ListOptions:
 def evaluate(words: Sequence[str]) -> int:
     """Run `fastac eval`."""
     options = read_run_options(EvalOptions, words, "eval")
-    from fastac import api
+    with loading():
+        from fastac import api
 
-    run = api.load(options.run_dir, checkpoint=options.checkpoint)
+        run = api.load(options.run_dir, checkpoint=options.checkpoint)
     actions = options.actions or run.config.run.eval_actions
     result = api.evaluate(run, options.episodes, options.seed, actions=actions, max_steps=options.max_steps)
     if options.json:
@@ -95,8 +97,9 @@ def evaluate(words: Sequence[str]) -> int:
 def record(words: Sequence[str]) -> int:
     """Run `fastac record`."""
     options = read_run_options(RecordOptions, words, "record")
-    from fastac import api
-    from fastac.tools.record import record as film
+    with loading():
+        from fastac import api
+        from fastac.tools.record import record as film
 
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are captured, no window is shown
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO, cast, get_type_hints
 from fastac.cli.flags import HELP, Flag, Options, asks_for_help, flags_of, read, read_run_options, show_help
 from fastac.cli.interrupts import name_of
 from fastac.config import Config, ConfigValue
+from fastac.garbage import loading
 from fastac.presets import find
 from fastac.text import fit, fit_command
 
@@ -174,14 +175,17 @@ def _configure(env_id: str, preset: object, settings: Mapping[str, ConfigValue])
 
 def train(words: Sequence[str]) -> int:
     """Run `fastac train`."""
-    options, asked = _read_settings("train", TrainOptions, words)
+    with loading():
+        options, asked = _read_settings("train", TrainOptions, words)
     config = _take_tuned(asked.config, asked.settings) if options.tuned else asked.config
-    from fastac.api import start_config
-    from fastac.build import shorten_rollout
+    with loading():
+        from fastac.api import start_config
+        from fastac.build import shorten_rollout
 
-    config = shorten_rollout(config, is_asked="num_steps" in asked.settings)
-    command = shlex.join(["fastac", "train", *words])
-    return _follow(start_config(config, options.run_dir, verbose=True, command=command), options.json)
+        config = shorten_rollout(config, is_asked="num_steps" in asked.settings)
+        command = shlex.join(["fastac", "train", *words])
+        session = start_config(config, options.run_dir, verbose=True, command=command)
+    return _follow(session, options.json)
 
 
 def tune(words: Sequence[str]) -> int:
@@ -306,18 +310,19 @@ def _print_tuned(search: Search, command: Sequence[str], kept: str) -> None:
 def resume(words: Sequence[str]) -> int:
     """Run `fastac resume`."""
     options = read_run_options(ResumeOptions, words, "resume")
-    from fastac import api
+    with loading():
+        from fastac import api
 
-    session = api.resume(
-        options.run_dir,
-        total_env_steps=options.total_env_steps,
-        budget_minutes=options.budget_minutes,
-        until_return=options.until_return,
-        learning_rate=options.learning_rate,
-        eval=None if options.eval else False,
-        verbose=True,
-        command=shlex.join(["fastac", "resume", *words]),
-    )
+        session = api.resume(
+            options.run_dir,
+            total_env_steps=options.total_env_steps,
+            budget_minutes=options.budget_minutes,
+            until_return=options.until_return,
+            learning_rate=options.learning_rate,
+            eval=None if options.eval else False,
+            verbose=True,
+            command=shlex.join(["fastac", "resume", *words]),
+        )
     return _follow(session, options.json)
 
 

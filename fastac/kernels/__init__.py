@@ -5,7 +5,7 @@ documentation; fuzz tests compare every fast form with it. `fastac.kernels.kerne
 """
 
 from fastac.kernels.categorical_loss import categorical_loss
-from fastac.kernels.episodes import find_episodes
+from fastac.kernels.episodes import find_episodes, note_episodes
 from fastac.kernels.frames import scale_images, stack_frames
 from fastac.kernels.gae import batch_moments, compute_gae, compute_moments, gae
 from fastac.kernels.gaussian_loss import gaussian_loss
@@ -16,7 +16,7 @@ from fastac.kernels.losses import Surrogate
 from fastac.kernels.matrices import multiply_columns, multiply_rows
 from fastac.kernels.optimizers import adam_step, rmsprop_step
 from fastac.kernels.program import Op, Program, join_calls
-from fastac.kernels.sampling import sample_categorical, sample_gaussian
+from fastac.kernels.sampling import greedy_categorical, sample_categorical, sample_gaussian
 from fastac.kernels.statistics import column_moments, discounted_moments, sum_squares
 
 __all__ = [
@@ -39,10 +39,12 @@ __all__ = [
     "find_episodes",
     "gae",
     "gaussian_loss",
+    "greedy_categorical",
     "heads_backward",
     "join_calls",
     "multiply_columns",
     "multiply_rows",
+    "note_episodes",
     "rmsprop_step",
     "sample_categorical",
     "sample_gaussian",

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numba
+import numba.cpython.hashing  # makes known to the loader what compiled code calls to hash
 from llvmlite import ir
 from numba import carray, types  # type: ignore[attr-defined]  # numba re-exports these undeclared
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.event import Event, Listener, install_listener
+from numba.core.runtime.nrt import rtsys
 from numba.extending import intrinsic
 
 from fastac.kernels.numba_tools import jit
@@ -96,7 +98,21 @@ def hash_sources() -> str:
     return digest.hexdigest()
 
 
-class FolderCache(FunctionCache):
+class QuickCache(FunctionCache):
+    """Numba's disk cache, without what Numba imports before it looks into the cache.
+
+    That is its implementations of Python and numpy, and scipy's linear algebra. Only compilation needs them, and they
+    take half a second.
+    """
+
+    def load_overload(self, sig: _Any, target_context: _Any) -> _Any:
+        """Return the compiled function from the cache, or None; Numba's own method without `target_context.refresh`."""
+        rtsys.initialize(target_context)  # makes known what compiled code calls
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]  # numba has no types
+
+
+class FolderCache(QuickCache):
     """Numba's disk cache, with entries that are valid until any file of this folder changes.
 
     Numba only checks a stamp of the file that defines the function, so it misses changes in functions from other
@@ -154,9 +170,9 @@ def _compile_jit(function: Callable[..., Any], signature: str) -> _Any:
     return entry
 
 
-def compile_runner() -> _Any:
-    """Compile the loop of `Program`, or load it from the disk cache."""
-    return _compile_jit(_run, "void(i8, i8)")
+def compile_runners() -> tuple[_Any, _Any]:
+    """Compile the loops of `Program`, or load them from the disk cache."""
+    return _compile_jit(_run, "void(i8, i8)"), _compile_jit(_repeat, "void(i8, i8, i8, i8)")
 
 
 def _run(table: int, num: int) -> None:
@@ -164,6 +180,16 @@ def _run(table: int, num: int) -> None:
     rows = _int64_array(table, 2 * num)
     for k in range(num):
         _call(rows[2 * k], rows[2 * k + 1])
+
+
+def _repeat(table: int, num: int, times: int, until: int) -> None:
+    """Call all functions up to `times` times, until the number at address `until` is not 0."""
+    rows, stop = _int64_array(table, 2 * num), _int64_array(until, 1)
+    for _ in range(times):
+        if stop[0] != 0:
+            return
+        for k in range(num):
+            _call(rows[2 * k], rows[2 * k + 1])
 
 
 def _call_address(_context: _Any, address: _Any, block: _Any) -> _Any:

@@ -142,16 +142,16 @@ def compile_kernels() -> None:
     fast = [(kernel, kernel.numba_form) for kernel in KERNELS if kernel.numba_form is not None]
     try:
         # This needs Numba.
-        from fastac.kernels.compiling import announcing_compilation, compile_entry, compile_runner, compile_step
+        from fastac.kernels.compiling import announcing_compilation, compile_entry, compile_runners, compile_step
 
         with announcing_compilation():
             entries = {k: compile_entry(k.specification, form) for k, form in fast if not k.is_step}
             steps = {k: compile_step(k.specification, form) for k, form in fast if k.is_step}
-            runner = compile_runner()
+            runner, repeater = compile_runners()
     except Exception as error:  # training must continue whatever the compiler raises
         _warn_of_reference(error, "install Numba, and set NUMBA_CACHE_DIR to a folder that can be written to")
         return
-    Program.runner = staticmethod(runner)
+    Program.runner, Program.repeater = staticmethod(runner), staticmethod(repeater)
     for kernel, entry in entries.items():
         kernel.use(entry)
     for kernel, address in steps.items():

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Op = Callable[[], object]  # a call with all its arguments
 
@@ -20,11 +22,13 @@ class Program:
 
     Attributes:
         runner: the compiled loop over the rows of a table, set when the kernels are compiled.
+        repeater: the compiled loop that repeats it, likewise.
     """
 
     __slots__ = ("_address", "_kept", "_num", "_table")
 
     runner: ClassVar[Callable[[int, int], None]]
+    repeater: ClassVar[Callable[[int, int, int, int], None]]
 
     def __init__(self, table: np.ndarray[tuple[int, int], np.dtype[np.int64]], kept: object) -> None:
         """Store the table `[num, 2]`: address of a function, and address of its block.
@@ -44,6 +48,11 @@ class Program:
     def __call__(self) -> None:
         """Run the calls."""
         Program.runner(self._address, self._num)
+
+    def repeat(self, times: int, until: Tensor) -> None:
+        """Run all calls up to `times` times, until `until[0]`, int64, is not 0; it is read before each time."""
+        assert until.dtype == torch.int64, "until is not int64"
+        Program.repeater(self._address, self._num, times, until.data_ptr())
 
     def __len__(self) -> int:
         """Return the number of calls."""

@@ -65,6 +65,17 @@ def sample_categorical(
 
 
 @kernel("N A", is_step=True)
+def greedy_categorical(logits: Annotated[Tensor, "float32 N A"], action: Annotated[Tensor, "int64 N"]) -> None:
+    """Write the most likely action of each row: the first of several; a NaN counts as the largest.
+
+    Args:
+        logits: any magnitude.
+        action: written.
+    """
+    action.copy_(logits.argmax(dim=-1))
+
+
+@kernel("N A", is_step=True)
 def sample_gaussian(
     mean: Annotated[Tensor, "float32 N A"],
     log_std: Annotated[Tensor, "float32 A"],
@@ -92,6 +103,18 @@ _LOG_2PI = math.log(2.0 * math.pi)
 
 
 # ---- Numba ------------------------------------------------------------------------------------------
+
+
+@greedy_categorical.numba
+def _greedy_categorical_numba(num_envs: int, num_actions: int, logits: Floats, action: Ints) -> None:
+    for n in range(U(num_envs)):
+        begin = n * U(num_actions)
+        best, largest = 0, logits[begin]
+        for a in range(1, num_actions):
+            logit = logits[begin + U(a)]
+            if largest == largest and not logit <= largest:  # larger, or the first NaN
+                best, largest = a, logit
+        action[n] = best
 
 
 @sample_gaussian.numba

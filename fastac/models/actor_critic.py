@@ -79,10 +79,9 @@ class ActorCritic(nn.Module):
         """Return the zero recurrent state `[N, S]`."""
         return torch.zeros(num_envs, self.state_size, device=self.value_head.weight.device)
 
-    @torch.no_grad()
     def action_std(self) -> float | None:
         """Return the mean standard deviation over action dimensions if it is a parameter, else None."""
-        return self.head.log_std.exp().mean().item() if isinstance(self.head, GaussianHead) else None
+        return self.head.log_std.detach().exp().mean().item() if isinstance(self.head, GaussianHead) else None
 
     def draw_noise(self, leading: tuple[int, ...], generator: Generator) -> Tensor:
         """Draw the randomness for actions of shape `leading`, on the CPU."""

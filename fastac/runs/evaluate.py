@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Generator
+from torch import Generator, Tensor
 
 from fastac import memory
 from fastac.build.environments import to_int
 from fastac.config import ActionChoice
-from fastac.contract import BoolArray, EnvFailure, StepRow, VecEnv
+from fastac.contract import EnvFailure, StepRow, VecEnv
 from fastac.envs import observation_dtype
+from fastac.kernels import Program, note_episodes
+from fastac.kernels.episodes import BROKEN, CUT, FOUND, OVER, PLAYING, STEPS
+from fastac.rollout.collector import CompiledEnvs
 from fastac.runs.player import Player
 
 # Episode limit if nothing else sets one: several times the time limit of any known environment.
@@ -23,7 +25,9 @@ MOST_STEPS = 1_000_000
 _NO_ENV = 2**31  # index of a child seed that no environment uses
 _MORE = 3  # if the mean reaches the goal, check it again over this multiple of the episodes
 
-# Called after every step with the episodes played so far, and the total number of episodes.
+_BLOCK = 64  # steps of compiled environments at a time, a few milliseconds
+
+# Called after every step, or block of steps, with the episodes played so far, and the total number of episodes.
 Tell = Callable[[int, int], None]
 
 
@@ -116,6 +120,62 @@ def evaluate(
     return games.result()
 
 
+class _Round:
+    """Counts the episodes of one round: every env plays its share, unless one of its episodes is cut.
+
+    Attributes:
+        take: takes the step in the row; a `Program` if it is compiled.
+        playing: `[N]`, the envs that still play.
+        noted: `[N]`, the envs whose episode was counted in the last step.
+        counts: see `note_episodes`.
+    """
+
+    def __init__(self, row: StepRow, quota: Tensor, max_steps: int) -> None:
+        """Bind the row and the quota `[N]` of episodes, which `take` lowers."""
+        num, most = len(quota), int(quota.sum())
+        self._counts = torch.zeros(6, dtype=torch.int64)
+        self._length = torch.zeros(num, dtype=torch.int64)
+        self._returns, self._lengths = torch.zeros(most, dtype=torch.float64), torch.zeros(most, dtype=torch.int64)
+        playing, noted = quota > 0, torch.zeros(num, dtype=torch.bool)
+        self.playing, self.noted, self.counts = playing.numpy(), noted.numpy(), self._counts.numpy()
+        # Images are whole numbers, and so finite.
+        obs = torch.from_numpy(row.obs).reshape(num, -1) if row.obs.dtype == np.float32 else torch.empty(num, 0)
+        self.counts[PLAYING] = self.playing.sum()
+        self.take = note_episodes.prepare(
+            obs,
+            torch.from_numpy(row.reward),
+            torch.from_numpy(row.valid),
+            torch.from_numpy(row.terminated),
+            torch.from_numpy(row.truncated),
+            torch.from_numpy(row.life_lost),
+            max_steps,
+            torch.zeros(num, dtype=torch.float64),
+            self._length,
+            quota,
+            playing,
+            noted,
+            self._returns,
+            self._lengths,
+            self._counts,
+        )
+
+    def repeat(self, program: Program, times: int) -> None:
+        """Run a program that takes a step, up to `times` times, until the round is over."""
+        program.repeat(times, self._counts)
+
+    def episodes(self, begin: int) -> tuple[list[float], list[int]]:
+        """Return the returns and lengths of the episodes so far, from the `begin`-th one on."""
+        new = slice(begin, int(self.counts[FOUND]))
+        return self._returns[new].tolist(), self._lengths[new].tolist()
+
+    def check(self) -> None:
+        """Raise EnvFailure, naming the env, if an observation or reward is not finite."""
+        if self.counts[BROKEN]:
+            n = int(self.counts[BROKEN]) - 1
+            step = int(self._length[n]) + 1
+            raise EnvFailure(f"env {n} returned an observation or reward that is not finite in step {step}")
+
+
 class _Games:
     """The episodes of one evaluation so far."""
 
@@ -127,7 +187,6 @@ class _Games:
         self._obs, self._start = torch.from_numpy(obs), torch.zeros(num, dtype=torch.bool)
         flags = [np.zeros(num, dtype=np.bool_) for _ in range(4)]
         self._row = StepRow(self._obs.numpy(), self._start.numpy(), np.zeros(num, dtype=np.float32), *flags)
-        self._total, self._length = np.zeros(num), np.zeros(num, dtype=np.int64)  # [N], of the current episode
         self._returns: list[float] = []
         self._lengths: list[int] = []
         self._successes: list[float] = []
@@ -156,62 +215,59 @@ class _Games:
 
     def play(self, episodes: int, tell: Tell | None) -> None:
         """Play `episodes` more episodes, starting with a reset of all environments."""
-        quota, most = np.full(self._envs.num_envs, episodes // self._envs.num_envs), self.num + episodes  # [N]
-        quota[: episodes % self._envs.num_envs] += 1
+        share, rest = divmod(episodes, self._envs.num_envs)
+        quota, most = torch.full((self._envs.num_envs,), share), self.num + episodes  # [N]
+        quota[:rest] += 1
         while quota.any():  # repeats only after cut episodes, whose environments need a reset
             self._play_round(quota, (lambda: tell(self.num, most)) if tell is not None else lambda: None)
 
-    def _play_round(self, quota: NDArray[np.int64], tell: Callable[[], None]) -> None:
+    def _play_round(self, quota: Tensor, tell: Callable[[], None]) -> None:
         """Play until every env has played its share, or one of its episodes was cut."""
-        row, max_steps = self._row, self._max_steps
-        self._envs.reset(row.obs, row.start)
+        self._envs.reset(self._row.obs, self._row.start)
         self._player.begin()
-        self._total.fill(0.0)
-        self._length.fill(0)
-        playing, ended = quota > 0, np.zeros(len(quota), dtype=np.bool_)  # [N]
-        steps, awake = 0, len(quota)
-        while left := int(np.count_nonzero(playing)):
-            if left < awake:
-                self._envs.rest(~playing)
-                awake = left
-            self._envs.step(self._player.act(self._obs, self._start, self._noise), row)
-            steps += 1
-            self._check_finite()
-            self._total += row.reward
-            self._length += row.valid
-            np.greater(row.terminated, row.life_lost, out=ended)  # a lost life does not end the game
-            np.logical_or(ended, row.truncated, out=ended)
-            if ended.any():
-                self._note(ended & playing, quota)
-                self._total[ended], self._length[ended] = 0.0, 0
-                playing &= quota > 0
-            if steps >= max_steps:
-                over = playing & (self._length >= max_steps)
-                self._cut += self._note(over, quota)
-                playing &= ~over
+        games, before = _Round(self._row, quota, self._max_steps), self.num
+        play = self._choose_way(games)
+        while not games.counts[OVER]:
+            play()
+            games.check()
+            if before + games.counts[FOUND] > self.num:
+                returns, lengths = games.episodes(self.num - before)
+                self._returns += returns
+                self._lengths += lengths
             tell()
-        self._calls += steps
+        self._cut += int(games.counts[CUT])
+        self._calls += int(games.counts[STEPS])
 
-    def _note(self, which: BoolArray, quota: NDArray[np.int64]) -> int:
-        """Record the finished episodes of the envs in `which`; return their number."""
-        self._returns += self._total[which].tolist()
-        self._lengths += self._length[which].tolist()
-        told = self._envs.extras.get("is_success")  # [N], NaN for envs that did not report it
-        if told is not None:
-            self._successes += told[which & ~np.isnan(told)].tolist()
-        quota -= which
-        return int(which.sum())
+    def _choose_way(self, games: _Round) -> Callable[[], None]:
+        """Return what plays on: many steps as one program, if all of it is compiled, or else one step.
 
-    def _check_finite(self) -> None:
-        """Raise EnvFailure, naming the env, if an observation or reward is not finite."""
-        row = self._row
-        # One sum is enough in the usual case: NaN and inf propagate through it.
-        if math.isfinite(row.reward.sum()) and (row.obs.dtype.kind != "f" or math.isfinite(row.obs.sum())):
-            return
-        finite = np.isfinite(row.reward)  # [N]
-        if row.obs.dtype.kind == "f":
-            finite &= np.isfinite(row.obs).reshape(len(finite), -1).all(axis=1)
-        if not finite.all():
-            n = int(np.flatnonzero(~finite)[0])
-            step = self._length[n] + 1
-            raise EnvFailure(f"env {n} returned an observation or reward that is not finite in step {step}")
+        Both make the same calls, until the same step.
+        """
+        envs, acts = self._envs, self._player.prepare(self._obs) if self._noise is None else None
+        if acts is None or not isinstance(envs, CompiledEnvs) or not isinstance(games.take, Program):
+            return self._make_step(games)
+        act, action = acts
+        step = Program.join([act, envs.prepare_step(action, self._row), games.take])
+
+        def play_block() -> None:
+            games.repeat(step, _BLOCK)
+            envs.check()
+
+        return play_block
+
+    def _make_step(self, games: _Round) -> Callable[[], None]:
+        """Return what plays one step."""
+        envs, awake = self._envs, self._envs.num_envs
+
+        def play_step() -> None:
+            nonlocal awake
+            if games.counts[PLAYING] < awake:
+                envs.rest(~games.playing)
+                awake = int(games.counts[PLAYING])
+            envs.step(self._player.act(self._obs, self._start, self._noise), self._row)
+            games.take()
+            told = envs.extras.get("is_success")  # [N], NaN for envs that did not report it
+            if told is not None:
+                self._successes += told[games.noted & ~np.isnan(told)].tolist()
+
+        return play_step

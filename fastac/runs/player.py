@@ -8,10 +8,11 @@ import torch
 from torch import Generator, Tensor
 
 from fastac.contract import ActionArray, Policy
+from fastac.kernels import Op, Program, greedy_categorical, join_calls
 from fastac.learning.fused import FusedNetwork, is_fusable
 from fastac.learning.fused.network import Activations, ForwardPass
 from fastac.learning.optimizer import flatten
-from fastac.models import ActorCritic, CategoricalHead
+from fastac.models import ActorCritic, CategoricalHead, GaussianHead
 
 
 class Player(Protocol):
@@ -27,6 +28,16 @@ class Player(Protocol):
             obs: `[N, *obs_shape]`; it must be in the same memory in every call.
             start: `[N]` bool, whether an episode begins there.
             noise: drives the sampling; None takes the most likely actions.
+
+        Returns:
+            The actions, until the next call.
+        """
+
+    def prepare(self, obs: Tensor) -> tuple[Program, ActionArray] | None:
+        """Return the program that takes the most likely actions, and where it writes them; None if not compiled.
+
+        Args:
+            obs: `[N, *obs_shape]`; it must not move.
         """
 
 
@@ -53,9 +64,12 @@ class ModulePlayer:
         actions: ActionArray = action.cpu().numpy()
         return actions
 
+    def prepare(self, obs: Tensor) -> None:
+        """See `Player`; this needs Python."""
+
 
 class FusedPlayer:
-    """Plays with a fused network on the CPU: no graph, no critic, no allocations except the actions."""
+    """Plays with a fused network on the CPU: no graph, no critic, no allocations except for sampled actions."""
 
     def __init__(self, model: ActorCritic, num_envs: int) -> None:
         """Take a model for which `is_fusable` holds."""
@@ -63,7 +77,17 @@ class FusedPlayer:
             flatten(model)  # the network also needs gradient tensors
         self._network, self._head = FusedNetwork(model), model.head
         self._pass = ForwardPass(self._network, Activations.for_step(self._network, num_envs), 0, num_envs)
-        self._logits = self._pass.params.numpy() if type(self._head) is CategoricalHead else None
+        params, self._best = self._pass.params, self._pass.params  # a Gaussian's most likely actions are its means
+        self._choose: list[Op] = []
+        if type(self._head) is CategoricalHead:
+            self._best = torch.zeros(num_envs, dtype=torch.int64)
+            self._choose = [greedy_categorical.prepare(params, self._best)]
+        elif type(self._head) is not GaussianHead:
+            self._best = self._head.mode(params)
+            self._choose = [self._write_mode]
+        self._actions: ActionArray = self._best.numpy()
+        self._ops: list[Op] = []
+        self._obs: int | None = None  # address of the observations that the calls read
 
     def begin(self) -> None:
         """Read the weights; there is no recurrent state."""
@@ -71,15 +95,30 @@ class FusedPlayer:
 
     def act(self, obs: Tensor, start: Tensor, noise: Generator | None) -> ActionArray:
         """See `Player`."""
+        if noise is None:
+            for op in self._prepare(obs):
+                op()
+            return self._actions
         self._pass.forward_actor(obs)
-        if noise is None and self._logits is not None:
-            best: ActionArray = self._logits.argmax(axis=1)  # for small batches a fifth of torch's time
-            return best
-        params, head = self._pass.params, self._head
         with torch.no_grad():
-            action = head.mode(params) if noise is None else head.sample(params, head.draw_noise((len(obs),), noise))
+            action = self._head.sample(self._pass.params, self._head.draw_noise((len(obs),), noise))
         actions: ActionArray = action.numpy()
         return actions
+
+    def prepare(self, obs: Tensor) -> tuple[Program, ActionArray] | None:
+        """See `Player`."""
+        first, *others = self._prepare(obs)
+        return (first, self._actions) if isinstance(first, Program) and not others else None
+
+    def _prepare(self, obs: Tensor) -> list[Op]:
+        """Return the calls that choose the most likely actions, made anew if `obs` is in another place."""
+        if self._obs != obs.data_ptr():
+            self._obs, self._ops = obs.data_ptr(), join_calls([*self._pass.prepare_actor(obs), *self._choose])
+        return self._ops
+
+    @torch.no_grad()
+    def _write_mode(self) -> None:
+        self._best.copy_(self._head.mode(self._pass.params))
 
 
 def make_player(policy: Policy, num_envs: int, device: torch.device) -> Player:

@@ -35,6 +35,19 @@ slow = {"torch", "gymnasium", "numba", "matplotlib"} & set(sys.modules)
 assert not slow, slow
 """
 
+TRAIN = """
+import gc, sys
+from fastac.cli import main
+assert main(sys.argv[1:]) == 0
+# Compilers, what compiling needs beyond loading from the cache, other backends of environments, pictures.
+slow = {"torch._dynamo", "torch._inductor", "torch.onnx", "torch.utils.tensorboard", "sympy", "triton"}
+slow |= {"numba.np.linalg", "scipy.linalg", "shtab", "matplotlib", "PIL", "imageio", "pandas", "pygame"}
+slow |= {"envpool", "ale_py", "mujoco", "stable_baselines3", "jax", "fastac.tools.plot"}
+slow &= set(sys.modules)
+assert not slow, slow
+assert gc.isenabled() and gc.get_freeze_count() > 100_000, "the collector goes over all modules"
+"""
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -50,6 +63,13 @@ def test_help_and_list_wait_for_nothing():
     for flag in ("--num-envs", "--[no-]baseline", "--until-return", "--total-env-steps", "--[no-]json", "--episodes"):
         assert flag in done.stdout
     assert "lecture" in done.stdout
+
+
+def test_a_run_imports_only_what_it_needs(run, tmp_path):
+    """After the first `run`, which compiles what is not in the cache."""
+    words = ["train", "CartPole-v1", *SMALL_FLAGS, "--total-env-steps", "100", "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", TRAIN, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_python_m_fastac_is_the_command():

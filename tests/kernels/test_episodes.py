@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernels_support import SEEDS, forms, generator
 
-from fastac.kernels import find_episodes
+from fastac.kernels import find_episodes, note_episodes
+from fastac.kernels.episodes import BROKEN, CUT, FOUND, OVER, PLAYING, STEPS
 
 KERNELS = forms(find_episodes)
 
@@ -89,3 +90,87 @@ def test_what_would_be_written_beyond_its_end_is_refused():
     rows = torch.zeros(2, 3), *(torch.zeros(2, 3, dtype=torch.bool) for _ in range(4))
     with pytest.raises(ValueError, match="the kernel takes a contiguous one of 6 elements"):
         find_episodes(*rows, *zeros(3), *zeros(5))
+
+
+NOTING = forms(note_episodes)
+
+
+class Noted:
+    """What `note_episodes` updates, and how it is called."""
+
+    def __init__(self, kernel, quota, max_steps, obs_size=3):
+        self._kernel, self._max_steps, num = kernel, max_steps, len(quota)
+        self.quota, self.obs = torch.tensor(quota), torch.zeros(num, obs_size)
+        self.running = zeros(num)
+        self.playing, self.noted = self.quota > 0, torch.ones(num, dtype=torch.bool)
+        self.episodes = torch.zeros(sum(quota), dtype=torch.float64), torch.zeros(sum(quota), dtype=torch.int64)
+        self.counts = torch.zeros(6, dtype=torch.int64)
+
+    def take(self, reward, valid, terminated, truncated, life_lost):
+        row = self.obs, reward, valid, terminated, truncated, life_lost
+        written = *self.running, self.quota, self.playing, self.noted, *self.episodes, self.counts
+        self._kernel(*row, self._max_steps, *written)
+
+    def state(self):
+        parts = *self.running, self.quota, self.playing, self.noted, *self.episodes, self.counts
+        return [part.tolist() for part in parts]
+
+
+def draw_rows(num, random, steps):
+    for _ in range(steps):
+        valid, terminated, truncated, lost = (torch.rand(4, num, generator=random) < p for p in (0.8, 0.3, 0.15, 0.3))
+        valid, terminated, truncated, lost = valid[0], terminated[1], truncated[2], lost[3]
+        reward = torch.randn(num, generator=random) * valid
+        yield reward, valid, terminated & valid, truncated & valid, lost & terminated & valid
+
+
+@NOTING
+@given(st.integers(1, 9), st.integers(1, 6), SEEDS)
+def test_an_evaluation_notes_what_a_loop_per_env_does(kernel, num, max_steps, seed):
+    random = generator(seed)
+    quota = torch.randint(0, 4, (num,), generator=random).tolist()
+    quota[0] += 1
+    games = Noted(kernel, quota, max_steps)
+    left, total, length = list(quota), [0.0] * num, [0] * num
+    playing, want, cut, steps = [q > 0 for q in quota], [], 0, 0
+    for reward, valid, terminated, truncated, lost in draw_rows(num, random, 40):
+        if not any(playing):
+            break
+        games.take(reward, valid, terminated, truncated, lost)
+        steps, noted = steps + 1, [False] * num
+        for n in range(num):
+            total[n] += float(reward[n])
+            length[n] += int(valid[n])
+            if (terminated[n] and not lost[n]) or truncated[n]:
+                if playing[n]:
+                    want.append((total[n], length[n]))
+                    left[n] -= 1
+                    playing[n], noted[n] = left[n] > 0, True
+                total[n], length[n] = 0.0, 0
+        for n in range(num):
+            if playing[n] and length[n] >= max_steps:
+                want.append((total[n], length[n]))
+                left[n] -= 1
+                playing[n], noted[n], cut = False, True, cut + 1
+        counts = games.counts
+        assert games.noted.tolist() == noted and games.quota.tolist() == left and games.playing.tolist() == playing
+        assert [counts[k] for k in (OVER, BROKEN, STEPS, FOUND, CUT, PLAYING)] == [
+            not any(playing), 0, steps, len(want), cut, sum(playing),
+        ]  # fmt: skip
+    found = int(games.counts[FOUND])
+    assert list(zip(*(part[:found].tolist() for part in games.episodes), strict=True)) == want
+
+
+@NOTING
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(("where", "obs_size"), [("obs", 3), ("reward", 3), ("reward", 0)])
+def test_the_first_env_whose_numbers_are_not_finite_is_named_and_nothing_is_noted(kernel, where, number, obs_size):
+    games = Noted(kernel, [1] * 7, 100, obs_size)
+    reward, ends = torch.ones(7), torch.ones(7, dtype=torch.bool)
+    before = games.state()
+    broken = games.obs[:, 2] if where == "obs" else reward
+    broken[4] = broken[5] = number
+    games.take(reward, ends, ends, ~ends, ~ends)
+    assert (games.counts[OVER], games.counts[BROKEN]) == (1, 5)
+    games.counts.zero_()
+    assert games.state() == before

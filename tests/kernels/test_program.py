@@ -86,3 +86,21 @@ def test_standardize_by_hand():
     x, y = torch.tensor([[3.0, 100.0, torch.nan], [-1.0, -100.0, -torch.inf]]), torch.empty(2, 3)
     standardize(x, torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.5, 1.0, 1.0]), 10, y)
     torch.testing.assert_close(y, torch.tensor([[1.0, 10.0, torch.nan], [-1.0, -10.0, -10.0]]), equal_nan=True)
+
+
+@pytest.mark.parametrize(("times", "done"), [(0, 0), (3, 3), (9, 5)])
+def test_a_program_is_repeated_until_a_number_is_set(times, done):
+    """A chain of copies sets the number after five times: its bits are those of a float."""
+    chain = torch.zeros(6)
+    chain[0] = 1.0
+    until = torch.zeros(1, dtype=torch.int64)
+    calls = [copy_row.prepare(chain[k - 1 : k], chain[k : k + 1]) for k in range(5, 0, -1)]
+    program = Program.join([*calls, copy_row.prepare(chain[5:], until.view(torch.float32)[:1])])
+    program.repeat(times, until)
+    assert chain.sum() == 1.0 + done
+    before = chain.clone()
+    if done == 5:
+        program.repeat(1, until)
+    assert torch.equal(chain, before)
+    with pytest.raises(AssertionError, match="int64"):
+        program.repeat(1, chain)

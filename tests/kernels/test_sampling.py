@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernels_support import SEEDS, forms, generator, in_float64
 
-from fastac.kernels import sample_categorical, sample_gaussian
+from fastac.kernels import greedy_categorical, sample_categorical, sample_gaussian
 
 KERNELS = forms(sample_categorical, has_triton=True)
 BELOW_ONE = 1.0 - 2.0**-24
@@ -189,3 +189,15 @@ def test_a_gaussian_that_is_not_finite_stays_visible(kernel):
     mean, noise = torch.tensor([[torch.nan], [1.0]]), torch.tensor([[0.0], [0.0]])
     action, log_prob = sample_normal(kernel, mean, torch.zeros(1), noise)
     assert action.isnan().tolist() == [[True], [False]] and log_prob.isnan().tolist() == [True, False]
+
+
+@forms(greedy_categorical)
+@given(st.integers(1, 9), st.integers(1, 7), SEEDS)
+def test_the_most_likely_action_is_the_first_of_the_largest(kernel, num_rows, num_actions, seed):
+    random = generator(seed)
+    logits = torch.randint(-2, 3, (num_rows, num_actions), generator=random).float()  # with ties
+    odd = torch.tensor([torch.nan, torch.inf, -torch.inf])[torch.randint(0, 3, logits.shape, generator=random)]
+    logits = torch.where(torch.rand(logits.shape, generator=random) < 0.2, odd, logits)
+    action = torch.full((num_rows,), -7)
+    kernel(logits, action)
+    assert action.tolist() == logits.numpy().argmax(axis=1).tolist()

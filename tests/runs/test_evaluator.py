@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from core_support import CPU
+from evaluation_envs import Counting, Stepwise
 from evaluation_support import SHORT_LONG, Idle, evaluate, make_slow
 
 from fastac.build import build_envs, build_model
 from fastac.config import Config, EnvConfig, ModelConfig
-from fastac.contract import WorkerFailure
+from fastac.contract import EnvFailure, WorkerFailure
 from fastac.envs import adapt, make_vec
 from fastac.processes import Child
 from fastac.runs.evaluate import MOST_STEPS, Evaluation, _Games
@@ -134,6 +135,52 @@ def test_resting_changes_nothing_for_the_others(vectorization):
 
     for rested, busy in zip(run(True), run(False), strict=True):
         assert all(map(np.array_equal, rested, busy))
+
+
+def play_counting(wrap, episodes, breaks=-1, **more):
+    """Evaluate a policy on `Counting`; return the result, and the environments' counts after it."""
+    envs = Counting(5, breaks)
+    model = build_model(ModelConfig(hidden_sizes=(8,)), envs, seed=1)
+    with torch.no_grad():
+        for p in model.head.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    told = []
+    result = evaluate(model, wrap(envs), episodes, tell=lambda *numbers: told.append(numbers), **more)
+    return result, envs, told
+
+
+@pytest.mark.parametrize(
+    ("episodes", "more"),
+    [
+        (5, {}),
+        (13, {}),
+        (40, {"max_steps": 8}),  # episodes that are cut end a round
+        (3, {"goal": 1.0, "most": 31}),  # envs go on from where the rounds before left them
+        (4, {"most": 60, "budget": 400}),
+    ],
+)
+def test_blocks_of_compiled_steps_play_what_single_steps_do(episodes, more):
+    whole, envs, told = play_counting(lambda envs: envs, episodes, **more)
+    single, others, told_singly = play_counting(Stepwise, episodes, **more)
+    assert envs.checks == len(told) < len(told_singly) == single.calls and others.checks == 0
+    assert told[-1] == told_singly[-1]
+    assert np.array_equal(whole.returns, single.returns) and np.array_equal(whole.lengths, single.lengths)
+    assert (whole.cut, whole.calls) == (single.cut, single.calls)
+    assert np.array_equal(envs._count, others._count), "steps were taken after the last episode"
+
+
+def test_sampled_actions_are_drawn_step_by_step():
+    noises = [torch.Generator().manual_seed(3) for _ in range(2)]
+    (first, envs, _), (second, _, _) = (
+        play_counting(wrap, 9, noise=noise) for wrap, noise in zip((lambda envs: envs, Stepwise), noises, strict=True)
+    )
+    assert envs.checks == 0 and np.array_equal(first.returns, second.returns)
+
+
+@pytest.mark.parametrize("wrap", [lambda envs: envs, Stepwise])
+def test_a_number_that_is_not_finite_is_told_with_its_env_and_step(wrap):
+    with pytest.raises(EnvFailure, match=r"^env 2 returned .* not finite in step [23]"):
+        play_counting(wrap, 5, breaks=2)
 
 
 class ToldPipe:

@@ -348,8 +348,9 @@ def test_an_environments_own_limit_needs_no_word(tmp_path, caplog):
     assert run.summary["eval_max_steps"] == 500 and "no time limit" not in caplog.text
 
 
-def test_ctrl_c_ends_an_evaluation_at_once_and_resume_plays_it(tmp_path, monkeypatch):
-    settings = {**SMALL, "eval_every": 64, "total_env_steps": 256}
+@pytest.mark.parametrize(("vectorization", "looks"), [("native", 3), ("compiled", 1)])
+def test_ctrl_c_ends_an_evaluation_at_once_and_resume_plays_it(tmp_path, monkeypatch, vectorization, looks):
+    settings = {**SMALL, "eval_every": 64, "total_env_steps": 256, "vectorization": vectorization}
     whole = fastac.train("CartPole-v1", run_dir=tmp_path / "whole", **settings)
 
     def interrupted(*arguments):
@@ -357,9 +358,9 @@ def test_ctrl_c_ends_an_evaluation_at_once_and_resume_plays_it(tmp_path, monkeyp
 
         def tell_and_stop(played, episodes):
             steps.append(played)
-            if len(steps) == 3:
+            if len(steps) == looks:
                 signal.raise_signal(signal.SIGINT)
-            assert len(steps) <= 3, "it went on"
+            assert len(steps) <= looks, "it went on"
             tell(played, episodes)
 
         return evaluate(*arguments[:-2], tell_and_stop, arguments[-1])

@@ -10,14 +10,14 @@ from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numba
-from numba.core.caching import FunctionCache, NullCache
+from numba.core.caching import NullCache
 from numba.core.errors import NumbaError, NumbaWarning
 
 from fastac.envs.compiled.declaration import CompiledEnv, place_of, plain, shorten
 from fastac.envs.compiled.fingerprint import hash_enclosed, hash_env
 from fastac.envs.compiled.loop import make_loop
 from fastac.envs.compiled.trial import try_env
-from fastac.kernels.compiling import announcing_compilation, compile_block
+from fastac.kernels.compiling import QuickCache, announcing_compilation, compile_block
 
 _Any: TypeAlias = Any  # Numba's objects, which have no types
 
@@ -82,7 +82,7 @@ def _find_cache(env: CompiledEnv, key: str | None) -> _Any:
     return NullCache()
 
 
-class _HashCache(FunctionCache):
+class _HashCache(QuickCache):
     """Numba's disk cache, with one entry for each declaration, valid as long as its hash."""
 
     def __init__(self, env: CompiledEnv, key: str) -> None:

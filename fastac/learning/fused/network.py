@@ -249,6 +249,11 @@ class ForwardPass:
         self._prepare(obs)
         return self._forward
 
+    def prepare_actor(self, obs: Tensor) -> list[Op]:
+        """Return the calls of `forward_actor` for observations that will not move."""
+        self._prepare(obs)
+        return self._forward_actor
+
     def prepare_critic(self, obs: Tensor) -> list[Op]:
         """Return the calls of `forward_critic` for observations that will not move."""
         self._prepare(obs)
@@ -261,8 +266,7 @@ class ForwardPass:
 
     def forward_actor(self, obs: Tensor) -> None:
         """Run the actor only; a separate critic's activations and values are unchanged."""
-        self._prepare(obs)
-        for op in self._forward_actor:
+        for op in self.prepare_actor(obs):
             op()
 
     def forward_critic(self, obs: Tensor) -> None:
