@@ -35,7 +35,7 @@ _aten = torch.ops.aten
 # choice does not depend on the number of rows, so neither do the bits of a row.
 _FEW_WEIGHTS = 2**14
 # Up to so many inputs the gradient of a weight is computed in one pass with the derivative of the activation, and up
-# to so many outputs that of the heads. Beyond, the library's products are faster. See benchmarks/LOG.md.
+# to so many outputs those of the heads. Beyond, products of their own are faster. See benchmarks/LOG.md.
 _FEW_INPUTS, _FEW_OUTPUTS = 24, 64
 
 
