@@ -276,9 +276,7 @@ def _make_compiled(config: EnvConfig, source: Source, seed: np.random.SeedSequen
     return _adapt_compiled(env, num_envs, seed, source.id, config.squash_actions)
 
 
-def _adapt_compiled(
-    env: CompiledEnv, num_envs: int, seed: np.random.SeedSequence, name: str, squashes: bool
-) -> VecEnv:
+def _adapt_compiled(env: CompiledEnv, num_envs: int, seed: np.random.SeedSequence, name: str, squashes: bool) -> VecEnv:
     from fastac.envs.compiled.adapter import CompiledEnvs  # imports Numba and the kernels
 
     return CompiledEnvs(env, num_envs, seed, name, squashes)

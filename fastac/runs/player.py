@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from fastac.contract import ActionArray, Policy
 from fastac.learning.fused import FusedNetwork, is_fusable
 from fastac.learning.fused.network import Activations, ForwardPass
+from fastac.learning.fused.recurrent import Sequences
 from fastac.learning.optimizer import flatten
 from fastac.models import ActorCritic, CategoricalHead
 
@@ -31,7 +32,7 @@ class Player(Protocol):
 
 
 class ModulePlayer:
-    """Plays with any policy, including recurrent ones."""
+    """Plays with any policy."""
 
     def __init__(self, policy: Policy, num_envs: int, device: torch.device) -> None:
         """Take a policy whose parameters are on `device`."""
@@ -62,15 +63,21 @@ class FusedPlayer:
         if any(p.grad is None for p in model.parameters()):
             flatten(model)  # the network also needs gradient tensors
         self._network, self._head = FusedNetwork(model), model.head
-        self._pass = ForwardPass(self._network, Activations.for_step(self._network, num_envs), 0, num_envs)
+        self._state = model.initial_state(num_envs)
+        self._start = torch.zeros(num_envs, dtype=torch.bool)
+        sequences = Sequences(self._state, self._start, moves_on=True) if self._network.cores else None
+        one = Activations.for_step(self._network, num_envs)
+        self._pass = ForwardPass(self._network, one, 0, num_envs, sequences)
         self._logits = self._pass.params.numpy() if type(self._head) is CategoricalHead else None
 
     def begin(self) -> None:
-        """Read the weights; there is no recurrent state."""
+        """Read the weights and reset the recurrent state."""
         self._network.refresh()
+        self._state.zero_()
 
     def act(self, obs: Tensor, start: Tensor, noise: Generator | None) -> ActionArray:
         """See `Player`."""
+        self._start.copy_(start)
         self._pass.forward_actor(obs)
         if noise is None and self._logits is not None:
             best: ActionArray = self._logits.argmax(axis=1)  # for small batches a fifth of torch's time
