@@ -26,6 +26,7 @@ from benchmarks.workloads import (
     atari_a2c,
     atari_ppo,
     mujoco_a2c,
+    recurrent_ppo,
 )
 
 
@@ -202,6 +203,7 @@ HEADLINES = (
     ),
     *_a3c_headlines(),
     *_atari_headlines(),
+    Headline("W12 PPO with an LSTM, over sb3-contrib's RecurrentPPO", 8, 15, "{:.1f}x", _over_sb3(recurrent_ppo())),
     *(Headline(f"{w}, over stable-baselines3 A2C", None, None, "{:.1f}x", _over_sb3(w)) for w in _MUJOCO),
 )
 

@@ -1,4 +1,4 @@
-"""The fixed list of workloads that `make bench` times, W1 to W6 and W9 to W11; W7 is `solve`, W8 `bench_memory`.
+"""The fixed list of workloads that `make bench` times, W1 to W6 and W9 to W12; W7 is `solve`, W8 `bench_memory`.
 
 Every workload is a comparison: its rows do the same work, in rounds that are interleaved. The policy is
 the untrained one, for all and for as long as is measured, so that all reset equally often: on CartPole
@@ -68,6 +68,7 @@ def all_workloads() -> list[Workload]:
         _atari_ppo(),
         _atari_a3c(),
         *(_mujoco_a2c(*shape) for shape in MUJOCO_SHAPES),
+        _recurrent_ppo(),
     ]
 
 
@@ -256,6 +257,16 @@ def _mujoco_a2c(num_envs: int, num_steps: int) -> Workload:
         apart,
     ]
     return Workload(mujoco_a2c(num_envs, num_steps), rows)
+
+
+def recurrent_ppo() -> str:
+    return "W12 PPO, LSTM 64, CartPole without velocities, 16 envs x 128"
+
+
+def _recurrent_ppo() -> Workload:
+    settings = {"num_envs": 16, "num_steps": 128}
+    rows = [*_fastac("recurrent_ppo", settings), *_threads(SB3, "recurrent_ppo", settings)]
+    return Workload(recurrent_ppo(), rows, quick=True, pace=2.0)
 
 
 def _count_threads(threads: int) -> str:

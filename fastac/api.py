@@ -18,6 +18,7 @@ from fastac.build import (
     EncoderFactory,
     EnvFactory,
     Streams,
+    apply_settings,
     assemble,
     build_evaluation_envs,
     build_model,
@@ -195,8 +196,8 @@ def _configure(
     given_kwargs = Config().replace(env_kwargs=settings.pop("env_kwargs", {})).env.env_kwargs
     kwargs = cast("dict[str, JsonValue]", {**named.kwargs, **given_kwargs})
     is_pool = settings.get("vectorization") == "envpool"
-    config = default_config(named.env_id, algo, preset, named.given, kwargs, is_pool)
-    config = config.replace(**settings, env_kwargs=kwargs)
+    defaults = default_config(named.env_id, algo, preset, named.given, kwargs, is_pool)
+    config = apply_settings(defaults, {**settings, "env_kwargs": kwargs})
     name, factory = name_encoder(encoder)
     config = config if name is None else config.replace(encoder=name)
     return shorten_rollout(config, is_asked="num_steps" in settings), factory

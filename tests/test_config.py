@@ -105,7 +105,7 @@ OUT_OF_RANGE = {
     "actor_sizes": [(0,), (64, -1), (NAN,), (64,)],  # the last with a shared trunk
     "critic_sizes": [(0,), (64, -1), (NAN,), (64,)],
     "activation": ["Tanh"],
-    "core": ["gru"],
+    "core": ["rnn"],
     "lstm_size": [0, NAN],
     "log_std_init": [-20.5, 2.5, NAN, INF],
     "algo": ["A2C", "dqn"],

@@ -11,7 +11,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from fastac import presets
-from fastac.build import build_model
+from fastac.build import apply_settings, build_model
 from fastac.config import AlgoName, Config, is_atari
 from fastac.models import ConvEncoder, MLPEncoder
 from fastac.presets import PRESETS, Preset, default, find, names
@@ -230,3 +230,42 @@ def test_every_algorithm_has_defaults_for_every_kind_of_environment():
     for algo in get_args(AlgoName):
         for kind in ("discrete", "continuous", "image"):
             assert presets.default("Any-v0", algo, kind).algo.algo == algo
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_minibatches"),
+    [
+        ({}, 16),
+        ({"core": "lstm"}, 4),  # of 16 envs
+        ({"core": "gru", "num_envs": 64}, 16),
+        ({"core": "lstm", "num_envs": 6}, 1),
+        ({"core": "lstm", "num_envs": 20}, 5),
+        ({"core": "lstm", "num_envs": 32, "workers": 2}, 4),
+        ({"core": "lstm", "workers": "auto"}, 4),
+        ({"core": "lstm", "num_envs": 3}, 1),
+        ({"core": "lstm", "num_minibatches": 16}, 16),  # as asked
+        ({"num_minibatches": 8}, 8),
+    ],
+)
+def test_a_recurrent_runs_default_minibatches_have_four_sequences_or_more(settings, num_minibatches):
+    defaults = default("CartPole-v1", "ppo", "discrete")
+    config = apply_settings(defaults, settings)
+    assert config.algo.num_minibatches == num_minibatches
+    assert config == defaults.replace(
+        **settings, **({} if "num_minibatches" in settings else {"num_minibatches": num_minibatches})
+    )
+
+
+def test_a_recurrent_preset_keeps_its_minibatches_while_they_have_sequences():
+    preset = find(MASKED_CARTPOLE, "ppo")
+    assert apply_settings(preset, {"seed": 3}) == preset.replace(seed=3)
+    assert apply_settings(preset, {"num_envs": 8}).algo.num_minibatches == 2
+    assert apply_settings(preset, {"core": "identity"}).algo.num_minibatches == preset.algo.num_minibatches
+
+
+def test_settings_that_do_not_fit_are_refused_as_ever():
+    defaults = default("CartPole-v1", "ppo", "discrete")
+    with pytest.raises(ValueError, match="num_minibatches is 16, expected a divisor of 250"):
+        apply_settings(defaults, {"num_envs": 5, "num_steps": 50})
+    with pytest.raises(ValueError, match="num_minibatches is 3, expected a divisor of 16"):
+        apply_settings(defaults, {"core": "lstm", "num_minibatches": 3})

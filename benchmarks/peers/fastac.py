@@ -49,6 +49,26 @@ def ppo(num_envs: int, net: str, **changes: Any) -> Iterator[Task]:
 
 
 @contextmanager
+def recurrent_ppo(num_envs: int, num_steps: int = 128, **changes: Any) -> Iterator[Task]:
+    """With an LSTM on CartPole without velocities; minibatches are whole sequences."""
+    config = make_config("ppo", num_envs, "separate").replace(
+        env_id=s.MASKED_ID,
+        num_steps=num_steps,
+        hidden_sizes=s.RECURRENT_NET.hidden_sizes,
+        activation=s.RECURRENT_NET.activation,
+        shared_trunk=s.RECURRENT_NET.shared,
+        core="lstm",
+        lstm_size=s.RECURRENT_SIZE,
+        num_epochs=s.PPO_EPOCHS,
+        num_minibatches=s.PPO_MINIBATCHES,
+        clip_coef=s.PPO_CLIP,
+        normalize_advantage=True,
+    )
+    with _assemble(config.replace(**changes)) as training:
+        yield _task(training, "all")
+
+
+@contextmanager
 def a3c(num_envs: int, net: str, **changes: Any) -> Iterator[Task]:
     """A3C's workers, each with `num_envs` environments, and the process that watches and reports."""
     config = make_config("a3c", num_envs, net).replace(envs_per_worker=num_envs, **changes)

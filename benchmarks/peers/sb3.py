@@ -1,4 +1,4 @@
-"""stable-baselines3: A2C, PPO, their rollout buffer's GAE, and its vector environment.
+"""stable-baselines3: A2C, PPO, sb3-contrib's recurrent PPO, their rollout buffer's GAE, and its vector environment.
 
 An iteration is its own `collect_rollouts` and `train`, as in `learn`, less what `learn` logs, and less the
 Monitor around every environment, which costs it 7 %. On Atari all is as its own `make_atari_env` has it, the
@@ -69,6 +69,33 @@ def ppo(num_envs: int, net: str, num_steps: int = 16, lr: float = s.FROZEN) -> I
             clip_range=s.PPO_CLIP,
         )
         yield _task(model, "all")
+
+
+@contextmanager
+def recurrent_ppo(num_envs: int, num_steps: int = 128) -> Iterator[Task]:
+    """sb3-contrib's, with one LSTM for actor and critic; its minibatches cut a rollout where they please."""
+    from sb3_contrib import RecurrentPPO  # only this needs it
+
+    envs = DummyVecEnv([partial(gym.make, s.MASKED_ID)] * num_envs)
+    policy = {
+        "features_extractor_class": Trunk,
+        "features_extractor_kwargs": {"net": s.RECURRENT_NET},
+        "net_arch": [],
+        "lstm_hidden_size": s.RECURRENT_SIZE,
+        "shared_lstm": True,
+        "enable_critic_lstm": False,
+        "optimizer_kwargs": {"eps": s.ADAM_EPS},
+    }
+    model = RecurrentPPO(
+        **_common(envs, num_steps, s.FROZEN),
+        policy="MlpLstmPolicy",
+        policy_kwargs=policy,
+        batch_size=num_envs * num_steps // s.PPO_MINIBATCHES,
+        n_epochs=s.PPO_EPOCHS,
+        clip_range=s.PPO_CLIP,
+    )
+    yield _task(model, "all")
+    envs.close()
 
 
 @contextmanager

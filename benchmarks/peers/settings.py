@@ -19,6 +19,10 @@ ENT_COEF, VF_COEF, MAX_GRAD_NORM, ADAM_EPS = 0.01, 0.5, 0.5, 1e-5
 PPO_EPOCHS, PPO_MINIBATCHES, PPO_CLIP = 4, 4, 0.2
 ATARI_PPO_CLIP = 0.1
 
+# CartPole without velocities, by a trunk of one hidden layer and a recurrent core.
+MASKED_ID = "fastac.envs.masked:fastac/MaskedCartPole-v1"
+RECURRENT_SIZE = 64
+
 # Atari by the protocol of Mnih et al. 2015, with FIRE pressed at a reset; each contestant's environments are set
 # to these numbers. Sticky actions are off and the action set is the game's own, as published scores have them.
 ATARI_ID = "ALE/Pong-v5"
@@ -64,6 +68,9 @@ NETS = {
     "lecture": Net((128, 128), "relu", shared=True),
     "separate": Net((64, 64), "tanh", shared=False),  # what the peers default to
 }
+
+
+RECURRENT_NET = Net((64,), "tanh", shared=True)
 
 
 class Cnn(NamedTuple):

@@ -28,7 +28,7 @@ from fastac.build.network import (
     name_encoder,
     torch_threads,
 )
-from fastac.build.shares import resolve_workers, shorten_rollout, worker_share
+from fastac.build.shares import apply_settings, resolve_workers, shorten_rollout, worker_share
 from fastac.build.sync import assemble_sync, build
 from fastac.build.worker import allocate_rollout, build_rule
 from fastac.config import AlgoName, Config, EnvArguments, EnvConfig, is_atari
@@ -44,6 +44,7 @@ __all__ = [
     "Streams",
     "Training",
     "allocate_rollout",
+    "apply_settings",
     "assemble",
     "build",
     "build_engine",

@@ -46,7 +46,7 @@ def build_engine(
     keep_activations = config.keeps_forward
     loss = _LOSSES[config.algo.algo]
     objective = build_objective(model.head, loss)
-    if not is_fusable(model):
+    if not is_fusable(model) or (model.state_size and device.type != "cpu"):  # the kernels of cores are for the CPU
         return _build_autograd(model, objective, rollout, generator, device, keep_activations)
     network, sampler = FusedNetwork(model), build_sampler(model.head, rollout.num_envs)
     rows = config.batch_size // config.algo.num_minibatches

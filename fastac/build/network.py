@@ -23,8 +23,10 @@ from fastac.models import (
     ActorCritic,
     CategoricalHead,
     ConvEncoder,
+    Core,
     DependentGaussianHead,
     GaussianHead,
+    GRUCore,
     Head,
     IdentityCore,
     LSTMCore,
@@ -168,8 +170,13 @@ def _build_trunk(config: ModelConfig, make: EncoderFactory | None, space: Box) -
     if features.dim() != 2 or features.shape[0] != 2:
         raise ValueError(f"the encoder maps {list(probe.shape)} to {list(features.shape)}, expected [2, D].")
     size = features.shape[1]
-    core = LSTMCore(size, config.lstm_size) if config.core == "lstm" else IdentityCore(size)
-    return Trunk(encoder, core)
+    return Trunk(encoder, _build_core(config, size))
+
+
+def _build_core(config: ModelConfig, size: int) -> Core:
+    if config.core == "lstm":
+        return LSTMCore(size, config.lstm_size)
+    return GRUCore(size, config.lstm_size) if config.core == "gru" else IdentityCore(size)
 
 
 def _build_named(config: ModelConfig, space: Box, probe: Tensor) -> tuple[nn.Module, Tensor]:

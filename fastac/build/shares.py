@@ -1,8 +1,9 @@
-"""Chooses the number of workers and computes each worker's share of the configuration."""
+"""Chooses the numbers of minibatches and workers, and computes each worker's share of the configuration."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 
 from fastac.build.environments import EnvFactory, is_batched
@@ -19,6 +20,31 @@ log = logging.getLogger("fastac")
 _LEAST_BATCHED_SHARE = 128
 _LEAST_SHARE = 2
 _LEAST_GAMES = 4  # Atari: an emulator step is expensive, and a forward pass of fewer rows is hardly cheaper
+
+
+# Sequences per minibatch of a recurrent run. Its steps run one after the other, and the weights are read at each: 16
+# sequences take 1.6 times as long one by one as all at once, and 1.1 times in fours.
+_LEAST_SEQUENCES = 4
+
+
+def apply_settings(defaults: Config, settings: Mapping[str, ConfigValue]) -> Config:
+    """Return the defaults updated with the given settings.
+
+    A recurrent run without a given `num_minibatches` gets fewer than the default if each would otherwise have less
+    than four sequences.
+
+    Raises:
+        ValueError: see `Config.replace`.
+    """
+    if "num_minibatches" in settings:
+        return defaults.replace(**settings)
+    changed, most = defaults.replace(**{**settings, "num_minibatches": 1}), defaults.algo.num_minibatches
+    if not changed.model.is_recurrent:
+        return defaults.replace(**settings)
+    workers = 1 if changed.run.workers == "auto" else changed.run.workers
+    sequences = changed.env.num_envs // workers
+    fitting = [n for n in range(1, most + 1) if sequences % n == 0 and (n == 1 or sequences // n >= _LEAST_SEQUENCES)]
+    return changed.replace(num_minibatches=fitting[-1])
 
 
 def worker_share(config: Config, env_factory: EnvFactory | None) -> Config:

@@ -28,7 +28,7 @@ def build_worker(
     generator = torch.Generator().manual_seed(action_seed)
     rollout = allocate_rollout(config, envs, model.state_size)
     actor, gradient, nbytes = build_engine(config, model, rollout, generator, check_device(config.run.device))
-    slicing = SequenceMinibatches if config.model.core == "lstm" else FlatMinibatches
+    slicing = SequenceMinibatches if config.model.is_recurrent else FlatMinibatches
     minibatches = slicing(config.algo.num_minibatches, generator)
     learner = Learner(config, gradient, minibatches, optimizer, group)
     reward_normalizer = build_reward_normalizer(config)

@@ -159,7 +159,7 @@ def _configure_for_help(env_id: str, values: Mapping[str, object]) -> Config:
 
 def _configure(env_id: str, preset: object, settings: Mapping[str, ConfigValue]) -> Config:
     """Return the preset updated with the given settings."""
-    from fastac.build import default_config
+    from fastac.build import apply_settings, default_config
 
     algo, kwargs = settings.get("algo"), settings.get("env_kwargs") or {}
     config = default_config(
@@ -170,7 +170,7 @@ def _configure(env_id: str, preset: object, settings: Mapping[str, ConfigValue])
         cast("Mapping[str, object]", kwargs),
         settings.get("vectorization") == "envpool",
     )
-    return config.replace(**settings)
+    return apply_settings(config, settings)
 
 
 def train(words: Sequence[str]) -> int:

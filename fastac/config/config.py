@@ -20,7 +20,7 @@ Vectorization = Literal["auto", "compiled", "native", "sync", "process", "envpoo
 AtariProtocol = Literal["dqn", "machado", "a3c"]
 EncoderName = Literal["auto", "mlp", "nature", "a3c", "minatar"]
 ActivationName = Literal["relu", "tanh", "elu", "gelu", "silu"]
-CoreName = Literal["identity", "lstm"]
+CoreName = Literal["identity", "lstm", "gru"]
 CollectMode = Literal["steps", "episodes"]
 OptimizerName = Literal["adam", "rmsprop", "rmsprop_tf"]
 Schedule = Literal["constant", "linear"]
@@ -172,9 +172,9 @@ class ModelConfig:
     shared_trunk: bool = True
     """One trunk for actor and critic (as in the lecture), instead of one network each."""
     core: CoreName = "identity"
-    """Core after the encoder: identity (feed-forward) or lstm (recurrent)."""
+    """Core after the encoder: identity (feed-forward), lstm or gru (recurrent)."""
     lstm_size: int = 128
-    """Hidden units of the LSTM core."""
+    """Hidden units of an lstm or gru core."""
     log_std_init: float = 0.0
     """Initial log standard deviation of Gaussian actions."""
     dependent_std: bool = False
@@ -198,6 +198,11 @@ class ModelConfig:
         _check_choice("core", self.core, CoreName)
         _check(self.lstm_size >= 1, "lstm_size", self.lstm_size, "at least 1")
         _check(-20.0 <= self.log_std_init <= 2.0, "log_std_init", self.log_std_init, "a number from -20 to 2")
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the core has a state, so that minibatches are whole sequences."""
+        return self.core != "identity"
 
 
 @dataclass(frozen=True)
@@ -377,7 +382,7 @@ class Config:
         self._check_processes(workers)
         sliced, what = (
             (self.env.num_envs, "num_envs (a recurrent core's minibatches are whole sequences)")
-            if self.model.core == "lstm"
+            if self.model.is_recurrent
             else (self.batch_size, "num_envs * num_steps")
         )
         if sliced // workers % self.algo.num_minibatches:

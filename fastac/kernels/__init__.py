@@ -16,6 +16,7 @@ from fastac.kernels.losses import Surrogate
 from fastac.kernels.matrices import multiply_columns, multiply_rows
 from fastac.kernels.optimizers import adam_step, rmsprop_step
 from fastac.kernels.program import Op, Program, join_calls
+from fastac.kernels.recurrent import gru_backward, gru_forward, lstm_backward, lstm_forward, write_columns
 from fastac.kernels.sampling import greedy_categorical, sample_categorical, sample_gaussian
 from fastac.kernels.statistics import column_moments, discounted_moments, sum_squares
 
@@ -40,8 +41,12 @@ __all__ = [
     "gae",
     "gaussian_loss",
     "greedy_categorical",
+    "gru_backward",
+    "gru_forward",
     "heads_backward",
     "join_calls",
+    "lstm_backward",
+    "lstm_forward",
     "multiply_columns",
     "multiply_rows",
     "note_episodes",
@@ -54,6 +59,7 @@ __all__ = [
     "sum_squares",
     "tanh",
     "transpose",
+    "write_columns",
 ]
 
 compile_kernels()

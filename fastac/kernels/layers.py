@@ -88,7 +88,8 @@ _Q2, _Q3 = np.float32(2.26843463243900e-03), np.float32(4.89352518554385e-03)
 
 
 @jit(FUSED)
-def _tanh(x: Number) -> Number:
+def tanh_of(x: Number) -> Number:
+    """Return the hyperbolic tangent, for float32 x."""
     clamped = _TANH_LIMIT if x > _TANH_LIMIT else x  # NaN passes through
     clamped = -_TANH_LIMIT if clamped < -_TANH_LIMIT else clamped
     square = clamped * clamped
@@ -106,7 +107,7 @@ def _activate(y: Floats, begin: int, size: int, activation: int) -> None:
             y[begin + j] = ZERO if value < ZERO else value + ZERO
     elif activation == _TANH:
         for j in range(size):
-            y[begin + j] = _tanh(y[begin + j])
+            y[begin + j] = tanh_of(y[begin + j])
 
 
 @standardize.numba

@@ -1,11 +1,9 @@
 """Computes the gradient of an objective by autograd, for any model.
 
-`fastac.learning.fused` does the same without autograd, for fastac's own networks without recurrence.
+`fastac.learning.fused` does the same without autograd, for fastac's own networks.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -37,14 +35,7 @@ class AutogradGradient:
         terms = torch.zeros(len(TERMS), dtype=torch.float64, device=self._device)
         self._model.zero_grad(set_to_none=False)
         said = params.detach().contiguous(), value.detach().contiguous()
-        self._objective(*said, _rows_of(batch), coefs, d_params, d_value, terms)
+        self._objective(*said, batch.flat(), coefs, d_params, d_value, terms)
         pairs = [(output, d) for output, d in ((params, d_params), (value, d_value)) if output.requires_grad]
         torch.autograd.backward([output for output, _ in pairs], [d for _, d in pairs])
         return terms.cpu()
-
-
-def _rows_of(batch: Batch) -> Batch:
-    """Flatten a batch of sequences `[T, N]` to rows `[M]`, for the fields that objectives read."""
-    action = batch.action.flatten(0, batch.valid.dim() - 1)
-    names = ("log_prob", "advantage", "return_", "valid")
-    return replace(batch, action=action, **{name: getattr(batch, name).flatten() for name in names})

@@ -1,7 +1,7 @@
 """Models: encoder -> core -> heads; log-probs and entropies of heads are summed to `[T, N]`."""
 
 from fastac.models.actor_critic import ActorCritic, Trunk
-from fastac.models.cores import IdentityCore, LSTMCore
+from fastac.models.cores import Core, GRUCore, IdentityCore, LSTMCore
 from fastac.models.encoders import ConvEncoder, MLPEncoder, Shape, make_activation, pick_net
 from fastac.models.heads import CategoricalHead, DependentGaussianHead, GaussianHead, Head, MultiCategoricalHead
 from fastac.models.loading import load_module
@@ -20,7 +20,9 @@ __all__ = [
     "ActorCritic",
     "CategoricalHead",
     "ConvEncoder",
+    "Core",
     "DependentGaussianHead",
+    "GRUCore",
     "GaussianHead",
     "Head",
     "IdentityCore",

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fastac.contract import Act
-from fastac.models.cores import IdentityCore, LSTMCore
+from fastac.models.cores import Core
 from fastac.models.encoders import make_linear
 from fastac.models.heads import GaussianHead, Head
 from fastac.models.normalizers import NoObsNormalizer, ObsNormalizer
@@ -21,7 +21,7 @@ from fastac.models.normalizers import NoObsNormalizer, ObsNormalizer
 class Trunk(nn.Module):
     """An encoder and a core: maps observations to features, with recurrent state."""
 
-    def __init__(self, encoder: nn.Module, core: IdentityCore | LSTMCore) -> None:
+    def __init__(self, encoder: nn.Module, core: Core) -> None:
         """Store the encoder and the core."""
         super().__init__()
         self.encoder = encoder

@@ -6,6 +6,9 @@ where a row is the first of an episode; the state is reset there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 
@@ -32,25 +35,58 @@ class LSTMCore(nn.Module):
         """Build one cell with orthogonal recurrent and input weights, and zero biases."""
         super().__init__()
         self.cell = nn.LSTMCell(input_size, hidden_size)
-        nn.init.orthogonal_(self.cell.weight_ih)
-        nn.init.orthogonal_(self.cell.weight_hh)
-        nn.init.zeros_(self.cell.bias_ih)
-        nn.init.zeros_(self.cell.bias_hh)
+        _initialize(self.cell)
         self.output_size = hidden_size
         self.state_size = 2 * hidden_size
 
     def forward(self, features: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """Run one step (`[N, D]`) or a sequence (`[T, N, D]`), with a state reset wherever `start` is set."""
-        if features.dim() == 2:
-            state = self._step(features, state, start)
-            return state[:, : self.output_size], state
-        outputs = []
-        for t in range(features.shape[0]):
-            state = self._step(features[t], state, start[t])
-            outputs.append(state[:, : self.output_size])
-        return torch.stack(outputs), state  # [T, N, H], [N, S]
+        return _run(self._step, self.output_size, features, state, start)
 
-    def _step(self, features: Tensor, state: Tensor, start: Tensor) -> Tensor:
-        kept = state * (~start).unsqueeze(-1)  # [N, S]
-        h, c = self.cell(features, kept.chunk(2, dim=-1))
+    def _step(self, features: Tensor, state: Tensor) -> Tensor:
+        h, c = self.cell(features, state.chunk(2, dim=-1))
         return torch.cat((h, c), dim=-1)
+
+
+class GRUCore(nn.Module):
+    """A gated recurrent unit (Cho et al. 2014); its state is h."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        """Build one cell, initialised as an LSTM's."""
+        super().__init__()
+        self.cell = nn.GRUCell(input_size, hidden_size)
+        _initialize(self.cell)
+        self.output_size = hidden_size
+        self.state_size = hidden_size
+
+    def forward(self, features: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """See `LSTMCore`."""
+        return _run(self.cell, self.output_size, features, state, start)
+
+
+Core: TypeAlias = IdentityCore | LSTMCore | GRUCore
+
+
+def _initialize(cell: nn.LSTMCell | nn.GRUCell) -> None:
+    nn.init.orthogonal_(cell.weight_ih)
+    nn.init.orthogonal_(cell.weight_hh)
+    nn.init.zeros_(cell.bias_ih)
+    nn.init.zeros_(cell.bias_hh)
+
+
+def _run(
+    step: Callable[[Tensor, Tensor], Tensor], size: int, features: Tensor, state: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run `step`, from features `[N, D]` and a state to the next state, whose first `size` columns are the output."""
+    if features.dim() == 2:
+        state = step(features, _reset(state, start))
+        return state[:, :size], state
+    outputs = []
+    for t in range(features.shape[0]):
+        state = step(features[t], _reset(state, start[t]))
+        outputs.append(state[:, :size])
+    return torch.stack(outputs), state  # [T, N, H], [N, S]
+
+
+def _reset(state: Tensor, start: Tensor) -> Tensor:
+    return state * (~start).unsqueeze(-1)  # [N, S]

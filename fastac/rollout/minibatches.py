@@ -42,6 +42,12 @@ class Batch:
             return self
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
+    def flat(self) -> Batch:
+        """View sequences `[T, n, ...]` as rows `[T * n, ...]`; a flat batch is returned as it is."""
+        if self.valid.dim() == 1:
+            return self
+        return _batch([getattr(self, f.name).flatten(0, 1) for f in fields(self)[:-1]], self.state)
+
     def rows(self, begin: int, end: int) -> Batch:
         """View rows `begin` to `end` of a flat batch."""
         return _batch([getattr(self, f.name)[begin:end] for f in fields(self)[:-1]], self.state)
@@ -100,32 +106,62 @@ class FlatMinibatches:
 
 
 class SequenceMinibatches:
-    """Whole sequences of some envs, for recurrent models; a single minibatch is the rollout itself."""
+    """Whole sequences of some envs, for recurrent models; a single minibatch is the rollout itself, without a copy."""
 
     def __init__(self, num_minibatches: int, generator: Generator) -> None:
         """Draw a new grouping of the envs from `generator` for every epoch."""
         self._num, self._generator = num_minibatches, generator
+        # Views of the rollout and of one minibatch, kept because both use the same memory every time.
+        self._rollout: Rollout | None = None
+        self._whole: Batch
+        self._rows: Tensor  # [T, N], number of each row of the rollout
+        self._parts: dict[int, tuple[Batch, Tensor]]  # by number of sequences n; with `[T, n]`, where its rows are
 
     def nbytes(self, rollout: Rollout) -> int:
         """See `Minibatches`."""
-        return _share(rollout, self._num)
+        if self._num == 1:
+            return _share(rollout, 1)
+        numbers = 8 * rollout.num_steps
+        sequence = _share(rollout, rollout.num_envs) + 4 * rollout.state.shape[1] + numbers
+        return self._most(rollout) * sequence + rollout.num_envs * numbers
 
     def split(self, rollout: Rollout) -> Iterator[Batch]:
-        """Yield minibatches `[T, N / num_minibatches, ...]`."""
-        rows, obs = _rows(rollout), rollout.observations
-        leading = rollout.num_steps, rollout.num_envs
+        """Yield minibatches `[T, N / num_minibatches, ...]`, of unequal sizes if that leaves a rest."""
+        if self._rollout is not rollout:
+            self._view(rollout)
         if self._num == 1:
-            whole = obs.batch()
-            obs.whole(whole)
-            yield _batch([whole.unflatten(0, leading), *rows], rollout.state)
+            rollout.observations.whole(self._whole.obs.flatten(0, 1))
+            yield self._whole
             return
         order = torch.randperm(rollout.num_envs, generator=self._generator)
-        flat = torch.arange(rollout.valid.numel()).view(leading)  # [T, N]
         for index in order.chunk(self._num):
-            part = obs.empty(len(flat) * len(index))
-            obs.take(flat[:, index].flatten(), part)
-            rest = [row[:, index] for row in rows]
-            yield _batch([part.unflatten(0, (len(flat), len(index))), *rest], rollout.state[index])
+            part, rows = self._parts[len(index)]
+            torch.index_select(self._rows, 1, index, out=rows)
+            rollout.observations.take(rows.flatten(), part.obs.flatten(0, 1))
+            for f in fields(part)[1:-1]:  # all but obs and state
+                torch.index_select(getattr(self._whole, f.name), 1, index, out=getattr(part, f.name))
+            torch.index_select(rollout.state, 0, index, out=part.state)
+            yield part
+
+    def _most(self, rollout: Rollout) -> int:
+        return -(-rollout.num_envs // self._num)
+
+    def _view(self, rollout: Rollout) -> None:
+        leading, obs, rows = (rollout.num_steps, rollout.num_envs), rollout.observations, _rows(rollout)
+        self._rollout = rollout
+        if self._num == 1:
+            self._whole = _batch([obs.batch().unflatten(0, leading), *rows], rollout.state)
+            return
+        self._whole = _batch([obs.empty(0), *rows], rollout.state)  # observations are copied by index instead
+        self._rows = torch.arange(rollout.valid.numel()).view(leading)
+        most = leading[0] * self._most(rollout)
+        numbers = torch.empty(most, dtype=torch.int64)
+        copies = [obs.empty(most), *(torch.empty(most, *part.shape[2:], dtype=part.dtype) for part in rows)]
+        state = torch.empty(self._most(rollout), rollout.state.shape[1])
+        self._parts = {}
+        for size in {len(index) for index in torch.arange(leading[1]).chunk(self._num)}:
+            views = [copy[: leading[0] * size].unflatten(0, (leading[0], size)) for copy in (numbers, *copies)]
+            self._parts[size] = _batch(views[1:], state[:size]), views[0]
 
 
 def _rows(rollout: Rollout) -> list[Tensor]:

@@ -37,6 +37,7 @@ from fastac.envs.spaces import ArraySpace, map_actions
 from fastac.learning.fused import Activations, FusedNetwork, is_fusable
 from fastac.learning.fused.gradient import chunk_rows
 from fastac.learning.fused.network import BackwardPass, ForwardPass, GradientBuffers
+from fastac.learning.fused.recurrent import Sequences
 from fastac.models import ActorCritic
 from fastac.workers import Training
 
@@ -142,7 +143,7 @@ def measure(
         with _stepping(share, env_factory, rng) as step:
             env_s = time_call(step, clock)
         network: _Network = (
-            _FusedNetwork(model, num_envs, lead[0], obs_space, keep_activations, rng)
+            _FusedNetwork(model, num_envs, lead, obs_space, keep_activations, rng)
             if is_fusable(training.model)
             else _ModuleNetwork(model, num_envs, lead, obs_space, rng)
         )
@@ -240,15 +241,15 @@ class _FusedNetwork:
         self,
         model: ActorCritic,
         num_envs: int,
-        rows: int,
+        lead: tuple[int, ...],
         obs_space: ArraySpace,
         keep_activations: bool,
         rng: np.random.Generator,
     ) -> None:
-        """Allocate `num_envs` rows for acting and `rows` for learning, the latter in full if activations are kept."""
+        """Allocate `num_envs` rows for acting and `lead` for learning, the latter in full if activations are kept."""
         for param in model.parameters():
             param.grad = torch.zeros_like(param)
-        network = FusedNetwork(model)
+        network, rows = FusedNetwork(model), math.prod(lead)
         chunk, steps = chunk_rows(network, rows), rows // num_envs if keep_activations else 1
         acting = (
             Activations.kept(network, steps, num_envs) if keep_activations else Activations.for_step(network, num_envs)
@@ -257,12 +258,18 @@ class _FusedNetwork:
         obs = _draw_obs(rng, (num_envs,), obs_space)
         network.refresh()
         begins = range(0, steps * num_envs, num_envs)
-        self._acting = cycle([(ForwardPass(network, acting, at, at + num_envs), obs) for at in begins])
+        acts, learns = (
+            Sequences(model.initial_state(among[-1]), torch.zeros(math.prod(among), dtype=torch.bool), moves_on)
+            if network.cores
+            else None
+            for among, moves_on in (((num_envs,), True), (lead, False))
+        )
+        self._acting = cycle([(ForwardPass(network, acting, at, at + num_envs, acts), obs) for at in begins])
         buffers = GradientBuffers(network, chunk)
         self._passes: list[tuple[BackwardPass, Tensor]] = []
         for begin in range(0, rows, chunk):
             num, at = min(chunk, rows - begin), begin if keep_activations else 0
-            step = BackwardPass(network, activations, at, at + num, buffers)
+            step = BackwardPass(network, activations, at, at + num, buffers, sequences=learns)
             self._passes.append((step, _draw_obs(rng, (num,), obs_space)))
         buffers.params.copy_(_draw(rng, *buffers.params.shape))
         buffers.value.copy_(_draw(rng, *buffers.value.shape))

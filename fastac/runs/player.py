@@ -11,6 +11,7 @@ from fastac.contract import ActionArray, Policy
 from fastac.kernels import Op, Program, greedy_categorical, join_calls
 from fastac.learning.fused import FusedNetwork, is_fusable
 from fastac.learning.fused.network import Activations, ForwardPass
+from fastac.learning.fused.recurrent import Sequences
 from fastac.learning.optimizer import flatten
 from fastac.models import ActorCritic, CategoricalHead, GaussianHead
 
@@ -42,7 +43,7 @@ class Player(Protocol):
 
 
 class ModulePlayer:
-    """Plays with any policy, including recurrent ones."""
+    """Plays with any policy."""
 
     def __init__(self, policy: Policy, num_envs: int, device: torch.device) -> None:
         """Take a policy whose parameters are on `device`."""
@@ -76,7 +77,11 @@ class FusedPlayer:
         if any(p.grad is None for p in model.parameters()):
             flatten(model)  # the network also needs gradient tensors
         self._network, self._head = FusedNetwork(model), model.head
-        self._pass = ForwardPass(self._network, Activations.for_step(self._network, num_envs), 0, num_envs)
+        self._state = model.initial_state(num_envs)
+        self._start = torch.zeros(num_envs, dtype=torch.bool)
+        sequences = Sequences(self._state, self._start, moves_on=True) if self._network.cores else None
+        one = Activations.for_step(self._network, num_envs)
+        self._pass = ForwardPass(self._network, one, 0, num_envs, sequences)
         params, self._best = self._pass.params, self._pass.params  # a Gaussian's most likely actions are its means
         self._choose: list[Op] = []
         if type(self._head) is CategoricalHead:
@@ -90,11 +95,13 @@ class FusedPlayer:
         self._obs: int | None = None  # address of the observations that the calls read
 
     def begin(self) -> None:
-        """Read the weights; there is no recurrent state."""
+        """Read the weights and reset the recurrent state."""
         self._network.refresh()
+        self._state.zero_()
 
     def act(self, obs: Tensor, start: Tensor, noise: Generator | None) -> ActionArray:
         """See `Player`."""
+        self._start.copy_(start)
         if noise is None:
             for op in self._prepare(obs):
                 op()
@@ -107,6 +114,8 @@ class FusedPlayer:
 
     def prepare(self, obs: Tensor) -> tuple[Program, ActionArray] | None:
         """See `Player`."""
+        if self._network.cores:  # each step resets the states of environments that begin an episode
+            return None
         first, *others = self._prepare(obs)
         return (first, self._actions) if isinstance(first, Program) and not others else None
 

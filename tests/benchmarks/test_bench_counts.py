@@ -55,7 +55,7 @@ CONFIG = Config().replace(
 )
 PENDULUM = CONFIG.replace(env_id="Pendulum-v1", vectorization="sync")
 WORKERS = CONFIG.replace(num_envs=4, workers=2)
-LSTM = CONFIG.replace(core="lstm", lstm_size=8)
+AUTOGRAD = CONFIG.replace(core="lstm", lstm_size=8, encoder="a3c_support:make_encoder")
 PPO = CONFIG.replace(algo="ppo", num_minibatches=2)
 
 
@@ -140,11 +140,11 @@ def test_without_reuse_there_is_a_forward_more_per_chunk(steps):
 
 
 def test_the_graphs_of_an_lstm_are_reused_too():
-    reused = count(LSTM)
+    reused = count(AUTOGRAD)
     assert reused["collect: forwards"] == STEPS + 1
     assert reused["update: backwards"] == 1
     assert "update: forwards" not in reused
-    assert calls(changes(reused, LSTM.replace(reuse_forward=False))) == {"update: forwards": 1}
+    assert calls(changes(reused, AUTOGRAD.replace(reuse_forward=False))) == {"update: forwards": 1}
 
 
 def test_ppo_reuses_the_forward_in_its_first_epoch():
@@ -181,9 +181,9 @@ def test_an_op_more_in_the_model(committed, monkeypatch):
 
 
 def test_an_op_more_in_a_model_under_autograd(monkeypatch):
-    before = count(LSTM)
+    before = count(AUTOGRAD)
     before_each(monkeypatch, ActorCritic, "forward", lambda _, obs, *rest: obs.neg())
-    found = changes(before, LSTM)
+    found = changes(before, AUTOGRAD)
     assert (found["collect: ops"], found["collect: ops per step"]) == (STEPS + 1, 1)
 
 
@@ -210,7 +210,7 @@ def test_an_allocation_more_with_no_op_more(committed, monkeypatch):
     [
         (FusedActor, "act", "collect: forwards", STEPS, CONFIG),
         (FusedActor, "value", "collect: critic forwards", 1, CONFIG),
-        (ActorCritic, "value", "collect: forwards", 1, LSTM),
+        (ActorCritic, "value", "collect: forwards", 1, AUTOGRAD),
         (NextStepAdapter, "step", "collect: env steps", STEPS, CONFIG),
         (SyncEnvs, "step", "collect: env steps", STEPS * 2, PENDULUM),
         (FusedActor, "act", "collect: sample_categorical", STEPS, CONFIG),
@@ -231,10 +231,10 @@ def test_a_call_more(monkeypatch, owner, method, name, number, config):
 
 
 def test_a_backward_more_under_autograd(monkeypatch):
-    before = count(LSTM)
+    before = count(AUTOGRAD)
     zero = torch.zeros(1, requires_grad=True)
     before_each(monkeypatch, LocalOptimizer, "step", lambda *_: zero.sum().backward())
-    assert calls(changes(before, LSTM)) == {"update: backwards": 1}
+    assert calls(changes(before, AUTOGRAD)) == {"update: backwards": 1}
 
 
 def test_a_reset_more(committed, monkeypatch):

@@ -94,6 +94,18 @@ def test_all_have_the_same_network(module, net):
     assert run(FACTS, module, net) == PARAMETERS[net]
 
 
+RECURRENT_FACTS = FACTS.replace("a2c(num_envs=2, net=sys.argv[2])", "recurrent_ppo(num_envs=4, num_steps=16)")
+# A hidden layer, an LSTM's input and recurrent weights with a bias each, two logits, a value.
+RECURRENT_PARAMETERS = (2 * 64 + 64) + 4 * 64 * (64 + 1) * 2 + (64 * 2 + 2) + (64 + 1)
+needs_contrib = pytest.mark.skipif(find_spec("sb3_contrib") is None, reason="needs sb3-contrib: run `make bench`")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["fastac", pytest.param("sb3", marks=needs_contrib)])
+def test_recurrent_ones_have_the_same_network(module):
+    assert run(RECURRENT_FACTS, module) == RECURRENT_PARAMETERS
+
+
 ATARI_FACTS = """
 import sys
 from importlib import import_module

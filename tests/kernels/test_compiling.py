@@ -63,6 +63,20 @@ for steps, envs in [(5, 64), (8, 4), (128, 16)]:
         kernels.dense(logits, numbers(6, 64), numbers(64), activation, out[activation])
     call("sample_gaussian", logits, numbers(6), numbers(rows, 6), results=[room(rows, 6), room(rows)])
     call("standardize", logits, numbers(6), numbers(6), 10, results=[room(rows, 6)])
+    for name, gates, inner in (("lstm", 4, 8), ("gru", 3, 24)):
+        forward, backward = getattr(kernels, f"{name}_forward"), getattr(kernels, f"{name}_backward")
+        by_gate, starts = numbers(steps, envs, gates, 8), flags(steps, envs)
+        weight, state = numbers(8, gates, 8), numbers(envs, 16)
+        before, inside, hidden = room(steps, envs, 8), room(steps, envs, inner), room(steps, envs, 8)
+        forward(by_gate, weight, numbers(gates, 8), state, 0, starts, before, inside, hidden)
+        d = numbers(steps, envs, 8), room(steps, envs, inner), room(steps, envs, gates, 8)
+        back = weight.view(gates, 8, 8)
+        if name == "lstm":
+            backward(by_gate, inside, back, state, 0, starts, *d)
+        else:
+            backward(by_gate, inside, before, back, starts, d[0], d[2], d[1])
+        results = by_gate, before, inside, hidden, *d
+        out.update({f"{name} {i}": result for i, result in enumerate(results)})
     for name, result in out.items():
         print(steps, envs, name, hashlib.sha256(result.numpy().tobytes()).hexdigest()[:16])
 """

@@ -351,11 +351,11 @@ def test_small_images_are_no_layer_to_leave_out():
     assert not FusedNetwork(model).leaves_first_out(10**6)
 
 
-def test_a_conv_net_without_memory_is_fused_and_one_with_it_is_not():
+def test_a_conv_net_is_fused_with_and_without_memory():
     model = make_model("minatar", (6, 6, 1), torch.float32)
     assert is_fusable(model)
     trunk = Trunk(model.trunks[0].encoder, LSTMCore(128, 6))
-    assert not is_fusable(ActorCritic([trunk], CategoricalHead(6, NUM_ACTIONS), NoObsNormalizer()))
+    assert is_fusable(ActorCritic([trunk], CategoricalHead(6, NUM_ACTIONS), NoObsNormalizer()))
 
 
 # --- runs ---------------------------------------------------------------------------------------
@@ -418,11 +418,12 @@ def test_a_run_learns_the_same_whether_forwards_are_kept_or_made_again(settings)
         torch.testing.assert_close(value, again[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_a_run_learns_what_autograd_would_have_learned(monkeypatch):
+@pytest.mark.parametrize("core", ["identity", "gru"])
+def test_a_run_learns_what_autograd_would_have_learned(core, monkeypatch):
     found = []
     for fuses in (True, False):
         monkeypatch.setattr("fastac.build.engine.is_fusable", lambda model, fuses=fuses: fuses)
-        found.append(ends(build_lights(algo="ppo", num_epochs=2)))
+        found.append(ends(build_lights(algo="ppo", num_epochs=2, core=core, lstm_size=8)))
     for name, value in found[0].items():
         torch.testing.assert_close(value, found[1][name], rtol=1e-3, atol=1e-5, msg=name)
 

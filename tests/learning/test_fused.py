@@ -20,7 +20,7 @@ from fastac.learning.fused import network as network_module
 from fastac.learning.losses import clipped_surrogate, policy_gradient
 from fastac.learning.objectives import Coefs, PlainObjective
 from fastac.learning.optimizer import Adam, LocalOptimizer
-from fastac.models import ActorCritic, IdentityCore, LSTMCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, Trunk
+from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, ModelActor, Rollout
 
 OBS_SIZE, NUM_STEPS, NUM_ENVS = 3, 7, 5
@@ -281,8 +281,7 @@ RUNS = {
     "normalised": {"num_steps": 9, "normalize_obs": True, "shared_trunk": False, "activation": "tanh"},
     "ppo, wide": {"algo": "ppo", "num_steps": 150, "num_epochs": 3, "hidden_sizes": (256, 256)},
 }
-# These keep autograd's graphs in place of activations.
-GRAPHS = {
+RECURRENT = {
     "lstm": {"num_steps": 9, "core": "lstm", "lstm_size": 8},
     "lstm ppo": {"num_steps": 9, "core": "lstm", "lstm_size": 8, "algo": "ppo", "num_epochs": 3},
     "lstm episodes": {"num_steps": 60, "core": "lstm", "lstm_size": 8, "collect": "episodes", "gae_lambda": 1.0},
@@ -290,7 +289,7 @@ GRAPHS = {
 }
 
 
-@pytest.mark.parametrize("settings", (RUNS | GRAPHS).values(), ids=RUNS | GRAPHS)
+@pytest.mark.parametrize("settings", (RUNS | RECURRENT).values(), ids=RUNS | RECURRENT)
 def test_a_run_learns_the_same_whether_forwards_are_kept_or_made_again(settings):
     ends = []
     for reuse in (True, False):
@@ -317,11 +316,10 @@ def test_a_run_learns_what_autograd_would_have_learned(monkeypatch):
         torch.testing.assert_close(value, ends[1][name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_what_has_a_memory_or_an_encoder_of_its_own_is_not_fused():
+def test_what_has_an_encoder_of_its_own_is_not_fused():
     encoder = MLPEncoder(OBS_SIZE, (6,), "tanh")
     head = build_head(SPACES["discrete"], 6, Config().model)
     assert is_fusable(ActorCritic([Trunk(encoder, IdentityCore(6))], head, NoObsNormalizer()))
-    assert not is_fusable(ActorCritic([Trunk(encoder, LSTMCore(6, 6))], head, NoObsNormalizer()))
     own = torch.nn.Linear(OBS_SIZE, 6)
     assert not is_fusable(ActorCritic([Trunk(own, IdentityCore(6))], head, NoObsNormalizer()))
 
@@ -341,6 +339,8 @@ def held_bytes():
         {"normalize_obs": True, "shared_trunk": False},
         {"algo": "ppo", "num_epochs": 2},
         {"algo": "ppo", "num_epochs": 2, "num_minibatches": 4},
+        {"core": "lstm", "lstm_size": 32},
+        {"core": "gru", "lstm_size": 32, "algo": "ppo", "num_epochs": 2, "num_minibatches": 4},
     ],
 )
 def test_a_run_holds_the_memory_that_it_states_and_no_second_copy(settings):

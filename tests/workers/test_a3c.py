@@ -10,6 +10,7 @@ CASES = {
     "linear": LINEAR,
     "normalized": {"normalize_obs": True, "normalize_reward": True, "normalize_advantage": True},
     "lstm": {"core": "lstm", "lstm_size": 8, "normalize_obs": True, **LINEAR},
+    "gru": {"core": "gru", "lstm_size": 8},
     "rmsprop": {"optimizer": "rmsprop"},
     "rmsprop_tf": {"optimizer": "rmsprop_tf", "normalize_reward": True, "max_grad_norm": None},
     "continuous": {"env_id": "Pendulum-v1", "vectorization": "sync", "normalize_obs": True, "shared_trunk": False},

@@ -250,7 +250,9 @@ def test_normalizers_see_all_workers_rows():
 # --- in processes --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"algo": "ppo", "num_epochs": 2, "num_minibatches": 2}, {"core": "lstm"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"algo": "ppo", "num_epochs": 2, "num_minibatches": 2}, {"core": "lstm"}, {"core": "gru"}]
+)
 def test_a_run_with_workers_learns_and_counts_everybodys_steps(settings):
     training = assemble_training(normalize_obs=True, normalize_reward=True, lstm_size=8, **settings)
     try:

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from fastac.contract import StateTree, read_tensor
 from fastac.kernels import Op, Program, copy_row, join_calls
 from fastac.learning.fused.network import Activations, ForwardPass, FusedNetwork
+from fastac.learning.fused.recurrent import Sequences
 from fastac.rollout import Rollout
 
 
@@ -42,22 +43,33 @@ class FusedActor:
         one = Activations.for_step(network, envs)
         self.activations = Activations.kept(network, steps, envs) if keep_activations else one
         begins = [t * envs if keep_activations else 0 for t in range(steps)]
-        self._passes = [ForwardPass(network, self.activations, at, at + envs) for at in begins]
-        self._last, self._beside = (ForwardPass(network, one, 0, envs) for _ in range(2))
+        self._state = torch.zeros(rollout.state.shape)  # [N, S], before the next row
+        self._passes = [
+            self._make_pass(self.activations, at, start, moves_on=True)
+            for at, start in zip(begins, rollout.start[:steps].unbind(0), strict=True)
+        ]
+        self._last_start, going_on = (torch.zeros(envs, dtype=torch.bool) for _ in range(2))
+        self._last, self._beside = (self._make_pass(one, 0, start) for start in (self._last_start, going_on))
         self._beside_obs = rollout.observations.empty(envs)
         self._noise = sampler.draw_noise((steps, envs), torch.Generator())  # [T, N, ...]
-        self._nbytes = one.nbytes + (self.activations.nbytes if keep_activations else 0) + self._noise.nbytes
+        activations_nbytes = one.nbytes + (self.activations.nbytes if keep_activations else 0)
+        self._nbytes = self._state.nbytes + activations_nbytes + self._noise.nbytes
         self._value = list(rollout.value)
         self._ops: list[list[Op]] = [[] for _ in range(steps)]  # the calls of each row
         self._obs: list[int] = [0] * steps  # address of the observations that they read
 
+    def _make_pass(self, activations: Activations, begin: int, start: Tensor, moves_on: bool = False) -> ForwardPass:
+        sequences = Sequences(self._state, start, moves_on) if self._network.cores else None
+        return ForwardPass(self._network, activations, begin, begin + len(start), sequences)
+
     @property
     def nbytes(self) -> int:
-        """Memory of the activations and of a rollout's noise."""
+        """Memory of the state, the activations and of a rollout's noise."""
         return self._nbytes
 
     def begin(self) -> None:
-        """Draw the rollout's noise, and refresh the weights for acting."""
+        """Record the recurrent state, draw the rollout's noise, and refresh the weights for acting."""
+        self._rollout.state.copy_(self._state)
         self._network.refresh()
         self._noise.copy_(self._sampler.draw_noise((self._rollout.num_steps, self._rollout.num_envs), self._generator))
 
@@ -84,22 +96,25 @@ class FusedActor:
         return self._ops[t]
 
     def value(self, t: int) -> None:
-        """Write row t of values."""
+        """Write row t of values; the recurrent state does not change."""
+        self._last_start.copy_(self._rollout.start[t])
         self._last.forward_critic(self._rollout.observation(t))
         self._value[t].copy_(self._last.value)
 
     def value_of(self, obs: Tensor) -> Tensor:
-        """Return the values of `obs`; the network has no recurrent state."""
+        """Return the values of `obs`, given the recurrent state after the last row."""
         self._beside.forward_critic(self._beside_obs.copy_(obs))
         return self._beside.value
 
     def forget(self) -> None:
-        """Do nothing: there is no recurrent state."""
+        """Reset the recurrent state."""
+        self._state.zero_()
 
     def get_state(self) -> StateTree:
-        """Return the action stream and an empty recurrent state."""
-        return {"state": torch.zeros(self._rollout.num_envs, 0), "generator": self._generator.get_state()}
+        """Return the recurrent state and the action stream."""
+        return {"state": self._state.clone(), "generator": self._generator.get_state()}
 
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`."""
+        self._state.copy_(read_tensor(state, "state", self._state))
         self._generator.set_state(read_tensor(state, "generator", self._generator.get_state()))

@@ -17,7 +17,9 @@ from fastac.models import (
     ConvEncoder,
     DependentGaussianHead,
     GaussianHead,
+    GRUCore,
     IdentityCore,
+    LSTMCore,
     MLPEncoder,
     MultiCategoricalHead,
     NoObsNormalizer,
@@ -33,6 +35,8 @@ _PARTS: dict[type[nn.Module], set[str] | None] = {
     ActorCritic: {"obs_normalizer", "trunks", "head", "value_head"},
     Trunk: {"encoder", "core"},
     IdentityCore: set(),
+    LSTMCore: {"cell"},
+    GRUCore: {"cell"},
     MLPEncoder: {"layers"},
     ConvEncoder: {"convs", "linear"},
     CategoricalHead: {"layer"},
@@ -44,6 +48,8 @@ _PARTS: dict[type[nn.Module], set[str] | None] = {
     RunningMoments: set(),
     nn.Linear: {"weight", "bias"},
     nn.Conv2d: {"weight", "bias"},
+    nn.LSTMCell: {"weight_ih", "weight_hh", "bias_ih", "bias_hh"},
+    nn.GRUCell: {"weight_ih", "weight_hh", "bias_ih", "bias_hh"},
     nn.ReLU: set(),
     nn.Tanh: set(),
     nn.ELU: set(),
@@ -55,7 +61,7 @@ _PARTS: dict[type[nn.Module], set[str] | None] = {
 
 
 def is_fusable(model: ActorCritic) -> bool:
-    """Return whether a model has only unmodified fastac encoders and heads, and no recurrence."""
+    """Return whether a model has only unmodified fastac encoders, cores and heads."""
     modules = list(model.modules())
     params = [p for _, p in model.named_parameters(remove_duplicate=False)]
     return (
@@ -64,6 +70,7 @@ def is_fusable(model: ActorCritic) -> bool:
         and all(map(_is_trainable, params))
         and len(params) == len(set(params))
         and _are_known([trunk.get_submodule("encoder") for trunk in model.trunks])
+        and _are_known_cores([trunk.get_submodule("core") for trunk in model.trunks])
     )
 
 
@@ -130,6 +137,19 @@ def _maps(conv: nn.Conv2d, before: Shape, after: Shape) -> bool:
     made = [(s - kernel) // stride + 1 for s, kernel, stride in zip(sides, conv.kernel_size, conv.stride, strict=True)]
     settings = (conv.in_channels, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
     return settings == (channels, (0, 0), (1, 1), 1, "zeros") and (conv.out_channels, *made) == after
+
+
+def _are_known_cores(cores: list[nn.Module]) -> bool:
+    """Return whether all cores are alike, and recurrent ones have their own cell."""
+    return all(repr(core) == repr(cores[0]) and _is_known_core(core) for core in cores)
+
+
+def _is_known_core(core: nn.Module) -> bool:
+    if isinstance(core, LSTMCore | GRUCore):
+        states, cell = (2, nn.LSTMCell) if isinstance(core, LSTMCore) else (1, nn.GRUCell)
+        size = core.cell.hidden_size
+        return type(core.cell) is cell and (core.output_size, core.state_size) == (size, states * size)
+    return isinstance(core, IdentityCore)
 
 
 def _sees(encoder: ConvEncoder) -> tuple[str, list[Shape], bool, float]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastac.learning.fused.network import Activations, BackwardPass, FusedNetwork, GradientBuffers
+from fastac.learning.fused.recurrent import Sequences
 from fastac.learning.objectives import Coefs, Objective
 from fastac.rollout import Batch
 
@@ -18,7 +19,12 @@ _CHUNK_BYTES = 2**25
 
 
 def chunk_rows(network: FusedNetwork, rows: int) -> int:
-    """Return the rows per pass for a batch of `rows`: as few passes as the limits allow, of equal size."""
+    """Return the rows per pass for a batch of `rows`: as few passes as the limits allow, of equal size.
+
+    With recurrence there is one pass, because the gradient goes back through all steps.
+    """
+    if network.cores:
+        return rows
     row_bytes = 4 * (network.num_inputs + max(map(sum, network.sizes)))
     num_passes = -(-rows // min(CHUNK, max(1, _CHUNK_BYTES // row_bytes)))
     return -(-rows // num_passes)
@@ -49,7 +55,7 @@ class FusedGradient:
         self._own = Activations(network, rows if goes_forward or kept is None else 0)
         self._buffers = GradientBuffers(network, rows)
         self._terms = torch.zeros(5, dtype=torch.float64)
-        self._passes: dict[tuple[bool, int], tuple[int, BackwardPass]] = {}
+        self._passes: dict[tuple[bool, int], tuple[tuple[int, ...], BackwardPass]] = {}
         self._batch: Batch | None = None  # batch of `_parts`; the whole rollout is one object every time
         self._parts: list[Batch] = []
 
@@ -60,7 +66,7 @@ class FusedGradient:
 
     def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
         """See `Gradient`."""
-        rows, chunk = batch.valid.shape[0], self._buffers.rows
+        rows, chunk = batch.valid.numel(), self._buffers.rows
         keep = is_fresh and self._kept is not None
         self._terms.zero_()
         for grad in self._network.other_grads:
@@ -68,26 +74,31 @@ class FusedGradient:
         if not keep:
             self._network.refresh_weights()
         if self._batch is not batch:
-            cuts = [batch.rows(at, min(at + chunk, rows)) for at in range(0, rows, chunk)]
-            self._batch, self._parts = batch, cuts if len(cuts) > 1 else [batch]
+            flat = batch.flat()
+            cuts = [flat.rows(at, min(at + chunk, rows)) for at in range(0, rows, chunk)]
+            self._batch, self._parts = batch, cuts if len(cuts) > 1 else [flat]
         for number, part in enumerate(self._parts):
-            begin = number * chunk
-            step = self._pass(keep, begin, begin + part.valid.shape[0])
+            step = self._pass(keep, number * chunk, part)
             if not keep:
                 step.forward(part.obs)
             self._objective(step.params, step.value, part, coefs, step.d_params, step.d_value, self._terms)
             step.backward(part.obs)
         return self._terms
 
-    def _pass(self, is_kept: bool, begin: int, end: int) -> BackwardPass:
+    def _pass(self, is_kept: bool, begin: int, part: Batch) -> BackwardPass:
         """Return the pass over a chunk, using the kept activations or the first rows of its own ones.
 
         Passes are cached by first row and rebuilt if the last row differs: the length of the last chunk depends on the
-        episodes.
+        episodes. With recurrence they are also rebuilt if the sequences are in other memory.
         """
-        known_end, step = self._passes.get((is_kept, begin), (-1, None))
-        if step is None or known_end != end:
+        rows = len(part.valid)
+        sequences = Sequences(part.state, part.start) if self._network.cores else None
+        place = (rows,) if sequences is None else (rows, sequences.state.data_ptr(), sequences.start.data_ptr())
+        known_place, step = self._passes.get((is_kept, begin), ((), None))
+        if step is None or known_place != place:
             activations, at = (self._kept, begin) if is_kept and self._kept is not None else (self._own, 0)
-            step = BackwardPass(self._network, activations, at, at + end - begin, self._buffers, adds=begin > 0)
-            self._passes[is_kept, begin] = end, step
+            step = BackwardPass(
+                self._network, activations, at, at + rows, self._buffers, adds=begin > 0, sequences=sequences
+            )
+            self._passes[is_kept, begin] = place, step
         return step

@@ -119,6 +119,18 @@ class Layer(Protocol):
         """
 
 
+class Affine(Protocol):
+    """Whatever has a weight `[H, D]` and a bias `[H]`, such as `nn.Linear`."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight."""
+
+    @property
+    def bias(self) -> Tensor:
+        """The bias."""
+
+
 class LinearLayer:
     """A linear layer's tensors and their gradients.
 
@@ -126,7 +138,7 @@ class LinearLayer:
         activation: the activation after it, included in the layer.
     """
 
-    def __init__(self, layer: nn.Linear, activation: Derivative = "identity") -> None:
+    def __init__(self, layer: Affine, activation: Derivative = "identity") -> None:
         """Keep views of the parameters and of their `p.grad`; `optimizer.flatten` must have been called before."""
         assert layer.weight.grad is not None and layer.bias.grad is not None, "flatten the parameters first"
         self.weight, self._bias = layer.weight.detach(), layer.bias.detach()  # [H, D], [H]
@@ -222,11 +234,11 @@ def bind_head(head: LinearLayer, d_out: Tensor, features: Tensor, adds: bool) ->
     return head.deactivate(d_out, d_out, features, adds) + head.backward(d_out, features, None, adds)
 
 
-def bind_heads(heads: list[Head], last: Layer, features: Tensor, d: Tensor, adds: bool) -> tuple[list[Op], bool]:
+def bind_heads(heads: list[Head], last: Layer | None, features: Tensor, d: Tensor, adds: bool) -> tuple[list[Op], bool]:
     """Return the calls that go back through one head or two to `d` `[M, H]`, the gradient of their features.
 
     With few outputs this is a single kernel. If it can, it also goes back through the activation of `last`, the layer
-    that made the features; the second result is whether it does.
+    that made the features (None: a recurrent core); the second result is whether it does.
     """
     (first, d_first), *others = heads
     if features.is_cuda or sum(head.num_outputs for head, _ in heads) > _FEW_OUTPUTS:

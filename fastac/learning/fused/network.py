@@ -1,4 +1,4 @@
-"""Forward and backward passes of an `ActorCritic` without recurrence, on buffers allocated once.
+"""Forward and backward passes of an `ActorCritic`, on buffers allocated once.
 
 At 64 environments a step of small layers is twenty operations of a few microseconds, so overhead dominates. No graph
 is recorded, nothing is allocated, and all views and transposes are made in advance (slicing a tensor costs as much
@@ -6,7 +6,7 @@ as a small product). `Activations` holds the activations of some rows; a `Forwar
 them, ready to run.
 
 Shapes: `R` rows of activations, `M` rows of a pass, `D` inputs of the first layers, `H` width of a layer, `P`
-distribution parameters.
+distribution parameters. With recurrence, the rows of a pass are steps of sequences, time first (see `recurrent.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fastac import memory
 from fastac.kernels import Op, join_calls, scale_images, standardize
 from fastac.learning.fused.fusable import is_fusable
 from fastac.learning.fused.layers import Head, Layer, LinearLayer, bind_head, bind_heads, read_layers
+from fastac.learning.fused.recurrent import RecurrentLayer, Sequences, read_cores
 from fastac.models import ActorCritic, ConvEncoder, NoObsNormalizer, ObsNormalizer
 from fastac.models.normalizers import CLIP
 
@@ -36,6 +37,7 @@ class FusedNetwork:
 
     Attributes:
         trunks: the hidden layers of each trunk.
+        cores: the recurrent core of each trunk, behind its layers; none without recurrence.
         policy: the actor's head.
         critic: the critic's head.
         sizes: H by trunk and layer.
@@ -57,13 +59,20 @@ class FusedNetwork:
         encoders = [trunk.get_submodule("encoder") for trunk in model.trunks]
         self.trunks = [read_layers(encoder) for encoder in encoders]
         self.policy, self.critic = LinearLayer(model.head.layer), LinearLayer(model.value_head)
-        self._all_layers: list[Layer] = [*chain(*self.trunks), self.policy, self.critic]
+        self.cores = read_cores(model)
+        self._all_layers: list[Layer | RecurrentLayer] = [
+            *chain(*self.trunks),
+            *self.cores,
+            self.policy,
+            self.critic,
+        ]
         written = {grad.data_ptr() for layer in self._all_layers for grad in layer.grads}
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         self.other_grads = [grad for grad in grads if grad.data_ptr() not in written]
         self._encoder, self._normalizer = encoders[0], model.obs_normalizer
         self.sizes = [[layer.num_outputs for layer in trunk] for trunk in self.trunks]
-        self.num_inputs = [*self.trunks[0], self.policy][0].num_inputs
+        readers: list[Layer | RecurrentLayer] = [*self.trunks[0], *self.cores, self.policy]
+        self.num_inputs = readers[0].num_inputs
         self.num_params = self.policy.num_outputs
         self.sees_images = isinstance(self._encoder, ConvEncoder)
         self.reads_obs = not self.sees_images and isinstance(self._normalizer, NoObsNormalizer)
@@ -143,6 +152,7 @@ class Activations:
         value: `[R, 1]`.
         inputs: `[R, D]`, normalised observations. For images, as many rows as the largest pass that acts. None if
             the first layers read raw observations, or if only gradient passes use images.
+        cores: by trunk, what recurrent cores keep of R rows; none without recurrence.
         left_out: number of layers left out, counted from the first.
     """
 
@@ -155,6 +165,7 @@ class Activations:
         self.params, self.value = network.empty(rows, network.num_params), network.empty(rows, 1)
         input_rows = pass_rows if network.sees_images else rows
         self.inputs = None if network.reads_obs or input_rows is None else network.empty(input_rows, network.num_inputs)
+        self.cores = [core.allocate(rows) for core in network.cores]
         self.left_out = left_out
 
     @classmethod
@@ -177,7 +188,8 @@ class Activations:
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors; shared ones are listed once per trunk."""
-        tensors = [self.params, self.value, *(y for trunk in self.hidden for y in trunk)]
+        cores = (tensor for core in self.cores for tensor in core.tensors)
+        tensors = [self.params, self.value, *(y for trunk in self.hidden for y in trunk), *cores]
         return tensors if self.inputs is None else [*tensors, self.inputs]
 
     @property
@@ -193,6 +205,7 @@ class GradientBuffers:
         hidden: by trunk and layer, `[R, H]`: gradients; trunks share them, as one goes back after the other.
         first: by trunk, `[R, H]`, the first layer's activations if `Activations` leaves them out.
         images: `[R, D]`, the first layers' inputs if observations are images.
+        core: gradients of a recurrent core; None without recurrence.
         params: `[R, P]`, the objective's gradient.
         value: `[R, 1]`, the objective's gradient.
         rows: R.
@@ -204,13 +217,15 @@ class GradientBuffers:
         self.hidden = network.share_hidden(rows)
         self.first = network.share_hidden(other_rows, 1)
         self.images = network.empty(image_rows, network.num_inputs)
+        self.core = network.cores[0].allocate_gradients(rows) if network.cores else None
         self.params, self.value = network.empty(rows, network.num_params), network.empty(rows, 1)
         self.rows = rows
 
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors; shared ones are listed once per trunk."""
-        return [*chain(*self.hidden, *self.first), self.images, self.params, self.value]
+        core = [] if self.core is None else self.core.tensors
+        return [*chain(*self.hidden, *self.first), self.images, *core, self.params, self.value]
 
     @property
     def nbytes(self) -> int:
@@ -229,14 +244,31 @@ class ForwardPass:
         value: `[M]`.
     """
 
-    def __init__(self, network: FusedNetwork, activations: Activations, begin: int, end: int) -> None:
-        """Make the views of rows `begin` to `end`."""
+    def __init__(
+        self,
+        network: FusedNetwork,
+        activations: Activations,
+        begin: int,
+        end: int,
+        sequences: Sequences | None = None,
+    ) -> None:
+        """Make the views of rows `begin` to `end`.
+
+        Args:
+            network: the network.
+            activations: the activations, written.
+            begin: the first row.
+            end: one past the last row.
+            sequences: what the rows are, for a network with recurrent cores.
+        """
         assert memory.is_aligned(*activations.tensors), "activations do not begin at a cache line"
-        self._network = network
+        assert (sequences is None) == (not network.cores), "rows of a recurrent core are steps of sequences"
+        self._network, self._sequences = network, sequences
         self._inputs = activations.inputs
         if activations.inputs is not None:
             self._inputs = activations.inputs[: end - begin] if network.sees_images else activations.inputs[begin:end]
         self.hidden = activations.hidden_rows(begin, end)
+        self._cores = [core.rows(begin, end) for core in activations.cores]
         self.params, self._value = activations.params[begin:end], activations.value[begin:end]
         self.value = self._value.squeeze(-1)
         self._obs: Tensor | None = None  # the observations that the calls below read
@@ -286,7 +318,7 @@ class ForwardPass:
         network = self._network
         first: list[Op] = [] if x is obs else [network.prepare(obs, x)]
         trunks = [self._bind_trunk(index, x) for index in range(len(self.hidden))]
-        features = [outputs[-1] if outputs else x for outputs in self.hidden]
+        features = [self._features(index, x) for index in range(len(self.hidden))]
         policy = network.policy.forward(features[0], self.params)
         critic = network.critic.forward(features[-1], self._value)
         # The actor's head runs before the critic's trunk: layers that are left out have one buffer for both trunks.
@@ -299,7 +331,14 @@ class ForwardPass:
         for layer, y in zip(self._network.trunks[index], self.hidden[index], strict=True):
             ops += layer.forward(x, y)
             x = y
+        if self._sequences is not None:
+            ops += self._network.cores[index].forward(x, self._cores[index], self._sequences)
         return ops
+
+    def _features(self, index: int, x: Tensor) -> Tensor:
+        """Return the outputs of a trunk, which the heads read."""
+        outputs = self.hidden[index]
+        return self._cores[index].hidden if self._cores else outputs[-1] if outputs else x
 
 
 class BackwardPass(ForwardPass):
@@ -318,6 +357,7 @@ class BackwardPass(ForwardPass):
         end: int,
         buffers: GradientBuffers,
         adds: bool = False,
+        sequences: Sequences | None = None,
     ) -> None:
         """Make the views.
 
@@ -328,12 +368,15 @@ class BackwardPass(ForwardPass):
             end: one past the last row.
             buffers: for at least `end - begin` rows.
             adds: add to the gradient of the layers' parameters instead of overwriting it.
+            sequences: see `ForwardPass`; then all rows are in one pass.
         """
         assert memory.is_aligned(*buffers.tensors), "a buffer of the backward pass does not begin at a cache line"
-        super().__init__(network, activations, begin, end)
+        assert not (adds and network.cores), "sequences are not cut into chunks"
+        super().__init__(network, activations, begin, end, sequences=sequences)
         self._adds = adds
         num = end - begin
         self._d_hidden = [[d[:num] for d in trunk] for trunk in buffers.hidden]
+        self._d_core = None if buffers.core is None else buffers.core.rows(num)
         self.d_params, self._d_value = buffers.params[:num], buffers.value[:num]
         self.d_value = self._d_value.squeeze(-1)
         assert activations.left_out <= 1, "only a first layer is computed again"
@@ -366,11 +409,9 @@ class BackwardPass(ForwardPass):
         self._backward = join_calls(ops)
 
     def _bind_trunk_backward(self, index: int, heads: list[Head], outputs: list[Tensor]) -> list[Op]:
-        """Go back from the heads to the observations; `outputs` are the inputs of every layer and of the heads."""
+        """Go back from the heads to the observations; `outputs` are the inputs of every layer and of core or heads."""
         layers, d_hidden, adds = self._network.trunks[index], self._d_hidden[index], self._adds
-        if not layers:
-            return [op for head, d_out in heads for op in bind_head(head, d_out, outputs[-1], adds)]
-        ops, is_deactivated = bind_heads(heads, layers[-1], outputs[-1], d_hidden[-1], adds)
+        ops, is_deactivated = self._bind_features_backward(index, heads, outputs[-1])
         for depth in reversed(range(len(layers))):
             layer, d, x = layers[depth], d_hidden[depth], outputs[depth]
             if not is_deactivated:
@@ -378,3 +419,18 @@ class BackwardPass(ForwardPass):
             ops += layer.backward(d, x, d_hidden[depth - 1] if depth else None, adds)
             is_deactivated = False
         return ops
+
+    def _bind_features_backward(self, index: int, heads: list[Head], x: Tensor) -> tuple[list[Op], bool]:
+        """Go back from the heads, through the core if there is one, to `x`, the outputs of a trunk's layers.
+
+        The second result is whether this goes back through the activation of the last layer, too.
+        """
+        layers, adds = self._network.trunks[index], self._adds
+        d_x = self._d_hidden[index][-1] if layers else None
+        if self._d_core is not None and self._sequences is not None:
+            core, kept = self._network.cores[index], self._cores[index]
+            ops, _ = bind_heads(heads, None, kept.hidden, self._d_core.hidden, adds)
+            return [*ops, *core.backward(self._d_core, x, kept, self._sequences, d_x)], False
+        if d_x is None:
+            return [op for head, d_out in heads for op in bind_head(head, d_out, x, adds)], False
+        return bind_heads(heads, layers[-1], x, d_x, adds)
