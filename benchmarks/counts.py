@@ -56,7 +56,8 @@ from fastac.envs.adapter import NextStepAdapter
 from fastac.envs.sync import SyncEnvs
 from fastac.kernels import Op, Program
 from fastac.kernels.kernel import Kernel
-from fastac.learning.fused.network import BackwardPass, ForwardPass
+from fastac.learning.fused.layers import LinearLayer
+from fastac.learning.fused.network import BackwardPass, FusedNetwork
 from fastac.learning.learner import Learner
 from fastac.models import ActorCritic
 from fastac.rollout import Collector
@@ -249,7 +250,8 @@ def _watched(tally: Tally, envs: VecEnv) -> Iterator[None]:
         calls = _Calls(tally)
         watch(Kernel, "__call__", calls.watch_kernel)
         watch(Kernel, "prepare", calls.watch_prepare)
-        watch(ForwardPass, "_bind_layer", calls.watch_heads)
+        watch(FusedNetwork, "__init__", calls.watch_network)
+        watch(LinearLayer, "forward", calls.watch_layer)
         watch(Program, "__call__", calls.watch_program)
         if isinstance(envs, CompiledEnvs):
             watch(type(envs), "prepare_step", calls.watch_envs)
@@ -266,6 +268,7 @@ class _Calls:
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
         self._names: dict[int, list[str]] = {}  # of a block
+        self._heads: dict[LinearLayer, str] = {}
         self._is_inside = False  # a kernel that is called, which may run a program of its own
 
     def watch_kernel(self, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -284,14 +287,20 @@ class _Calls:
 
         return watched
 
-    def watch_heads(self, bind: Callable[..., list[Op]]) -> Callable[..., list[Op]]:
+    def watch_network(self, build: Callable[..., None]) -> Callable[..., None]:
+        def watched(network: FusedNetwork, *args: Any) -> None:
+            build(network, *args)
+            self._heads = {**self._heads, network.policy: "actor heads", network.critic: "critic heads"}
+
+        return watched
+
+    def watch_layer(self, forward: Callable[..., list[Op]]) -> Callable[..., list[Op]]:
         """A pass forward with both heads is a forward, one with the critic's alone a critic forward."""
 
-        def watched(forward: Any, layer: Any, *views: Any) -> list[Op]:
-            ops, network = bind(forward, layer, *views), forward._network
-            for head, name in ((network.policy, "actor heads"), (network.critic, "critic heads")):
-                if layer is head:
-                    ops[-1] = self._mark(ops[-1], name)
+        def watched(layer: LinearLayer, *views: Any) -> list[Op]:
+            ops = forward(layer, *views)
+            if layer in self._heads:
+                ops[-1] = self._mark(ops[-1], self._heads[layer])
             return ops
 
         return watched

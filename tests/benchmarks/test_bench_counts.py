@@ -34,10 +34,11 @@ from fastac.learning.fused import (
     FusedActor,
     FusedGradient,
 )
-from fastac.learning.fused import actor as fused_actor
 from fastac.learning.fused import gradient as fused_gradient
+from fastac.learning.fused import network as fused_network
 from fastac.learning.fused.gradient import CHUNK
-from fastac.learning.fused.network import BackwardPass, ForwardPass
+from fastac.learning.fused.layers import LinearLayer
+from fastac.learning.fused.network import BackwardPass
 from fastac.learning.learner import Learner
 from fastac.learning.objectives import CategoricalObjective, GaussianObjective
 from fastac.learning.optimizer import Adam, LocalOptimizer, RMSprop, SharedOptimizer
@@ -115,12 +116,15 @@ def test_a2c_goes_forward_once_per_row(committed):
         "collect: critic forwards": 1,  # the value of the row after the last
         "collect: dense": 3 * STEPS + 2,  # one hidden layer and two heads; the critic's
         "collect: copy_row": STEPS,
+        "collect: transpose": 3,  # the weights, for acting
         "collect: sample_categorical": STEPS,
         "other: find_episodes": 1,
         "advantages: gae": 1,
         "advantages: exchanges": 1,
         "update: categorical_loss": 1,
         "update: backwards": 1,
+        "update: heads_backward": 1,
+        "update: deactivate": 1,
         "update: exchanges": 1,
         "update: sum_squares": 1,  # the gradient's norm
         "update: adam_step": 1,
@@ -136,7 +140,8 @@ def test_without_reuse_there_is_a_forward_more_per_chunk(steps):
     assert reused["collect: forwards"] == steps
     assert reused["update: backwards"] == chunks
     assert "update: forwards" not in reused
-    assert calls(changes(reused, config.replace(reuse_forward=False))) == {"update: forwards": chunks}
+    more = {"update: forwards": chunks, "update: dense": 3 * chunks, "update: transpose": 3}
+    assert calls(changes(reused, config.replace(reuse_forward=False))) == more
 
 
 def test_the_graphs_of_an_lstm_are_reused_too():
@@ -277,7 +282,7 @@ def test_a_read_more(committed, monkeypatch, read):
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(ForwardPass, "_bind_layer"), (BackwardPass, "backward"), (Learner, "_estimate"), (Kernel, "prepare")],
+    [(LinearLayer, "forward"), (BackwardPass, "backward"), (Learner, "_estimate"), (Kernel, "prepare")],
 )
 def test_a_watched_name_that_is_gone(monkeypatch, owner, name):
     monkeypatch.delattr(owner, name)
@@ -288,7 +293,7 @@ def test_a_watched_name_that_is_gone(monkeypatch, owner, name):
 @pytest.mark.parametrize(
     ("module", "name", "method", "uncounted"),
     [
-        (fused_actor, "ForwardPass", "_bind_layer", "collect: forwards"),
+        (fused_network, "LinearLayer", "forward", "collect: forwards"),
         (fused_gradient, "BackwardPass", "backward", "update: backwards"),
         (composition, "Collector", "collect", "collect: env steps"),
         (composition, "Learner", "learn", "update: *_loss"),
