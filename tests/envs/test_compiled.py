@@ -9,9 +9,11 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from enum import IntEnum
 
 import grid_world
 import gymnasium as gym
+import numba
 import numpy as np
 import pytest
 from env_rows import begin, draw_actions, exit_with_parent, make_row
@@ -23,7 +25,7 @@ import fastac
 from fastac.config import EnvConfig
 from fastac.contract import EnvFailure, VecEnv
 from fastac.envs import adapt, has_compiled, make_vec, name_env
-from fastac.envs.compiled import CompiledEnv, CompiledVectorEnv, trial
+from fastac.envs.compiled import CompiledEnv, CompiledVectorEnv, compiling, trial
 from fastac.envs.compiled.adapter import CompiledEnvs
 from fastac.envs.compiled.fingerprint import hash_env
 from fastac.envs.compiled.single import PlainEnv
@@ -292,6 +294,8 @@ def test_a_registered_id_is_made_single_and_as_a_compiled_batch() -> None:
     assert gym.make_vec(GRID, num_envs=3, max_episode_steps=5).max_episode_steps == 5
     with pytest.raises(TypeError, match="level"):
         gym.make(GRID, level=3)
+    with pytest.raises(TypeError, match="render_mode, but compiled environments render nothing"):
+        gym.make(GRID, render_mode="rgb_array")
 
 
 def test_the_vector_environment_is_one_of_gymnasiums() -> None:
@@ -660,11 +664,32 @@ def test_a_script_is_compiled_once_and_again_when_it_has_changed(tmp_path) -> No
         assert ("Compiling Walk-v0 for this machine" in done.stderr) == is_compiled, done.stderr
 
 
-def test_the_hash_sees_a_changed_global(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = hash_env(grid_world.declare())
+class Cell(IntEnum):
+    WALL = 1
+
+
+def test_the_hash_sees_changed_globals_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(state, action, draws):
+        return helper(state[0]) + Cell.WALL, False
+
+    def declared(function: object, cells: type) -> str | None:
+        monkeypatch.setitem(globals(), "helper", function)
+        monkeypatch.setitem(globals(), "Cell", cells)
+        return hash_env(mistaken(step=step))
+
+    exact, fast = (numba.njit(fastmath=is_fast)(helper) for is_fast in (False, True))
+    hashes = [declared(exact, Cell), declared(fast, Cell), declared(exact, IntEnum("Cell", {"WALL": 2}))]
     walls = grid_world.WALLS.copy()
     walls[3, 0] = True
+    hashes.append(hash_env(grid_world.declare()))
     monkeypatch.setattr(grid_world, "WALLS", walls)
-    assert hash_env(grid_world.declare()) not in (before, None)
-    monkeypatch.setattr(grid_world, "WALLS", object())  # whose changes cannot be seen
-    assert hash_env(grid_world.declare()) is None
+    hashes.append(hash_env(grid_world.declare()))
+    assert None not in hashes and len(set(hashes)) == len(hashes)
+
+
+def test_what_depends_on_something_unknown_is_compiled_but_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "Cell", object())
+    assert hash_env(mistaken(reset=lambda draws, state: Cell)) is None
+    monkeypatch.setattr(compiling, "hash_env", lambda env: None)
+    env = CompiledEnv(_start, _end_at_three, _show, 1, Box(-9, 9, (1,)), Discrete(2))
+    assert compiling.compile_env(env, "Grid") == compiling.compile_env(env, "Grid")

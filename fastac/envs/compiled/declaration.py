@@ -20,7 +20,7 @@ Floats: TypeAlias = NDArray[np.float32]  # an observation [D], or a Box's action
 EnvFunction: TypeAlias = Callable[..., Any]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class CompiledEnv:
     """An environment as three functions that Numba compiles.
 

@@ -10,7 +10,7 @@ import hashlib
 import struct
 import sys
 from collections.abc import Iterable
-from enum import Enum
+from enum import Enum, EnumMeta
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 
@@ -80,12 +80,14 @@ class _Digest:
             UnknownError: an object of a kind whose content is not known.
         """
         inner = plain(value) if callable(value) else value
+        if inner is not value:  # compiled by the user, perhaps with fastmath
+            self._update(repr(sorted(getattr(value, "targetoptions", {}).items(), key=repr)))
         self._digest.update(type(inner).__qualname__.encode() + b"\0")
         if isinstance(inner, FunctionType):
             self._add_function(inner)
         elif isinstance(inner, CodeType):
             self._add_code(inner)
-        elif isinstance(inner, np.ndarray | np.generic) and inner.dtype.kind in "biufcSU":
+        elif isinstance(inner, np.ndarray | np.generic) and not inner.dtype.hasobject:
             self._update(str(inner.dtype), str(np.shape(inner)), np.ascontiguousarray(inner).tobytes())
         elif isinstance(inner, float):
             self._update(struct.pack("<d", inner))
@@ -102,8 +104,9 @@ class _Digest:
 
     def _add_named(self, value: object) -> None:
         """Add a module, class or built-in function of a package that is known by its version."""
-        if isinstance(value, Enum):
-            self._add_all((type(value).__qualname__, value.name, value.value))
+        if isinstance(value, Enum | EnumMeta):
+            members = value if isinstance(value, EnumMeta) else [value]
+            self._add_all((member.name, member.value) for member in members)
             return
         module = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
         is_fixed = isinstance(module, str) and module.partition(".")[0] in _FIXED

@@ -89,7 +89,13 @@ class PlainMaker(_Maker):
     _role = "entry_point"
 
     def __call__(self, **kwargs: object) -> PlainEnv:
-        """Make it; the arguments are those of the declaring function."""
+        """Make it; the arguments are those of the declaring function.
+
+        Raises:
+            TypeError: an argument that it does not take.
+        """
+        if "render_mode" in kwargs:
+            raise TypeError(f"{self.env_id} got render_mode, but compiled environments render nothing")
         return PlainEnv(self.declare(**kwargs))
 
 
