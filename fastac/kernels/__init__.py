@@ -11,12 +11,12 @@ from fastac.kernels.gae import batch_moments, compute_gae, compute_moments, gae
 from fastac.kernels.gaussian_loss import gaussian_loss
 from fastac.kernels.kernel import cache_folder, compile_kernels
 from fastac.kernels.layer_gradients import Derivative, deactivate, heads_backward
-from fastac.kernels.layers import Activation, copy_row, dense, standardize, tanh, transpose
+from fastac.kernels.layers import Activation, copy_row, dense, standardize, tanh, transpose, write_columns
 from fastac.kernels.losses import Surrogate
 from fastac.kernels.matrices import multiply_columns, multiply_rows
 from fastac.kernels.optimizers import adam_step, rmsprop_step
 from fastac.kernels.program import Op, Program, join_calls
-from fastac.kernels.recurrent import gru_backward, gru_forward, lstm_backward, lstm_forward, write_columns
+from fastac.kernels.recurrent import gru_backward, gru_forward, lstm_backward, lstm_forward
 from fastac.kernels.sampling import greedy_categorical, sample_categorical, sample_gaussian
 from fastac.kernels.statistics import column_moments, discounted_moments, sum_squares
 

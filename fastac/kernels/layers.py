@@ -75,6 +75,14 @@ def copy_row(x: Annotated[Tensor, "float32 N"], y: Annotated[Tensor, "float32 N"
     y.copy_(x)
 
 
+@kernel("N H S", is_step=True)
+def write_columns(
+    source: Annotated[Tensor, "float32 N H"], target: Annotated[Tensor, "float32 N S"], offset: int
+) -> None:
+    """Write the columns of `target` that begin at `offset`, as acting does with the state after a step."""
+    target[:, offset : offset + source.shape[1]] = source
+
+
 # ---- Numba ------------------------------------------------------------------------------------------
 
 # tanh as a ratio of polynomials (the minimax fit of Eigen's fast tanh), with an error of at most 3 ulp; beyond the
@@ -118,6 +126,16 @@ def _standardize_numba(num_rows: int, size: int, x: Floats, mean: Floats, scale:
             value = (x[row * width + k] - mean[k]) * scale[k]
             value = most if value > most else value  # NaN passes through
             y[row * width + k] = -most if value < -most else value
+
+
+@write_columns.numba
+def _write_columns_numba(
+    num_rows: int, num_columns: int, num_targets: int, source: Floats, target: Floats, offset: int
+) -> None:
+    columns = U(num_columns)
+    for row in range(U(num_rows)):
+        for j in range(columns):
+            target[row * U(num_targets) + U(offset) + j] = source[row * columns + j]
 
 
 @tanh.numba

@@ -170,14 +170,6 @@ def gru_backward(
             d_hidden[t - 1] += carried * going_on
 
 
-@kernel("N H S", is_step=True)
-def write_columns(
-    source: Annotated[Tensor, "float32 N H"], target: Annotated[Tensor, "float32 N S"], offset: int
-) -> None:
-    """Write the columns of `target` that begin at `offset`, as acting does with the state after a step."""
-    target[:, offset : offset + source.shape[1]] = source
-
-
 # ---- Numba ------------------------------------------------------------------------------------------
 
 
@@ -493,13 +485,3 @@ def _gru_backward_numba(
                     d_hidden[h0 - num * size + j] += d_hidden[h0 + j] * gates[z0 + j]
         if begin > U(0):
             _add_products(d_recurrent, weight, d_hidden, begin, num, U(3) * size, size, True, start)
-
-
-@write_columns.numba
-def _write_columns_numba(
-    num_rows: int, num_columns: int, num_targets: int, source: Floats, target: Floats, offset: int
-) -> None:
-    columns = U(num_columns)
-    for row in range(U(num_rows)):
-        for j in range(columns):
-            target[row * U(num_targets) + U(offset) + j] = source[row * columns + j]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels_support import SEEDS, generator
 
-from fastac.kernels import recurrent
+from fastac.kernels import layers, recurrent
 
 NUM_GATES = {"lstm": 4, "gru": 3}
 CELLS = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}
@@ -138,7 +138,7 @@ def test_a_step_at_a_time_gives_the_bits_of_all_steps_at_once(kind, num):
         assert torch.equal(ran["hidden"][0], whole[t])
         after = [ran["hidden"][0], *([ran["inner"][0]] if kind == "lstm" else [])]
         for number, part in enumerate(after):
-            recurrent.write_columns(part, state, BEYOND + 6 * number)
+            layers.write_columns(part, state, BEYOND + 6 * number)
     assert torch.equal(state[:, :BEYOND], case.state[:, :BEYOND])
 
 
@@ -154,7 +154,7 @@ def test_a_number_that_is_not_finite_stays_visible(kind, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_columns_are_written_by_hand(form):
     target = torch.zeros(2, 5)
-    FORMS[form](recurrent.write_columns)(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), target, 2)()
+    FORMS[form](layers.write_columns)(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), target, 2)()
     assert target.tolist() == [[0.0, 0.0, 1.0, 2.0, 0.0], [0.0, 0.0, 3.0, 4.0, 0.0]]
 
 
