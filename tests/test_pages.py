@@ -79,6 +79,7 @@ def test_links_and_pictures_are_there(page):
 def own(tmp_path, monkeypatch):
     """A folder with what a user of these pages has, to be in."""
     (tmp_path / "mymodule.py").write_text(OWN)
+    (tmp_path / "gridworld.py").write_text(python_blocks(ROOT / "fastac/guides/compiled.md")[0])
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

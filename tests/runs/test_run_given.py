@@ -143,7 +143,7 @@ def test_no_more_environments_are_open_than_the_run_has(tmp_path):
 
 def test_going_on_in_another_kind_of_environment_is_refused(tmp_path):
     run = train("CartPole-v1", tmp_path / "run", num_envs=6)
-    with pytest.raises(ValueError, match=r"of a \S+CartPoleVectorEnv, expected a \S+SyncVectorEnv: go on with the env"):
+    with pytest.raises(ValueError, match="has no part 'env': it is of another kind of environment"):
         fastac.resume(run.directory, env=make_next_step, total_env_steps=128)
     with pytest.raises(ValueError, match=r"observation space is Box\(-1.* \(1,\), float32\), expected Box\(\[-4\.8"):
         fastac.resume(run.directory, env=Opaque, total_env_steps=128)
