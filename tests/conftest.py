@@ -19,6 +19,20 @@ hypothesis.settings.register_profile("fastac", deadline=None, derandomize="CI" i
 hypothesis.settings.load_profile("fastac")
 
 
+# Ids that tests train on, as the compiled versions know them.
+COMPILED = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compiled():
+    """Compile what is not in the disk cache yet, so that no test reads in its log that something is compiled."""
+    from fastac.config import EnvConfig
+    from fastac.envs import make_vec
+
+    for env_id in COMPILED:
+        make_vec(EnvConfig(env_id, 1, "compiled"), np.random.SeedSequence(0))
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Start each test from the same random state, whatever ran before it."""
