@@ -16,7 +16,7 @@ from env_rows import Trace, begin, draw_actions, exit_with_parent, make_row
 from fastac.build import build_evaluation_envs, environments, evaluation_width, resolve_workers, shares, worker_share
 from fastac.config import Config, EnvConfig
 from fastac.contract import EnvFailure
-from fastac.envs import film_game, has_native, make_vec, picks_native
+from fastac.envs import film_game, has_native, make_vec, picks_own_batch
 from fastac.envs import make as make_module
 from fastac.envs.atari import AtariEnvs, draw_seeds
 
@@ -248,7 +248,7 @@ def test_threads_are_the_cores_unless_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_games_are_always_batched_by_ale() -> None:
     for vectorization in ("auto", "native"):
-        assert picks_native(EnvConfig(PONG, 1, vectorization), 1)
+        assert picks_own_batch(EnvConfig(PONG, 1, vectorization), 1)
     assert has_native(EnvConfig(f"ale_py:{PONG}"))
     assert isinstance(build(f"ale_py:{PONG}"), AtariEnvs)
     with pytest.raises(ValueError, match="is filmed by film_game"):
