@@ -91,6 +91,8 @@ CASES: dict[str, Config] = {
     "a2c 64x16, separate, no forward reused": _SEPARATE.replace(reuse_forward=False),
     "a2c 64x16, separate, of 2 workers": _SEPARATE.replace(num_envs=128, workers=2),
     "a2c 64x16, lstm 64": _A2C.replace(hidden_sizes=(64,), core="lstm", lstm_size=64),
+    "a2c 64x16, gru 64": _A2C.replace(hidden_sizes=(64,), core="gru", lstm_size=64),
+    "a2c 64x16, shared 256-256 tanh": _SHARED.replace(hidden_sizes=(256, 256), activation="tanh"),
     "a2c 8x16, Pendulum": _PENDULUM,
     "a2c 8x16, Pendulum, normalized": _PENDULUM.replace(normalize_obs=True, normalize_reward=True),
     "a2c 4x5, Pong, the net of A3C": _PONG,
