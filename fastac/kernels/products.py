@@ -18,7 +18,7 @@ from fastac.kernels.numba_tools import ZERO, Floats, Function, jit, load_numba
 
 _Any: TypeAlias = Any  # LLVM values, untyped
 
-# Numbers in a block of rows: 16 KB, so that the block and the rows made from it nearly fit a first-level cache of 32 KB.
+# Numbers in a block of rows: 16 KB, so that it and the rows made from it nearly fit a first-level cache of 32 KB.
 BLOCK = 4096
 
 _LANES = 8  # floats in a vector: one register of AVX2, two of SSE or NEON

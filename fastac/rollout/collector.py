@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 from typing import Protocol, runtime_checkable
 
@@ -74,6 +75,7 @@ class Collector:
         self._fresh = True
         self._extras: list[Extras] = []  # one entry per step of this rollout that ended an episode
         self._program: Program | None = None
+        self._check: Callable[[], None] = lambda: None  # whether a step of the program failed
         self._rollouts = 0
         self._env_share = 0.5  # of a rollout's time
 
@@ -103,14 +105,14 @@ class Collector:
             if act is None:
                 return None
             steps += act, envs.prepare_step(self._action[t], row)
+        self._check = envs.check
         return Program.join(steps)
 
     def _run(self, program: Program, phases: Phases) -> None:
         before = perf_counter()
         program()
         spent_s = perf_counter() - before
-        if isinstance(self.envs, CompiledEnvs):
-            self.envs.check()
+        self._check()
         phases.env_s += self._env_share * spent_s
         phases.act_s += (1.0 - self._env_share) * spent_s
 
