@@ -30,6 +30,8 @@ def _check_observation_space(space: ArraySpace) -> None:
             f"the observation space is {space}, expected a Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or "
             "Tuple of these: wrap the environment with gymnasium.wrappers.TransformObservation."
         )
+    if 0 in (space.shape or ()):
+        raise ValueError(f"the observation space is {space}, which holds no numbers: return a constant instead.")
 
 
 def _check_action_space(space: ArraySpace) -> None:
@@ -37,11 +39,11 @@ def _check_action_space(space: ArraySpace) -> None:
         return
     if isinstance(space, MultiDiscrete | MultiBinary) and len(space.shape) == 1:
         return
-    if isinstance(space, Box) and len(space.shape) == 1 and space_dtype(space).kind == "f":
+    if isinstance(space, Box) and len(space.shape) == 1 and space.shape[0] and space_dtype(space).kind == "f":
         return
     raise ValueError(
         f"the action space is {space}, expected a Discrete, a MultiDiscrete or MultiBinary of one dimension, or a Box "
-        "of one dimension with a float dtype: wrap the environment with gymnasium.wrappers.TransformAction."
+        "of one dimension, not empty, with a float dtype: wrap the environment with gymnasium.wrappers.TransformAction."
     )
 
 

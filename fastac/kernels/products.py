@@ -148,7 +148,7 @@ def multiply(
 
     Args:
         num_rows: range of i.
-        size: range of k, at least 1.
+        size: range of k; at 0, `c` becomes `start`.
         num_columns: range of j.
         a: flat, with the strides `a_row` of i and `a_next` of k; strides are in elements.
         a_row: see `a`.
@@ -162,6 +162,11 @@ def multiply(
     """
     at_a, at_b, at_start, at_c = a.ctypes.data, b.ctypes.data, start.ctypes.data, c.ctypes.data
     rows, next_a, next_b, to_start, to_c = 4 * a_row, 4 * a_next, 4 * b_next, 4 * start_row, 4 * c_row
+    if size == 0:  # a tile computes at least one step
+        for i in range(num_rows):
+            for j in range(num_columns):
+                c[i * c_row + j] = start[i * start_row + j]
+        return
     whole = num_columns // _PANEL * _PANEL
     for j in range(0, whole, _PANEL):
         b0, s0, c0 = at_b + 4 * j, at_start + 4 * j, at_c + 4 * j

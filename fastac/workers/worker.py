@@ -113,11 +113,19 @@ class Worker:
         if "collector" in state:
             self._collector.set_state(read_branch(state, "collector"))
             self._counter.set_state(read_branch(state, "episode_counter"))
-        if state["envs"] is None:
+        if state["envs"] is None or self._is_batched_otherwise(read_branch(state, "envs")):
             self.restart_episodes()
             return False
         self.envs.set_state(read_branch(state, "envs"))
         return True
+
+    def _is_batched_otherwise(self, saved: StateTree) -> bool:
+        """Return whether only one of the saved environments and this worker's are compiled.
+
+        With `auto` that depends on the version of fastac and on whether Numba can compile.
+        """
+        own = self.envs.get_state()
+        return own is None or ("compiled" in own) != ("compiled" in saved)
 
     def get_own_state(self) -> StateTree:
         """Return the state that only this worker has: all but the model and the learner."""

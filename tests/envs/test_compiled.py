@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -25,7 +26,7 @@ import fastac
 from fastac.config import EnvConfig
 from fastac.contract import EnvFailure, VecEnv
 from fastac.envs import adapt, has_compiled, make_vec, name_env
-from fastac.envs.compiled import CompiledEnv, CompiledVectorEnv, compiling, trial
+from fastac.envs.compiled import CompiledEnv, CompiledVectorEnv, compiling, registry, trial
 from fastac.envs.compiled.adapter import CompiledEnvs
 from fastac.envs.compiled.fingerprint import hash_env
 from fastac.envs.compiled.single import PlainEnv
@@ -349,6 +350,8 @@ def _cartpole() -> CompiledEnv:
 
 def test_a_mask_resets_a_part_of_the_vector_environment() -> None:
     envs = CompiledVectorEnv(_cartpole(), 3, max_episode_steps=2)
+    with pytest.raises(ValueError, match="reset_mask was given to the first reset, expected none"):
+        envs.reset(seed=0, options={"reset_mask": np.array([True, False, False])})
     envs.reset(seed=0)
     envs.step(np.ones(3, np.int64))
     before, _, _, truncated, _ = envs.step(np.ones(3, np.int64))
@@ -426,6 +429,14 @@ def test_it_is_offered_for_arguments_that_it_takes(env_id: str, kwargs: dict[str
         return
     limit = kwargs.get("max_episode_steps", gym.spec(env_id).max_episode_steps)
     assert make_vec(config, np.random.SeedSequence(0)).max_episode_steps == (None if limit == -1 else limit)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs"), [("Pendulum-v1", {"g": "x"}), ("MountainCarContinuous-v0", {"goal_velocity": "fast"})]
+)
+def test_an_argument_of_a_wrong_value_is_refused_in_one_sentence(env_id: str, kwargs: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=rf"env_kwargs is {re.escape(str(kwargs))}, which {env_id} refuses \("):
+        make_vec(EnvConfig(env_id, 2, env_kwargs=kwargs), np.random.SeedSequence(0))
 
 
 def test_an_id_that_someone_has_registered_anew_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -555,9 +566,14 @@ def step_with_a_helper(state, action, draws):
     return helper(state[0]), False
 
 
+def step_with_a_format(state, action, draws):
+    return float(len(f"{state[0]:.3f}")), False
+
+
 @pytest.mark.parametrize(
     ("function", "offset", "words"),
     [
+        (step_with_a_format, 0, "step_with_a_format, .*format spec in f-strings not supported"),
         (step_with_a_dict, 3, "step_with_a_dict, .*"),
         (step_with_a_helper, 1, ".*mark the functions that yours calls with @numba.njit"),
     ],
@@ -651,6 +667,16 @@ if __name__ == "__main__":
     run = fastac.train("Walk-v0", workers=2, num_envs=4, num_steps=4, total_env_steps=64, eval_episodes=1)
     print(run.summary["vectorization"])
 """
+
+
+def test_a_run_that_began_with_other_environments_is_resumed_with_new_episodes(tmp_path, monkeypatch, caplog) -> None:
+    settings = {"num_envs": 8, "num_steps": 8, "hidden_sizes": (8,), "eval": False, "tensorboard": False}
+    monkeypatch.setattr(registry, "_can_compile", lambda: False)
+    fastac.train("CartPole-v1", **settings, workers=1, total_env_steps=256, run_dir=tmp_path / "run")
+    monkeypatch.undo()
+    run = fastac.complete(fastac.resume(tmp_path / "run", total_env_steps=512))
+    assert run.summary["env_steps"] >= 512 and run.summary["vectorization"] == "compiled (CartPole-v1)"
+    assert "their episodes begin anew" in caplog.text
 
 
 def test_a_script_is_compiled_once_and_again_when_it_has_changed(tmp_path) -> None:

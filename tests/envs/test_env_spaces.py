@@ -231,3 +231,11 @@ def test_env_gets_the_action_squashed(how: str) -> None:
     env.step(action, row)
     np.testing.assert_allclose(row.reward, -((np.tanh(action[:, 0]) - 0.5) ** 2), rtol=1e-5)
     env.close()
+
+
+def test_empty_spaces_are_refused():
+    empty = Box(-1.0, 1.0, (0,))
+    with pytest.raises(ValueError, match="which holds no numbers"):
+        check_spaces(empty, Discrete(2))
+    with pytest.raises(ValueError, match="not empty"):
+        check_spaces(FLAT, empty)

@@ -53,3 +53,10 @@ def test_of_no_rows_the_sum_is_zero(kernel, columns, seed):
     c = torch.randn(4, columns + 1, generator=generator(seed))
     kernel(torch.empty(0, 4), torch.empty(0, columns + 1), False, c)
     assert not c.any()
+
+
+@forms(multiply_rows)
+def test_of_no_columns_of_a_the_product_is_zero(kernel):
+    c = torch.full((3, 20), torch.nan)
+    kernel(torch.empty(3, 0), torch.empty(0, 20), c)
+    assert (c == 0.0).all()

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import numba
 from numba.core.caching import NullCache
-from numba.core.errors import NumbaError, NumbaWarning
+from numba.core.errors import NumbaError, NumbaWarning, UnsupportedBytecodeError
 
 from fastac.envs.compiled.declaration import CompiledEnv, place_of, plain, shorten
 from fastac.envs.compiled.fingerprint import hash_enclosed, hash_env
@@ -52,7 +52,7 @@ def _compile(env: CompiledEnv, name: str, key: str | None) -> int:
         with announcing_compilation(name, 3), warnings.catch_warnings():
             warnings.simplefilter("ignore", NumbaWarning)  # such as that a large array keeps it out of the cache
             return compile_block(make_loop(env), find_cache)
-    except NumbaError as error:
+    except _REFUSALS as error:
         raise ValueError(f"{name} cannot be compiled: {_explain(env, error)}") from error
 
 
@@ -98,13 +98,13 @@ class _HashCache(QuickCache):
 # --- what Numba says, in one sentence ----------------------------------------------------------------
 
 
-def _explain(env: CompiledEnv, error: NumbaError) -> str:
+def _explain(env: CompiledEnv, error: Exception) -> str:
     """Return the function, its file and line, and Numba's reason; the functions are compiled one by one to find it."""
     for function, signature in zip((env.reset, env.step, env.observe), _signatures(env), strict=True):
         inner = plain(function)
         try:
             numba.njit(error_model="numpy")(inner).compile(signature)
-        except NumbaError as found:
+        except _REFUSALS as found:
             return f"{inner.__name__}, {_find_place(found, place_of(inner))}: {_find_reason(found)}"
     return f"step, {place_of(env.step)}, must return (reward, terminated): {_find_reason(error)}"
 
@@ -114,21 +114,23 @@ def _signatures(env: CompiledEnv) -> tuple[str, str, str]:
     return "(f8[::1], f8[::1])", f"(f8[::1], {action}{', f8[::1]' if env.step_draws else ''})", "(f8[::1], f4[::1])"
 
 
+_REFUSALS = (NumbaError, UnsupportedBytecodeError)  # the second is no NumbaError
 _PLACE = re.compile(r'File "([^"]+)", line (\d+)')
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def _find_place(error: NumbaError, default: str) -> str:
+def _find_place(error: Exception, default: str) -> str:
     """Return the last place in the user's code that the message names, as `file:line`."""
     places = [(path, line) for path, line in _PLACE.findall(str(error)) if "site-packages" not in path]
-    location = getattr(error, "loc", None)
+    location: _Any = getattr(error, "loc", None)
     if places:
         path, line = places[-1]
         return f"{shorten(str(Path(path)))}:{line}"
-    return f"{shorten(location.filename)}:{location.line}" if location is not None else default
+    is_users = location is not None and "site-packages" not in location.filename
+    return f"{shorten(location.filename)}:{location.line}" if is_users else default
 
 
-def _find_reason(error: NumbaError) -> str:
+def _find_reason(error: Exception) -> str:
     """Return the first line of Numba's pages that says what is wrong."""
     lines = [_STYLE.sub("", line).strip() for line in str(error).splitlines()]
     said = [line for line in lines if line and not line.startswith(("Failed in", "During", "File", ">>>", "-", "<"))]

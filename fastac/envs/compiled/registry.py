@@ -15,6 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 from fastac.envs.compiled.declaration import CompiledEnv
 from fastac.envs.compiled.single import PlainEnv
 from fastac.envs.compiled.vector import CompiledVectorEnv
+from fastac.envs.failure import describe
 
 # Makes a declaration from the arguments of the environment.
 Declare: TypeAlias = Callable[..., CompiledEnv]
@@ -125,11 +126,15 @@ def find_declaration(spec: EnvSpec, kwargs: Mapping[str, object]) -> CompiledEnv
     """
     declare, arguments = _find_declare(spec), {**spec.kwargs, **kwargs}
     limit = arguments.pop(_LIMIT, spec.max_episode_steps)
-    if declare is None or (limit is not None and (not isinstance(limit, int) or limit < _NO_LIMIT or limit == 0)):
+    if declare is None or (limit is not None and (type(limit) is not int or limit < _NO_LIMIT or limit == 0)):
         return None
     if any(name not in inspect.signature(declare).parameters for name in arguments) or not _can_compile():
         return None
-    return replace(declare(**arguments), max_episode_steps=None if limit == _NO_LIMIT else limit)
+    try:
+        env = declare(**arguments)
+    except Exception as error:
+        raise ValueError(f"env_kwargs is {dict(kwargs)}, which {spec.id} refuses ({describe(error)}).") from error
+    return replace(env, max_episode_steps=None if limit == _NO_LIMIT else limit)
 
 
 def _can_compile() -> bool:

@@ -72,6 +72,8 @@ class CompiledVectorEnv(VectorEnv[ObsArray, ActionArray, Array]):
             EnvFailure: a function of the environment raised.
         """
         mask = _read_mask((options or {}).get("reset_mask"), self.num_envs)
+        if mask is not None and not self._has_begun:
+            raise ValueError("reset_mask was given to the first reset, expected none: reset all environments first.")
         self._seed(seed, mask)
         self._batch.reset(self._row.obs, self._row.start, mask)
         self._has_begun = True
