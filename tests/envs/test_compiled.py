@@ -326,7 +326,7 @@ def test_the_vector_environment_is_one_of_gymnasiums() -> None:
 def test_seeds_of_the_vector_environment() -> None:
     def first(seed: object, envs: CompiledVectorEnv | None = None) -> np.ndarray:
         made = CompiledVectorEnv(_cartpole(), 3) if envs is None else envs
-        return made.reset(seed=seed)[0]  # type: ignore[arg-type]
+        return made.reset(seed=seed)[0]
 
     np.testing.assert_array_equal(first(4)[1], first(5)[0])  # environment i has the seed s + i
     np.testing.assert_array_equal(first([9, 9, 9])[0], first([9, 9, 9])[2])
@@ -472,7 +472,7 @@ def test_it_trains_in_several_processes(tmp_path) -> None:
 
 
 def mistaken(**changes: object) -> CompiledEnv:
-    return replace(grid_world.declare(), **changes)  # type: ignore[arg-type]
+    return replace(grid_world.declare(), **changes)
 
 
 def line_of(function: Callable[..., object], offset: int) -> str:

@@ -176,10 +176,8 @@ class Sides:
 
 
 class FakeSide:
-    failures = {}  # noqa: RUF012
-
     def __init__(self, factors):
-        self._factors = factors
+        self.failures, self._factors = {}, factors
 
     def wait(self):
         pass
