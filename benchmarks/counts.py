@@ -108,7 +108,6 @@ CALLS: tuple[tuple[object, str, str], ...] = (
     (PendulumEnv, "step", "env steps"),
     (PendulumEnv, "reset", "env resets"),
     (AtariVectorEnv, "step", "env steps"),
-    (BackwardPass, "backward", "backwards"),
     (ActorCritic, "forward", "forwards"),
     (torch.autograd, "backward", "backwards"),
     (Tensor, "tolist", "reads"),
@@ -128,7 +127,6 @@ _ALWAYS = (
     "advantages: exchanges",
     "update: *_loss",
     "update: backwards",
-    "update: exchanges",
     "update: ops per update",
 )
 
@@ -183,6 +181,9 @@ class CountedAlone(Alone):
     def gather(self, array: Any) -> Any:
         self._tally.add("exchanges")
         return super().gather(array)
+
+    def prepare_gather(self, array: Tensor) -> tuple[list[Op], Tensor]:
+        return [partial(self._tally.add, "exchanges")], array[None]
 
     def merge_statistics(self, name: Any, known: Any, part: Any, merge: Any) -> Any:
         self._tally.add("exchanges")
@@ -254,6 +255,7 @@ def _watched(tally: Tally, envs: VecEnv) -> Iterator[None]:
         watch(Kernel, "prepare", calls.watch_prepare)
         watch(FusedNetwork, "__init__", calls.watch_network)
         watch(LinearLayer, "forward", calls.watch_layer)
+        watch(BackwardPass, "prepare_backward", calls.watch_backward)
         watch(Program, "__call__", calls.watch_program)
         if isinstance(envs, CompiledEnvs):
             watch(type(envs), "prepare_step", calls.watch_envs)
@@ -304,6 +306,13 @@ class _Calls:
             if layer in self._heads:
                 ops[-1] = self._mark(ops[-1], self._heads[layer])
             return ops
+
+        return watched
+
+    def watch_backward(self, prepare: Callable[..., list[Op]]) -> Callable[..., list[Op]]:
+        def watched(step: BackwardPass, obs: Tensor) -> list[Op]:
+            *ops, last = prepare(step, obs)
+            return [*ops, self._mark(last, "backwards")]
 
         return watched
 

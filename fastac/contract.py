@@ -246,6 +246,9 @@ class Group(Protocol):
     def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return the array of every worker in step, `[size, *shape]`, by rank; valid until the next call."""
 
+    def prepare_gather(self, array: Tensor) -> tuple[list[Callable[[], object]], Tensor]:
+        """Return the calls that gather an array that will not move, and where `[size, *shape]` is after them."""
+
     def merge_statistics(
         self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge
     ) -> NDArray[np.float64]:
@@ -267,6 +270,10 @@ class Alone:
     def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return `array[None]`, a view."""
         return array[None]
+
+    def prepare_gather(self, array: Tensor) -> tuple[list[Callable[[], object]], Tensor]:
+        """Return no calls, and `array[None]`, a view."""
+        return [], array[None]
 
     def merge_statistics(
         self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge

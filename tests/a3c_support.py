@@ -12,10 +12,12 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import torch
+from core_support import take_step
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
-from fastac.learning.optimizer import HogwildOptimizer, UpdateRule, flat_size, flatten
+from fastac.kernels import Op
+from fastac.learning.optimizer import HogwildOptimizer, Step, UpdateRule, flat_size, flatten
 from fastac.processes import Parent
 from fastac.shared_memory import SharedArray
 from fastac.workers import SharedCounters, WorkerCounters
@@ -62,20 +64,17 @@ class Logged:
         self._rule, self._log = rule, log
         self.slots = rule.slots
 
-    def step(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        slots: Mapping[str, Tensor],
-        grad_scale: float,
-        learning_rate: float,
-        count: int,
-    ) -> None:
-        log = self._log
-        log.grads.view()[count - 1] = grad.numpy()
-        log.rates.view()[count - 1] = grad_scale, learning_rate
-        log.written.view()[count - 1] += 1
-        self._rule.step(param, grad, slots, grad_scale, learning_rate, count)
+    def prepare(self, param: Tensor, grad: Tensor, slots: Mapping[str, Tensor], step: Step) -> Op:
+        update, log = self._rule.prepare(param, grad, slots, step), self._log
+
+        def update_logged() -> None:
+            at = int(step.count) - 1
+            log.grads.view()[at] = grad.numpy()
+            log.rates.view()[at] = step.grad_scale.item(), step.learning_rate.item()
+            log.written.view()[at] += 1
+            update()
+
+        return update_logged
 
 
 def take_steps(
@@ -98,7 +97,7 @@ def take_steps(
         obs, target = torch.randn(ROWS, INPUTS, generator=rng), torch.randn(ROWS, OUTPUTS, generator=rng)
         model.zero_grad(set_to_none=False)
         ((model(obs) - target) ** 2).mean().backward()
-        optimizer.step(0.01 / (1 + step % 7))
+        take_step(optimizer, 0.01 / (1 + step % 7))
     parent.send("done")
 
 

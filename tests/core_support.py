@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -19,8 +20,11 @@ from fastac.config import Config, ConfigValue
 from fastac.contract import Act, Phases, StepRow, VecEnv
 from fastac.envs import adapt
 from fastac.envs.sync import SyncEnvs
+from fastac.kernels import Op
 from fastac.learning.learner import Learner
-from fastac.rollout import Collector, FlatMinibatches, ModelActor, Rollout
+from fastac.learning.objectives import Coefs, Gradient
+from fastac.learning.optimizer import Optimizer, Step, UpdateRule
+from fastac.rollout import Batch, Collector, FlatMinibatches, ModelActor, Rollout
 from fastac.workers import SyncTraining, Training
 
 CPU = torch.device("cpu")
@@ -179,16 +183,55 @@ def evaluate_rows(model, obs: Tensor, action: Tensor, state: Tensor, start: Tens
     return *model.head.log_prob_entropy(params, action), value
 
 
-class _NoApply:
-    def step(self, learning_rate: float) -> float:
-        return 0.0
+def differentiate(gradient: Gradient, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
+    """Compute the gradient of a batch; return the loss terms."""
+    terms = torch.full((5,), torch.nan, dtype=torch.float64)
+    for op in gradient.prepare(batch, coefs, terms, is_fresh):
+        op()
+    return terms
+
+
+def take_step(optimizer: Optimizer, learning_rate: float, terms: float = 0.0) -> tuple[Tensor, float]:
+    """Take a step with the current gradient and five loss terms; return the terms of all workers and the norm."""
+    all_terms, norm = torch.full((5,), terms, dtype=torch.float64), torch.full((1,), torch.nan, dtype=torch.float64)
+    for op in optimizer.prepare(all_terms, norm, torch.tensor([learning_rate], dtype=torch.float64)):
+        op()
+    return all_terms, norm.item()
+
+
+def apply_rule(rule: UpdateRule, vectors: tuple[Tensor, Tensor, Mapping[str, Tensor]], *numbers: float) -> None:
+    """Apply an update rule once to param, grad and slots; the numbers are those of `Step`."""
+    rule.prepare(*vectors, Step(*(torch.tensor([float(number)], dtype=torch.float64) for number in numbers)))()
+
+
+class PlainDescent:
+    """A rule without slots."""
+
+    slots: Mapping[str, float] = MappingProxyType({})
+
+    def prepare(self, param: Tensor, grad: Tensor, slots: Mapping[str, Tensor], step: Step) -> Op:
+        def descend() -> None:
+            if not step.grad_scale.isnan():
+                param.sub_(grad * step.grad_scale.float(), alpha=step.learning_rate.item())
+
+        return descend
+
+
+class _NoGradient:
+    def prepare(self, batch: Batch, coefs: Coefs, terms: Tensor, is_fresh: bool) -> list[Op]:
+        return [terms.zero_]
+
+
+class _NoOptimizer:
+    def prepare(self, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
+        return []
 
 
 def estimate(rollout: Rollout, **settings: ConfigValue) -> dict[str, float]:
     """Fill in advantages and returns the way the learner does."""
     config = Config().replace(**({"gamma": GAMMA, "gae_lambda": LAMBDA} | settings))
     minibatches = FlatMinibatches(1, torch.Generator())
-    learner = Learner(config, lambda *_: torch.zeros(5, dtype=torch.float64), minibatches, _NoApply())
+    learner = Learner(config, _NoGradient(), minibatches, _NoOptimizer())
     return learner.learn(rollout, rollout.reward, 0.0, Phases())
 
 

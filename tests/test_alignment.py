@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from core_support import assert_same, make_training, weights
+from core_support import assert_same, make_training, take_step, weights
 
 import fastac
 from fastac import memory
@@ -126,9 +126,10 @@ def test_workers_write_into_lines_of_their_own():
         counters.episodes.rings,
         *counters.statistics.values(),
     ]
-    rows += [*counters.versions.values(), group.counts, group.episodes.rings, group.num_episodes, group.grads]
+    rows += [*counters.versions.values(), group.counts, group.episodes.rings, group.num_episodes]
     for array in rows:
         assert all(is_line(row) for row in array.view().reshape(3, -1))
+    assert all(is_line(grad) for turn in group.grads.view() for grad in turn)
     assert all(is_line(slot) for turn in group.exchanged.view() for slot in turn)
 
 
@@ -150,7 +151,7 @@ def test_gaps_between_parameters_stay_zero_and_weigh_nothing(rule):
         for p in model.parameters():
             p.grad.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(step)))
         norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
-        assert optimizer.step(0.1) == pytest.approx(norm.item(), rel=1e-6)
+        assert take_step(optimizer, 0.1)[1] == pytest.approx(norm.item(), rel=1e-6)
     vector = next(model.parameters()).untyped_storage()
     whole = torch.empty(0).set_(vector, 0, (flat_size(model),))
     assert not whole[is_gap].any() and whole[~is_gap].all()
@@ -166,12 +167,12 @@ class _Pair(Alone):
 def test_shared_vectors_that_begin_elsewhere_are_refused(place, shift):
     model = torch.nn.Linear(3, 5)
     size = flat_size(model)
-    vectors = {"param": torch.zeros(size), "grads": torch.zeros(2, size)}
+    vectors = {"param": torch.zeros(size), "grads": torch.zeros(1, 2, size)}
     make = partial(SharedOptimizer, model, Adam(1e-5), None, _Pair())
-    make(FlatParameters(vectors["param"], {}), vectors["grads"])
+    make(vectors["grads"], FlatParameters(vectors["param"], {}))
     vectors[place] = shifted(shift, vectors[place])
     with pytest.raises(AssertionError, match="cache line"):
-        make(FlatParameters(vectors["param"], {}), vectors["grads"])
+        make(vectors["grads"], FlatParameters(vectors["param"], {}))
 
 
 def test_statistics_in_another_layout_are_refused_in_one_sentence():

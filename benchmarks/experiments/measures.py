@@ -24,7 +24,7 @@ from fastac.build import Streams, assemble, build_envs, build_model, torch_threa
 from fastac.build.worker import build_worker
 from fastac.config import Config
 from fastac.contract import Alone, NonFiniteError, Phases, StateTree, read_branch
-from fastac.kernels import gae
+from fastac.kernels import Op, gae
 from fastac.learning.optimizer import flatten
 from fastac.models import load_module
 from fastac.rollout import Rollout
@@ -363,10 +363,12 @@ class _Recorder:
         self._params = [p for name, p in model.named_parameters() if p.requires_grad and _is_actors(name)]
         self.found: list[Tensor] = []
 
-    def step(self, learning_rate: float) -> float:
-        """Store the gradient."""
+    def prepare(self, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
+        """See `Optimizer`."""
+        return [self._store]
+
+    def _store(self) -> None:
         self.found.append(torch.cat([p.grad.flatten() for p in self._params if p.grad is not None]))
-        return 0.0
 
     def get_state(self) -> StateTree:
         """Return an empty state: nothing is learned."""

@@ -14,6 +14,7 @@ from fastac.build.shares import why_sync, worker_share
 from fastac.build.worker import build_rule, build_worker, check_device
 from fastac.config import Config
 from fastac.contract import Alone, Group, VecEnv
+from fastac.kernels import num_blocks
 from fastac.learning.optimizer import LocalOptimizer, Optimizer, SharedOptimizer, flat_size
 from fastac.models import ActorCritic
 from fastac.processes import ANSWER_TIMEOUT_S
@@ -48,7 +49,7 @@ def _build_own(config: Config, envs: VecEnv, action_seed: int, encoder: EncoderF
     model = model.to(check_device(config.run.device))
     rule, max_norm = build_rule(config.optim), config.optim.max_grad_norm
     optimizer: Optimizer = (
-        SharedOptimizer(model, rule, max_norm, group, group.vectors, group.grads)
+        SharedOptimizer(model, rule, max_norm, group, group.grads, group.vectors)
         if isinstance(group, SharedGroup)
         else LocalOptimizer(model, rule, max_norm)
     )
@@ -74,11 +75,11 @@ def _build_first(
 
 def allocate_memory(share: Config, size: int, model: ActorCritic, envs: VecEnv) -> GroupMemory:
     """Allocate the shared memory of `size` workers; `share` and `model` are those of one worker."""
-    # The largest exchanged array: the observation statistics, or a few numbers.
-    statistics = 8 * (2 * int(np.prod(envs.single_observation_space.shape or ())) + 1)
-    return GroupMemory.allocate(
-        size, max(statistics, 64), share.batch_size, flat_size(model), build_rule(share.optim).slots
-    )
+    # The largest exchanged array: the observation statistics, the squares of a gradient's blocks, or a few numbers.
+    params = flat_size(model)
+    statistics = 2 * int(np.prod(envs.single_observation_space.shape or ())) + 1
+    most_bytes = 8 * max(statistics, num_blocks(params), 8)
+    return GroupMemory.allocate(size, most_bytes, share.batch_size, params, build_rule(share.optim).slots)
 
 
 def build(config: Config, envs: VecEnv, encoder: EncoderFactory | None = None) -> SyncTraining:

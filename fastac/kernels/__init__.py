@@ -7,8 +7,9 @@ documentation; fuzz tests compare every fast form with it. `fastac.kernels.kerne
 from fastac.kernels.categorical_loss import categorical_loss
 from fastac.kernels.episodes import find_episodes, note_episodes
 from fastac.kernels.frames import scale_images, stack_frames
-from fastac.kernels.gae import batch_moments, compute_gae, compute_moments, gae
+from fastac.kernels.gae import batch_moments, compute_gae, compute_moments, gae, merge_moments, weigh_rows
 from fastac.kernels.gaussian_loss import gaussian_loss
+from fastac.kernels.gradients import BLOCK, clip_gradient, num_blocks, sum_gradients, sum_squares
 from fastac.kernels.kernel import cache_folder, compile_kernels
 from fastac.kernels.layer_gradients import Derivative, deactivate, heads_backward
 from fastac.kernels.layers import Activation, copy_row, dense, standardize, tanh, transpose, write_columns
@@ -17,19 +18,25 @@ from fastac.kernels.matrices import multiply_columns, multiply_rows
 from fastac.kernels.optimizers import adam_step, rmsprop_step
 from fastac.kernels.program import Op, Program, join_calls
 from fastac.kernels.recurrent import gru_backward, gru_forward, lstm_backward, lstm_forward
+from fastac.kernels.rows import as_bytes, gather_rows
 from fastac.kernels.sampling import greedy_categorical, sample_categorical, sample_gaussian
-from fastac.kernels.statistics import column_moments, discounted_moments, sum_squares
+from fastac.kernels.specification import Real
+from fastac.kernels.statistics import column_moments, discounted_moments
 
 __all__ = [
+    "BLOCK",
     "Activation",
     "Derivative",
     "Op",
     "Program",
+    "Real",
     "Surrogate",
     "adam_step",
+    "as_bytes",
     "batch_moments",
     "cache_folder",
     "categorical_loss",
+    "clip_gradient",
     "column_moments",
     "compute_gae",
     "compute_moments",
@@ -39,6 +46,7 @@ __all__ = [
     "discounted_moments",
     "find_episodes",
     "gae",
+    "gather_rows",
     "gaussian_loss",
     "greedy_categorical",
     "gru_backward",
@@ -47,18 +55,22 @@ __all__ = [
     "join_calls",
     "lstm_backward",
     "lstm_forward",
+    "merge_moments",
     "multiply_columns",
     "multiply_rows",
     "note_episodes",
+    "num_blocks",
     "rmsprop_step",
     "sample_categorical",
     "sample_gaussian",
     "scale_images",
     "stack_frames",
     "standardize",
+    "sum_gradients",
     "sum_squares",
     "tanh",
     "transpose",
+    "weigh_rows",
     "write_columns",
 ]
 

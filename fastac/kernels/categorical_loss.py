@@ -32,13 +32,14 @@ from fastac.kernels.row_blocks import (
     store_block,
 )
 from fastac.kernels.sampling import compute_entropy, entropy_triton, fill_entropy, fill_softmax
+from fastac.kernels.specification import Real
 from fastac.kernels.triton_tools import block_shape, count_programs, make_parts, split, triton_jit
 
 if TYPE_CHECKING:
     import triton.language as tl
 
 
-@kernel("M A")
+@kernel("M A", is_step=True)
 def categorical_loss(
     logits: Annotated[Tensor, "float32 M A"],
     value: Annotated[Tensor, "float32 M"],
@@ -48,12 +49,12 @@ def categorical_loss(
     return_: Annotated[Tensor, "float32 M"],
     valid: Annotated[Tensor, "bool M"],
     surrogate: Surrogate,
-    inverse_count: float,
-    shift: float,
-    scale: float,
-    vf_coef: float,
-    ent_coef: float,
-    clip_coef: float,
+    inverse_count: Real,
+    shift: Real,
+    scale: Real,
+    vf_coef: Real,
+    ent_coef: Real,
+    clip_coef: Real,
     d_logits: Annotated[Tensor, "float32 M A"],
     d_value: Annotated[Tensor, "float32 M"],
     terms: Annotated[Tensor, "float64 5"],
@@ -70,7 +71,7 @@ def categorical_loss(
         log_prob = log_probs.gather(-1, action[valid].unsqueeze(-1)).squeeze(-1)  # [M]
         entropy = compute_entropy(log_probs)  # [M]
         constants = old_log_prob[valid], advantage[valid], return_[valid]
-        numbers = inverse_count, shift, scale, clip_coef
+        numbers = float(inverse_count), float(shift), float(scale), float(clip_coef)
         added = compute_terms(surrogate, log_prob, entropy, leaves[1], *constants, *numbers)
         d_logits[valid], d_value[valid] = differentiate(added, vf_coef, ent_coef, leaves, terms)
 

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -35,7 +35,7 @@ _Any: TypeAlias = Any  # Numba objects without type stubs
 
 
 @contextmanager
-def announcing_compilation(what: str = "fastac's kernels", about_s: int = 20) -> Iterator[None]:
+def announcing_compilation(what: str = "fastac's kernels", about_s: int = 40) -> Iterator[None]:
     """Log once when Numba really compiles, that is, after an installation and not when loading from the disk cache.
 
     It is a warning, because warnings are shown even if logging is not set up. Worker processes, which may be many,
@@ -104,6 +104,18 @@ class QuickCache(FunctionCache):
     That is its implementations of Python and numpy, and scipy's linear algebra. Only compilation needs them, and they
     take half a second.
     """
+
+    def save_overload(self, sig: _Any, data: _Any) -> None:
+        """Save, unless that fails (a full disk): then the next process compiles again.
+
+        Numba writes the index before the code. Code of earlier sources goes first, or a save that ends in between
+        would leave an index that is valid with code that is not.
+        """
+        files: _Any = self._cache_file
+        with suppress(OSError):
+            if not files._load_index():
+                Path(files._data_path(files._data_name(1))).unlink(missing_ok=True)
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]  # numba has no types
 
     def load_overload(self, sig: _Any, target_context: _Any) -> _Any:
         """Return the compiled function from the cache, or None; Numba's own method without `target_context.refresh`."""

@@ -5,6 +5,8 @@ CPU only: rollouts are always in CPU memory.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from fastac.kernels.kernel import kernel
 from fastac.kernels.numba_tools import FUSED, SUMS, ZERO, Bools, Doubles, Floats, Number, U, jit
+
+EPS = 1e-8  # added to the standard deviation when normalising advantages
 
 
 def compute_gae(
@@ -93,7 +97,7 @@ def gae(
     moments.copy_(torch.tensor([count, *of_advantage, *of_return], dtype=torch.float64))
 
 
-@kernel("M")
+@kernel("M", is_step=True)
 def batch_moments(
     advantage: Annotated[Tensor, "float32 M"],
     valid: Annotated[Tensor, "bool M"],
@@ -101,6 +105,37 @@ def batch_moments(
 ) -> None:
     """Write the number of valid rows, mean and M2 of `advantage` to `moments`, as `gae` does."""
     moments.copy_(torch.tensor(compute_moments(advantage, valid), dtype=torch.float64))
+
+
+@kernel("K", is_step=True)
+def weigh_rows(
+    moments: Annotated[Tensor, "float64 K 5"], normalize: bool, weights: Annotated[Tensor, "float64 3"]
+) -> None:
+    """Write the weight of a row, and shift and scale of the advantages, from the moments of K disjoint parts.
+
+    Moments are merged by Chan, Golub and LeVeque 1979.
+
+    Args:
+        moments: of each part, as `gae` writes them; those of the return are not read.
+        normalize: use (advantage - mean) / (standard deviation + 1e-8); otherwise shift and scale are 0 and 1.
+        weights: written: 1 / number of rows, shift, scale.
+    """
+    count, mean, m2 = merge_moments(moments[:, :3].tolist())
+    weights[0] = 1.0 / max(count, 1.0)
+    weights[1] = mean if normalize else 0.0
+    weights[2] = 1.0 / (math.sqrt(m2 / max(count, 1.0)) + EPS) if normalize else 1.0
+
+
+def merge_moments(parts: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Merge count, mean and M2 of disjoint rows (Chan, Golub and LeVeque 1979)."""
+    count, mean, m2 = parts[0]
+    for more, its_mean, its_m2 in parts[1:]:
+        if more:
+            total, delta = count + more, its_mean - mean
+            m2 += its_m2 + delta * delta * count * more / total
+            mean += delta * more / total
+            count = total
+    return count, mean, m2
 
 
 # ---- Numba: moments ---------------------------------------------------------------------------------
@@ -133,6 +168,22 @@ def _merge(moments: Doubles, k: int, count: int, shift: float, total: float, squ
     moments[k] += delta * share
     moments[k + 1] += max(0.0, np.float64(squares) - total * mean) + delta * delta * moments[0] * share
     return moments[k]
+
+
+@weigh_rows.numba
+def _weigh_rows_numba(num_parts: int, moments: Doubles, normalize: bool, weights: Doubles) -> None:
+    count, mean, m2 = moments[0], moments[1], moments[2]
+    for k in range(1, num_parts):
+        more = moments[5 * k]
+        if more > 0.0:
+            total, delta = count + more, moments[5 * k + 1] - mean
+            m2 += moments[5 * k + 2] + delta * delta * count * more / total
+            mean += delta * more / total
+            count = total
+    rows = max(count, 1.0)
+    weights[0], weights[1], weights[2] = 1.0 / rows, 0.0, 1.0
+    if normalize:
+        weights[1], weights[2] = mean, 1.0 / (math.sqrt(m2 / rows) + EPS)
 
 
 @jit()

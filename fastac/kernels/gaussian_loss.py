@@ -21,6 +21,7 @@ from fastac.kernels.losses import (
 )
 from fastac.kernels.numba_tools import FUSED, HALF, SUMS, ZERO, Bools, Doubles, Floats, U, jit
 from fastac.kernels.row_blocks import BLOCK, LOG_PROB, NUM_SCRATCH, SLOPE, blank_block, load_block, store_block
+from fastac.kernels.specification import Real
 from fastac.kernels.triton_tools import block_shape, count_programs, make_parts, split, triton_jit
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
-@kernel("M A")
+@kernel("M A", is_step=True)
 def gaussian_loss(
     mean: Annotated[Tensor, "float32 M A"],
     log_std: Annotated[Tensor, "float32 A"],
@@ -40,12 +41,12 @@ def gaussian_loss(
     return_: Annotated[Tensor, "float32 M"],
     valid: Annotated[Tensor, "bool M"],
     surrogate: Surrogate,
-    inverse_count: float,
-    shift: float,
-    scale: float,
-    vf_coef: float,
-    ent_coef: float,
-    clip_coef: float,
+    inverse_count: Real,
+    shift: Real,
+    scale: Real,
+    vf_coef: Real,
+    ent_coef: Real,
+    clip_coef: Real,
     d_mean: Annotated[Tensor, "float32 M A"],
     d_log_std: Annotated[Tensor, "float32 A"],
     d_value: Annotated[Tensor, "float32 M"],
@@ -65,9 +66,11 @@ def gaussian_loss(
         log_prob = (-0.5 * (z.square() + _LOG_2PI) - leaves[1]).sum(dim=-1)  # [M]
         entropy = (0.5 * (1.0 + _LOG_2PI) + leaves[1]).sum().expand(log_prob.shape)  # [M]
         constants = old_log_prob[valid], advantage[valid], return_[valid]
-        numbers = inverse_count, shift, scale, clip_coef
+        numbers = float(inverse_count), float(shift), float(scale), float(clip_coef)
         added = compute_terms(surrogate, log_prob, entropy, leaves[2], *constants, *numbers)
-        d_mean[valid], added_d_log_std, d_value[valid] = differentiate(added, vf_coef, ent_coef, leaves, terms)
+        d_mean[valid], added_d_log_std, d_value[valid] = differentiate(
+            added, float(vf_coef), float(ent_coef), leaves, terms
+        )
     d_log_std += added_d_log_std
 
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from fastac.kernels.program import Op, Program
-from fastac.kernels.specification import Specification, refuse
+from fastac.kernels.specification import Real, Specification, hold, refuse
 from fastac.kernels.triton_tools import compile_marked
 
 log = logging.getLogger("fastac")
@@ -82,13 +82,26 @@ class Kernel(Generic[_P, _R]):
         return self._write_call(self.triton_form, by_address=False)
 
     def prepare(self, first: Tensor, /, *args: _P.args, **kwargs: _P.kwargs) -> Op:
-        """Return the call on tensors that will not move: on the CPU a `Program`, if the kernel is compiled."""
+        """Return the call on tensors that will not move: on the CPU a `Program`, if the kernel is compiled.
+
+        Floats may be given as tensors of one element (`Real`), which every call reads anew.
+        """
         assert self.is_step, "only a step of a program can be prepared"
-        if first.is_cuda:
-            return functools.partial(self.on_cuda, first, *args, **kwargs)
-        if self._bind is None:
-            return functools.partial(self.reference, first, *args, **kwargs)
+        if first.is_cuda or self._bind is None:
+            return self._call_later(self.on_cuda if first.is_cuda else self.reference, [first, *args], kwargs)
         return self._bind(first, *args, **kwargs)
+
+    def _call_later(self, form: Callable[..., object], args: list[object], kwargs: dict[str, object]) -> Op:
+        """Return the call of a form that takes floats."""
+        named = {**dict(zip((a.name for a in self.specification.arguments), args, strict=False)), **kwargs}
+        ordered = [(a, named[a.name]) for a in self.specification.arguments]
+        late = {k for k, (a, value) in enumerate(ordered) if a.is_float and isinstance(value, Tensor)}
+        values = [value for _, value in ordered]
+
+        def call() -> None:
+            form(*(float(value) if k in late else value for k, value in enumerate(values)))  # type: ignore[arg-type]
+
+        return call if late else functools.partial(form, *values)
 
     def numba(self, form: Form) -> Form:
         """Register the form for the CPU, which `compile_kernels` compiles."""
@@ -106,10 +119,15 @@ class Kernel(Generic[_P, _R]):
 
     def use_step(self, address: int) -> None:
         """Run the compiled function at `address`, in programs, from now on."""
+        first_float = len(self.specification.sizes)
+        floats = [first_float + k for k, a in enumerate(self.specification.arguments) if a.is_float]
 
-        def bind(*args: Tensor | int) -> Program:
+        def bind(*given: Tensor | Real | int) -> Program:
+            args = list(given)
+            for k in floats:
+                args[k] = hold(args[k])
             tensors = [arg for arg in args if isinstance(arg, Tensor)]
-            values = [arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args]
+            values = [arg.data_ptr() if isinstance(arg, Tensor) else int(arg) for arg in args]
             return Program.call(address, values, tensors)  # keeps the tensors' memory alive
 
         bound: Callable[..., Any] = self._write_call(bind, by_address=False)

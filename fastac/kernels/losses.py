@@ -31,6 +31,7 @@ from torch import Tensor
 
 from fastac.kernels.numba_tools import HALF, ONE, SUMS, ZERO, Bools, Doubles, Floats, Number, exp, jit
 from fastac.kernels.row_blocks import LOG_PROB, SLOPE
+from fastac.kernels.specification import Real
 from fastac.kernels.triton_tools import Results, triton_jit
 
 if TYPE_CHECKING:
@@ -76,11 +77,11 @@ def compute_terms(
 
 
 def differentiate(
-    added: Tensor, vf_coef: float, ent_coef: float, leaves: tuple[Tensor, ...], terms: Tensor
+    added: Tensor, vf_coef: Real, ent_coef: Real, leaves: tuple[Tensor, ...], terms: Tensor
 ) -> tuple[Tensor, ...]:
     """Add to `terms` `[5]`; return the gradients of the total with respect to `leaves`."""
     terms += added.detach()
-    total = added[0] + vf_coef * added[1] - ent_coef * added[2]
+    total = added[0] + float(vf_coef) * added[1] - float(ent_coef) * added[2]
     return torch.autograd.grad(total, leaves)
 
 

@@ -10,20 +10,21 @@ from torch import Tensor
 
 from fastac.kernels.kernel import kernel
 from fastac.kernels.numba_tools import FUSED, ZERO, Floats, Number, U, jit
+from fastac.kernels.specification import Real
 
 
-@kernel("P")
+@kernel("P", is_step=True)
 def adam_step(
     param: Annotated[Tensor, "float32 P"],
     grad: Annotated[Tensor, "float32 P"],
     average: Annotated[Tensor, "float32 P"],
     square: Annotated[Tensor, "float32 P"],
-    grad_scale: float,
-    learning_rate: float,
+    grad_scale: Real,
+    learning_rate: Real,
     beta1: float,
     beta2: float,
     eps: float,
-    count: int,
+    count: Real,
 ) -> None:
     """Apply one step of Adam (Kingma and Ba 2015, arXiv 1412.6980), operation by operation like torch.optim.Adam.
 
@@ -32,27 +33,30 @@ def adam_step(
         grad: the gradient used is grad * grad_scale.
         average: moving average of gradients, 0 before the first step, updated.
         square: moving average of squared gradients, 0 before the first step, updated.
-        grad_scale: the clipping factor, or 1.
+        grad_scale: the clipping factor, or 1; NaN takes no step.
         learning_rate: step size.
         beta1: share of `average` that is kept.
         beta2: share of `square` that is kept.
         eps: added to the root of `square`.
         count: number of steps including this one; corrects the bias of averages that start at 0.
     """
-    scaled = grad * grad_scale  # [P]
+    if math.isnan(grad_scale):
+        return
+    rate, steps = float(learning_rate), float(count)
+    scaled = grad * float(grad_scale)  # [P]
     average.lerp_(scaled, 1.0 - beta1)
     square.mul_(beta2).addcmul_(scaled, scaled, value=1.0 - beta2)
-    root = square.sqrt().div_(math.sqrt(1.0 - beta2**count)).add_(eps)  # [P]
-    param.addcdiv_(average, root, value=-learning_rate / (1.0 - beta1**count))
+    root = square.sqrt().div_(math.sqrt(1.0 - beta2**steps)).add_(eps)  # [P]
+    param.addcdiv_(average, root, value=-rate / (1.0 - beta1**steps))
 
 
-@kernel("P")
+@kernel("P", is_step=True)
 def rmsprop_step(
     param: Annotated[Tensor, "float32 P"],
     grad: Annotated[Tensor, "float32 P"],
     square: Annotated[Tensor, "float32 P"],
-    grad_scale: float,
-    learning_rate: float,
+    grad_scale: Real,
+    learning_rate: Real,
     alpha: float,
     eps: float,
     eps_in_root: bool,
@@ -63,16 +67,18 @@ def rmsprop_step(
         param: updated.
         grad: the gradient used is grad * grad_scale.
         square: moving average of squared gradients, updated.
-        grad_scale: the clipping factor, or 1.
+        grad_scale: the clipping factor, or 1; NaN takes no step.
         learning_rate: step size.
         alpha: share of `square` that is kept.
         eps: keeps the divisor from 0.
         eps_in_root: divide by sqrt(square + eps), as in TensorFlow 1, instead of sqrt(square) + eps.
     """
-    scaled = grad * grad_scale  # [P]
+    if math.isnan(grad_scale):
+        return
+    scaled = grad * float(grad_scale)  # [P]
     square.mul_(alpha).addcmul_(scaled, scaled, value=1.0 - alpha)
     root = (square + eps).sqrt() if eps_in_root else square.sqrt().add_(eps)  # [P]
-    param.addcdiv_(scaled, root, value=-learning_rate)
+    param.addcdiv_(scaled, root, value=-float(learning_rate))
 
 
 # ---- Numba ------------------------------------------------------------------------------------------
@@ -130,9 +136,10 @@ def _adam_step_numba(
     beta1: float,
     beta2: float,
     eps: float,
-    count: int,
+    count: float,
 ) -> None:
-    steps = np.float64(count)
+    if math.isnan(grad_scale):
+        return
     _adam(
         param,
         grad,
@@ -142,9 +149,9 @@ def _adam_step_numba(
         np.float32(1.0 - beta1),
         np.float32(beta2),
         np.float32(1.0 - beta2),
-        np.float32(math.sqrt(1.0 - math.pow(beta2, steps))),
+        np.float32(math.sqrt(1.0 - math.pow(beta2, count))),
         np.float32(eps),
-        np.float32(-learning_rate / (1.0 - math.pow(beta1, steps))),
+        np.float32(-learning_rate / (1.0 - math.pow(beta1, count))),
         U(size),
     )
 
@@ -182,6 +189,8 @@ def _rmsprop_step_numba(
     eps: float,
     eps_in_root: bool,
 ) -> None:
+    if math.isnan(grad_scale):
+        return
     epsilon = np.float32(eps)
     _rmsprop(
         param,

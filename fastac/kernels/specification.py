@@ -5,6 +5,9 @@ sum of both; `*F` is the product of all remaining dimensions. The value of a let
 it alone as a dimension. All other arguments are numbers: float, int, bool, or a `Literal` of strings, which compiled
 code sees as an index.
 
+In a program a float may change between runs: it is given as a float64 tensor of one element (`Real`), which is read
+when the program runs.
+
 `T` is steps and `N` environments, time first; `M` is rows of a batch; `A` is the number of actions, or the size of one.
 """
 
@@ -12,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
+# A float, or where it is: a float64 tensor of one element on the CPU, read when the call runs.
+Real: TypeAlias = float | Tensor
+
 # Numba's names of number types; every other argument is an address, a size or an index.
-_NUMBERS: dict[object, str] = {float: "f8", bool: "b1"}
+_NUMBERS: dict[object, str] = {float: "f8", Real: "f8", bool: "b1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,11 @@ class Argument:
             dtype, *shape = get_args(hint)[1].split()
             return cls(name, dtype, tuple(shape))
         return cls(name, number=_NUMBERS.get(hint, "i8"))
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the argument is a float."""
+        return not self.dtype and not self.choices and self.number == "f8"
 
     @property
     def size(self) -> str:
@@ -98,7 +109,9 @@ class Specification:
         return f"def {self.name}({names}):\n    return function({', '.join([*self.sizes, *values])})\n"
 
     def write_step(self) -> str:
-        """Generate the compiled function for a `Program`, which finds sizes, addresses and numbers in its block.
+        """Generate the compiled function for a `Program`, which finds sizes, addresses and whole numbers in its block.
+
+        Instead of a float the block holds its address.
 
         For the example in `fastac.kernels.kernel` it generates
 
@@ -107,14 +120,19 @@ class Specification:
                 M, row, = values[0], values[1],
                 function(M, float32_array(row, M))
         """
-        assert all(a.number in ("i8", "b1") for a in self.arguments), "a block holds whole numbers"
         names = [*self.sizes, *(a.name for a in self.arguments)]
-        values = [f"{a.dtype}_array({a.name}, {a.size})" if a.dtype else a.name for a in self.arguments]
+        values = [self._read_from_block(a) for a in self.arguments]
         return (
             f"def {self.name}(block):\n    values = int64_array(block, {len(names)})\n"
             f"    {', '.join(names)}, = {', '.join(f'values[{k}]' for k in range(len(names)))},\n"
             f"    function({', '.join([*self.sizes, *values])})\n"
         )
+
+    @staticmethod
+    def _read_from_block(argument: Argument) -> str:
+        if argument.dtype:
+            return f"{argument.dtype}_array({argument.name}, {argument.size})"
+        return f"float64_array({argument.name}, 1)[0]" if argument.is_float else argument.name
 
     def write_call(self, by_address: bool) -> str:
         """Generate the function that checks arguments and passes sizes, addresses (or tensors) and numbers to `call`.
@@ -157,6 +175,14 @@ class Specification:
         if argument.choices:
             return f"{argument.choices!r}.index({argument.name})"
         return f"{argument.name}.data_ptr()" if argument.dtype and by_address else argument.name
+
+
+def hold(number: Real) -> Tensor:
+    """Return where a float is: the tensor that was given, or a new one."""
+    if not isinstance(number, Tensor):
+        return torch.tensor([number], dtype=torch.float64)
+    assert number.dtype == torch.float64 and number.numel() == 1 and not number.is_cuda, "expected one float64 number"
+    return number
 
 
 def refuse(name: str, tensor: Tensor, dtype: torch.dtype, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Sums over rows in float64, for running normalisation and for the norm of a gradient."""
+"""Moments over rows in float64, for running normalisation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastac.kernels.kernel import kernel
-from fastac.kernels.numba_tools import SUMS, Bools, Doubles, Floats, Number, U, jit
+from fastac.kernels.numba_tools import Bools, Doubles, Floats, Number, U, jit
 
 
 @kernel("M D")
@@ -65,27 +65,7 @@ def discounted_moments(
         moments.copy_(torch.stack([torch.tensor(float(len(chosen))), chosen.mean(), chosen.var(correction=0)]))
 
 
-@kernel("P")
-def sum_squares(numbers: Annotated[Tensor, "float32 P"], total: Annotated[Tensor, "float64 1"]) -> None:
-    """Write the sum of the squares of `numbers` to `total`."""
-    total.copy_(numbers.double().square().sum().view(1))
-
-
 # ---- Numba ------------------------------------------------------------------------------------------
-
-
-@jit(SUMS)
-def _sum_squares(numbers: Floats, size: int) -> Number:
-    total = 0.0
-    for k in range(size):
-        number = np.float64(numbers[k])
-        total += number * number
-    return total
-
-
-@sum_squares.numba
-def _sum_squares_numba(size: int, numbers: Floats, total: Doubles) -> None:
-    total[0] = _sum_squares(numbers, U(size))
 
 
 @jit()

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from fastac.contract import Trainable
+from fastac.kernels import Op
 from fastac.learning.objectives import TERMS, Coefs, Objective
 from fastac.rollout import Batch, Graphs
 
@@ -22,8 +25,11 @@ class AutogradGradient:
         """Store the model, which is on `device`, and the graphs that acting keeps, if it does."""
         self._model, self._objective, self._device, self._graphs = model, objective, device, graphs
 
-    def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
+    def prepare(self, batch: Batch, coefs: Coefs, terms: Tensor, is_fresh: bool) -> list[Op]:
         """See `Gradient`."""
+        return [partial(self._differentiate, batch, coefs, terms, is_fresh)]
+
+    def _differentiate(self, batch: Batch, coefs: Coefs, terms: Tensor, is_fresh: bool) -> None:
         batch = batch.to(self._device)
         if is_fresh and self._graphs is not None:
             params = torch.stack(self._graphs.params).view(*batch.valid.shape, -1)  # [T, N, P] or [M, P]
@@ -32,10 +38,10 @@ class AutogradGradient:
             params, value, _ = self._model(batch.obs, batch.state, batch.start)
         params, value = params.flatten(0, -2), value.flatten()
         d_params, d_value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (params, value))
-        terms = torch.zeros(len(TERMS), dtype=torch.float64, device=self._device)
+        found = torch.zeros(len(TERMS), dtype=torch.float64, device=self._device)
         self._model.zero_grad(set_to_none=False)
         said = params.detach().contiguous(), value.detach().contiguous()
-        self._objective(*said, batch.flat(), coefs, d_params, d_value, terms)
+        self._objective.prepare(*said, batch.flat(), coefs, d_params, d_value, found)()
         pairs = [(output, d) for output, d in ((params, d_params), (value, d_value)) if output.requires_grad]
         torch.autograd.backward([output for output, _ in pairs], [d for _, d in pairs])
-        return terms.cpu()
+        terms.copy_(found)

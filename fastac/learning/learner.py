@@ -6,8 +6,8 @@ Algorithms differ only in settings: objective, epochs, minibatches, lambda, base
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from time import perf_counter
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,39 +16,13 @@ from torch import Tensor
 
 from fastac.config import Config
 from fastac.contract import Alone, Group, NonFiniteError, Phases, StateTree, read_branch, read_count
-from fastac.kernels import batch_moments, gae
+from fastac.kernels import Op, batch_moments, gae, join_calls, merge_moments, weigh_rows
 from fastac.learning.objectives import TERMS, Coefs, Gradient
 from fastac.learning.optimizer import Optimizer
 from fastac.learning.schedules import anneal
 from fastac.rollout import Batch, Minibatches, Rollout
 
-_EPS = 1e-8  # added to the standard deviation when normalising advantages
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Number of rows, their mean, and the sum of squared deviations from it (M2)."""
-
-    count: float
-    mean: float
-    m2: float
-
-    @property
-    def var(self) -> float:
-        """Population variance."""
-        return self.m2 / self.count if self.count else 0.0
-
-
-def merge_moments(parts: NDArray[np.generic]) -> Moments:
-    """Merge the moments `[K, 3]` of disjoint rows (Chan, Golub and LeVeque 1979)."""
-    count, mean, m2 = parts[0].tolist()
-    for more, its_mean, its_m2 in parts[1:].tolist():
-        if more:
-            total, delta = count + more, its_mean - mean
-            m2 += its_m2 + delta * delta * count * more / total
-            mean += delta * more / total
-            count = total
-    return Moments(count, mean, m2)
+Moments: TypeAlias = tuple[float, float, float]  # number of rows, mean, and sum of squared deviations from it
 
 
 class Learner:
@@ -71,7 +45,15 @@ class Learner:
         self._algo, self._optim = config.algo, config.optim
         self._gradient, self._minibatches, self._optimizer = gradient, minibatches, optimizer
         self._group = group or Alone()
-        self._moments = torch.zeros(5, dtype=torch.float64)
+        self._moments, self._coefs = torch.zeros(5, dtype=torch.float64), Coefs()
+        gather, self._everyones = self._group.prepare_gather(self._moments)  # [K, 5]
+        weigh = weigh_rows.prepare(self._everyones, self._algo.normalize_advantage, self._coefs.weights)
+        self._weigh = join_calls([*gather, weigh])
+        self._metrics = torch.zeros(len(_METRICS), dtype=torch.float64)  # of an update
+        self._learning_rate = torch.zeros(1, dtype=torch.float64)
+        # The calls of an update, by number of the batch; they are made once, since batches do not move.
+        self._prepared: dict[tuple[int, bool], tuple[Batch, list[Op]]] = {}
+        self._rollout: Rollout | None = None  # that they read
         self.updates = 0
         self.rows = 0
 
@@ -94,28 +76,43 @@ class Learner:
         begin = perf_counter()
         advantages, returns = self._estimate(rollout, reward)
         middle = perf_counter()
-        learning_rate = anneal(self._optim.learning_rate_schedule, self._optim.learning_rate, done_fraction)
+        learning_rate = self._schedule(done_fraction)
         is_whole = self._algo.num_minibatches == 1
         totals, count = np.zeros(len(_METRICS)), 0
         for epoch in range(self._algo.num_epochs):
+            is_fresh = is_whole and epoch == 0
             for batch in self._minibatches.split(rollout):
-                coefs = self._coefs(advantages if is_whole else self._moments_of(batch), done_fraction)
-                totals += self._update(batch, coefs, learning_rate, is_fresh=is_whole and epoch == 0)
+                totals += self._update(rollout, batch, is_fresh)
                 count += 1
         metrics: dict[str, float] = dict(zip(_METRICS, (totals / count).tolist(), strict=True))
         # 1 - Var[return - value] / Var[return]: 1 for a perfect critic, 0 for one no better than a constant.
-        metrics["explained_variance"] = 1.0 - advantages.m2 / returns.m2 if returns.m2 > 0.0 else math.nan
+        metrics["explained_variance"] = 1.0 - advantages[2] / returns[2] if returns[2] > 0.0 else math.nan
         metrics["learning_rate"] = learning_rate
         if self._algo.algo == "ppo":  # also logged by SB3
-            critic, entropy = coefs.vf_coef * metrics["value_loss"], coefs.ent_coef * metrics["entropy"]
-            metrics["loss"], metrics["clip_range"] = metrics["policy_loss"] + critic - entropy, coefs.clip_coef
-        self.rows = int(advantages.count)
+            vf_coef, ent_coef, clip_coef = self._coefs.schedule.tolist()
+            critic, entropy = vf_coef * metrics["value_loss"], ent_coef * metrics["entropy"]
+            metrics["loss"], metrics["clip_range"] = metrics["policy_loss"] + critic - entropy, clip_coef
+        self.rows = int(advantages[0])
         phases.advantage_s += middle - begin
         phases.update_s += perf_counter() - middle
         return metrics
 
+    def _schedule(self, done_fraction: float) -> float:
+        """Set the coefficients for this part of the run; return the learning rate."""
+        algo, optim = self._algo, self._optim
+        schedule = self._coefs.schedule.numpy()
+        schedule[0] = algo.vf_coef if algo.baseline else 0.0
+        schedule[1] = anneal(optim.ent_coef_schedule, algo.ent_coef, done_fraction)
+        schedule[2] = anneal(optim.clip_coef_schedule, algo.clip_coef, done_fraction)
+        learning_rate = anneal(optim.learning_rate_schedule, optim.learning_rate, done_fraction)
+        self._learning_rate.numpy()[0] = learning_rate
+        return learning_rate
+
     def _estimate(self, rollout: Rollout, reward: Tensor) -> tuple[Moments, Moments]:
-        """Fill the rollout's advantages and returns; return their moments over all workers' valid rows."""
+        """Fill the rollout's advantages and returns; return their moments over all workers' valid rows.
+
+        The weights of a batch that is the whole rollout follow from them.
+        """
         terminated, gamma = rollout.terminated, self._algo.gamma
         if not self._algo.baseline:
             rollout.value.zero_()  # plain REINFORCE: the advantage is the return
@@ -136,36 +133,40 @@ class Learner:
             rollout.return_,
             self._moments,
         )
-        everyones = self._group.gather(self._moments.numpy())  # [K, 5]
-        return merge_moments(everyones[:, :3]), merge_moments(everyones[:, [0, 3, 4]])
+        for op in self._weigh:
+            op()
+        everyones = self._everyones.tolist()
+        of_return = [(count, mean, m2) for count, _, _, mean, m2 in everyones]
+        return merge_moments([parts[:3] for parts in everyones]), merge_moments(of_return)
 
-    def _moments_of(self, batch: Batch) -> Moments:
-        """Return the moments of a minibatch's advantages, over all workers' minibatches."""
-        batch_moments(batch.advantage.flatten(), batch.valid.flatten(), self._moments[:3])
-        return merge_moments(self._group.gather(self._moments[:3].numpy()))
-
-    def _coefs(self, advantages: Moments, done_fraction: float) -> Coefs:
-        algo, optim = self._algo, self._optim
-        return Coefs(
-            inverse_count=1.0 / max(advantages.count, 1.0),
-            shift=advantages.mean if algo.normalize_advantage else 0.0,
-            scale=1.0 / (math.sqrt(advantages.var) + _EPS) if algo.normalize_advantage else 1.0,
-            vf_coef=algo.vf_coef if algo.baseline else 0.0,
-            ent_coef=anneal(optim.ent_coef_schedule, algo.ent_coef, done_fraction),
-            clip_coef=anneal(optim.clip_coef_schedule, algo.clip_coef, done_fraction),
-        )
-
-    def _update(self, batch: Batch, coefs: Coefs, learning_rate: float, is_fresh: bool) -> NDArray[np.float64]:
+    def _update(self, rollout: Rollout, batch: Batch, is_fresh: bool) -> NDArray[np.float64]:
         """Apply one update and return the values of `_METRICS`."""
-        terms = self._group.gather(self._gradient(batch, coefs, is_fresh).numpy()).sum(axis=0)
-        if not math.isfinite(terms.sum()):
-            name = next(name for name, value in zip(TERMS, terms.tolist(), strict=True) if not math.isfinite(value))
+        for op in self._prepare(rollout, batch, is_fresh):
+            op()
+        metrics = self._metrics.numpy()
+        if not math.isfinite(metrics.sum()):
+            name = next(
+                name for name, value in zip(_METRICS, metrics.tolist(), strict=True) if not math.isfinite(value)
+            )
             raise NonFiniteError(f"update {self.updates + 1}: {name} is not finite")
-        grad_norm = self._optimizer.step(learning_rate)
-        if not math.isfinite(grad_norm):
-            raise NonFiniteError(f"update {self.updates + 1}: grad_norm is {grad_norm}")
         self.updates += 1
-        return np.append(terms, grad_norm)
+        return metrics
+
+    def _prepare(self, rollout: Rollout, batch: Batch, is_fresh: bool) -> list[Op]:
+        """Return the calls of an update."""
+        if self._rollout is not rollout:
+            self._rollout, self._prepared = rollout, {}
+        key = id(batch), is_fresh
+        known, ops = self._prepared.get(key, (None, []))
+        if known is not batch:
+            terms, norm = self._metrics.split([len(TERMS), 1])
+            if self._algo.num_minibatches > 1:
+                ops = [batch_moments.prepare(batch.advantage.view(-1), batch.valid.view(-1), self._moments[:3])]
+                ops += self._weigh
+            ops += self._gradient.prepare(batch, self._coefs, terms, is_fresh)
+            ops = join_calls([*ops, *self._optimizer.prepare(terms, norm, self._learning_rate)])
+            self._prepared[key] = batch, ops
+        return ops
 
     def get_state(self) -> StateTree:
         """Return the optimiser's slots and the update count."""

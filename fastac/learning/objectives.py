@@ -7,13 +7,13 @@ the objective whether autograd or a hand-written backward pass continues from th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fastac.kernels import Surrogate, categorical_loss, gaussian_loss
+from fastac.kernels import Op, Surrogate, categorical_loss, gaussian_loss
 from fastac.learning.losses import PolicyLoss
 from fastac.models import GaussianHead
 from fastac.rollout import Batch
@@ -21,36 +21,41 @@ from fastac.rollout import Batch
 TERMS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 
 
-@dataclass(frozen=True, slots=True)
 class Coefs:
-    """Coefficients of one objective: the weights of a batch's rows and terms.
+    """Coefficients of an objective: the weights of a batch's rows and terms. They change between updates.
 
     Attributes:
-        inverse_count: 1 / number of valid rows in the whole batch, summed over all workers.
-        shift: advantage used = (advantage - shift) * scale.
-        scale: see `shift`; (0, 1) means not normalised.
-        vf_coef: weight of the value loss.
-        ent_coef: weight of the entropy.
-        clip_coef: the clipping range, for clipped losses.
+        weights: `[3]` float64: 1 / number of valid rows in the whole batch, summed over all workers; shift and scale of
+            advantages: the advantage used is (advantage - shift) * scale, and (0, 1) means not normalised.
+        schedule: `[3]` float64: weight of the value loss, weight of the entropy, and the clipping range of clipped
+            losses.
     """
 
-    inverse_count: float
-    shift: float
-    scale: float
-    vf_coef: float
-    ent_coef: float
-    clip_coef: float
+    def __init__(
+        self,
+        inverse_count: float = 1.0,
+        shift: float = 0.0,
+        scale: float = 1.0,
+        vf_coef: float = 0.0,
+        ent_coef: float = 0.0,
+        clip_coef: float = 0.0,
+    ) -> None:
+        """Store initial values."""
+        self.weights = torch.tensor([inverse_count, shift, scale], dtype=torch.float64)
+        self.schedule = torch.tensor([vf_coef, ent_coef, clip_coef], dtype=torch.float64)
 
     @property
-    def numbers(self) -> tuple[float, float, float, float, float, float]:
-        """Return all coefficients in the order in which the kernels take them."""
-        return self.inverse_count, self.shift, self.scale, self.vf_coef, self.ent_coef, self.clip_coef
+    def numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Where each coefficient is, in the order in which the kernels take them."""
+        inverse_count, shift, scale = self.weights.split(1)
+        vf_coef, ent_coef, clip_coef = self.schedule.split(1)
+        return inverse_count, shift, scale, vf_coef, ent_coef, clip_coef
 
 
 class Objective(Protocol):
     """Computes the gradient at the model's outputs for a batch."""
 
-    def __call__(
+    def prepare(
         self,
         params: Tensor,
         value: Tensor,
@@ -59,14 +64,14 @@ class Objective(Protocol):
         d_params: Tensor,
         d_value: Tensor,
         terms: Tensor,
-    ) -> None:
-        """Write the gradient at the model's outputs.
+    ) -> Op:
+        """Return the call that writes the gradient at the model's outputs.
 
         Args:
             params: `[M, P]`, the distribution parameters returned by the head.
             value: `[M]`.
             batch: M rows.
-            coefs: the coefficients.
+            coefs: the coefficients, read by each call.
             d_params: `[M, P]`, written.
             d_value: `[M]`, written.
             terms: `[5]` float64, see `TERMS`; added to. Gradients of the head's own parameters are added to as well.
@@ -76,14 +81,16 @@ class Objective(Protocol):
 class Gradient(Protocol):
     """Differentiates the objective of a batch."""
 
-    def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
-        """Compute the gradient of the parameters; return the terms `[5]` float64, as named in `TERMS`.
+    def prepare(self, batch: Batch, coefs: Coefs, terms: Tensor, is_fresh: bool) -> list[Op]:
+        """Return the calls that compute the gradient of the parameters, for a batch that will not move.
 
-        Every `p.grad` is a view of one flat vector made by `optimizer.flatten`. The gradient is written there.
+        Every `p.grad` is a view of one flat vector made by `optimizer.flatten`. The gradient is written there. Calls
+        for another batch use the same buffers, so the calls of one batch must not be mixed with those of another.
 
         Args:
             batch: the rows, on the CPU.
-            coefs: the coefficients of the objective.
+            coefs: the coefficients of the objective, read by each run.
+            terms: `[5]` float64, written, as named in `TERMS`.
             is_fresh: the batch is the last rollout, and the parameters have not changed since it was collected.
         """
 
@@ -102,7 +109,20 @@ class PlainObjective:
         """Store the head and the algorithm's loss."""
         self._head, self._loss = head, loss
 
-    def __call__(
+    def prepare(
+        self,
+        params: Tensor,
+        value: Tensor,
+        batch: Batch,
+        coefs: Coefs,
+        d_params: Tensor,
+        d_value: Tensor,
+        terms: Tensor,
+    ) -> Op:
+        """See `Objective`."""
+        return partial(self._differentiate, params, value, batch, coefs, d_params, d_value, terms)
+
+    def _differentiate(
         self,
         params: Tensor,
         value: Tensor,
@@ -112,12 +132,12 @@ class PlainObjective:
         d_value: Tensor,
         terms: Tensor,
     ) -> None:
-        """See `Objective`."""
         params, value = params.detach().requires_grad_(), value.detach().requires_grad_()
         log_prob, entropy = self._head.log_prob_entropy(params, batch.action)
         # float64, because scaling would magnify the float32 rounding error of equal advantages to about 1.
-        advantage = ((batch.advantage.double() - coefs.shift) * coefs.scale).float()
-        weight = batch.valid * coefs.inverse_count
+        inverse_count, shift, scale = coefs.weights.tolist()
+        advantage = ((batch.advantage.double() - shift) * scale).float()
+        weight = batch.valid * inverse_count
         found = self._loss(
             log_prob,
             entropy,
@@ -126,9 +146,7 @@ class PlainObjective:
             advantage,
             batch.return_,
             weight.float(),
-            coefs.vf_coef,
-            coefs.ent_coef,
-            coefs.clip_coef,
+            *coefs.schedule.tolist(),
         )
         found.total.backward()
         for leaf, d in ((params, d_params), (value, d_value)):
@@ -143,7 +161,7 @@ class CategoricalObjective:
         """Choose the surrogate."""
         self._surrogate = surrogate
 
-    def __call__(
+    def prepare(
         self,
         params: Tensor,
         value: Tensor,
@@ -152,10 +170,10 @@ class CategoricalObjective:
         d_params: Tensor,
         d_value: Tensor,
         terms: Tensor,
-    ) -> None:
+    ) -> Op:
         """See `Objective`."""
         rows = (batch.action, batch.log_prob, batch.advantage, batch.return_, batch.valid)
-        categorical_loss(params, value, *rows, self._surrogate, *coefs.numbers, d_params, d_value, terms)
+        return categorical_loss.prepare(params, value, *rows, self._surrogate, *coefs.numbers, d_params, d_value, terms)
 
 
 class GaussianObjective:
@@ -171,7 +189,7 @@ class GaussianObjective:
         assert head.log_std.grad is not None, "flatten the parameters first"
         self._log_std, self._d_log_std = head.log_std.detach(), head.log_std.grad
 
-    def __call__(
+    def prepare(
         self,
         params: Tensor,
         value: Tensor,
@@ -180,10 +198,10 @@ class GaussianObjective:
         d_params: Tensor,
         d_value: Tensor,
         terms: Tensor,
-    ) -> None:
+    ) -> Op:
         """See `Objective`."""
         rows = (batch.action, batch.log_prob, batch.advantage, batch.return_, batch.valid)
-        gaussian_loss(
+        return gaussian_loss.prepare(
             params,
             self._log_std,
             value,

@@ -13,23 +13,32 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastac import memory
 from fastac.contract import Group, StateTree, WorkerFailure, read_count, read_tensor
-from fastac.kernels import adam_step, rmsprop_step, sum_squares
+from fastac.kernels import BLOCK, Op, adam_step, clip_gradient, num_blocks, rmsprop_step, sum_gradients, sum_squares
 
 
 class Optimizer(Protocol):
     """Updates the parameters with their current gradients."""
 
-    def step(self, learning_rate: float) -> float:
-        """Clip the gradient and update; return the gradient norm before clipping.
+    def prepare(self, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
+        """Return the calls of a step: sum what the workers have computed, clip the gradient and update.
 
-        If the norm is NaN or infinite, it is returned and nothing is updated.
+        If a loss term or the norm is NaN or infinite, a step updates nothing.
+
+        Args:
+            terms: `[5]` float64, the loss terms of this worker's rows, weighted for the global mean as the gradient
+                is; a step adds up those of all workers.
+            norm: `[1]` float64, written: the norm of the gradient before clipping.
+            learning_rate: `[1]` float64, the step size, read by every step.
         """
 
     def get_state(self) -> StateTree:
@@ -48,16 +57,28 @@ class UpdateRule(Protocol):
 
     slots: Mapping[str, float]
 
-    def step(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        slots: Mapping[str, Tensor],
-        grad_scale: float,
-        learning_rate: float,
-        count: int,
-    ) -> None:
-        """Update `param` and `slots`, all `[P]`, in place with `grad * grad_scale`; `count` includes this step."""
+    def prepare(self, param: Tensor, grad: Tensor, slots: Mapping[str, Tensor], step: Step) -> Op:
+        """Return the call that updates `param` and `slots`, all `[P]`, in place, as `step` says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The numbers of a step, `[1]` float64 each; they change between steps.
+
+    Attributes:
+        grad_scale: the gradient used is grad * grad_scale; NaN updates nothing.
+        learning_rate: the step size.
+        count: the number of steps including this one.
+    """
+
+    grad_scale: Tensor
+    learning_rate: Tensor
+    count: Tensor
+
+    @classmethod
+    def allocate(cls, learning_rate: Tensor, count: Tensor) -> Step:
+        """Allocate the scale."""
+        return cls(torch.zeros(1, dtype=torch.float64), learning_rate, count)
 
 
 class Adam:
@@ -70,18 +91,11 @@ class Adam:
         self._eps = eps
         self.slots: Mapping[str, float] = {"average": 0.0, "square": 0.0}
 
-    def step(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        slots: Mapping[str, Tensor],
-        grad_scale: float,
-        learning_rate: float,
-        count: int,
-    ) -> None:
+    def prepare(self, param: Tensor, grad: Tensor, slots: Mapping[str, Tensor], step: Step) -> Op:
         """See `UpdateRule`."""
-        average, square = slots["average"], slots["square"]
-        adam_step(param, grad, average, square, grad_scale, learning_rate, self._BETA1, self._BETA2, self._eps, count)
+        vectors = param, grad, slots["average"], slots["square"]
+        settings = self._BETA1, self._BETA2, self._eps
+        return adam_step.prepare(*vectors, step.grad_scale, step.learning_rate, *settings, step.count)
 
 
 class RMSprop:
@@ -101,17 +115,10 @@ class RMSprop:
         self._eps, self._tensorflow = eps, tensorflow
         self.slots: Mapping[str, float] = {"square": 1.0 if tensorflow else 0.0}
 
-    def step(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        slots: Mapping[str, Tensor],
-        grad_scale: float,
-        learning_rate: float,
-        count: int,
-    ) -> None:
+    def prepare(self, param: Tensor, grad: Tensor, slots: Mapping[str, Tensor], step: Step) -> Op:
         """See `UpdateRule`."""
-        rmsprop_step(param, grad, slots["square"], grad_scale, learning_rate, self._ALPHA, self._eps, self._tensorflow)
+        settings = self._ALPHA, self._eps, self._tensorflow
+        return rmsprop_step.prepare(param, grad, slots["square"], step.grad_scale, step.learning_rate, *settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,11 @@ class FlatParameters:
 
     param: Tensor
     slots: Mapping[str, Tensor]
+
+    @classmethod
+    def allocate(cls, param: Tensor, rule: UpdateRule) -> FlatParameters:
+        """Return the parameters with new slots of a rule."""
+        return cls(param, {name: torch.full_like(param, value) for name, value in rule.slots.items()})
 
     def get_state(self, steps: int) -> StateTree:
         """Return the slots and their step count; the parameters belong to the model's state."""
@@ -156,38 +168,37 @@ class LocalOptimizer:
             ValueError: a parameter is not float32.
         """
         param, self._grad = flatten(model)
-        slots = {name: torch.full_like(param, value) for name, value in rule.slots.items()}
-        self._vectors = FlatParameters(param, slots)
+        self._vectors = FlatParameters.allocate(param, rule)
         self._rule, self._max_norm = rule, max_grad_norm
-        self._square = torch.zeros(1, dtype=torch.float64, device=param.device)
-        self._steps = 0
+        self._count = torch.zeros(1, dtype=torch.float64)
 
-    def step(self, learning_rate: float) -> float:
+    def prepare(self, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
         """See `Optimizer`."""
-        sum_squares(self._grad, self._square)
-        norm = math.sqrt(float(self._square))
-        if math.isfinite(norm):
-            self._steps += 1
-            vectors, scale = self._vectors, clip_scale(norm, self._max_norm)
-            self._rule.step(vectors.param, self._grad, vectors.slots, scale, learning_rate, self._steps)
-        return norm
+        squares, step = squares_of(self._grad), Step.allocate(learning_rate, self._count)
+        return [
+            sum_squares.prepare(self._grad, squares),
+            prepare_clip(squares, terms, self._max_norm, norm, step),
+            self._rule.prepare(self._vectors.param, self._grad, self._vectors.slots, step),
+        ]
 
     def get_state(self) -> StateTree:
         """Return the slots and the step count; the parameters belong to the model's state."""
-        return self._vectors.get_state(self._steps)
+        return self._vectors.get_state(int(self._count))
 
     def set_state(self, state: StateTree) -> None:
         """Restore the slots and the step count bit for bit."""
-        self._steps = self._vectors.set_state(state)
+        self._count.fill_(self._vectors.set_state(state))
 
 
 class SharedOptimizer:
-    """Optimizer of a model shared by workers in step: each worker sums and updates one part of it.
+    """Optimizer of a model that workers in step train together. All workers' gradients are in shared memory.
 
-    Parameters, statistics and all workers' gradients are in shared memory, so nothing is sent. Each element is updated
-    once, not once per worker: at a million parameters a step is limited by memory access. Gradients are summed in
-    worker order, so results do not depend on timing. A worker killed inside `step` leaves a part of the parameters one
-    step ahead of the rest; such a state is never saved.
+    Few parameters are kept and updated by every worker, so one exchange is enough. Many are in shared memory too, and
+    each worker sums and updates one part of them: at a million parameters a step is limited by memory access, and each
+    element is updated once, not once per worker. That takes two exchanges more: of the squares for the norm, and for
+    the end. Both give the same bits. Gradients are summed in a fixed tree over the workers, so results do not depend
+    on timing. A worker killed inside such a step leaves a part of the parameters one step ahead of the rest; such a
+    state is never saved.
     """
 
     def __init__(
@@ -196,70 +207,90 @@ class SharedOptimizer:
         rule: UpdateRule,
         max_grad_norm: float | None,
         group: Group,
-        shared: FlatParameters,
         grads: Tensor,
+        shared: FlatParameters | None,
     ) -> None:
-        """Make `model`'s parameters views of the shared vector, and its gradients views of a row of `grads`.
-
-        The shared vector is overwritten with the model's values.
+        """Make `model`'s parameters views of one vector, and its gradients views of another.
 
         Args:
             model: on the CPU, the same in every worker; its parameters keep their names and shapes.
             rule: the update rule.
             max_grad_norm: clip the global gradient norm to this; None does not clip.
             group: the workers whose gradients are summed; each gradient is already weighted for the global mean.
-            shared: shared by all workers, of `flat_size(model)`.
-            grads: `[K, P]`, one row per worker.
+            grads: `[2, K, P]` in shared memory; `[1, K, P]` if the parameters are shared too.
+            shared: parameters that all workers share, overwritten with the model's values; None: each keeps its own.
 
         Raises:
             ValueError: a parameter is not float32.
         """
-        flatten(model, shared.param, grads[group.rank])
-        self._grad, self._shared = grads[group.rank], shared
-        lines = len(shared.param) // memory.FLOATS  # a worker's part begins at a cache line
-        begin, end = (lines * rank // group.size * memory.FLOATS for rank in (group.rank, group.rank + 1))
-        self._parts = [grad[begin:end] for grad in grads]  # this worker's part of every worker's gradient
-        self._param = shared.param[begin:end]
-        self._slots = {name: slot[begin:end] for name, slot in shared.slots.items()}
-        self._sum = memory.empty(self._param.shape)
-        self._rule, self._max_norm, self._group = rule, max_grad_norm, group
-        self._square = torch.zeros(1, dtype=torch.float64)
-        self._steps = 0
+        size, rank = grads.shape[-1], group.rank
+        if shared is None:
+            param, self._grad = flatten(model)
+            self._vectors, self._range = FlatParameters.allocate(param, rule), (0, size)
+        else:
+            flatten(model, shared.param, grads[0, rank])
+            self._grad, self._vectors, self._range = grads[0, rank], shared, part_of(size, rank, group.size)
+        begin, end = self._range
+        self._own = FlatParameters(
+            self._vectors.param[begin:end], {name: slot[begin:end] for name, slot in self._vectors.slots.items()}
+        )
+        self._grads, self._sum = grads, memory.empty((size,))
+        self._squares = squares_of(self._sum)
+        self._all_squares = squares_of(self._sum) if shared is not None else self._squares
+        self._rule, self._max_norm, self._group, self._is_split = rule, max_grad_norm, group, shared is not None
+        self._count = torch.zeros(1, dtype=torch.float64)
+        self._turn = 0
         self._is_torn = False
+        self._add_up = [sum_gradients.prepare(each, begin, end, self._sum, self._squares) for each in grads]
 
-    def step(self, learning_rate: float) -> float:
-        """See `Optimizer`; when it returns, every worker has read all gradients.
+    def prepare(self, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
+        """See `Optimizer`."""
+        (begin, end), step = self._range, Step.allocate(learning_rate, self._count)
+        clip = prepare_clip(self._all_squares, terms, self._max_norm, norm, step)
+        update = self._rule.prepare(self._own.param, self._sum[begin:end], self._own.slots, step)
+        if not self._is_split:
+            return [partial(self._combine, terms.numpy()), clip, update]
+        combine: list[Op] = [partial(self._combine, terms.numpy()), self._gather_squares]
+        return [*combine, clip, self._begin_update, update, self._end_update]
 
-        Call it after a `Group.gather` of all workers that follows their gradients, such as that of the loss terms: so
-        all gradients are complete.
+    def _combine(self, terms: NDArray[np.float64]) -> None:
+        """Add up loss terms and gradients of all workers.
+
+        Workers that keep their parameters put their gradients into two places in turn: another one may still read what
+        this one wrote in the step before. It has read it when it takes part in the exchange of this step.
         """
-        torch.add(self._parts[0], self._parts[1], out=self._sum)
-        for part in self._parts[2:]:
-            self._sum.add_(part)
-        sum_squares(self._sum, self._square)
-        norm = math.sqrt(float(self._group.gather(self._square.numpy()).sum()))
-        if math.isfinite(norm):
-            self._steps += 1
-            scale = clip_scale(norm, self._max_norm)
-            self._is_torn = True
-            self._rule.step(self._param, self._sum, self._slots, scale, learning_rate, self._steps)
-        self._group.gather(self._square.numpy())  # all parts are updated
+        turn = self._turn
+        if not self._is_split:
+            self._turn = 1 - turn
+            self._grads[turn, self._group.rank].copy_(self._grad)
+        np.sum(self._group.gather(terms), axis=0, out=terms)  # now all gradients are complete
+        self._add_up[turn]()
+
+    def _gather_squares(self) -> None:
+        """Join the squares of all workers' parts; each has zeros for the others' parts."""
+        np.sum(self._group.gather(self._squares.numpy()), axis=0, out=self._all_squares.numpy())
+
+    def _begin_update(self) -> None:
+        self._is_torn = True
+
+    def _end_update(self) -> None:
+        """Wait until all parts are updated."""
+        self._group.gather(self._count.numpy())
         self._is_torn = False
-        return norm
 
     def get_state(self) -> StateTree:
-        """Return the shared slots and the step count; the parameters belong to the model's state.
+        """Return the slots and the step count; the parameters belong to the model's state.
 
         Raises:
             WorkerFailure: a worker was lost inside a step, so a part of the parameters is one step ahead.
         """
         if self._is_torn:
             raise WorkerFailure("a worker was lost within a step, of which only a part was taken")
-        return self._shared.get_state(self._steps)
+        return self._vectors.get_state(int(self._count))
 
     def set_state(self, state: StateTree) -> None:
         """Restore the slots and the step count bit for bit; every worker restores the same state."""
-        self._steps = self._shared.set_state(state)
+        self._count.fill_(self._vectors.set_state(state))
 
 
 class UpdateCounter(Protocol):
@@ -308,7 +339,7 @@ class HogwildOptimizer:
         assert self._param.shape == shared.param.shape, "the shared vector is of another model"
         self._rule, self._max_norm = rule, max_grad_norm
         self._shared, self._counter, self._lock = shared, counter, lock
-        self._square = torch.zeros(1, dtype=torch.float64)
+        self._total = torch.zeros(1, dtype=torch.float64)
         self.copy()
 
     def copy(self) -> None:
@@ -320,18 +351,25 @@ class HogwildOptimizer:
         self._copied_at = self._counter.total()
         self._param.copy_(self._shared.param)
 
-    def step(self, learning_rate: float) -> float:
-        """See `Optimizer`."""
-        sum_squares(self._grad, self._square)
-        norm = math.sqrt(float(self._square))
-        if math.isfinite(norm):
-            scale = clip_scale(norm, self._max_norm)
-            with self._lock:
-                total = self._counter.total()
-                self._rule.step(self._shared.param, self._grad, self._shared.slots, scale, learning_rate, total + 1)
-                self._counter.add(total - self._copied_at)
-                self._copy()
-        return norm
+    def prepare(self, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
+        """See `Optimizer`; a worker's step is of its own rows alone."""
+        squares, step = squares_of(self._grad), Step.allocate(learning_rate, self._total)
+        update = self._rule.prepare(self._shared.param, self._grad, self._shared.slots, step)
+        return [
+            sum_squares.prepare(self._grad, squares),
+            prepare_clip(squares, terms, self._max_norm, norm, step),
+            partial(self._step, update, step.grad_scale),
+        ]
+
+    def _step(self, update: Op, grad_scale: Tensor) -> None:
+        if math.isnan(grad_scale):
+            return
+        with self._lock:
+            total = self._counter.total()
+            self._total.fill_(total + 1)
+            update()
+            self._counter.add(total - self._copied_at)
+            self._copy()
 
     def get_state(self) -> StateTree:
         """Return the shared slots and step count."""
@@ -342,9 +380,22 @@ class HogwildOptimizer:
         self._shared.set_state(state)
 
 
-def clip_scale(norm: float, max_norm: float | None) -> float:
-    """Return the factor that clips a gradient of this norm, 1 if it needs none; as torch.nn.utils.clip_grad_norm_."""
-    return 1.0 if max_norm is None or norm <= max_norm else max_norm / (norm + 1e-6)
+def squares_of(vector: Tensor) -> Tensor:
+    """Allocate the sums of squares of a vector's blocks."""
+    return torch.zeros(num_blocks(len(vector)), dtype=torch.float64, device=vector.device)
+
+
+def prepare_clip(squares: Tensor, terms: Tensor, max_norm: float | None, norm: Tensor, step: Step) -> Op:
+    """Return the call that finds a gradient's norm and scale, and counts the step unless it is not finite."""
+    bound = math.inf if max_norm is None else max_norm
+    return clip_gradient.prepare(squares, terms, bound, norm, step.grad_scale, step.count)
+
+
+def part_of(size: int, rank: int, workers: int) -> tuple[int, int]:
+    """Return begin and end of the part of a flat vector that a worker updates; a part begins at a block."""
+    blocks = num_blocks(size)
+    begin, end = (min(blocks * r // workers * BLOCK, size) for r in (rank, rank + 1))
+    return begin, end
 
 
 def flat_size(model: nn.Module) -> int:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from fastac.kernels import Op, as_bytes, gather_rows, join_calls
 from fastac.rollout.buffer import Rollout
 
 
@@ -60,7 +61,10 @@ class Minibatches(Protocol):
         """Return the memory in bytes that minibatches need besides the rollout."""
 
     def split(self, rollout: Rollout) -> Iterator[Batch]:
-        """Yield every row once; the next batch may overwrite the previous one."""
+        """Yield every row once; the next batch may overwrite the previous one.
+
+        Batches of one rollout that have the same size are one object, filled anew.
+        """
 
 
 class FlatMinibatches:
@@ -71,8 +75,9 @@ class FlatMinibatches:
         self._num, self._generator = num_minibatches, generator
         # Views of the rollout and of one minibatch, kept because both use the same memory every time.
         self._rollout: Rollout | None = None
-        self._whole: Batch
         self._part: Batch
+        self._index: Tensor  # [B / num_minibatches], the rows of a minibatch
+        self._gather: list[Op]  # copies them
 
     def nbytes(self, rollout: Rollout) -> int:
         """See `Minibatches`."""
@@ -83,14 +88,14 @@ class FlatMinibatches:
         if self._rollout is not rollout:
             self._view(rollout)
         if self._num == 1:
-            rollout.observations.whole(self._whole.obs)
-            yield self._whole
+            rollout.observations.whole(self._part.obs)
+            yield self._part
             return
-        order = torch.randperm(len(self._whole.valid), generator=self._generator)
+        order = torch.randperm(rollout.valid.numel(), generator=self._generator)
         for index in order.view(self._num, -1):
-            rollout.observations.take(index, self._part.obs)
-            for f in fields(self._part)[1:-1]:  # all but obs and state
-                torch.index_select(getattr(self._whole, f.name), 0, index, out=getattr(self._part, f.name))
+            self._index.copy_(index)
+            for op in self._gather:
+                op()
             yield self._part
 
     def _view(self, rollout: Rollout) -> None:
@@ -99,10 +104,11 @@ class FlatMinibatches:
         assert num * self._num == len(flat[0]), "minibatches of equal size, as the configuration promises"
         self._rollout = rollout
         if self._num == 1:
-            self._whole = self._part = _batch([observations.batch(), *flat], rollout.state)
+            self._part = _batch([observations.batch(), *flat], rollout.state)
             return
-        self._whole = _batch([observations.empty(0), *flat], rollout.state)  # observations are copied by index instead
+        self._index = torch.empty(num, dtype=torch.int64)
         self._part = _batch([observations.empty(num), *(part[:num].clone() for part in flat)], rollout.state)
+        self._gather = _prepare_gather(rollout, self._index, self._part)
 
 
 class SequenceMinibatches:
@@ -115,7 +121,8 @@ class SequenceMinibatches:
         self._rollout: Rollout | None = None
         self._whole: Batch
         self._rows: Tensor  # [T, N], number of each row of the rollout
-        self._parts: dict[int, tuple[Batch, Tensor]]  # by number of sequences n; with `[T, n]`, where its rows are
+        # By number of sequences n: the minibatch, `[T, n]` with the numbers of its rows, and what copies them.
+        self._parts: dict[int, tuple[Batch, Tensor, list[Op]]]
 
     def nbytes(self, rollout: Rollout) -> int:
         """See `Minibatches`."""
@@ -135,11 +142,10 @@ class SequenceMinibatches:
             return
         order = torch.randperm(rollout.num_envs, generator=self._generator)
         for index in order.chunk(self._num):
-            part, rows = self._parts[len(index)]
+            part, rows, gather = self._parts[len(index)]
             torch.index_select(self._rows, 1, index, out=rows)
-            rollout.observations.take(rows.flatten(), part.obs.flatten(0, 1))
-            for f in fields(part)[1:-1]:  # all but obs and state
-                torch.index_select(getattr(self._whole, f.name), 1, index, out=getattr(part, f.name))
+            for op in gather:
+                op()
             torch.index_select(rollout.state, 0, index, out=part.state)
             yield part
 
@@ -152,7 +158,6 @@ class SequenceMinibatches:
         if self._num == 1:
             self._whole = _batch([obs.batch().unflatten(0, leading), *rows], rollout.state)
             return
-        self._whole = _batch([obs.empty(0), *rows], rollout.state)  # observations are copied by index instead
         self._rows = torch.arange(rollout.valid.numel()).view(leading)
         most = leading[0] * self._most(rollout)
         numbers = torch.empty(most, dtype=torch.int64)
@@ -161,7 +166,8 @@ class SequenceMinibatches:
         self._parts = {}
         for size in {len(index) for index in torch.arange(leading[1]).chunk(self._num)}:
             views = [copy[: leading[0] * size].unflatten(0, (leading[0], size)) for copy in (numbers, *copies)]
-            self._parts[size] = _batch(views[1:], state[:size]), views[0]
+            part = _batch(views[1:], state[:size])
+            self._parts[size] = part, views[0], _prepare_gather(rollout, views[0].flatten(), part.flat())
 
 
 def _rows(rollout: Rollout) -> list[Tensor]:
@@ -174,6 +180,15 @@ def _rows(rollout: Rollout) -> list[Tensor]:
         rollout.valid,
         rollout.start[: rollout.num_steps],
     ]
+
+
+def _prepare_gather(rollout: Rollout, index: Tensor, part: Batch) -> list[Op]:
+    """Return the calls that copy the rows at `index` `[M]` to a flat minibatch `[M, ...]`."""
+    ops = [rollout.observations.prepare_take(index, part.obs)]
+    for rows, f in zip(_rows(rollout), fields(part)[1:-1], strict=True):  # all but obs and state
+        copies = getattr(part, f.name)
+        ops.append(gather_rows.prepare(as_bytes(rows.flatten(0, 1)), index, as_bytes(copies)))
+    return join_calls(ops)
 
 
 def _share(rollout: Rollout, num_minibatches: int) -> int:

@@ -7,6 +7,7 @@ S = 4. To build a row's stack, only the age of its episode is needed.
 from __future__ import annotations
 
 from copy import copy
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fastac import memory
 from fastac.contract import StateTree, read_tensor
-from fastac.kernels import stack_frames
+from fastac.kernels import Op, as_bytes, gather_rows, stack_frames
 
 
 class Observations(Protocol):
@@ -49,8 +50,13 @@ class Observations(Protocol):
     def whole(self, out: Tensor) -> None:
         """Fill the memory returned by `batch`."""
 
-    def take(self, index: Tensor, out: Tensor) -> None:
-        """Write the observations `[M, *obs_shape]` at `index` `[M]` int64, which is `t * N + n` with t below T."""
+    def prepare_take(self, index: Tensor, out: Tensor) -> Op:
+        """Return the call that writes the observations at `index`.
+
+        Args:
+            index: `[M]` int64, `t * N + n` with t below T; read by each call.
+            out: `[M, *obs_shape]`, written.
+        """
 
     def carry(self, t: int) -> None:
         """Copy row t to row 0, for the next rollout."""
@@ -105,9 +111,9 @@ class Rows:
     def whole(self, out: Tensor) -> None:
         """Do nothing: `batch` returns a view."""
 
-    def take(self, index: Tensor, out: Tensor) -> None:
-        """Copy the rows at `index`."""
-        torch.index_select(self._flat, 0, index, out=out)
+    def prepare_take(self, index: Tensor, out: Tensor) -> Op:
+        """See `Observations`."""
+        return gather_rows.prepare(as_bytes(self._flat), index, as_bytes(out))
 
     def carry(self, t: int) -> None:
         """Copy row t to row 0."""
@@ -184,11 +190,11 @@ class Stacks:
 
     def whole(self, out: Tensor) -> None:
         """Build the stacks of the first T rows."""
-        self.take(self._index[:-1].flatten(), out)
+        self._stack(self._index[:-1].flatten(), out, len(self._age) - 1)
 
-    def take(self, index: Tensor, out: Tensor) -> None:
-        """Build the stacks at `index`."""
-        self._stack(index, out, len(self._age) - 1)
+    def prepare_take(self, index: Tensor, out: Tensor) -> Op:
+        """See `Observations`."""
+        return partial(self._stack, index, out, len(self._age) - 1)
 
     def _stack(self, index: Tensor, out: Tensor, num_steps: int) -> None:
         stack_frames(self._frames[: self.size - 1 + num_steps], self._age[:num_steps], index, out)

@@ -7,12 +7,13 @@ continues its row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fastac.contract import Episodes, Merge, Phases
 from fastac.shared_memory import SharedArray
@@ -171,6 +172,10 @@ class WorkerCounters:
     def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """See `Group`."""
         return array[None]
+
+    def prepare_gather(self, array: Tensor) -> tuple[list[Callable[[], object]], Tensor]:
+        """See `Group`."""
+        return [], array[None]
 
     def merge_statistics(
         self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge

@@ -15,12 +15,15 @@ from time import perf_counter
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fastac.contract import Merge
 from fastac.shared_memory import SharedArray
 from fastac.workers.shared_episodes import SharedEpisodes
 from fastac.workers.shared_parameters import SharedParameters
 from fastac.workers.waiting import fence, wait_until
+
+_FEW_NUMBERS = 2**17  # in the gradients of all workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,8 @@ class GroupMemory:
         done_fraction: `[1]`, share of the budget spent before the current iteration.
         episodes: finished episodes of workers 1 to K-1.
         num_episodes: `[K]`, finished episodes so far; 0 for worker 0.
-        parameters: model parameters and optimiser statistics.
-        grads: `[K, P]`, a gradient per worker.
+        parameters: model parameters and optimiser statistics; None if they are so few that each worker keeps its own.
+        grads: `[1 or 2, K, P]`, a gradient per worker, see `SharedOptimizer`.
         waited_s: `[K, 8]`, seconds that each worker has waited for others in exchanges; a cache line each.
     """
 
@@ -45,7 +48,7 @@ class GroupMemory:
     done_fraction: SharedArray[np.float64]
     episodes: SharedEpisodes
     num_episodes: SharedArray[np.int64]
-    parameters: SharedParameters
+    parameters: SharedParameters | None
     grads: SharedArray[np.float32]
     waited_s: SharedArray[np.float64]
 
@@ -67,6 +70,8 @@ class GroupMemory:
             param_size: P, the `flat_size` of the model.
             slots: initial values of the optimiser's statistics, by name.
         """
+        # With few parameters an exchange costs more than it costs to update all of them, and to sum all gradients.
+        is_split = size * param_size > _FEW_NUMBERS
         whole, real, single = np.dtype(np.int64), np.dtype(np.float64), np.dtype(np.float32)
         return cls(
             exchanged=SharedArray((2, size, -(-most_bytes // 64) * 64), np.dtype(np.uint8)),
@@ -75,8 +80,8 @@ class GroupMemory:
             done_fraction=SharedArray((1,), real),
             episodes=SharedEpisodes.allocate(size, max_episodes),
             num_episodes=SharedArray((size,), whole, apart=True),
-            parameters=SharedParameters.allocate(param_size, slots),
-            grads=SharedArray((size, param_size), single, apart=True),
+            parameters=SharedParameters.allocate(param_size, slots) if is_split else None,
+            grads=SharedArray((1 if is_split else 2, size, param_size), single),
             waited_s=SharedArray((size, 8), real),
         )
 
@@ -85,8 +90,8 @@ class SharedGroup:
     """A `Group` over shared memory.
 
     Attributes:
-        vectors: the shared model parameters and optimiser statistics.
-        grads: `[K, P]`, the gradients of all workers.
+        vectors: the shared model parameters and optimiser statistics, if they are shared.
+        grads: `[1 or 2, K, P]`, the gradients of all workers.
     """
 
     def __init__(self, memory: GroupMemory, rank: int, watch: Callable[[float], None]) -> None:
@@ -97,7 +102,8 @@ class SharedGroup:
             rank: this worker's number, from 0.
             watch: called repeatedly during a wait, with the seconds waited so far; raises to abort the wait.
         """
-        self.vectors, self.grads = memory.parameters.vectors(), torch.from_numpy(memory.grads.view())
+        self.vectors = None if memory.parameters is None else memory.parameters.vectors()
+        self.grads = torch.from_numpy(memory.grads.view())
         self._exchanged, counts = memory.exchanged.view(), memory.counts.view()
         self.size, self.rank = len(counts), rank
         self._counts = counts.reshape(-1).data  # indexing a memoryview costs a third of indexing an array
@@ -117,6 +123,16 @@ class SharedGroup:
         self._publish()
         self._wait()
         return everyones
+
+    def prepare_gather(self, array: Tensor) -> tuple[list[Callable[[], object]], Tensor]:
+        """See `Group`."""
+        own, everyones = array.numpy(), torch.empty(self.size, *array.shape, dtype=array.dtype)
+        target = everyones.numpy()
+
+        def gather() -> None:
+            target[:] = self.gather(own)
+
+        return [gather], everyones
 
     def merge_statistics(
         self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge

@@ -6,18 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 from kernels_support import needs_triton
+from numba.core.caching import IndexDataCacheFile
 
 import fastac.kernels
+from fastac.kernels import compiling
 
 PACKAGE = Path(fastac.kernels.__file__).parent
-ANNOUNCEMENT = "Compiling fastac's kernels for this machine, once: about 20 seconds.\n"
+ANNOUNCEMENT = "Compiling fastac's kernels for this machine, once: about 40 seconds.\n"
 UNWRITABLE = "/dev/null/x"  # also for root, whom permissions do not stop
 
 # Counts the kernels that were loaded from the cache on disk, and those that were compiled.
 COUNT = """
 import fastac.kernels
+from fastac.kernels import compiling
 from fastac.kernels.compiling import COMPILED
 from fastac.kernels.kernel import KERNELS
 entries = [kernel.entry for kernel in KERNELS if kernel.entry is not None]
@@ -233,6 +237,7 @@ COMPILE_FOR_GPU = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 import fastac.kernels
+from fastac.kernels import compiling
 from importlib import import_module
 from fastac.kernels.triton_tools import block_shape, compile_marked
 
@@ -264,3 +269,25 @@ print(len(kernels))
 def test_triton_compiles_every_kernel_for_a_gpu(tmp_path):
     code, out, err = finish(start(COMPILE_FOR_GPU, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)))
     assert (code, out) == (0, ["15"]), err
+
+
+def do_nothing(block):
+    """Stands for a kernel."""
+
+
+def test_code_that_could_not_be_saved_is_not_that_of_earlier_sources(tmp_path, monkeypatch):
+    """Numba writes its index before the code: a full disk in between must not join the new one and the old one."""
+
+    def fill_up(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    hits = []
+    for stamp, is_full in (("old", False), ("new", True), ("new", False), ("new", False)):
+        with monkeypatch.context() as patched:
+            patched.setattr(compiling, "hash_sources", lambda stamp=stamp: stamp)
+            if is_full:
+                patched.setattr(IndexDataCacheFile, "_save_data", fill_up)
+            compiling.compile_block(do_nothing, compiling.FolderCache)
+            hits.append(compiling.COMPILED[-1].cache_hits)
+    assert hits == [0, 0, 0, 1]

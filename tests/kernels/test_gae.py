@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels_support import SEEDS, forms, generator
 
-from fastac.kernels import batch_moments, compute_gae, compute_moments, gae
+from fastac.kernels import batch_moments, compute_gae, compute_moments, gae, weigh_rows
 
 KERNELS, MOMENTS = forms(gae), forms(batch_moments)
 
@@ -327,3 +327,29 @@ def test_numbers_may_jump(kernel):
     row = torch.randn(6000) + 1e4 * (torch.arange(6000) // 1500 % 2)
     valid = torch.ones(6000, dtype=torch.bool)
     assert moments_by(kernel, row, valid) == pytest.approx(compute_moments(row, valid), rel=1e-5)
+
+
+# --- the weights of a batch's rows ---------------------------------------------------------------
+
+
+@forms(weigh_rows)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.booleans(), SEEDS)
+def test_weights_are_those_of_all_parts_together(kernel, sizes, normalize, seed):
+    parts = [3.0 + 2.0 * torch.randn(size, generator=generator(seed)) for size in sizes]
+    of_advantages = [compute_moments(part, torch.ones(len(part), dtype=torch.bool)) for part in parts]
+    moments = torch.tensor([[*three, 7.0, 7.0] for three in of_advantages], dtype=torch.float64)
+    weights, whole = torch.full((3,), 7.0, dtype=torch.float64), torch.cat(parts).double()
+    kernel(moments, normalize, weights)
+    expected = [1.0 / max(len(whole), 1), 0.0, 1.0]
+    if normalize:
+        mean, std = (whole.mean().item(), whole.std(correction=0).item()) if len(whole) else (0.0, 0.0)
+        expected[1:] = mean, 1.0 / (std + 1e-8)
+    assert weights.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_both_forms_weigh_alike():
+    moments = torch.tensor([[5.0, 0.1, 3.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0], [7.0, -0.4, 1.7, 0.0, 0.0]]).double()
+    ours, theirs = torch.empty(3, dtype=torch.float64), torch.empty(3, dtype=torch.float64)
+    weigh_rows(moments, True, ours)
+    weigh_rows.reference(moments, True, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-15, atol=0.0)

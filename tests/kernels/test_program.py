@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernels_support import SEEDS, generator
 
-from fastac.kernels import Program, adam_step, copy_row, dense, join_calls, standardize
+from fastac.kernels import Program, copy_row, dense, gae, join_calls, rmsprop_step, standardize
 
 
 def layers(random, rows, sizes):
@@ -69,7 +69,7 @@ def test_the_memory_of_a_call_lives_as_long_as_its_program():
 
 def test_what_is_no_step_cannot_be_prepared():
     with pytest.raises(AssertionError):
-        adam_step.prepare(torch.zeros(1))
+        gae.prepare(torch.zeros(1))
 
 
 @given(st.integers(0, 9), st.integers(1, 9), SEEDS)
@@ -104,3 +104,26 @@ def test_a_program_is_repeated_until_a_number_is_set(times, done):
     assert torch.equal(chain, before)
     with pytest.raises(AssertionError, match="int64"):
         program.repeat(1, chain)
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_a_number_that_changes_is_read_by_every_run(is_compiled, monkeypatch):
+    if not is_compiled:
+        monkeypatch.setattr(rmsprop_step, "_bind", None)
+    param, grad, square = torch.zeros(1), torch.ones(1), torch.ones(1)
+    scale, rate = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    step = rmsprop_step.prepare(param, grad, square, scale, rate, 1.0, 0.0, False)
+    assert isinstance(step, Program) == is_compiled
+    for rate[0] in (0.5, 0.25):
+        step()
+    assert param.item() == -0.75
+    scale[0] = -1.0
+    step()
+    assert param.item() == -0.5
+
+
+def test_a_number_of_another_type_is_refused():
+    vectors = torch.zeros(1), torch.ones(1), torch.ones(1)
+    for number in (torch.ones(1), torch.ones(2, dtype=torch.float64)):
+        with pytest.raises(AssertionError, match="float64"):
+            rmsprop_step.prepare(*vectors, number, 0.1, 1.0, 0.0, False)

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from core_support import CPU, make_training, weights
+from core_support import CPU, differentiate, make_training, weights
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
@@ -264,7 +264,7 @@ def test_it_acts_and_values_as_the_model_does(case, shared, keep_activations):
 def gradients(model, gradient, batch, coefs, is_fresh):
     for p in model.parameters():
         p.grad.fill_(torch.nan)  # whatever was there, it is written
-    terms = gradient(batch, coefs, is_fresh).clone()
+    terms = differentiate(gradient, batch, coefs, is_fresh)
     return terms, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 

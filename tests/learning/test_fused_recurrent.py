@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from core_support import CPU, make_training, weights
+from core_support import CPU, differentiate, make_training, weights
 from gymnasium.spaces import Box, Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,7 +138,7 @@ def test_its_gradients_are_autograds(core, space, shared, normalizes, hidden, un
                 for gradient in (plain, again, *([kept] if num == 1 else [])):
                     for p in model.parameters():
                         p.grad.fill_(torch.nan)  # whatever was there, it is written
-                    terms = gradient(batch, coefs, is_fresh=True).clone()
+                    terms = differentiate(gradient, batch, coefs, is_fresh=True)
                     results.append((terms, gradient_of(model)))
                 (terms, expected), *others = results
                 for their_terms, found in others:
@@ -199,7 +199,7 @@ def test_kept_activations_are_not_used_after_an_update():
     for is_fresh in (True, False):
         found = []
         for each in (plain, gradient):
-            each(batch, PPO, is_fresh)
+            differentiate(each, batch, PPO, is_fresh)
             found.append(gradient_of(model))
         torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=2e-5)
         with torch.no_grad():  # as an update would

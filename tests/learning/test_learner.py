@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -11,12 +10,15 @@ from core_support import (
     CHAINS,
     CPU,
     PROBES,
+    PlainDescent,
     allocate,
+    apply_rule,
     estimate,
     make_chains,
     make_collector,
     make_training,
     run_iterations,
+    take_step,
     weights,
 )
 
@@ -302,7 +304,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_parameters_change():
     rollout = collect(model)
     learner = make_learner(model, FlatMinibatches(1, torch.Generator()), loss)
     before = state_of(model)
-    with pytest.raises(NonFiniteError, match=r"^update 1: grad_norm is (nan|inf)"):
+    with pytest.raises(NonFiniteError, match=r"^update 1: grad_norm is not finite"):
         learn(learner, rollout)
     assert not differ(before, state_of(model))
     assert learner.updates == 0
@@ -337,18 +339,9 @@ def test_the_learning_rate_scales_the_step():
     assert float(steps[1] / steps[0]) == pytest.approx(2.0, rel=1e-3)
 
 
-class PlainDescent:
-    """A rule without slots."""
-
-    slots = MappingProxyType({})
-
-    def step(self, param, grad, slots, grad_scale, learning_rate, count):
-        param.sub_(grad * grad_scale, alpha=learning_rate)
-
-
 def differentiate_and_step(optimizer, loss, learning_rate):
     loss.backward()
-    return optimizer.step(learning_rate)
+    return take_step(optimizer, learning_rate)[1]
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.1, None])
@@ -369,7 +362,7 @@ def test_rmsprop_tf_by_formula():
     expected, average = param.double().numpy().copy(), np.ones(3)
     for step in range(5):
         grad = np.array([0.5, -3.0, 0.001]) * (step + 1)
-        rule.step(param, torch.from_numpy(grad).float(), slots, 1.0, 0.1, step + 1)
+        apply_rule(rule, (param, torch.from_numpy(grad).float(), slots), 1.0, 0.1, step + 1)
         average = 0.99 * average + 0.01 * grad**2
         expected -= 0.1 * grad / np.sqrt(average + 1e-3)
         np.testing.assert_allclose(param.numpy(), expected, rtol=1e-5)

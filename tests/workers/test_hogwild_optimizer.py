@@ -21,7 +21,7 @@ from a3c_support import (
     take_steps,
 )
 from async_support import EACH_RULE, PATIENCE_S, ending, receive
-from core_support import assert_same
+from core_support import PlainDescent, apply_rule, assert_same, take_step
 
 from fastac.learning.optimizer import Adam, HogwildOptimizer, LocalOptimizer, RMSprop, flatten
 from fastac.processes import start
@@ -56,7 +56,7 @@ def test_with_the_lock_workers_are_a_serial_replay_of_their_gradients(rule):
 
     assert (log.written.view() == 1).all(), "two steps were counted as one"
     for i, (scale, rate) in enumerate(log.rates.view().tolist()):
-        rule.step(param, torch.from_numpy(log.grads.view()[i].copy()), slots, scale, rate, i + 1)
+        apply_rule(rule, (param, torch.from_numpy(log.grads.view()[i].copy()), slots), scale, rate, i + 1)
     assert torch.equal(param, torch.from_numpy(counters.parameters.param.view()))
     assert_same(slots, {name: slot.view() for name, slot in counters.parameters.slots.items()})
     assert counters.counts.view()[:, UPDATES].tolist() == [steps] * workers
@@ -109,24 +109,17 @@ def test_a_constant_gradient_stays_constant(rule):
             model.zero_grad(set_to_none=False)
             sum(p.sum() for p in model.parameters()).backward()
             assert (gradient_of(model) == 1.0).all()
-            optimizer.step(0.01)
+            take_step(optimizer, 0.01)
 
 
 def test_a_gradient_of_ones_moves_parameters_by_as_much_each_time():
-    class Descent:
-        def __init__(self):
-            self.slots = {}
-
-        def step(self, param, grad, slots, grad_scale, learning_rate, count):
-            param.sub_(learning_rate * grad_scale * grad)
-
-    counters, models, optimizers = make_optimizers(Descent())
+    counters, models, optimizers = make_optimizers(PlainDescent())
     counters.parameters.param.view()[:] = 0.0
     for turn in range(4):
         model, optimizer = models[turn % 2], optimizers[turn % 2]
         model.zero_grad(set_to_none=False)
         sum(p.sum() for p in model.parameters()).backward()
-        optimizer.step(1.0)
+        take_step(optimizer, 1.0)
         assert torch.equal(torch.from_numpy(counters.parameters.param.view()), flatten(deepcopy(model))[0])
         assert (parameters_of(model) == -1.0 - turn).all(), "a worker copies the parameters after its step"
 
@@ -157,7 +150,7 @@ def test_workers_in_turn_are_one_that_takes_all_their_steps(rule, make_lock):
         put_gradient(models[worker], grad)
         put_gradient(alone, grad)
         rate = 0.1 / (1 + turn)
-        assert optimizers[worker].step(rate) == local.step(rate)
+        assert take_step(optimizers[worker], rate)[1] == take_step(local, rate)[1]
         assert torch.equal(torch.from_numpy(counters.parameters.param.view()), flatten(deepcopy(alone))[0])
         assert torch.equal(parameters_of(models[worker]), parameters_of(alone))
     assert_same(optimizers[0].get_state(), local.get_state())
@@ -169,7 +162,7 @@ def test_adam_corrects_its_averages_by_everybodys_steps():
     counts = []
     for worker in (0, 1, 1, 0):
         put_gradient(models[worker], torch.ones(num_params()))
-        optimizers[worker].step(0.01)
+        take_step(optimizers[worker], 0.01)
         counts.append(optimizers[worker].get_state()["steps"])
     assert counts == [1, 2, 3, 4]
     # With a constant gradient corrected averages are that gradient, so that each step is the learning rate.
@@ -181,7 +174,7 @@ def test_numbers_that_are_not_finite_are_not_applied():
     counters, models, optimizers = make_optimizers(Adam(1e-5))
     before = counters.parameters.param.view().copy()
     put_gradient(models[0], torch.full((num_params(),), torch.nan))
-    assert np.isnan(optimizers[0].step(0.01))
+    assert np.isnan(take_step(optimizers[0], 0.01)[1])
     assert (counters.parameters.param.view() == before).all()
     assert not any(slot.view().any() for slot in counters.parameters.slots.values())
     assert counters.counts.view().sum() == counters.staleness.view().sum() == 0
@@ -194,12 +187,12 @@ def test_staleness_is_how_many_steps_of_others_lay_between_copy_and_step():
     expected = np.zeros((2, MAX_STALENESS + 1), int)
     # Who steps, and the others' steps since its last one (both have copied at the beginning).
     for worker, staleness in [(0, 0), (1, 1), (0, 1), (0, 0), (0, 0), (1, 3), (1, 0), (0, 2)]:
-        optimizers[worker].step(0.0)
+        take_step(optimizers[worker], 0.0)
         expected[worker, staleness] += 1
     assert counters.staleness.view().tolist() == expected.tolist()
     for _ in range(MAX_STALENESS + 9):
-        optimizers[1].step(0.0)
-    optimizers[0].step(0.0)
+        take_step(optimizers[1], 0.0)
+    take_step(optimizers[0], 0.0)
     assert counters.staleness.view()[0, MAX_STALENESS] == 1
     assert counters.staleness.view().sum() == counters.counts.view()[:, UPDATES].sum()
 
@@ -209,8 +202,8 @@ def test_mean_and_maximum_of_staleness_are_true_beyond_where_it_is_counted():
     between = [MAX_STALENESS + 9, 1, MAX_STALENESS + 2]
     for steps in between:
         for _ in range(steps):
-            optimizers[1].step(0.0)
-        optimizers[0].step(0.0)
+            take_step(optimizers[1], 0.0)
+        take_step(optimizers[0], 0.0)
     # The other worker finds a step between, whenever it goes on after one.
     staleness, measured = [*between, 1, 1], HogwildTrainer(1, 1, counters, SimpleNamespace(restarts=0)).asynchrony
     assert measured.max_staleness == MAX_STALENESS + 9
@@ -222,11 +215,11 @@ def test_a_worker_copies_anew_when_it_is_told():
     counters, models, optimizers = make_optimizers(Adam(1e-5))
     counters.parameters.param.view()[:] = 3.0
     put_gradient(models[1], torch.zeros(num_params()))
-    optimizers[1].step(0.0)
+    take_step(optimizers[1], 0.0)
     optimizers[0].copy()
     assert (parameters_of(models[0]) == 3.0).all()
     put_gradient(models[0], torch.zeros(num_params()))
-    optimizers[0].step(0.0)
+    take_step(optimizers[0], 0.0)
     assert counters.staleness.view()[0].tolist() == [1] + [0] * MAX_STALENESS  # it has copied after the other's step
 
 

@@ -15,21 +15,23 @@ import numpy as np
 import pytest
 import torch
 from async_support import settles
-from core_support import assert_same, weights
+from core_support import assert_same, take_step, weights
 from gymnasium.spaces import Box, Discrete
 
 from fastac.build import Streams, assemble, build_head, build_objective, resolve_workers
 from fastac.config import Config
 from fastac.contract import Alone, EnvFailure, NonFiniteError, Phases, WorkerFailure
+from fastac.kernels import BLOCK, merge_moments
 from fastac.learning.fused import FusedGradient, FusedNetwork
-from fastac.learning.learner import Learner, merge_moments
+from fastac.learning.learner import Learner
 from fastac.learning.losses import clipped_surrogate, policy_gradient
 from fastac.learning.optimizer import Adam, LocalOptimizer, SharedOptimizer, flat_size
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, RewardNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
 from fastac.rollout.observations import Rows
-from fastac.workers import waiting
+from fastac.workers import shared_group, waiting
 from fastac.workers.shared_group import GroupMemory, SharedGroup
+from fastac.workers.shared_parameters import SharedParameters
 from fastac.workers.waiting import wait_until
 
 SMALL = {"num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "total_env_steps": 10**6}
@@ -135,8 +137,8 @@ def test_moments_of_parts_are_those_of_the_whole():
     )
     whole = np.concatenate(rows)
     merged = merge_moments(training)
-    assert (merged.count, merged.mean, merged.var) == pytest.approx((46, whole.mean(), whole.var()))
-    assert merge_moments(np.zeros((2, 3))).var == 0.0
+    assert merged == pytest.approx((46, whole.mean(), 46 * whole.var()))
+    assert merge_moments(np.zeros((2, 3))) == (0.0, 0.0, 0.0)
 
 
 # --- K workers with N/K envs each are one worker with N envs --------------------------------------
@@ -170,7 +172,7 @@ def learn(rollout, model, settings, group):
     config = Config().replace(num_envs=6, num_steps=9, learning_rate=0.01, **settings)
     optimizer = LocalOptimizer(model, Adam(1e-5), 0.5)
     if isinstance(group, SharedGroup):
-        optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, group, group.vectors, group.grads)
+        optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, group, group.grads, group.vectors)
     objective = build_objective(model.head, clipped_surrogate if settings["algo"] == "ppo" else policy_gradient)
     gradient = FusedGradient(FusedNetwork(model), objective, None, rollout.reward.numel())
     learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), optimizer, group)
@@ -200,8 +202,65 @@ def test_workers_learn_what_one_learns_from_all_their_envs(settings, shares):
             assert torch.equal(value, results[0][0][name]), "the workers share their parameters"
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_parameters_that_are_shared_get_the_bits_of_those_that_each_worker_keeps(size, monkeypatch):
+    params = flat_size(make_large_model())
+    assert params > 2 * BLOCK, "each worker must have a part"
+    grads = torch.randn(5, size, params, generator=torch.Generator().manual_seed(0))
+
+    def train(model, group):
+        optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, group, group.grads, group.vectors)
+        found = []
+        for step in range(5):
+            put_gradient(model, grads[step, group.rank])
+            terms, norm = take_step(optimizer, 0.01, 1.0 + group.rank)
+            group.gather(np.zeros(1))  # nobody steps on while another one copies
+            found.append((terms, norm, torch.cat([p.detach().flatten() for p in model.parameters()])))
+            group.gather(np.zeros(1))
+        return found, optimizer.get_state()
+
+    def train_all(few_numbers):
+        monkeypatch.setattr(shared_group, "_FEW_NUMBERS", few_numbers)
+        return in_threads([partial(train, make_large_model()) for _ in range(size)], params)
+
+    own, shared = train_all(10**9), train_all(0)
+    for (steps, state), (others, other_state) in zip(own, shared, strict=True):
+        assert_same(state, other_state)
+        for (terms, norm, param), (other_terms, other_norm, other) in zip(steps, others, strict=True):
+            assert terms.tolist() == other_terms.tolist() == [sum(range(1, size + 1))] * 5
+            assert norm == other_norm and torch.equal(param, other)
+
+
+def make_large_model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(40, 50), torch.nn.Linear(50, 20))
+
+
+def put_gradient(model, grad):
+    for p in model.parameters():
+        p.grad.copy_(grad[: p.numel()].view_as(p))
+        grad = grad[p.numel() :]
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_terms_that_are_not_finite_change_nothing(is_shared, monkeypatch):
+    monkeypatch.setattr(shared_group, "_FEW_NUMBERS", 0 if is_shared else 10**9)
+
+    def train(model, group):
+        optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, group, group.grads, group.vectors)
+        put_gradient(model, torch.ones(flat_size(model)))
+        terms, _ = take_step(optimizer, 0.01, np.nan if group.rank else 1.0)
+        return terms, optimizer.get_state()["steps"]
+
+    models = [make_large_model(), make_large_model()]
+    for terms, steps in in_threads([partial(train, model) for model in models], flat_size(models[0])):
+        assert terms.isnan().all() and steps == 0
+    for model in models:
+        assert_same(dict(model.state_dict()), dict(make_large_model().state_dict()))
+
+
 def test_a_step_that_is_taken_in_part_is_not_saved():
-    class Deserted:  # the other worker is lost after the norm has been exchanged
+    class Deserted:  # the other worker is lost after terms and norm have been exchanged
         size, rank = 2, 0
 
         def __init__(self):
@@ -209,17 +268,17 @@ def test_a_step_that_is_taken_in_part_is_not_saved():
 
         def gather(self, array):
             self.meetings += 1
-            if self.meetings == 2:
+            if self.meetings == 3:
                 raise WorkerFailure("worker 1 died")
             return np.stack([array, array])
 
     model = make_model()
     params = flat_size(model)
-    memory = GroupMemory.allocate(2, 64, 1, params, {"average": 0.0, "square": 0.0})
-    optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, Deserted(), memory.parameters.vectors(), torch.ones(2, params))
+    shared = SharedParameters.allocate(params, {"average": 0.0, "square": 0.0}).vectors()
+    optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, Deserted(), torch.ones(1, 2, params), shared)
     assert optimizer.get_state()["steps"] == 0
     with pytest.raises(WorkerFailure, match="worker 1 died"):
-        optimizer.step(0.01)
+        take_step(optimizer, 0.01)
     with pytest.raises(WorkerFailure, match="within a step"):
         optimizer.get_state()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastac.kernels import Op, copy_row
 from fastac.learning.fused.network import Activations, BackwardPass, FusedNetwork, GradientBuffers
 from fastac.learning.fused.recurrent import Sequences
 from fastac.learning.objectives import Coefs, Objective
@@ -54,51 +55,43 @@ class FusedGradient:
         self._network, self._objective, self._kept = network, objective, kept
         self._own = Activations(network, rows if goes_forward or kept is None else 0)
         self._buffers = GradientBuffers(network, rows)
-        self._terms = torch.zeros(5, dtype=torch.float64)
-        self._passes: dict[tuple[bool, int], tuple[tuple[int, ...], BackwardPass]] = {}
-        self._batch: Batch | None = None  # batch of `_parts`; the whole rollout is one object every time
-        self._parts: list[Batch] = []
 
     @property
     def nbytes(self) -> int:
         """Memory in bytes, without the kept activations."""
         return self._buffers.nbytes + self._own.nbytes
 
-    def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
+    def prepare(self, batch: Batch, coefs: Coefs, terms: Tensor, is_fresh: bool) -> list[Op]:
         """See `Gradient`."""
-        rows, chunk = batch.valid.numel(), self._buffers.rows
+        flat = batch.flat()
+        rows, chunk = len(flat.valid), self._buffers.rows
         keep = is_fresh and self._kept is not None
-        self._terms.zero_()
-        for grad in self._network.other_grads:
-            grad.zero_()
+        ops = [_clear(sums) for sums in (terms, *self._network.other_grads)]
         if not keep:
-            self._network.refresh_weights()
-        if self._batch is not batch:
-            flat = batch.flat()
-            cuts = [flat.rows(at, min(at + chunk, rows)) for at in range(0, rows, chunk)]
-            self._batch, self._parts = batch, cuts if len(cuts) > 1 else [flat]
-        for number, part in enumerate(self._parts):
-            step = self._pass(keep, number * chunk, part)
+            ops += self._network.prepare_weights()
+        for begin in range(0, rows, chunk):
+            end = min(begin + chunk, rows)
+            part = flat if end - begin == rows else flat.rows(begin, end)
+            step = self._pass(keep, begin, part)
             if not keep:
-                step.forward(part.obs)
-            self._objective(step.params, step.value, part, coefs, step.d_params, step.d_value, self._terms)
-            step.backward(part.obs)
-        return self._terms
+                ops += step.prepare(part.obs)
+            ops.append(
+                self._objective.prepare(step.params, step.value, part, coefs, step.d_params, step.d_value, terms)
+            )
+            ops += step.prepare_backward(part.obs)
+        return ops
 
     def _pass(self, is_kept: bool, begin: int, part: Batch) -> BackwardPass:
-        """Return the pass over a chunk, using the kept activations or the first rows of its own ones.
-
-        Passes are cached by first row and rebuilt if the last row differs: the length of the last chunk depends on the
-        episodes. With recurrence they are also rebuilt if the sequences are in other memory.
-        """
-        rows = len(part.valid)
+        """Return the pass over a chunk, using the kept activations or the first rows of its own ones."""
+        activations, at = (self._kept, begin) if is_kept and self._kept is not None else (self._own, 0)
         sequences = Sequences(part.state, part.start) if self._network.cores else None
-        place = (rows,) if sequences is None else (rows, sequences.state.data_ptr(), sequences.start.data_ptr())
-        known_place, step = self._passes.get((is_kept, begin), ((), None))
-        if step is None or known_place != place:
-            activations, at = (self._kept, begin) if is_kept and self._kept is not None else (self._own, 0)
-            step = BackwardPass(
-                self._network, activations, at, at + rows, self._buffers, adds=begin > 0, sequences=sequences
-            )
-            self._passes[is_kept, begin] = place, step
-        return step
+        end = at + len(part.valid)
+        return BackwardPass(self._network, activations, at, end, self._buffers, adds=begin > 0, sequences=sequences)
+
+
+def _clear(sums: Tensor) -> Op:
+    """Return the call that writes zeros, which are the same bits for floats of any size."""
+    if sums.is_cuda:
+        return sums.zero_
+    flat = sums.view(-1).view(torch.float32)
+    return copy_row.prepare(torch.zeros_like(flat), flat)

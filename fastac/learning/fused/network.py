@@ -91,6 +91,10 @@ class FusedNetwork:
         for op in self._refresh:
             op()
 
+    def prepare_weights(self) -> list[Op]:
+        """Return the calls of `refresh_weights`."""
+        return self._refresh
+
     def _read_constants(self) -> tuple[Tensor, ...]:
         """Return mean and factor of normalised observations."""
         return self._normalizer.constants() if isinstance(self._normalizer, ObsNormalizer) else ()
@@ -392,9 +396,13 @@ class BackwardPass(ForwardPass):
 
     def backward(self, obs: Tensor) -> None:
         """Write the layers' gradients; call `forward(obs)` and write `d_params` and `d_value` first."""
-        self._prepare(obs)
-        for op in self._backward:
+        for op in self.prepare_backward(obs):
             op()
+
+    def prepare_backward(self, obs: Tensor) -> list[Op]:
+        """Return the calls of `backward` for observations that will not move."""
+        self._prepare(obs)
+        return self._backward
 
     def _bind(self, obs: Tensor, x: Tensor) -> None:
         super()._bind(obs, x)

@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from fastac.contract import StateTree, read_tensor
+from fastac.kernels import Op
 from fastac.learning.fused.actor import Sampler
 from fastac.learning.fused.network import Activations, BackwardPass, ForwardPass, FusedNetwork, GradientBuffers
 from fastac.learning.objectives import Coefs, Objective
@@ -120,17 +121,22 @@ class StagedGradient:
         batch: int = sum(getattr(self._batch, f.name).nbytes for f in fields(self._batch))
         return batch + self._activations.nbytes + self._buffers.nbytes
 
-    def __call__(self, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
+    def prepare(self, batch: Batch, coefs: Coefs, terms: Tensor, is_fresh: bool) -> list[Op]:
         """See `Gradient`."""
         rows, most = batch.valid.shape[0], self._batch.valid.shape[0]
         staged = self._batch if rows == most else self._batch.rows(0, rows)
+        step = self._pass if rows == most else self._make_pass(rows)
+        return [
+            partial(self._begin, batch, staged),
+            self._forward if rows == most else partial(step.forward, staged.obs),
+            self._objective.prepare(step.params, step.value, staged, coefs, step.d_params, step.d_value, self._terms),
+            self._backward if rows == most else partial(step.backward, staged.obs),
+            partial(terms.copy_, self._terms),
+        ]
+
+    def _begin(self, batch: Batch, staged: Batch) -> None:
         for f in fields(batch):
             getattr(staged, f.name).copy_(getattr(batch, f.name), non_blocking=True)
-        step = self._pass if rows == most else self._make_pass(rows)
         self._terms.zero_()
         for grad in self._network.other_grads:
             grad.zero_()
-        self._forward() if rows == most else step.forward(staged.obs)
-        self._objective(step.params, step.value, staged, coefs, step.d_params, step.d_value, self._terms)
-        self._backward() if rows == most else step.backward(staged.obs)
-        return self._terms.cpu()
