@@ -31,7 +31,7 @@ from fastac.build.network import (
 from fastac.build.shares import apply_settings, resolve_workers, shorten_rollout, worker_share
 from fastac.build.sync import assemble_sync, build
 from fastac.build.worker import allocate_rollout, build_rule
-from fastac.config import AlgoName, Config, EnvArguments, EnvConfig, is_atari
+from fastac.config import AlgoName, Config, EnvArguments, EnvConfig, is_atari, with_home
 from fastac.envs import has_native, is_image, name_env, take_env
 from fastac.envs.saved_spaces import Spaces, load_spaces, save_spaces
 from fastac.presets import describe_untuned
@@ -120,6 +120,7 @@ def default_config(
     """
     if algo not in (None, *get_args(AlgoName)):
         raise ValueError(f"algo is {algo!r}, expected one of {', '.join(get_args(AlgoName))}.")
+    env_id = with_home(env_id)
     found = presets.find(env_id, preset or algo or "a2c")
     if found is not None:
         if algo not in (None, found.algo.algo):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO, cast, get_type_hints
 
 from fastac.cli.flags import HELP, Flag, Options, asks_for_help, flags_of, read, read_run_options, show_help
 from fastac.cli.interrupts import name_of
-from fastac.config import Config, ConfigValue
+from fastac.config import Config, ConfigValue, with_home
 from fastac.garbage import loading
 from fastac.presets import find
 from fastac.text import fit, fit_command
@@ -152,7 +152,7 @@ def _take_env_id(words: Sequence[str], command: str) -> tuple[str, list[str]]:
 def _configure_for_help(env_id: str, values: Mapping[str, object]) -> Config:
     """Return the preset's values for help; for an environment without a preset this avoids importing torch."""
     name = values.get("preset") or values.get("algo") or "a2c"
-    config = find(env_id, str(name)) or Config().replace(env_id=env_id)
+    config = find(with_home(env_id), str(name)) or Config().replace(env_id=env_id)
     protocol = values.get("atari_protocol")
     return config if protocol is None else config.replace(atari_protocol=str(protocol))
 

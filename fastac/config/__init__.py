@@ -18,10 +18,11 @@ from fastac.config.config import (
     setting_names,
 )
 from fastac.config.settings import TrainSettings
-from fastac.config.values import OTHER_NAMES, ConfigValue, EnvArguments, JsonValue, is_json
+from fastac.config.values import OTHER_NAMES, OWN_ENVS, ConfigValue, EnvArguments, JsonValue, is_json, with_home
 
 __all__ = [
     "OTHER_NAMES",
+    "OWN_ENVS",
     "ActionChoice",
     "ActivationName",
     "AlgoConfig",
@@ -42,4 +43,5 @@ __all__ = [
     "is_atari",
     "is_json",
     "setting_names",
+    "with_home",
 ]

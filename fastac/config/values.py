@@ -42,6 +42,17 @@ OTHER_NAMES = {
     "deterministic": "eval_actions",
 }
 
+# fastac's own environments, and the modules that register them.
+OWN_ENVS = {
+    "fastac/MaskedCartPole-v1": "fastac.envs.masked",
+    "fastac/RandomWalk-v0": "fastac.envs.compiled.random_walk",
+}
+
+
+def with_home(env_id: str) -> str:
+    """Return an id of fastac's own environments as `module:id`, so that the module is imported first; others as is."""
+    return f"{OWN_ENVS[env_id]}:{env_id}" if env_id in OWN_ENVS else env_id
+
 
 def unknown(name: str, names: Iterable[str]) -> ValueError:
     """Return the error for an unknown setting, with suggestions from `names`."""

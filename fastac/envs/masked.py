@@ -1,7 +1,8 @@
 """CartPole without velocities, which only a recurrent policy can balance; importing this module registers it.
 
-Its id is `fastac.envs.masked:fastac/MaskedCartPole-v1`. A single observation does not show where the cart moves or
-where the pole falls, and a policy without recurrence cannot damp a motion that it cannot see.
+Its id is `fastac/MaskedCartPole-v1`, and with this module `fastac.envs.masked:fastac/MaskedCartPole-v1`. A single
+observation does not show where the cart moves or where the pole falls, and a policy without recurrence cannot damp a
+motion that it cannot see.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import VectorEnv
 
-from fastac.config import EnvArguments, EnvConfig, is_atari, is_json
+from fastac.config import OWN_ENVS, EnvArguments, EnvConfig, is_atari, is_json, with_home
 from fastac.envs.failure import describe
 from fastac.envs.importing import check_named, find_thing, import_home, is_unnamed, name_of
 from fastac.envs.state import BatchedEnv, SingleEnv
@@ -136,6 +136,7 @@ def _find_named(env_id: str) -> EnvSpec | EnvMaker:
         ValueError: no such module, id, class or function; the message suggests the nearest names.
     """
     check_named("env_id", env_id)
+    env_id = with_home(env_id)
     module, _, name = env_id.rpartition(":")
     if module:
         import_home("env_id", env_id)  # the import may register the id
@@ -146,7 +147,7 @@ def _find_named(env_id: str) -> EnvSpec | EnvMaker:
         return spec
     if module:
         return cast(EnvMaker, find_thing("env_id", env_id, others=gym.registry))
-    near = get_close_matches(name, gym.registry, n=3)
+    near = get_close_matches(name, [*gym.registry, *OWN_ENVS], n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "expected a registered id, module:id or module:function."
     raise ValueError(f"env_id is {env_id!r}, which Gymnasium does not know: {hint}")
 

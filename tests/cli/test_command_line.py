@@ -168,6 +168,15 @@ def test_flags_override_the_preset(tmp_path):
     assert config.optim.max_grad_norm is None
 
 
+def test_fastacs_own_environment_has_its_preset_without_its_module(tmp_path, capsys):
+    words = ["fastac/MaskedCartPole-v1", "--algo", "ppo", "--num-envs", "4", "--num-steps", "8", "--lstm-size", "8"]
+    run_dir = tmp_path / "run"
+    assert main(["train", *words, "--total-env-steps", "64", "--no-eval", "--run-dir", str(run_dir)]) == 0
+    config = fastac.load(run_dir).config
+    assert config.env.env_id == "fastac.envs.masked:fastac/MaskedCartPole-v1" and config.model.core == "lstm"
+    assert "(default: lstm)" in " ".join(help_of(capsys, "train", *words, "--help-all").split())
+
+
 def test_reinforce_without_a_baseline(tmp_path):
     words = ["train", "CartPole-v1", "--algo", "reinforce", "--no-baseline", "--num-envs", "2", "--eval-episodes", "2"]
     assert main([*words, "--total-env-steps", "100", "--run-dir", str(tmp_path / "run")]) == 0

@@ -14,7 +14,7 @@ import pytest
 from env_rows import begin, draw_actions, exit_with_parent, make_row
 from given_envs import Batch, Counted, HasProcess, Plain, make_leveled, make_many, make_many_leveled, make_one
 
-from fastac.config import EnvConfig
+from fastac.config import OWN_ENVS, EnvConfig
 from fastac.contract import VecEnv
 from fastac.envs import has_compiled, has_native, make_single, make_vec, name_env
 from fastac.envs.source import ScriptEnv
@@ -76,6 +76,16 @@ def test_each_way_builds_what_it_says(env: object, kwargs: dict, reward: float, 
     if not recorded.startswith("<"):  # the name is enough, as for `fastac eval`
         arguments = {**name_env(env).kwargs, **kwargs}
         assert reward_of(make_vec(EnvConfig(recorded, 3, "sync", env_kwargs=arguments), SEED)) == {reward}
+
+
+@pytest.mark.parametrize(("env_id", "module"), OWN_ENVS.items())
+def test_fastacs_own_ids_need_no_module(env_id: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(gym.registry, env_id, raising=False)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    build(env_id).close()
+    assert module in sys.modules
+    with pytest.raises(ValueError, match=f"did you mean {env_id}"):
+        build(env_id[:-1])
 
 
 def test_a_made_environment_s_time_limit_is_kept() -> None:
