@@ -21,7 +21,7 @@ from fastac.cpu import count_cores
 from fastac.envs.adapter import wrap
 from fastac.envs.atari import AtariEnvs, FilmedGame
 from fastac.envs.cautions import SEEDLESS, find_cautions, ignores_seeds
-from fastac.envs.compiled import CompiledEnv, CompiledVectorEnv
+from fastac.envs.compiled import CompiledEnv, CompiledVectorEnv, renders_nothing
 from fastac.envs.failure import check_obs, describe
 from fastac.envs.flatten import FlatBox, FlattenedBatch, flatten_env
 from fastac.envs.mistakes import blame, check_reset
@@ -102,7 +102,7 @@ def make_single(config: EnvConfig, render_mode: str | None = None, given: Given 
     """Build one environment without fastac's wrappers, for example to film it; Gymnasium's own instead of EnvPool's.
 
     Raises:
-        ValueError: an unknown id, a missing package, or an environment that only comes in batches.
+        ValueError: an unknown id, a missing package, or an environment that only comes in batches, or renders nothing.
         EnvFailure: it could not be built.
     """
     if config.vectorization == "envpool":
@@ -110,6 +110,8 @@ def make_single(config: EnvConfig, render_mode: str | None = None, given: Given 
     source = find_source(config, given)
     if isinstance(source, EnvFunction) and source.is_batch:
         _check_unrendered(config, render_mode)
+    if render_mode is not None and isinstance(source, EnvSpec) and renders_nothing(source):
+        raise ValueError(f"{config.env_id} cannot be filmed: it is a compiled environment, which renders nothing.")
     try:
         return _build_raw(config, source, render_mode)
     except Exception as error:

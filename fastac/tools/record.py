@@ -192,7 +192,8 @@ def _make_env(env: EnvConfig | RenderedEnvFactory) -> RenderedEnv:
     try:
         return cast(RenderedEnv, make_single(env, "rgb_array"))
     except EnvFailure as error:  # it may not accept render_mode
-        raise ValueError(f"{env.env_id} cannot be built to be filmed ({error})") from error
+        why = describe(error.__cause__ or error)
+        raise ValueError(f"{env.env_id} cannot be built to be filmed ({why}).") from error
 
 
 def _check_env(env: RenderedEnv, policy: TrainedPolicy) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from typing import ClassVar
 
 import gymnasium as gym
@@ -280,6 +281,21 @@ def test_what_does_not_fit_is_refused(policy, tmp_path):
         record(policy, EnvConfig("Pendulum-v1"), path)
     with pytest.raises(ValueError, match=r"shape \[4\], expected \[2\]"):
         record(policy, EnvConfig("CartPole-v1"), path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.*not in the possible render_modes")
+@pytest.mark.parametrize(
+    ("env_id", "says"),
+    [
+        ("fastac/RandomWalk-v0", "cannot be filmed: it is a compiled environment, which renders nothing."),
+        ("probes:fastac/ToyChain-v0", "cannot be built to be filmed (TypeError: "),
+    ],
+)
+def test_an_id_that_renders_nothing_is_one_sentence(policy, tmp_path, env_id, says):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{env_id} {says}')}") as refused:
+        record(policy, EnvConfig(env_id), tmp_path / "film.gif")
+    assert "could not be built" not in str(refused.value)
     assert not list(tmp_path.iterdir())
 
 

@@ -137,6 +137,11 @@ def find_declaration(spec: EnvSpec, kwargs: Mapping[str, object]) -> CompiledEnv
     return replace(env, max_episode_steps=None if limit == _NO_LIMIT else limit)
 
 
+def renders_nothing(spec: EnvSpec) -> bool:
+    """Return whether a registered environment is a declaration, which has no pictures."""
+    return isinstance(spec.entry_point, PlainMaker)
+
+
 def _can_compile() -> bool:
     from fastac.kernels.program import Program  # loads the kernels
 
