@@ -70,9 +70,10 @@ def import_home(setting: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except Exception as error:  # foreign code may raise anything
+        is_missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        hint = ": start where it lies, or set PYTHONPATH" if is_missing else ""
         raise ValueError(
-            f"{setting} is {name!r}, but {module!r} cannot be imported ({describe(error)}): start where it lies, or "
-            "set PYTHONPATH."
+            f"{setting} is {name!r}, but {module!r} cannot be imported ({describe(error).removesuffix('.')}){hint}."
         ) from error
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 import sys
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import given_envs
@@ -128,6 +130,7 @@ def test_what_is_no_environment(env: object, words: str) -> None:
         ("given_envs:NOT_A_FUNCTION", r"which is 3, expected a class or function"),
         *((name, "is a part of Python itself: name a module of yours") for name in ("os:abort", "os.path:x", "this:s")),
         ("no_such_module:make", r"'no_such_module' cannot be imported .*: start where it lies, or set PYTHONPATH"),
+        ("no_such_package.module:make", r"'no_such_package.module' cannot be imported .* set PYTHONPATH"),
         ("<__main__:make>", r"was given in Python and cannot be imported: give it again there, as env=\.\.\."),
         (lambda n: Plain(), r"called with num_envs = 3 and returned .*, expected a gymnasium.vector.VectorEnv"),
         (lambda n: Batch(2), r"returned 2 envs, expected num_envs = 3"),
@@ -145,6 +148,22 @@ def test_what_does_not_go_is_one_sentence(env: object, words: str) -> None:
     with pytest.raises(ValueError, match=words) as refused:
         build(env)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import no_such_package", "(ModuleNotFoundError: No module named 'no_such_package')."),
+        ("raise ValueError('state_size is 0.')", "(ValueError: state_size is 0)."),
+    ],
+)
+def test_a_module_that_is_found_and_fails_gets_no_advice_where_to_start(
+    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_envs.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=f"'failing_envs' cannot be imported {re.escape(says)}$"):
+        build("failing_envs:make")
 
 
 def test_a_batch_is_given_its_seed_where_it_takes_one() -> None:
