@@ -36,6 +36,8 @@ _THREADS_WORTH_US = 150.0
 _TRIAL_SIZES = (1, 8)  # one tells enough of an Atari game, which takes 0.3 s to build
 _TRIAL_STEPS = 20
 
+_ALIKE = 0.85  # of a name without its version, to be suggested: Walker and Walker2d, but not Thing and NChain
+
 # Differences from Gymnasium's environments, found by stepping both from the same states (EnvPool 1.2.5).
 _DIFFERENCES = {"Pendulum-v1": "EnvPool's Pendulum-v1 moves by the speed before it is clipped to 8, Gymnasium's after"}
 
@@ -135,7 +137,8 @@ def _check(config: EnvConfig) -> None:
     """Raise ValueError unless EnvPool has the id, and its environment accepts the arguments."""
     env_id, name, ids = config.env_id, _name(config.env_id), _import().list_all_envs()
     if name not in ids:
-        near = [known for known in ids if _stem(known) == _stem(name)] or get_close_matches(name, ids, n=3)
+        stems = get_close_matches(_stem(name), {_stem(known) for known in ids}, n=1, cutoff=_ALIKE)
+        near = [known for known in ids if _stem(known) in stems]
         hint = f"use {' or '.join(near)}, which may differ, or" if near else "use"
         raise ValueError(f"vectorization is 'envpool' but EnvPool has no {env_id}: {hint} vectorization auto.")
     kwargs = dict(config.env_kwargs)

@@ -174,7 +174,18 @@ def test_robots_take_the_actions_that_gymnasiums_take() -> None:
     ("env_id", "kwargs", "says"),
     [
         ("Taxi-v4", {}, "'envpool' but EnvPool has no Taxi-v4: use Taxi-v3, which may differ, or vectorization auto"),
-        ("probes:fastac/Two-v0", {}, "EnvPool has no probes:fastac/Two-v0: use vectorization auto"),
+        ("CartPol-v1", {}, "EnvPool has no CartPol-v1: use .*CartPole-v1, which may differ, or vectorization auto"),
+        *(
+            (env_id, {}, f"^vectorization is 'envpool' but EnvPool has no {env_id}: use vectorization auto.$")
+            for env_id in (
+                "probes:fastac/Two-v0",
+                "Foo-v1",
+                "nothere:Thing-v0",
+                "run_envs:Opaque-v0",
+                "Robot-v0",
+                "Odd",
+            )
+        ),
         ("Blackjack-v1", {}, r"EnvPool's Blackjack-v1 has the observation space Box\(.*, and Gymnasium's has Tuple\("),
         ("LunarLander-v3", {"gravity": -5.0}, r"\{'gravity': -5.0\}, which EnvPool's LunarLander-v3 refuses .*gravity"),
         ("CartPole-v1", {"num_threads": 2}, "'num_threads', which fastac gives to EnvPool: give --env-threads"),
