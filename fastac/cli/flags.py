@@ -15,7 +15,7 @@ from ast import AnnAssign, ClassDef, Constant, Expr, Name, parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from types import NoneType, UnionType
@@ -147,6 +147,7 @@ def build_parser(prog: str, what: str, flags: Sequence[Flag], shown: Sequence[st
 
 def _add(group: argparse._ArgumentGroup, flag: Flag, hidden: bool) -> None:
     reader, metavar = _reader_of(flag.kind)
+    reader = partial(_read_one, reader) if flag.takes_several else reader
     told = argparse.SUPPRESS if hidden else f"{flag.what} {_tell_default(flag)}".replace("%", "%%").strip()
     nargs = "*" if flag.takes_several else None
     if flag.is_positional:
@@ -156,6 +157,18 @@ def _add(group: argparse._ArgumentGroup, flag: Flag, hidden: bool) -> None:
         )
     else:
         group.add_argument(flag.word, dest=flag.name, type=reader, nargs=nargs, metavar=metavar, help=told)
+
+
+def _read_one(reader: Reader, word: str) -> object:
+    """Parse one of several values; what is written as 32,32 or [32,32] is refused with the right spelling."""
+    try:
+        return reader(word)
+    except argparse.ArgumentTypeError as error:
+        parts = word.strip("()[]").replace(",", " ").split()
+        if "," not in word or not parts:
+            raise
+        hint = f"separate with spaces: {' '.join(parts)}"
+        raise argparse.ArgumentTypeError(f"{str(error).removesuffix('.')}, {hint}") from None
 
 
 def _tell_default(flag: Flag) -> str:

@@ -75,6 +75,12 @@ def assert_refused(capsys, words: list[str], says: str) -> None:
         ("train CartPole-v1 --num-envs", "--num-envs needs a value"),
         ("train CartPole-v1 --num-envs eight", "--num-envs: 'eight' is not a whole number"),
         ("train CartPole-v1 --num-envs 2.5", "--num-envs: '2.5' is not a whole number"),
+        *(
+            (f"train CartPole-v1 --{flag}-sizes {word}", f"'{re.escape(word)}' is not.*, separate with spaces: 32 16$")
+            for flag in ("hidden", "actor", "critic")
+            for word in ("32,16", "[32,16]")
+        ),
+        ("train CartPole-v1 --hidden-sizes many", "--hidden-sizes: 'many' is not a whole number.$"),
         ("train CartPole-v1 --num-envs 0", "num_envs is 0, expected a whole number from 1"),
         ("train CartPole-v1 --num-envs -3", "num_envs is -3, expected a whole number from 1"),
         ("train CartPole-v1 --gamma nan", "gamma is nan, expected a number from 0 to 1"),
