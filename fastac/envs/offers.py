@@ -101,6 +101,7 @@ def picks_native(config: EnvConfig, source: Source, num_envs: int) -> bool:
     """Return whether the environments are the id's own batch; ValueError if that was asked for and there is none."""
     offered = isinstance(source, EnvSpec) and has_batch(source, config.env_kwargs)
     if config.vectorization == "native" and not offered:
-        raise ValueError(f"vectorization is 'native' but {config.env_id} has no batched version: use auto or sync.")
+        others = "auto, compiled or sync" if find_compiled(config, source) is not None else "auto or sync"
+        raise ValueError(f"vectorization is 'native' but {config.env_id} has no batched version: use {others}.")
     least = 1 if is_atari(config.env_id) else _LEAST_NATIVE
     return offered and (config.vectorization == "native" or (config.vectorization == "auto" and num_envs >= least))
