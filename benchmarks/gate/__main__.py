@@ -18,6 +18,7 @@ from benchmarks.gate import arithmetic, compare, declarations, promises, selftes
 from benchmarks.gate.trees import ROOT, export_base, export_head
 from benchmarks.machine import describe_machine, format_machine
 from benchmarks.tables import format_table
+from fastac.text import log_on_stderr
 from fastac.tools.gate.measure import FULL, QUICK, Effort, Measured
 from fastac.tools.gate.report import format_measured
 from fastac.tools.gate.sides import DriverError
@@ -48,6 +49,7 @@ def check(revision: str | None, effort: Effort) -> int:
         lines, declared = check_declarations(compared, base)
         print("\n".join(lines), flush=True)
         passed = bool(measured.comparisons) and not measured.slower and declared
+    _say_stage("measuring what the README promises")
     kept = promises.check_promises()
     print(format_promises(kept))
     passed = passed and all(promise.holds for promise in kept)
@@ -68,8 +70,13 @@ def exported(base: Base) -> Iterator[tuple[Path, Path]]:
 
 def compare_with(base: Base, effort: Effort) -> Compared:
     with exported(base) as trees:
+        _say_stage(f"comparing the bits of {len(arithmetic.RUNS)} runs")
         bits = arithmetic.compare(*trees)  # first: this compiles what kernels there are to compile
         return Compared(bits, compare.compare(*trees, effort))
+
+
+def _say_stage(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def check_declarations(compared: Compared, base: Base) -> tuple[list[str], bool]:
@@ -190,7 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     torch.set_num_threads(1)
     try:
-        return _run(options)
+        with log_on_stderr():
+            return _run(options)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

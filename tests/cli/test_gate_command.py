@@ -38,13 +38,15 @@ def git(root, *words):
     subprocess.run(command, check=True, capture_output=True, env=os.environ | who)
 
 
-def test_it_measures_both_trees_and_writes_the_numbers(repo, capsys, tmp_path):
+def test_it_measures_both_trees_and_writes_the_numbers(repo, capsys, caplog, tmp_path):
     (repo / "mine" / "envs.py").write_text(ENVS + "# more\n")  # the working tree counts as it lies there
     words = ["gate", "--target", "mine.envs:make_env", "--quick", "--json", "numbers.json", "--num-envs", "8"]
     code = main(words)
     told = capsys.readouterr().out
     assert told.endswith("\nPassed.\n" if code == 0 else "\nFAILED.\n")  # how fast this machine is proves nothing
     assert told.startswith("The working tree, with its uncommitted changes, against ")
+    progress = [text.partition(",")[0] for text in caplog.messages]
+    assert progress == ["measured in 1 of 2 pairs of processes", "measured in 2 of 2 pairs of processes"]
     assert all(f"| mine.envs:make_env: {part} " in told for part in MARGINS)
     assert {"rollout, mine.envs:make_env", "own item() calls"} <= {row[0] for row in cells(told)}
     assert {"mine.envs:make_env: iteration, HEAD / base", "operators"} <= {row["name"] for row in read_numbers(repo)}

@@ -1,7 +1,9 @@
 """The processes in which the gate runs both trees, with packages made up."""
 
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -201,12 +203,16 @@ def test_what_does_not_seem_slower_is_measured_in_few_processes(monkeypatch):
     assert sides.started == [(tree, ["one", "two"]) for _ in range(2) for tree in ("base", "head")]
 
 
-def test_what_seems_slower_is_measured_in_more_and_fails_by_all_of_them(monkeypatch):
+def test_what_seems_slower_is_measured_in_more_and_fails_by_all_of_them(monkeypatch, caplog):
     sides = Sides(monkeypatch, two=1.06)
+    caplog.set_level(logging.INFO, "fastac")
     measured = measure.measure("base", "head", WORKLOADS, Effort((2, 3, 5)))
     assert [names for _, names in sides.started] == [["one", "two"]] * 4 + [["two"]] * 6
     assert {(c.workload, c.part) for c in measured.slower} == {("two", p) for p in MARGINS if p != "wall"}
     assert {(c.workload, c.pairs) for c in measured.comparisons} == {("one", 2), ("two", 5)}
+    told = [("1 of 2", "one, two"), ("2 of 2", "one, two"), ("3 of 3", "two"), ("4 of 5", "two"), ("5 of 5", "two")]
+    for (pairs, names), text in zip(told, caplog.messages, strict=True):
+        assert re.fullmatch(rf"measured in {pairs} pairs of processes, after \d+ s: {names}", text)
 
 
 def test_when_time_is_up_the_last_stage_is_not_begun(monkeypatch):

@@ -6,6 +6,7 @@ few pairs; those in which something seems slower in more, up to the last stage, 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,8 @@ import numpy as np
 from fastac.config import ConfigValue
 from fastac.tools.gate.sides import DriverError, Side, Tree, Workloads
 from fastac.tools.gate.statistics import Comparison, FloatArray, compare
+
+log = logging.getLogger("fastac")
 
 # Margins by part, see `statistics`. Wall-clock varies more than CPU time, and is there for what waits.
 MARGINS = {"collector": 0.025, "update": 0.025, "iteration": 0.025, "wall": 0.10}
@@ -94,7 +97,7 @@ class Measured:
 
 
 def measure(base: Tree, head: Tree, workloads: Workloads, effort: Effort) -> Measured:
-    """Measure in pairs of processes, in as many stages as there is something that seems slower.
+    """Measure in pairs of processes, in as many stages as there is something that seems slower; each pair is logged.
 
     Raises:
         DriverError: HEAD does not run a workload, or a process ended.
@@ -106,6 +109,8 @@ def measure(base: Tree, head: Tree, workloads: Workloads, effort: Effort) -> Mea
             if number == effort.stages[-1] and monotonic() - began > effort.seconds:
                 break
             asked = series.add_pair(asked)
+            names, took_s = ", ".join(asked), monotonic() - began
+            log.info("measured in %d of %d pairs of processes, after %.0f s: %s", series.pairs, number, took_s, names)
         found |= {name: series.compare(name) for name in asked}
         asked = {name: asked[name] for name in asked if any(c.seems_slower for c in found[name])}
     comparisons = [c for name in workloads for c in found.get(name, [])]
