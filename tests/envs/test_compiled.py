@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import pickle
 import re
@@ -21,6 +22,7 @@ from env_rows import begin, draw_actions, exit_with_parent, make_row
 from gymnasium.spaces import Box, Discrete
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from numba.core.caching import IndexDataCacheFile
 
 import fastac
 from fastac.config import EnvConfig
@@ -688,6 +690,28 @@ def test_a_script_is_compiled_once_and_again_when_it_has_changed(tmp_path) -> No
         )
         assert (done.returncode, done.stdout) == (0, "compiled (Walk-v0)\n"), done.stderr
         assert ("Compiling Walk-v0 for this machine" in done.stderr) == is_compiled, done.stderr
+
+
+def _fill_two(state, out):
+    out[0] = out[1] = 1.0
+
+
+def test_code_that_could_not_be_saved_is_not_that_of_another_declaration(tmp_path, monkeypatch) -> None:
+    def fill_up(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def start() -> np.ndarray:
+        monkeypatch.setattr(compiling, "_KNOWN", {})  # as in a new process
+        return begin(of(replace(one, observe=_fill_two, observation_space=Box(-9, 9, (2,)))))
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    one = CompiledEnv(_start, _end_at_three, _show, 1, Box(-9, 9, (1,)), Discrete(2))
+    begin(of(one))
+    with monkeypatch.context() as patched:
+        patched.setattr(IndexDataCacheFile, "_save_data", fill_up)
+        assert (start() == 1.0).all()
+    assert (start() == 1.0).all()
+    assert len(list(tmp_path.rglob("*.nbc"))) == 2
 
 
 class Cell(IntEnum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
@@ -14,7 +15,7 @@ from numba.core.caching import NullCache
 from numba.core.errors import NumbaError, NumbaWarning, UnsupportedBytecodeError
 
 from fastac.envs.compiled.declaration import CompiledEnv, place_of, plain, shorten
-from fastac.envs.compiled.fingerprint import hash_enclosed, hash_env
+from fastac.envs.compiled.fingerprint import hash_env
 from fastac.envs.compiled.loop import make_loop
 from fastac.envs.compiled.trial import try_env
 from fastac.kernels.compiling import QuickCache, announcing_compilation, compile_block
@@ -69,7 +70,8 @@ class _TryingCache:
         return found
 
     def save_overload(self, signature: _Any, found: _Any) -> None:
-        self._cache.save_overload(signature, found)
+        with suppress(OSError):  # a full disk: it is compiled again next time
+            self._cache.save_overload(signature, found)
 
 
 def _find_cache(env: CompiledEnv, key: str | None) -> _Any:
@@ -83,13 +85,15 @@ def _find_cache(env: CompiledEnv, key: str | None) -> _Any:
 
 
 class _HashCache(QuickCache):
-    """Numba's disk cache, with one entry for each declaration, valid as long as its hash."""
+    """Numba's disk cache, with files of its own for each hash.
+
+    Numba writes the index before the code. If declarations shared files, a full disk or a kill in between would leave
+    the index of one with the code of another, which would then run on the wrong arrays.
+    """
 
     def __init__(self, env: CompiledEnv, key: str) -> None:
         super().__init__(plain(env.step))  # type: ignore[no-untyped-call]  # numba has no types
-        self._cache_file = type(self._cache_file)(
-            self._cache_path, f"{self._impl.filename_base}-{hash_enclosed(env)}", key
-        )
+        self._cache_file = type(self._cache_file)(self._cache_path, f"{self._impl.filename_base}-{key[:16]}", key)
 
     def _index_key(self, signature: _Any, codegen: _Any) -> _Any:
         return signature, codegen.magic_tuple()

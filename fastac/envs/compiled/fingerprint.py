@@ -45,16 +45,6 @@ def hash_env(env: CompiledEnv) -> str | None:
     return digest.hexdigest()
 
 
-def hash_enclosed(env: CompiledEnv) -> str:
-    """Return a short hash of the arguments of the function that made a declaration: what its functions enclose."""
-    digest = _Digest()
-    for function in map(plain, (env.reset, env.step, env.observe)):
-        for cell in function.__closure__ or ():
-            if not callable(cell.cell_contents):
-                digest.add(cell.cell_contents)
-    return digest.hexdigest()[:8]
-
-
 @functools.cache
 def _hash_own_sources() -> str:
     digest = hashlib.sha256()
