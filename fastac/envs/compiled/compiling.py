@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
@@ -70,8 +69,7 @@ class _TryingCache:
         return found
 
     def save_overload(self, signature: _Any, found: _Any) -> None:
-        with suppress(OSError):  # a full disk: it is compiled again next time
-            self._cache.save_overload(signature, found)
+        self._cache.save_overload(signature, found)
 
 
 def _find_cache(env: CompiledEnv, key: str | None) -> _Any:
