@@ -127,7 +127,6 @@ _ALWAYS = (
     "advantages: exchanges",
     "update: *_loss",
     "update: backwards",
-    "update: ops per update",
 )
 
 
@@ -272,6 +271,7 @@ class _Calls:
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
         self._names: dict[int, list[str]] = {}  # of a block
+        self._marked: list[Program] = []  # kept, so that no other block gets the address of one that was freed
         self._heads: dict[LinearLayer, str] = {}
         self._is_inside = False  # a kernel that is called, which may run a program of its own
 
@@ -333,6 +333,7 @@ class _Calls:
         """Name a call: the first row of a program, or any other."""
         if not isinstance(op, Program):
             return _telling(partial(self._tally.add, name), op)
+        self._marked.append(op)
         block, kept = int(op._table[0, 1]), self._names
         kept[block] = [name] if name in KERNELS else [*kept.get(block, []), name]
         return op

@@ -18,7 +18,7 @@ from fastac.kernels.matrices import multiply_columns, multiply_rows
 from fastac.kernels.optimizers import adam_step, rmsprop_step
 from fastac.kernels.program import Op, Program, join_calls
 from fastac.kernels.recurrent import gru_backward, gru_forward, lstm_backward, lstm_forward
-from fastac.kernels.rows import as_bytes, gather_rows
+from fastac.kernels.rows import as_bytes, copy_bytes, gather_rows, note_broken, prepare_copy
 from fastac.kernels.sampling import greedy_categorical, sample_categorical, sample_gaussian
 from fastac.kernels.specification import Real
 from fastac.kernels.statistics import column_moments, discounted_moments
@@ -40,6 +40,7 @@ __all__ = [
     "column_moments",
     "compute_gae",
     "compute_moments",
+    "copy_bytes",
     "copy_row",
     "deactivate",
     "dense",
@@ -58,8 +59,10 @@ __all__ = [
     "merge_moments",
     "multiply_columns",
     "multiply_rows",
+    "note_broken",
     "note_episodes",
     "num_blocks",
+    "prepare_copy",
     "rmsprop_step",
     "sample_categorical",
     "sample_gaussian",

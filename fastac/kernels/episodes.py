@@ -12,7 +12,7 @@ from fastac.kernels.kernel import kernel
 from fastac.kernels.numba_tools import SUMS, ZERO, Bools, Doubles, Floats, Ints, Number, U, jit
 
 
-@kernel("T N")
+@kernel("T N", is_step=True)
 def find_episodes(
     reward: Annotated[Tensor, "float32 T N"],
     valid: Annotated[Tensor, "bool T N"],
@@ -23,7 +23,8 @@ def find_episodes(
     running_length: Annotated[Tensor, "int64 N"],
     return_: Annotated[Tensor, "float64 T*N"],
     length: Annotated[Tensor, "int64 T*N"],
-) -> int:
+    num: Annotated[Tensor, "int64 1"],
+) -> None:
     """Add a rollout to the running episode of every env; write the episodes that ended, ordered by time, then env.
 
     Args:
@@ -36,9 +37,7 @@ def find_episodes(
         running_length: lengths of the running episodes, updated.
         return_: the first entries are written.
         length: the first entries are written.
-
-    Returns:
-        Number of episodes that ended.
+        num: written: the number of episodes that ended.
     """
     found = 0
     for t in range(reward.shape[0]):
@@ -51,7 +50,7 @@ def find_episodes(
         running_return[done] = 0.0
         running_length[done] = 0
         found += ended
-    return found
+    num[0] = found
 
 
 # What `note_episodes` counts, by index.
@@ -156,7 +155,8 @@ def _find_episodes_numba(
     running_length: Ints,
     return_: Doubles,
     length: Ints,
-) -> Number:
+    num: Ints,
+) -> None:
     found, width = U(0), U(num_envs)
     for t in range(U(num_steps)):
         start = t * width
@@ -167,7 +167,7 @@ def _find_episodes_numba(
                     return_[found], length[found] = running_return[n], running_length[n]
                     running_return[n], running_length[n] = 0.0, 0
                     found += U(1)
-    return np.int64(found)
+    num[0] = np.int64(found)
 
 
 @jit(SUMS)

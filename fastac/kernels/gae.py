@@ -60,7 +60,7 @@ def compute_moments(row: Tensor, valid: Tensor) -> tuple[float, float, float]:
     return float(chosen.numel()), float(mean), float((chosen - mean).square().sum())
 
 
-@kernel("T N")
+@kernel("T N", is_step=True)
 def gae(
     reward: Annotated[Tensor, "float32 T N"],
     value: Annotated[Tensor, "float32 T+1 N"],

@@ -75,26 +75,24 @@ class Specification:
         name: name of the kernel.
         sizes: letters whose values compiled code takes, before the arguments.
         arguments: in order.
-        returns: type of the result, as Numba calls it.
     """
 
     name: str
     sizes: tuple[str, ...]
     arguments: tuple[Argument, ...]
-    returns: str
 
     @classmethod
     def read(cls, reference: Callable[..., Any], sizes: str) -> Specification:
         """Read the signature of a reference."""
         hints = get_type_hints(reference, include_extras=True)
-        returns = "i8" if hints.pop("return") is int else "void"
+        assert hints.pop("return") is type(None), "a kernel writes its results"
         arguments = tuple(Argument.read(name, hint) for name, hint in hints.items())
-        return cls(reference.__name__, tuple(sizes.split()), arguments, returns)
+        return cls(reference.__name__, tuple(sizes.split()), arguments)
 
     @property
     def signature(self) -> str:
         """Numba's type of the entry point; addresses are integers."""
-        return f"{self.returns}({', '.join(['i8'] * len(self.sizes) + [a.number for a in self.arguments])})"
+        return f"void({', '.join(['i8'] * len(self.sizes) + [a.number for a in self.arguments])})"
 
     def write_entry(self) -> str:
         """Generate the compiled entry point, which turns addresses into flat arrays; sizes and numbers are unchanged.

@@ -6,6 +6,7 @@ Algorithms differ only in settings: objective, epochs, minibatches, lambda, base
 from __future__ import annotations
 
 import math
+from operator import is_
 from time import perf_counter
 from typing import TypeAlias
 
@@ -49,8 +50,12 @@ class Learner:
         gather, self._everyones = self._group.prepare_gather(self._moments)  # [K, 5]
         weigh = weigh_rows.prepare(self._everyones, self._algo.normalize_advantage, self._coefs.weights)
         self._weigh = join_calls([*gather, weigh])
+        self._given: tuple[Tensor | None, ...] = (None,) * 5  # what the calls of an estimate read
+        self._estimates: list[Op] = []
         self._metrics = torch.zeros(len(_METRICS), dtype=torch.float64)  # of an update
         self._learning_rate = torch.zeros(1, dtype=torch.float64)
+        # Views, since making one takes a microsecond.
+        self._views = self._metrics.numpy(), self._coefs.schedule.numpy(), self._learning_rate.numpy()
         # The calls of an update, by number of the batch; they are made once, since batches do not move.
         self._prepared: dict[tuple[int, bool], tuple[Batch, list[Op]]] = {}
         self._rollout: Rollout | None = None  # that they read
@@ -76,7 +81,7 @@ class Learner:
         begin = perf_counter()
         advantages, returns = self._estimate(rollout, reward)
         middle = perf_counter()
-        learning_rate = self._schedule(done_fraction)
+        self._schedule(done_fraction)
         is_whole = self._algo.num_minibatches == 1
         totals, count = np.zeros(len(_METRICS)), 0
         for epoch in range(self._algo.num_epochs):
@@ -87,9 +92,10 @@ class Learner:
         metrics: dict[str, float] = dict(zip(_METRICS, (totals / count).tolist(), strict=True))
         # 1 - Var[return - value] / Var[return]: 1 for a perfect critic, 0 for one no better than a constant.
         metrics["explained_variance"] = 1.0 - advantages[2] / returns[2] if returns[2] > 0.0 else math.nan
-        metrics["learning_rate"] = learning_rate
+        _, schedule, rate = self._views
+        metrics["learning_rate"] = float(rate[0])
         if self._algo.algo == "ppo":  # also logged by SB3
-            vf_coef, ent_coef, clip_coef = self._coefs.schedule.tolist()
+            vf_coef, ent_coef, clip_coef = schedule.tolist()
             critic, entropy = vf_coef * metrics["value_loss"], ent_coef * metrics["entropy"]
             metrics["loss"], metrics["clip_range"] = metrics["policy_loss"] + critic - entropy, clip_coef
         self.rows = int(advantages[0])
@@ -97,16 +103,14 @@ class Learner:
         phases.update_s += perf_counter() - middle
         return metrics
 
-    def _schedule(self, done_fraction: float) -> float:
-        """Set the coefficients for this part of the run; return the learning rate."""
+    def _schedule(self, done_fraction: float) -> None:
+        """Set the coefficients and the learning rate for this part of the run."""
         algo, optim = self._algo, self._optim
-        schedule = self._coefs.schedule.numpy()
+        _, schedule, rate = self._views
         schedule[0] = algo.vf_coef if algo.baseline else 0.0
         schedule[1] = anneal(optim.ent_coef_schedule, algo.ent_coef, done_fraction)
         schedule[2] = anneal(optim.clip_coef_schedule, algo.clip_coef, done_fraction)
-        learning_rate = anneal(optim.learning_rate_schedule, optim.learning_rate, done_fraction)
-        self._learning_rate.numpy()[0] = learning_rate
-        return learning_rate
+        rate[0] = anneal(optim.learning_rate_schedule, optim.learning_rate, done_fraction)
 
     def _estimate(self, rollout: Rollout, reward: Tensor) -> tuple[Moments, Moments]:
         """Fill the rollout's advantages and returns; return their moments over all workers' valid rows.
@@ -116,24 +120,17 @@ class Learner:
         terminated, gamma = rollout.terminated, self._algo.gamma
         if not self._algo.baseline:
             rollout.value.zero_()  # plain REINFORCE: the advantage is the return
-        elif rollout.out_of_band.any():
+        elif rollout.out_of_band.numpy().any():
             # SAME_STEP/DISABLED: V(final obs) is not in value[t+1]. Add gamma*V to the reward and treat the row as
             # terminal (the time-out trick of rsl_rl); delta is the same.
             reward = reward + gamma * rollout.final_value
             terminated = terminated | rollout.out_of_band
-        gae(
-            reward,
-            rollout.value,
-            terminated,
-            rollout.truncated,
-            rollout.valid,
-            gamma,
-            self._algo.gae_lambda,
-            rollout.advantage,
-            rollout.return_,
-            self._moments,
-        )
-        for op in self._weigh:
+        given = reward, rollout.value, terminated, rollout.truncated, rollout.valid
+        written = rollout.advantage, rollout.return_, self._moments
+        if not all(map(is_, given, self._given)):  # the usual tensors are the same every time
+            estimate = gae.prepare(*given, gamma, self._algo.gae_lambda, *written)
+            self._given, self._estimates = given, join_calls([estimate, *self._weigh])
+        for op in self._estimates:
             op()
         everyones = self._everyones.tolist()
         of_return = [(count, mean, m2) for count, _, _, mean, m2 in everyones]
@@ -143,7 +140,7 @@ class Learner:
         """Apply one update and return the values of `_METRICS`."""
         for op in self._prepare(rollout, batch, is_fresh):
             op()
-        metrics = self._metrics.numpy()
+        metrics, *_ = self._views
         if not math.isfinite(metrics.sum()):
             name = next(
                 name for name, value in zip(_METRICS, metrics.tolist(), strict=True) if not math.isfinite(value)

@@ -24,7 +24,7 @@ from fastac.contract import (
     read_branch,
     read_tensor,
 )
-from fastac.kernels import Program
+from fastac.kernels import Op, Program, join_calls, prepare_copy
 from fastac.rollout.buffer import Rollout
 
 # One rollout in so many is stepped and timed row by row, to tell the environments' time from the actor's.
@@ -33,10 +33,17 @@ _TIMED_EVERY = 50
 
 @runtime_checkable
 class CompiledActor(Protocol):
-    """An actor that can act as a step of a program."""
+    """An actor that can act in a program."""
 
-    def prepare_act(self, t: int) -> Program | None:
-        """Return the program that does the same as `act(t)`; None if there is none."""
+    def draw(self) -> None:
+        """Do what no program does of `begin`."""
+
+    def prepare_rollout(self) -> tuple[list[Op], list[list[Op]], list[Op]] | None:
+        """Return the calls of a rollout, or None if they change.
+
+        Returns:
+            The other part of `begin`, `act` of every row, and `value` of the row after the last.
+        """
 
 
 @runtime_checkable
@@ -57,8 +64,8 @@ class CompiledEnvs(Protocol):
 class Collector:
     """Fills a rollout from environments and an actor; carries the last observation over to the next rollout.
 
-    Where the environments and the whole network are compiled, all steps of a rollout are one program: no Python runs
-    between them. It makes the same calls as step by step, so it gives the same bits.
+    Where the environments and the whole network are compiled, a rollout that goes on from the last one is a single
+    program: no Python runs between its steps. It makes the same calls as step by step, so it gives the same bits.
 
     Attributes:
         rollout: the storage, overwritten by every `collect`.
@@ -75,6 +82,7 @@ class Collector:
         self._fresh = True
         self._extras: list[Extras] = []  # one entry per step of this rollout that ended an episode
         self._program: Program | None = None
+        self._draw: Callable[[], None] = lambda: None  # what is done before the program
         self._check: Callable[[], None] = lambda: None  # whether a step of the program failed
         self._rollouts = 0
         self._env_share = 0.5  # of a rollout's time
@@ -85,36 +93,48 @@ class Collector:
         Raises:
             EnvFailure: an environment failed; the message names the row.
         """
-        self._begin(phases)
         if self._rollouts == 0:
             self._program = self._prepare()
-        if self._program is not None and self._rollouts % _TIMED_EVERY:
+        goes_on = not self._fresh and self._last == self.rollout.num_steps
+        if self._program is not None and goes_on and self._rollouts % _TIMED_EVERY:
             self._run(self._program, phases)
         else:
+            self._begin(phases)
             self._step_all(phases)
+            self._end(self.rollout.num_steps, phases)
         self._rollouts += 1
-        return self._end(self.rollout.num_steps, phases)
+        return self.rollout
 
     def _prepare(self) -> Program | None:
-        """Return all steps of a rollout as one program, or None if a part of them is not compiled."""
-        actor, envs, steps = self._actor, self.envs, list[Program]()
+        """Return a rollout as one program, or None if a part of it is not compiled."""
+        actor, envs = self._actor, self.envs
         if not isinstance(actor, CompiledActor) or not isinstance(envs, CompiledEnvs):
             return None
-        for t, row in enumerate(self._rows):
-            act = actor.prepare_act(t)
-            if act is None:
-                return None
-            steps += act, envs.prepare_step(self._action[t], row)
-        self._check = envs.check
-        return Program.join(steps)
+        parts = actor.prepare_rollout()
+        if parts is None:
+            return None
+        weights, acts, value = parts
+        ops = [*self._prepare_carry(self.rollout.num_steps), *weights]
+        for act, action, row in zip(acts, self._action, self._rows, strict=True):
+            ops += [*act, envs.prepare_step(action, row)]
+        first, *others = join_calls([*ops, *value])
+        self._draw, self._check = actor.draw, envs.check
+        return first if isinstance(first, Program) and not others else None
+
+    def _prepare_carry(self, t: int) -> list[Op]:
+        """Return the calls that copy row t to row 0."""
+        start = self.rollout.start
+        return [self.rollout.observations.prepare_carry(t), prepare_copy(start[t], start[0])]
 
     def _run(self, program: Program, phases: Phases) -> None:
         before = perf_counter()
+        self._draw()
+        between = perf_counter()
         program()
-        spent_s = perf_counter() - before
+        spent_s = perf_counter() - between
         self._check()
         phases.env_s += self._env_share * spent_s
-        phases.act_s += (1.0 - self._env_share) * spent_s
+        phases.act_s += (1.0 - self._env_share) * spent_s + between - before
 
     def _step_all(self, phases: Phases) -> None:
         env_s, act_s = phases.env_s, phases.act_s
@@ -140,7 +160,8 @@ class Collector:
             finished |= (row.terminated & ~row.life_lost) | row.truncated
             if finished.all():
                 break
-        return self._end(t + 1, phases)
+        self._end(t + 1, phases)
+        return self.rollout.first(t + 1)
 
     def take_extras(self) -> Extras:
         """Return the values that episodes have reported in `info` since the last call, ordered by time, then env."""
@@ -163,8 +184,8 @@ class Collector:
             self._actor.forget()
             self._fresh = False
         else:
-            rollout.observations.carry(self._last)
-            rollout.start[0] = rollout.start[self._last]
+            for op in self._prepare_carry(self._last):
+                op()
         rollout.final_value.zero_()
         rollout.out_of_band.zero_()
         between = perf_counter()
@@ -184,13 +205,12 @@ class Collector:
         if final_obs is not None:
             self._bootstrap(t, final_obs)
 
-    def _end(self, num_steps: int, phases: Phases) -> Rollout:
+    def _end(self, num_steps: int, phases: Phases) -> None:
         """Compute the value of the row after the last step, without acting there."""
         before = perf_counter()
         self._actor.value(num_steps)
         self._last = num_steps
         phases.act_s += perf_counter() - before
-        return self.rollout.first(num_steps)
 
     def _bootstrap(self, t: int, final_obs: ObsArray) -> None:
         """Compute the values of final observations returned separately, for episodes that were truncated."""

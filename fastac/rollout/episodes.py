@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastac.contract import Episodes, StateTree, read_tensor
-from fastac.kernels import find_episodes
+from fastac.kernels import Op, find_episodes, join_calls, note_broken
 from fastac.rollout.buffer import Rollout
 
 
@@ -18,6 +18,12 @@ class EpisodeCounter:
         self._return = torch.zeros(num_envs, dtype=torch.float64)  # [N], of the running episode
         self._length = torch.zeros(num_envs, dtype=torch.int64)  # [N]
         self._found = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.int64)
+        self._num, self._broken = torch.zeros(1, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+        # Views, since making one costs as much as a kernel here.
+        self._views = self._num.numpy(), self._broken.numpy(), self._found[0].numpy(), self._found[1].numpy()
+        self._rollout: Rollout | None = None  # that the calls below read
+        self._check: list[Op] = []
+        self._find: list[Op] = []
 
     @property
     def nbytes(self) -> int:
@@ -25,12 +31,31 @@ class EpisodeCounter:
         return sum(found.nbytes for found in self._found)
 
     def count(self, rollout: Rollout) -> Episodes:
-        """Add a rollout; return the episodes that ended in it, ordered by time, then env."""
+        """Check a rollout and add it; return the episodes that ended in it, ordered by time, then env.
+
+        Raises:
+            EnvFailure: an observation or a reward is not finite.
+        """
+        if rollout is not self._rollout:
+            self._prepare(rollout)
+        for op in self._check:
+            op()
+        num, broken, returns, lengths = self._views
+        if any(broken.tolist()):
+            rollout.check_finite()
+        for op in self._find:
+            op()
+        return Episodes(returns[: num[0]].copy(), lengths[: num[0]].copy())
+
+    def _prepare(self, rollout: Rollout) -> None:
+        """Make the calls for a rollout; the usual one is the same every time."""
+        self._rollout = rollout
+        floats = [rows.view(-1) for rows in (rollout.obs, rollout.reward) if rows.dtype == torch.float32]
+        checks = zip(floats, self._broken.split(1), strict=False)
+        self._check = join_calls([note_broken.prepare(numbers, broken) for numbers, broken in checks])
         rows = (rollout.reward, rollout.valid, rollout.terminated, rollout.truncated, rollout.life_lost)
-        room = [found[: rollout.reward.numel()] for found in self._found]
-        num = find_episodes(*rows, self._return, self._length, *room)
-        return_, length = (found[:num].numpy().copy() for found in room)
-        return Episodes(return_, length)
+        return_, length = (found[: rollout.reward.numel()] for found in self._found)
+        self._find = [find_episodes.prepare(*rows, self._return, self._length, return_, length, self._num)]
 
     def restart_episodes(self) -> None:
         """Discard the running episodes."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastac import memory
 from fastac.contract import StateTree, read_tensor
-from fastac.kernels import Op, as_bytes, gather_rows, stack_frames
+from fastac.kernels import Op, as_bytes, gather_rows, prepare_copy, stack_frames
 
 
 class Observations(Protocol):
@@ -58,8 +58,8 @@ class Observations(Protocol):
             out: `[M, *obs_shape]`, written.
         """
 
-    def carry(self, t: int) -> None:
-        """Copy row t to row 0, for the next rollout."""
+    def prepare_carry(self, t: int) -> Op:
+        """Return the call that copies row t to row 0, for the next rollout."""
 
     def forget(self) -> None:
         """Prepare for a reset: row 0 will hold the first observation of an episode in every env."""
@@ -115,9 +115,9 @@ class Rows:
         """See `Observations`."""
         return gather_rows.prepare(as_bytes(self._flat), index, as_bytes(out))
 
-    def carry(self, t: int) -> None:
-        """Copy row t to row 0."""
-        self.rows[0] = self.rows[t]
+    def prepare_carry(self, t: int) -> Op:
+        """See `Observations`."""
+        return prepare_copy(self.rows[t], self.rows[0])
 
     def forget(self) -> None:
         """Do nothing: there are no earlier frames."""
@@ -199,8 +199,11 @@ class Stacks:
     def _stack(self, index: Tensor, out: Tensor, num_steps: int) -> None:
         stack_frames(self._frames[: self.size - 1 + num_steps], self._age[:num_steps], index, out)
 
-    def carry(self, t: int) -> None:
-        """Copy row t and the earlier frames of its stack."""
+    def prepare_carry(self, t: int) -> Op:
+        """See `Observations`; the earlier frames of the stack come along."""
+        return partial(self._carry, t)
+
+    def _carry(self, t: int) -> None:
         self._frames[: self.size] = self._frames[t : t + self.size].clone()  # source and target may overlap
         self._age[0] = self._age[t]
 

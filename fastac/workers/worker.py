@@ -76,7 +76,6 @@ class Worker:
             self._collected = self._collector.collect_episodes(phases)
         else:
             self._collected = self._collector.collect(phases)
-        self._collected.check_finite()
         finished = self._counter.count(self._collected)
         finished.extras = self._collector.take_extras()
         return finished

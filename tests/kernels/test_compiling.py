@@ -115,7 +115,7 @@ def finish(process):
 
 def test_the_tests_run_with_compiled_kernels():
     assert fastac.kernels.cache_folder() is not None
-    assert fastac.kernels.find_episodes.on_cpu is not fastac.kernels.find_episodes.reference
+    assert fastac.kernels.stack_frames.on_cpu is not fastac.kernels.stack_frames.reference
 
 
 def test_a_second_start_compiles_nothing():

@@ -23,7 +23,9 @@ def zeros(num_envs):
 def found_by(kernel, reward, valid, terminated, truncated, running, life_lost=None):
     return_, length = (torch.full((reward.numel(),), -1, dtype=dtype) for dtype in (torch.float64, torch.int64))
     life_lost = torch.zeros_like(valid) if life_lost is None else life_lost
-    found = kernel(reward, valid, terminated, truncated, life_lost, *running, return_, length)
+    num = torch.full((1,), -1)
+    kernel(reward, valid, terminated, truncated, life_lost, *running, return_, length, num)
+    found = int(num)
     assert (length[found:] == -1).all()
     return list(zip(return_[:found].tolist(), length[:found].tolist(), strict=True))
 
@@ -89,7 +91,7 @@ def test_equals_a_loop_over_every_env(num_steps, num_envs, ends, seed):
 def test_what_would_be_written_beyond_its_end_is_refused():
     rows = torch.zeros(2, 3), *(torch.zeros(2, 3, dtype=torch.bool) for _ in range(4))
     with pytest.raises(ValueError, match="the kernel takes a contiguous one of 6 elements"):
-        find_episodes(*rows, *zeros(3), *zeros(5))
+        find_episodes(*rows, *zeros(3), *zeros(5), torch.zeros(1, dtype=torch.int64))
 
 
 NOTING = forms(note_episodes)

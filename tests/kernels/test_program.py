@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernels_support import SEEDS, generator
 
-from fastac.kernels import Program, copy_row, dense, gae, join_calls, rmsprop_step, standardize
+from fastac.kernels import Program, copy_row, dense, join_calls, rmsprop_step, stack_frames, standardize
 
 
 def layers(random, rows, sizes):
@@ -69,7 +69,7 @@ def test_the_memory_of_a_call_lives_as_long_as_its_program():
 
 def test_what_is_no_step_cannot_be_prepared():
     with pytest.raises(AssertionError):
-        gae.prepare(torch.zeros(1))
+        stack_frames.prepare(torch.zeros(1))
 
 
 @given(st.integers(0, 9), st.integers(1, 9), SEEDS)

@@ -20,8 +20,8 @@ def example(
     count: int,
     is_last: bool,
     found: Annotated[Tensor, "float64 T*N"],
-) -> int:
-    return 0
+) -> None:
+    """Stands for a reference."""
 
 
 def call_of(specification):
@@ -35,7 +35,7 @@ ROWS, ENDS, FOUND = torch.zeros(4, 2), torch.zeros(3, 2, dtype=torch.bool), torc
 
 def test_a_fast_form_gets_sizes_then_arguments():
     specification = Specification.read(example, "T N")
-    assert specification.signature == "i8(i8, i8, i8, i8, i8, f8, i8, b1, i8)"
+    assert specification.signature == "void(i8, i8, i8, i8, i8, f8, i8, b1, i8)"
     args = call_of(specification)(ROWS, ENDS, "b", 0.5, 7, True, FOUND)
     assert args[:2] == (3, 2) and args[4:8] == (1, 0.5, 7, True)
     assert args[2] is ROWS and args[3] is ENDS and args[8] is FOUND

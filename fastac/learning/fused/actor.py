@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from fastac.contract import StateTree, read_tensor
-from fastac.kernels import Op, Program, copy_row, join_calls
+from fastac.kernels import Op, copy_row, join_calls, prepare_copy
 from fastac.learning.fused.network import Activations, ForwardPass, FusedNetwork
 from fastac.learning.fused.recurrent import Sequences
 from fastac.rollout import Rollout
@@ -69,8 +69,15 @@ class FusedActor:
 
     def begin(self) -> None:
         """Record the recurrent state, draw the rollout's noise, and refresh the weights for acting."""
-        self._rollout.state.copy_(self._state)
-        self._network.refresh()
+        self.draw()
+        for op in self._network.prepare_weights():
+            op()
+
+    def draw(self) -> None:
+        """Do what no program does of `begin`: all but the weights."""
+        if self._network.cores:
+            self._rollout.state.copy_(self._state)
+        self._network.refresh_statistics()
         self._noise.copy_(self._sampler.draw_noise((self._rollout.num_steps, self._rollout.num_envs), self._generator))
 
     def act(self, t: int) -> None:
@@ -78,12 +85,12 @@ class FusedActor:
         for op in self._prepare(t):
             op()
 
-    def prepare_act(self, t: int) -> Program | None:
-        """Return `act` as a program for a whole rollout; None if a part of it is not compiled or its inputs move."""
+    def prepare_rollout(self) -> tuple[list[Op], list[list[Op]], list[Op]] | None:
+        """See `CompiledActor`; None if inputs move."""
         if self._rollout.observations.size > 1:
             return None
-        first, *others = self._prepare(t)
-        return first if isinstance(first, Program) and not others else None
+        steps = self._rollout.num_steps
+        return self._network.prepare_weights(), [self._prepare(t) for t in range(steps)], self._prepare_value(steps)
 
     def _prepare(self, t: int) -> list[Op]:
         """Return the calls that write row t, made anew if its observations are in another place."""
@@ -97,9 +104,13 @@ class FusedActor:
 
     def value(self, t: int) -> None:
         """Write row t of values; the recurrent state does not change."""
-        self._last_start.copy_(self._rollout.start[t])
-        self._last.forward_critic(self._rollout.observation(t))
-        self._value[t].copy_(self._last.value)
+        for op in self._prepare_value(t):
+            op()
+
+    def _prepare_value(self, t: int) -> list[Op]:
+        start = [prepare_copy(self._rollout.start[t], self._last_start)] if self._network.cores else []
+        critic = self._last.prepare_critic(self._rollout.observation(t))
+        return join_calls([*start, *critic, copy_row.prepare(self._last.value, self._value[t])])
 
     def value_of(self, obs: Tensor) -> Tensor:
         """Return the values of `obs`, given the recurrent state after the last row."""

@@ -82,17 +82,17 @@ class FusedNetwork:
 
     def refresh(self) -> None:
         """Copy weights and statistics, for all passes until the next update."""
-        self.refresh_weights()
+        for op in self._refresh:
+            op()
+        self.refresh_statistics()
+
+    def refresh_statistics(self) -> None:
+        """Copy the statistics of observations only."""
         for kept, constant in zip(self._constants, self._read_constants(), strict=True):
             kept.copy_(constant)
 
-    def refresh_weights(self) -> None:
-        """Copy the weights only, after an update from the same rollout."""
-        for op in self._refresh:
-            op()
-
     def prepare_weights(self) -> list[Op]:
-        """Return the calls of `refresh_weights`."""
+        """Return the calls that copy the weights only, such as after an update from the same rollout."""
         return self._refresh
 
     def _read_constants(self) -> tuple[Tensor, ...]:
