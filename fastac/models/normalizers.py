@@ -48,7 +48,8 @@ class RunningMoments(nn.Module):
 
     def load(self, moments: NDArray[np.float64]) -> None:
         """Load an array from `dump`."""
-        parts = np.split(moments, [1, 1 + self.mean.numel()])
+        begin_var = 1 + self.mean.numel()
+        parts = moments[:1], moments[1:begin_var], moments[begin_var:]
         for kept, part in zip((self.count, self.mean, self.var), parts, strict=True):
             if kept.is_cuda:
                 kept.copy_(torch.from_numpy(part).view(kept.shape))
@@ -109,25 +110,41 @@ class RewardNormalizer(nn.Module):
         self.gamma = gamma
         self.moments = RunningMoments(())
         self.register_buffer("running", torch.zeros(num_envs, dtype=torch.float64))
+        self._scaled = torch.empty(0)
 
     def forward(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
-        """Add a rollout's rewards `[T, N]` and the group's to the statistics; return the rewards scaled with them."""
+        """Add a rollout's rewards `[T, N]` and the group's to the statistics; return the rewards scaled with them.
+
+        The next call overwrites them if its rollout has the same shape.
+        """
         part = torch.empty(3, dtype=torch.float64)
         discounted_moments(reward, valid, done, self.gamma, self.running, part)
         self.moments.merge("reward", part.numpy(), group)
-        return (reward * (self.moments.var + _EPS).rsqrt().float()).clamp(-CLIP, CLIP)
+        self._scaled = _same_shape(self._scaled, reward)
+        return torch.mul(reward, (self.moments.var + _EPS).rsqrt().float(), out=self._scaled).clamp_(-CLIP, CLIP)
 
     def restart_episodes(self) -> None:
         """Reset the running returns; the statistics stay."""
         self.running.zero_()
 
 
+def _same_shape(kept: Tensor, wanted: Tensor) -> Tensor:
+    """Return `kept`, or a new tensor if `wanted` has another shape: calls are prepared for memory that stays."""
+    return kept if kept.shape == wanted.shape else torch.empty_like(wanted)
+
+
 class RewardClipper(nn.Module):
     """Clips rewards to [-1, 1] (Mnih et al. 2015), so one learning rate fits games with very different scores."""
 
+    def __init__(self) -> None:
+        """Allocate nothing yet."""
+        super().__init__()
+        self._clipped = torch.empty(0)
+
     def forward(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
-        """Return a clipped copy of `reward`."""
-        return reward.clamp(-1.0, 1.0)
+        """Return a clipped copy of `reward`; the next call overwrites it if its rollout has the same shape."""
+        self._clipped = _same_shape(self._clipped, reward)
+        return torch.clamp(reward, -1.0, 1.0, out=self._clipped)
 
     def restart_episodes(self) -> None:
         """Do nothing."""
