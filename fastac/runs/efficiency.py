@@ -44,7 +44,7 @@ from fastac.workers import Training
 Clock: TypeAlias = Callable[[], float]
 Work: TypeAlias = Callable[[], object]
 
-_BUDGET_S = 0.03  # for each part; a part that takes longer runs once to warm up and once timed
+_BUDGET_S = 0.05  # for each part; a part that takes longer runs once to warm up and once timed
 _BLOCKS = 11
 _ACTION_ROWS = 64  # random actions, used in turn
 
@@ -117,7 +117,7 @@ def measure(
     """Time the parts of a run on the CPU, in this process, each in isolation and at the run's own sizes.
 
     The run is not modified: the environments are new, the model is copied, and the random streams come from `seed`.
-    With K workers it times the share of one worker, N/K environments, while the others idle. Takes a tenth of a
+    With K workers it times the share of one worker, N/K environments, while the others idle. Takes an eighth of a
     second if the parts are cheap, else about twice the time of each part, plus building the environments. Meanwhile
     it holds a second copy of the environments and, if the run keeps them, of the activations of one update.
 

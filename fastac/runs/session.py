@@ -316,7 +316,7 @@ class Session:
             ValueError: nothing was trained yet, or the session was closed before it was finished.
 
         Args:
-            measure_efficiency: see `fastac.runs.efficiency`; takes a quarter of a second, or as long as
+            measure_efficiency: see `fastac.runs.efficiency`; takes an eighth of a second, or as long as
                 it takes to build the environments again and step them twice.
         """
         with torch_threads(self.config.run.torch_threads):
