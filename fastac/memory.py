@@ -20,7 +20,6 @@ from torch import Tensor
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest register
-FLOATS = ALIGNMENT // 4  # per line
 
 _CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from fastac.build.worker import build_rule, build_worker, check_device
 from fastac.config import Config
 from fastac.contract import Alone, Group, VecEnv
 from fastac.kernels import num_blocks
-from fastac.learning.optimizer import LocalOptimizer, Optimizer, SharedOptimizer, flat_size
+from fastac.learning.optimizer import LocalOptimizer, Optimizer, SharedOptimizer, flatten
 from fastac.models import ActorCritic
 from fastac.processes import ANSWER_TIMEOUT_S
 from fastac.workers import (
@@ -44,12 +44,12 @@ def _make_worker(
 
 
 def _build_own(config: Config, envs: VecEnv, action_seed: int, encoder: EncoderFactory | None, group: Group) -> Worker:
-    """Build a worker with its own model; with several workers, the model's parameters are shared."""
+    """Build a worker with its own model; several workers train theirs together."""
     model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
     model = model.to(check_device(config.run.device))
     rule, max_norm = build_rule(config.optim), config.optim.max_grad_norm
     optimizer: Optimizer = (
-        SharedOptimizer(model, rule, max_norm, group, group.grads, group.vectors)
+        SharedOptimizer(model, rule, max_norm, group, group.initial, group.grads, group.vectors)
         if isinstance(group, SharedGroup)
         else LocalOptimizer(model, rule, max_norm)
     )
@@ -74,12 +74,16 @@ def _build_first(
 
 
 def allocate_memory(share: Config, size: int, model: ActorCritic, envs: VecEnv) -> GroupMemory:
-    """Allocate the shared memory of `size` workers; `share` and `model` are those of one worker."""
+    """Allocate the shared memory of `size` workers, who begin with the parameters of `model`.
+
+    `share` is one worker's configuration. A worker builds its own model from the same seed, but a user's encoder may
+    draw its weights from elsewhere.
+    """
     # The largest exchanged array: the observation statistics, the squares of a gradient's blocks, or a few numbers.
-    params = flat_size(model)
+    initial, _ = flatten(model)
     statistics = 2 * int(np.prod(envs.single_observation_space.shape or ())) + 1
-    most_bytes = 8 * max(statistics, num_blocks(params), 8)
-    return GroupMemory.allocate(size, most_bytes, share.batch_size, params, build_rule(share.optim).slots)
+    most_bytes = 8 * max(statistics, num_blocks(len(initial)), 8)
+    return GroupMemory.allocate(size, most_bytes, share.batch_size, initial.numpy(), build_rule(share.optim).slots)
 
 
 def build(config: Config, envs: VecEnv, encoder: EncoderFactory | None = None) -> SyncTraining:

@@ -165,10 +165,18 @@ def _read_one(reader: Reader, word: str) -> object:
         return reader(word)
     except argparse.ArgumentTypeError as error:
         parts = word.strip("()[]").replace(",", " ").split()
-        if "," not in word or not parts:
+        if len(parts) < 2 or not all(_can_read(reader, part) for part in parts):
             raise
         hint = f"separate with spaces: {' '.join(parts)}"
         raise argparse.ArgumentTypeError(f"{str(error).removesuffix('.')}, {hint}") from None
+
+
+def _can_read(reader: Reader, word: str) -> bool:
+    try:
+        reader(word)
+    except argparse.ArgumentTypeError:
+        return False
+    return True
 
 
 def _tell_default(flag: Flag) -> str:

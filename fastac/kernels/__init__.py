@@ -9,7 +9,7 @@ from fastac.kernels.episodes import find_episodes, note_episodes
 from fastac.kernels.frames import scale_images, stack_frames
 from fastac.kernels.gae import batch_moments, compute_gae, compute_moments, gae, merge_moments, weigh_rows
 from fastac.kernels.gaussian_loss import gaussian_loss
-from fastac.kernels.gradients import BLOCK, clip_gradient, num_blocks, sum_gradients, sum_squares
+from fastac.kernels.gradients import SQUARES_BLOCK, clip_gradient, num_blocks, sum_gradients, sum_squares
 from fastac.kernels.kernel import cache_folder, compile_kernels
 from fastac.kernels.layer_gradients import Derivative, deactivate, heads_backward
 from fastac.kernels.layers import Activation, copy_row, dense, standardize, tanh, transpose, write_columns
@@ -18,18 +18,16 @@ from fastac.kernels.matrices import multiply_columns, multiply_rows
 from fastac.kernels.optimizers import adam_step, rmsprop_step
 from fastac.kernels.program import Op, Program, join_calls
 from fastac.kernels.recurrent import gru_backward, gru_forward, lstm_backward, lstm_forward
-from fastac.kernels.rows import as_bytes, copy_bytes, gather_rows, note_broken, prepare_copy
+from fastac.kernels.rows import as_bytes, copy_bytes, find_nonfinite, gather_rows, prepare_copy
 from fastac.kernels.sampling import greedy_categorical, sample_categorical, sample_gaussian
-from fastac.kernels.specification import Real
 from fastac.kernels.statistics import column_moments, discounted_moments
 
 __all__ = [
-    "BLOCK",
+    "SQUARES_BLOCK",
     "Activation",
     "Derivative",
     "Op",
     "Program",
-    "Real",
     "Surrogate",
     "adam_step",
     "as_bytes",
@@ -46,6 +44,7 @@ __all__ = [
     "dense",
     "discounted_moments",
     "find_episodes",
+    "find_nonfinite",
     "gae",
     "gather_rows",
     "gaussian_loss",
@@ -59,7 +58,6 @@ __all__ = [
     "merge_moments",
     "multiply_columns",
     "multiply_rows",
-    "note_broken",
     "note_episodes",
     "num_blocks",
     "prepare_copy",

@@ -7,6 +7,7 @@ tensors. The generated call does the checks that Numba's array types would do.
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import inspect
 import logging
@@ -113,8 +114,11 @@ class QuickCache(FunctionCache):
         """
         files: _Any = self._cache_file
         with suppress(OSError):
-            if not files._load_index():
-                Path(files._data_path(files._data_name(1))).unlink(missing_ok=True)
+            named = set(files._load_index().values())
+            stem = glob.escape(files._index_name.removesuffix(".nbi"))
+            for code in Path(files._cache_path).glob(f"{stem}.*.nbc"):
+                if code.name not in named:
+                    code.unlink(missing_ok=True)
             super().save_overload(sig, data)  # type: ignore[no-untyped-call]  # numba has no types
 
     def load_overload(self, sig: _Any, target_context: _Any) -> _Any:

@@ -1,8 +1,8 @@
 """Sums of gradients, and of their squares in float64 for the norm.
 
-Squares are summed for each block of `BLOCK` elements. The norm is then the same whether one worker sums all blocks or
-several workers sum some each. Gradients are added in a balanced tree, ((0 + 1) + (2 + 3)) + ((4 + 5) + 6): the sum of a
-whole subtree can be made in one place, and added to the rest in another, with the same bits.
+Squares are summed for each block of `SQUARES_BLOCK` elements. The norm is then the same whether one worker sums all
+blocks or several workers sum some each. Gradients are added in a balanced tree, ((0 + 1) + (2 + 3)) + ((4 + 5) + 6): a
+whole subtree can be summed in one place, and added to the rest in another, with the same bits.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from torch import Tensor
 
 from fastac.kernels.kernel import kernel
 from fastac.kernels.numba_tools import SUMS, Doubles, Floats, Number, U, jit
-from fastac.kernels.specification import Real
 
-BLOCK = 1024  # elements; 4 KiB, so that the partial sums of eight gradients stay in the first cache
+SQUARES_BLOCK = 1024  # elements; 4 KiB, so that the partial sums of eight gradients stay in the first cache
 
 
 def num_blocks(size: int) -> int:
     """Return the number of blocks of a vector of this size."""
-    return -(-size // BLOCK)
+    return -(-size // SQUARES_BLOCK)
 
 
 @kernel("P B", is_step=True)
 def sum_squares(numbers: Annotated[Tensor, "float32 P"], squares: Annotated[Tensor, "float64 B"]) -> None:
     """Write the sum of the squares of each block of `numbers`; B is `num_blocks(P)`."""
-    padding = len(squares) * BLOCK - len(numbers)
+    padding = len(squares) * SQUARES_BLOCK - len(numbers)
     padded = torch.nn.functional.pad(numbers, (0, padding))
-    squares.copy_(padded.view(-1, BLOCK).double().square().sum(dim=1))
+    squares.copy_(padded.view(-1, SQUARES_BLOCK).double().square().sum(dim=1))
 
 
 @kernel("K P B", is_step=True)
@@ -56,7 +55,7 @@ def sum_gradients(
         pairs = [left + right for left, right in zip(rows[::2], rows[1::2], strict=False)]
         rows = pairs + rows[2 * len(pairs) :]
     total[begin:end] = rows[0]
-    first = begin // BLOCK
+    first = begin // SQUARES_BLOCK
     sum_squares.reference(total[begin:end], squares[first : first + num_blocks(end - begin)])
 
 
@@ -64,7 +63,7 @@ def sum_gradients(
 def clip_gradient(
     squares: Annotated[Tensor, "float64 B"],
     terms: Annotated[Tensor, "float64 5"],
-    max_norm: Real,
+    max_norm: float,
     norm: Annotated[Tensor, "float64 1"],
     grad_scale: Annotated[Tensor, "float64 1"],
     count: Annotated[Tensor, "float64 1"],
@@ -103,8 +102,8 @@ def _sum_squares(numbers: Floats, size: int) -> Number:
 @sum_squares.numba
 def _sum_squares_numba(size: int, blocks: int, numbers: Floats, squares: Doubles) -> None:
     for block in range(blocks):
-        begin = block * BLOCK
-        squares[block] = _sum_squares(numbers[begin:], U(min(BLOCK, size - begin)))
+        begin = block * SQUARES_BLOCK
+        squares[block] = _sum_squares(numbers[begin:], U(min(SQUARES_BLOCK, size - begin)))
 
 
 @jit()
@@ -126,17 +125,17 @@ def _add_block(grads: Floats, num_grads: int, stride: int, size: int, parts: Flo
         level, count = 0, k
         total[:size] = grads[k * stride : k * stride + size]
         while count & 1:
-            _add_to(total, parts[level * BLOCK :], U(size))
+            _add_to(total, parts[level * SQUARES_BLOCK :], U(size))
             level, count = level + 1, count >> 1
-        parts[level * BLOCK : level * BLOCK + size] = total[:size]
+        parts[level * SQUARES_BLOCK : level * SQUARES_BLOCK + size] = total[:size]
     level, count = 0, num_grads
     while not count & 1:
         level, count = level + 1, count >> 1
-    total[:size] = parts[level * BLOCK : level * BLOCK + size]
+    total[:size] = parts[level * SQUARES_BLOCK : level * SQUARES_BLOCK + size]
     level, count = level + 1, count >> 1
     while count:
         if count & 1:
-            _add_to(total, parts[level * BLOCK :], U(size))
+            _add_to(total, parts[level * SQUARES_BLOCK :], U(size))
         level, count = level + 1, count >> 1
 
 
@@ -154,14 +153,14 @@ def _sum_gradients_numba(
     levels = 1
     while num_grads >> levels:
         levels += 1
-    parts = np.empty(levels * BLOCK, np.float32)
-    for first in range(begin, end, BLOCK):
-        size = min(BLOCK, end - first)
+    parts = np.empty(levels * SQUARES_BLOCK, np.float32)
+    for first in range(begin, end, SQUARES_BLOCK):
+        size = min(SQUARES_BLOCK, end - first)
         if num_grads == 2:
             _add(grads[first:], grads[stride + first :], total[first:], U(size))
         else:
             _add_block(grads[first:], num_grads, stride, size, parts, total[first:])
-        squares[first // BLOCK] = _sum_squares(total[first:], U(size))
+        squares[first // SQUARES_BLOCK] = _sum_squares(total[first:], U(size))
 
 
 @clip_gradient.numba

@@ -39,7 +39,7 @@ def prepare_copy(source: Tensor, target: Tensor) -> Op:
 
 
 @kernel("N", is_step=True)
-def note_broken(numbers: Annotated[Tensor, "float32 N"], broken: Annotated[Tensor, "int64 1"]) -> None:
+def find_nonfinite(numbers: Annotated[Tensor, "float32 N"], broken: Annotated[Tensor, "int64 1"]) -> None:
     """Write whether one of the numbers is NaN or infinite."""
     broken[0] = not bool(numbers.isfinite().all())
 
@@ -83,7 +83,7 @@ def _sum_zeros(numbers: Floats, size: int) -> Number:
     return total
 
 
-@note_broken.numba
-def _note_broken_numba(size: int, numbers: Floats, broken: Ints) -> None:
+@find_nonfinite.numba
+def _find_nonfinite_numba(size: int, numbers: Floats, broken: Ints) -> None:
     total = _sum_zeros(numbers, U(size))
     broken[0] = np.int64(0) if total == total else np.int64(1)

@@ -40,8 +40,8 @@ class AutogradGradient:
         d_params, d_value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (params, value))
         found = torch.zeros(len(TERMS), dtype=torch.float64, device=self._device)
         self._model.zero_grad(set_to_none=False)
-        said = params.detach().contiguous(), value.detach().contiguous()
-        self._objective.prepare(*said, batch.flat(), coefs, d_params, d_value, found)()
+        outputs = params.detach().contiguous(), value.detach().contiguous()
+        self._objective.prepare(*outputs, batch.flat(), coefs, d_params, d_value, found)()
         pairs = [(output, d) for output, d in ((params, d_params), (value, d_value)) if output.requires_grad]
         torch.autograd.backward([output for output, _ in pairs], [d for _, d in pairs])
         terms.copy_(found)

@@ -142,10 +142,9 @@ class Learner:
             op()
         metrics, *_ = self._views
         if not math.isfinite(metrics.sum()):
-            name = next(
-                name for name, value in zip(_METRICS, metrics.tolist(), strict=True) if not math.isfinite(value)
-            )
-            raise NonFiniteError(f"update {self.updates + 1}: {name} is not finite")
+            found = zip(_METRICS, metrics.tolist(), strict=True)
+            name, value = next((name, value) for name, value in found if not math.isfinite(value))
+            raise NonFiniteError(f"update {self.updates + 1}: {name} is {value}, expected a finite number")
         self.updates += 1
         return metrics
 

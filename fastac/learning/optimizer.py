@@ -23,7 +23,16 @@ from torch import Tensor, nn
 
 from fastac import memory
 from fastac.contract import Group, StateTree, WorkerFailure, read_count, read_tensor
-from fastac.kernels import BLOCK, Op, adam_step, clip_gradient, num_blocks, rmsprop_step, sum_gradients, sum_squares
+from fastac.kernels import (
+    SQUARES_BLOCK,
+    Op,
+    adam_step,
+    clip_gradient,
+    num_blocks,
+    rmsprop_step,
+    sum_gradients,
+    sum_squares,
+)
 
 
 class Optimizer(Protocol):
@@ -207,18 +216,20 @@ class SharedOptimizer:
         rule: UpdateRule,
         max_grad_norm: float | None,
         group: Group,
+        initial: Tensor,
         grads: Tensor,
         shared: FlatParameters | None,
     ) -> None:
         """Make `model`'s parameters views of one vector, and its gradients views of another.
 
         Args:
-            model: on the CPU, the same in every worker; its parameters keep their names and shapes.
+            model: on the CPU; its parameters keep their names and shapes, and get the values in `initial`.
             rule: the update rule.
             max_grad_norm: clip the global gradient norm to this; None does not clip.
             group: the workers whose gradients are summed; each gradient is already weighted for the global mean.
+            initial: `[P]`, the parameters that all workers begin with, arranged by `flatten`.
             grads: `[2, K, P]` in shared memory; `[1, K, P]` if the parameters are shared too.
-            shared: parameters that all workers share, overwritten with the model's values; None: each keeps its own.
+            shared: parameters that all workers share; None: each keeps its own.
 
         Raises:
             ValueError: a parameter is not float32.
@@ -230,6 +241,7 @@ class SharedOptimizer:
         else:
             flatten(model, shared.param, grads[0, rank])
             self._grad, self._vectors, self._range = grads[0, rank], shared, part_of(size, rank, group.size)
+        self._vectors.param.copy_(initial)
         begin, end = self._range
         self._own = FlatParameters(
             self._vectors.param[begin:end], {name: slot[begin:end] for name, slot in self._vectors.slots.items()}
@@ -251,7 +263,7 @@ class SharedOptimizer:
         if not self._is_split:
             return [partial(self._combine, terms.numpy()), clip, update]
         combine: list[Op] = [partial(self._combine, terms.numpy()), self._gather_squares]
-        return [*combine, clip, self._begin_update, update, self._end_update]
+        return [*combine, clip, partial(self._begin_update, step.grad_scale), update, self._end_update]
 
     def _combine(self, terms: NDArray[np.float64]) -> None:
         """Add up loss terms and gradients of all workers.
@@ -270,8 +282,8 @@ class SharedOptimizer:
         """Join the squares of all workers' parts; each has zeros for the others' parts."""
         np.sum(self._group.gather(self._squares.numpy()), axis=0, out=self._all_squares.numpy())
 
-    def _begin_update(self) -> None:
-        self._is_torn = True
+    def _begin_update(self, grad_scale: Tensor) -> None:
+        self._is_torn = not math.isnan(grad_scale)
 
     def _end_update(self) -> None:
         """Wait until all parts are updated."""
@@ -339,7 +351,7 @@ class HogwildOptimizer:
         assert self._param.shape == shared.param.shape, "the shared vector is of another model"
         self._rule, self._max_norm = rule, max_grad_norm
         self._shared, self._counter, self._lock = shared, counter, lock
-        self._total = torch.zeros(1, dtype=torch.float64)
+        self._number = torch.zeros(1, dtype=torch.float64)  # of a step among those of all workers
         self.copy()
 
     def copy(self) -> None:
@@ -353,7 +365,7 @@ class HogwildOptimizer:
 
     def prepare(self, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
         """See `Optimizer`; a worker's step is of its own rows alone."""
-        squares, step = squares_of(self._grad), Step.allocate(learning_rate, self._total)
+        squares, step = squares_of(self._grad), Step.allocate(learning_rate, self._number)
         update = self._rule.prepare(self._shared.param, self._grad, self._shared.slots, step)
         return [
             sum_squares.prepare(self._grad, squares),
@@ -366,7 +378,7 @@ class HogwildOptimizer:
             return
         with self._lock:
             total = self._counter.total()
-            self._total.fill_(total + 1)
+            self._number.fill_(total + 1)  # whatever it was: only the counter knows of the others' steps
             update()
             self._counter.add(total - self._copied_at)
             self._copy()
@@ -394,7 +406,7 @@ def prepare_clip(squares: Tensor, terms: Tensor, max_norm: float | None, norm: T
 def part_of(size: int, rank: int, workers: int) -> tuple[int, int]:
     """Return begin and end of the part of a flat vector that a worker updates; a part begins at a block."""
     blocks = num_blocks(size)
-    begin, end = (min(blocks * r // workers * BLOCK, size) for r in (rank, rank + 1))
+    begin, end = (min(blocks * r // workers * SQUARES_BLOCK, size) for r in (rank, rank + 1))
     return begin, end
 
 

@@ -148,7 +148,8 @@ class Rollout:
     def check_finite(self) -> None:
         """Raise EnvFailure with env and row if an observation or reward is NaN or infinite.
 
-        Checked once per rollout and not per step: actions sampled from a NaN are discarded with the run.
+        `EpisodeCounter` looks for such numbers once per rollout and not per step, and calls this if it found one:
+        actions sampled from a NaN are discarded with the run.
         """
         for name, rows in (("an observation", self.obs), ("a reward", self.reward)):
             bad = np.argwhere(~np.isfinite(rows.numpy()))

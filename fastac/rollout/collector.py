@@ -35,8 +35,8 @@ _TIMED_EVERY = 50
 class CompiledActor(Protocol):
     """An actor that can act in a program."""
 
-    def draw(self) -> None:
-        """Do what no program does of `begin`."""
+    def begin_program(self) -> None:
+        """Do the part of `begin` that needs Python: draw the noise, copy statistics."""
 
     def prepare_rollout(self) -> tuple[list[Op], list[list[Op]], list[Op]] | None:
         """Return the calls of a rollout, or None if they change.
@@ -82,8 +82,9 @@ class Collector:
         self._fresh = True
         self._extras: list[Extras] = []  # one entry per step of this rollout that ended an episode
         self._program: Program | None = None
-        self._draw: Callable[[], None] = lambda: None  # what is done before the program
+        self._begin_program: Callable[[], None] = lambda: None
         self._check: Callable[[], None] = lambda: None  # whether a step of the program failed
+        self._carries: dict[int, list[Op]] = {}  # the calls that copy a row to row 0, by row
         self._rollouts = 0
         self._env_share = 0.5  # of a rollout's time
 
@@ -99,9 +100,7 @@ class Collector:
         if self._program is not None and goes_on and self._rollouts % _TIMED_EVERY:
             self._run(self._program, phases)
         else:
-            self._begin(phases)
             self._step_all(phases)
-            self._end(self.rollout.num_steps, phases)
         self._rollouts += 1
         return self.rollout
 
@@ -118,7 +117,7 @@ class Collector:
         for act, action, row in zip(acts, self._action, self._rows, strict=True):
             ops += [*act, envs.prepare_step(action, row)]
         first, *others = join_calls([*ops, *value])
-        self._draw, self._check = actor.draw, envs.check
+        self._begin_program, self._check = actor.begin_program, envs.check
         return first if isinstance(first, Program) and not others else None
 
     def _prepare_carry(self, t: int) -> list[Op]:
@@ -128,7 +127,7 @@ class Collector:
 
     def _run(self, program: Program, phases: Phases) -> None:
         before = perf_counter()
-        self._draw()
+        self._begin_program()
         between = perf_counter()
         program()
         spent_s = perf_counter() - between
@@ -138,8 +137,10 @@ class Collector:
 
     def _step_all(self, phases: Phases) -> None:
         env_s, act_s = phases.env_s, phases.act_s
+        self._begin(phases)
         for t in range(self.rollout.num_steps):
             self._step(t, phases)
+        self._end(self.rollout.num_steps, phases)
         env_s, act_s = phases.env_s - env_s, phases.act_s - act_s
         self._env_share = env_s / (env_s + act_s)
 
@@ -183,8 +184,10 @@ class Collector:
             self.envs.reset(rollout.obs[0].numpy(), rollout.start[0].numpy())
             self._actor.forget()
             self._fresh = False
-        else:
-            for op in self._prepare_carry(self._last):
+        elif self._last:
+            if self._last not in self._carries:
+                self._carries[self._last] = self._prepare_carry(self._last)
+            for op in self._carries[self._last]:
                 op()
         rollout.final_value.zero_()
         rollout.out_of_band.zero_()

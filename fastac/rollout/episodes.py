@@ -1,11 +1,11 @@
-"""Finds finished episodes in rollouts: raw returns and lengths, over valid rows only."""
+"""Checks rollouts, and finds finished episodes in them: raw returns and lengths, over valid rows only."""
 
 from __future__ import annotations
 
 import torch
 
 from fastac.contract import Episodes, StateTree, read_tensor
-from fastac.kernels import Op, find_episodes, join_calls, note_broken
+from fastac.kernels import Op, find_episodes, find_nonfinite, join_calls
 from fastac.rollout.buffer import Rollout
 
 
@@ -52,7 +52,7 @@ class EpisodeCounter:
         self._rollout = rollout
         floats = [rows.view(-1) for rows in (rollout.obs, rollout.reward) if rows.dtype == torch.float32]
         checks = zip(floats, self._broken.split(1), strict=False)
-        self._check = join_calls([note_broken.prepare(numbers, broken) for numbers, broken in checks])
+        self._check = join_calls([find_nonfinite.prepare(numbers, broken) for numbers, broken in checks])
         rows = (rollout.reward, rollout.valid, rollout.terminated, rollout.truncated, rollout.life_lost)
         return_, length = (found[: rollout.reward.numel()] for found in self._found)
         self._find = [find_episodes.prepare(*rows, self._return, self._length, return_, length, self._num)]

@@ -81,7 +81,8 @@ class FlatMinibatches:
 
     def nbytes(self, rollout: Rollout) -> int:
         """See `Minibatches`."""
-        return _share(rollout, self._num)
+        index = 8 * rollout.valid.numel() // self._num if self._num > 1 else 0
+        return _share(rollout, self._num) + index
 
     def split(self, rollout: Rollout) -> Iterator[Batch]:
         """Yield minibatches `[B / num_minibatches, ...]`."""

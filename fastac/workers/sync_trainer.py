@@ -58,7 +58,7 @@ class SyncTrainer:
         Raises:
             EnvFailure: an environment failed or returned a number that is not finite.
             WorkerFailure: a worker raised, died or hung; the parameters are the last good ones. If a worker was
-                killed inside an optimiser step, parameters are partly updated and are not saved.
+                killed inside an optimiser step, parameters that workers share are partly updated and are not saved.
             NonFiniteError: a loss or gradient is not finite; the parameters are the last good ones.
         """
         while self.env_steps < self._budget:

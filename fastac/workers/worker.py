@@ -34,7 +34,7 @@ class Worker:
 
     Attributes:
         envs: its environments, stepped by `collect`.
-        model: the policy; in-step workers share its parameters.
+        model: the policy; in-step workers train it together.
         reward_normalizer: scales rewards; it holds the running returns of this worker's environments.
         learner: makes the updates and counts them.
         rollout: the rollout buffer.

@@ -117,7 +117,7 @@ def test_a2c_goes_forward_once_per_row(committed):
         "collect: dense": 3 * STEPS + 2,  # one hidden layer and two heads; the critic's
         "collect: copy_row": STEPS + 1,  # the values
         "collect: copy_bytes": 2,  # the last row becomes the first
-        "other: note_broken": 2,
+        "other: find_nonfinite": 2,
         "collect: transpose": 3,  # the weights, for acting
         "collect: sample_categorical": STEPS,
         "other: find_episodes": 1,

@@ -21,7 +21,6 @@ UNWRITABLE = "/dev/null/x"  # also for root, whom permissions do not stop
 # Counts the kernels that were loaded from the cache on disk, and those that were compiled.
 COUNT = """
 import fastac.kernels
-from fastac.kernels import compiling
 from fastac.kernels.compiling import COMPILED
 from fastac.kernels.kernel import KERNELS
 entries = [kernel.entry for kernel in KERNELS if kernel.entry is not None]
@@ -237,7 +236,6 @@ COMPILE_FOR_GPU = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 import fastac.kernels
-from fastac.kernels import compiling
 from importlib import import_module
 from fastac.kernels.triton_tools import block_shape, compile_marked
 

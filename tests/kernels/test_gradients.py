@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernels_support import SEEDS, forms, generator
 
-from fastac.kernels import BLOCK, clip_gradient, num_blocks, sum_gradients, sum_squares
+from fastac.kernels import SQUARES_BLOCK, clip_gradient, num_blocks, sum_gradients, sum_squares
 
-SIZES = st.sampled_from([1, 7, BLOCK - 1, BLOCK, BLOCK + 16, 3 * BLOCK + 48])
+SIZES = st.sampled_from([1, 7, SQUARES_BLOCK - 1, SQUARES_BLOCK, SQUARES_BLOCK + 16, 3 * SQUARES_BLOCK + 48])
 
 
 def empty_squares(size):
@@ -22,7 +22,7 @@ def empty_squares(size):
 def test_squares_equal_float64(kernel, size, seed):
     numbers, squares = torch.randn(size, generator=generator(seed)), empty_squares(size)
     kernel(numbers, squares)
-    for block, found in zip(numbers.split(BLOCK), squares, strict=True):
+    for block, found in zip(numbers.split(SQUARES_BLOCK), squares, strict=True):
         torch.testing.assert_close(found, block.double().square().sum(), rtol=1e-12, atol=1e-12)
 
 
@@ -61,15 +61,15 @@ def test_sums_have_the_bits_of_the_reference(kernel, count, size, seed):
 @forms(sum_gradients)
 @given(st.integers(1, 4), SEEDS)
 def test_parts_have_the_bits_of_the_whole(kernel, count, seed):
-    size = 3 * BLOCK + 48
+    size = 3 * SQUARES_BLOCK + 48
     grads = torch.randn(count, size, generator=generator(seed))
     (total, squares), (want, want_squares) = ((torch.full((size,), 7.0), empty_squares(size)) for _ in range(2))
     kernel(grads, 0, size, want, want_squares)
-    kernel(grads, BLOCK, 3 * BLOCK, total, squares)
-    assert (total[:BLOCK] == 7.0).all() and (total[3 * BLOCK :] == 7.0).all()
+    kernel(grads, SQUARES_BLOCK, 3 * SQUARES_BLOCK, total, squares)
+    assert (total[:SQUARES_BLOCK] == 7.0).all() and (total[3 * SQUARES_BLOCK :] == 7.0).all()
     assert squares[[0, 3]].tolist() == [7.0, 7.0]
-    kernel(grads, 0, BLOCK, total, squares)
-    kernel(grads, 3 * BLOCK, size, total, squares)
+    kernel(grads, 0, SQUARES_BLOCK, total, squares)
+    kernel(grads, 3 * SQUARES_BLOCK, size, total, squares)
     assert torch.equal(total, want) and torch.equal(squares, want_squares)
     sum_squares(want, squares)
     assert torch.equal(squares, want_squares) or kernel is sum_gradients.reference

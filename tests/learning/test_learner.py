@@ -288,7 +288,7 @@ def test_a_term_that_is_not_finite_stops_before_the_parameters_change(poison, te
     learn(learner, rollout)
     before = state_of(model)
     poison(rollout)
-    with pytest.raises(NonFiniteError, match=f"^update 2: {term} is not finite"):
+    with pytest.raises(NonFiniteError, match=f"^update 2: {term} is (nan|-?inf), expected"):
         learn(learner, rollout)
     assert not differ(before, state_of(model))
     assert learner.updates == 1
@@ -304,7 +304,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_parameters_change():
     rollout = collect(model)
     learner = make_learner(model, FlatMinibatches(1, torch.Generator()), loss)
     before = state_of(model)
-    with pytest.raises(NonFiniteError, match=r"^update 1: grad_norm is not finite"):
+    with pytest.raises(NonFiniteError, match=r"^update 1: grad_norm is (nan|inf), expected a finite number"):
         learn(learner, rollout)
     assert not differ(before, state_of(model))
     assert learner.updates == 0

@@ -55,6 +55,7 @@ class FusedActor:
         activations_nbytes = one.nbytes + (self.activations.nbytes if keep_activations else 0)
         self._nbytes = self._state.nbytes + activations_nbytes + self._noise.nbytes
         self._value = list(rollout.value)
+        self._value_ops: dict[int, list[Op]] = {}  # the calls of `value`, by row
         self._ops: list[list[Op]] = [[] for _ in range(steps)]  # the calls of each row
         self._obs: list[int] = [0] * steps  # address of the observations that they read
 
@@ -69,12 +70,12 @@ class FusedActor:
 
     def begin(self) -> None:
         """Record the recurrent state, draw the rollout's noise, and refresh the weights for acting."""
-        self.draw()
+        self.begin_program()
         for op in self._network.prepare_weights():
             op()
 
-    def draw(self) -> None:
-        """Do what no program does of `begin`: all but the weights."""
+    def begin_program(self) -> None:
+        """Do all of `begin` but refresh the weights, which a program does."""
         if self._network.cores:
             self._rollout.state.copy_(self._state)
         self._network.refresh_statistics()
@@ -90,7 +91,8 @@ class FusedActor:
         if self._rollout.observations.size > 1:
             return None
         steps = self._rollout.num_steps
-        return self._network.prepare_weights(), [self._prepare(t) for t in range(steps)], self._prepare_value(steps)
+        acts, value = [self._prepare(t) for t in range(steps)], self._prepare_value(steps, self._rollout.obs[steps])
+        return self._network.prepare_weights(), acts, value
 
     def _prepare(self, t: int) -> list[Op]:
         """Return the calls that write row t, made anew if its observations are in another place."""
@@ -104,12 +106,15 @@ class FusedActor:
 
     def value(self, t: int) -> None:
         """Write row t of values; the recurrent state does not change."""
-        for op in self._prepare_value(t):
+        obs = self._rollout.observation(t)  # this builds stacks, always in the same memory
+        if t not in self._value_ops:
+            self._value_ops[t] = self._prepare_value(t, obs)
+        for op in self._value_ops[t]:
             op()
 
-    def _prepare_value(self, t: int) -> list[Op]:
+    def _prepare_value(self, t: int, obs: Tensor) -> list[Op]:
         start = [prepare_copy(self._rollout.start[t], self._last_start)] if self._network.cores else []
-        critic = self._last.prepare_critic(self._rollout.observation(t))
+        critic = self._last.prepare_critic(obs)
         return join_calls([*start, *critic, copy_row.prepare(self._last.value, self._value[t])])
 
     def value_of(self, obs: Tensor) -> Tensor:

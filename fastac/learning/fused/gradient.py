@@ -55,6 +55,7 @@ class FusedGradient:
         self._network, self._objective, self._kept = network, objective, kept
         self._own = Activations(network, rows if goes_forward or kept is None else 0)
         self._buffers = GradientBuffers(network, rows)
+        self._passes: dict[tuple[bool, int], tuple[int, BackwardPass]] = {}  # with the number of rows
 
     @property
     def nbytes(self) -> int:
@@ -82,16 +83,25 @@ class FusedGradient:
         return ops
 
     def _pass(self, is_kept: bool, begin: int, part: Batch) -> BackwardPass:
-        """Return the pass over a chunk, using the kept activations or the first rows of its own ones."""
+        """Return the pass over a chunk, using the kept activations or the first rows of its own ones.
+
+        Passes over rows are kept by their first row: where the length of rollouts depends on the episodes, only the
+        last chunk has another one every time.
+        """
+        rows = len(part.valid)
+        known_rows, step = self._passes.get((is_kept, begin), (0, None))
+        if step is not None and known_rows == rows and not self._network.cores:
+            return step
         activations, at = (self._kept, begin) if is_kept and self._kept is not None else (self._own, 0)
         sequences = Sequences(part.state, part.start) if self._network.cores else None
-        end = at + len(part.valid)
-        return BackwardPass(self._network, activations, at, end, self._buffers, adds=begin > 0, sequences=sequences)
+        step = BackwardPass(
+            self._network, activations, at, at + rows, self._buffers, adds=begin > 0, sequences=sequences
+        )
+        self._passes[is_kept, begin] = rows, step
+        return step
 
 
 def _clear(sums: Tensor) -> Op:
     """Return the call that writes zeros, which are the same bits for floats of any size."""
-    if sums.is_cuda:
-        return sums.zero_
     flat = sums.view(-1).view(torch.float32)
     return copy_row.prepare(torch.zeros_like(flat), flat)

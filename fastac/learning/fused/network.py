@@ -102,7 +102,8 @@ class FusedNetwork:
     def prepare(self, obs: Tensor, x: Tensor) -> Op:
         """Return the call that computes the first layers' inputs `x` `[M, D]` from raw observations `[M, *obs_shape]`.
 
-        On the CPU it uses the statistics copied by `refresh`, which are constant until the rollout was learned from.
+        On the CPU it uses the statistics copied by `refresh_statistics`, which are constant until the rollout was
+        learned from.
         """
         if isinstance(self._encoder, ConvEncoder):
             return _prepare_images(self._encoder, obs, x)
