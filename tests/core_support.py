@@ -183,6 +183,14 @@ def evaluate_rows(model, obs: Tensor, action: Tensor, state: Tensor, start: Tens
     return *model.head.log_prob_entropy(params, action), value
 
 
+def make_coefs(*numbers: float) -> Coefs:
+    """Set the six coefficients, in the order in which the kernels take them."""
+    coefs = Coefs()
+    coefs.weights.copy_(torch.tensor(numbers[:3], dtype=torch.float64))
+    coefs.schedule.copy_(torch.tensor(numbers[3:], dtype=torch.float64))
+    return coefs
+
+
 def differentiate(gradient: Gradient, batch: Batch, coefs: Coefs, is_fresh: bool) -> Tensor:
     """Compute the gradient of a batch; return the loss terms."""
     terms = torch.full((5,), torch.nan, dtype=torch.float64)

@@ -31,18 +31,9 @@ class Coefs:
             losses.
     """
 
-    def __init__(
-        self,
-        inverse_count: float = 1.0,
-        shift: float = 0.0,
-        scale: float = 1.0,
-        vf_coef: float = 0.0,
-        ent_coef: float = 0.0,
-        clip_coef: float = 0.0,
-    ) -> None:
-        """Store initial values."""
-        self.weights = torch.tensor([inverse_count, shift, scale], dtype=torch.float64)
-        self.schedule = torch.tensor([vf_coef, ent_coef, clip_coef], dtype=torch.float64)
+    def __init__(self) -> None:
+        """Allocate; nothing is weighted yet."""
+        self.weights, self.schedule = (torch.zeros(3, dtype=torch.float64) for _ in range(2))
 
     @property
     def numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from core_support import CPU, differentiate, make_training, weights
+from core_support import CPU, differentiate, make_coefs, make_training, weights
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
@@ -21,7 +21,7 @@ from fastac.learning.autograd import AutogradGradient
 from fastac.learning.fused import FusedActor, FusedGradient, FusedNetwork, StagedActor, StagedGradient, is_fusable
 from fastac.learning.fused import gradient as fused_gradient
 from fastac.learning.losses import clipped_surrogate, policy_gradient
-from fastac.learning.objectives import Coefs, PlainObjective
+from fastac.learning.objectives import PlainObjective
 from fastac.learning.optimizer import Adam, LocalOptimizer, flat_size, flatten
 from fastac.models import (
     ActorCritic,
@@ -45,8 +45,8 @@ CASES = {
     "minatar": ("minatar", (10, 10, 4), torch.float32),
     "minatar, one plane": ("minatar", (1, 6, 7), torch.uint8),
 }
-A2C = Coefs(1.0 / 9.0, 0.0, 1.0, 0.5, 0.01, 0.1)
-PPO = Coefs(1.0 / 9.0, 0.3, 1.7, 0.4, 0.02, 0.1)
+A2C = make_coefs(1.0 / 9.0, 0.0, 1.0, 0.5, 0.01, 0.1)
+PPO = make_coefs(1.0 / 9.0, 0.3, 1.7, 0.4, 0.02, 0.1)
 
 
 def draw(shape, dtype, seed):

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from core_support import CPU, differentiate, make_training, weights
+from core_support import CPU, differentiate, make_coefs, make_training, weights
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 from torch.nn import Parameter
@@ -18,7 +18,7 @@ from fastac.learning.fused import FusedActor, FusedGradient, FusedNetwork, Stage
 from fastac.learning.fused import gradient as fused_gradient
 from fastac.learning.fused import network as network_module
 from fastac.learning.losses import clipped_surrogate, policy_gradient
-from fastac.learning.objectives import Coefs, PlainObjective
+from fastac.learning.objectives import PlainObjective
 from fastac.learning.optimizer import Adam, LocalOptimizer
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, ModelActor, Rollout
@@ -39,8 +39,8 @@ NETS = [
     (((40, 33), ()), "tanh", False),  # the actor's sizes, the critic's
     (((8,), (9, 5)), "silu", False),
 ]
-A2C = Coefs(1.0 / 23.0, 0.0, 1.0, 0.5, 0.01, 0.1)
-PPO = Coefs(1.0 / 23.0, 0.3, 1.7, 0.4, 0.02, 0.1)
+A2C = make_coefs(1.0 / 23.0, 0.0, 1.0, 0.5, 0.01, 0.1)
+PPO = make_coefs(1.0 / 23.0, 0.3, 1.7, 0.4, 0.02, 0.1)
 
 
 def make_model(space, hidden, activation, shared, normalizes=False, **settings):

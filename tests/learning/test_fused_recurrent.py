@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from core_support import CPU, differentiate, make_training, weights
+from core_support import CPU, differentiate, make_coefs, make_training, weights
 from gymnasium.spaces import Box, Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ from fastac.config import Config
 from fastac.learning.autograd import AutogradGradient
 from fastac.learning.fused import FusedActor, FusedGradient, FusedNetwork, is_fusable
 from fastac.learning.losses import clipped_surrogate, policy_gradient
-from fastac.learning.objectives import Coefs, PlainObjective
+from fastac.learning.objectives import PlainObjective
 from fastac.learning.optimizer import Adam, LocalOptimizer
 from fastac.models import ActorCritic, GRUCore, LSTMCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, Trunk
 from fastac.rollout import ModelActor, Rollout, SequenceMinibatches
@@ -24,8 +24,8 @@ from fastac.runs.player import FusedPlayer, ModulePlayer
 OBS_SIZE = 3
 SPACES = {"discrete": Discrete(4), "box": Box(-1.0, 1.0, (2,), np.float32)}
 CORES = {"lstm": LSTMCore, "gru": GRUCore}
-A2C = Coefs(1.0 / 23.0, 0.0, 1.0, 0.5, 0.01, 0.1)
-PPO = Coefs(1.0 / 23.0, 0.3, 1.7, 0.4, 0.02, 0.1)
+A2C = make_coefs(1.0 / 23.0, 0.0, 1.0, 0.5, 0.01, 0.1)
+PPO = make_coefs(1.0 / 23.0, 0.3, 1.7, 0.4, 0.02, 0.1)
 both_cores = pytest.mark.parametrize("core", CORES)
 shapes = given(
     core=st.sampled_from(list(CORES)),
