@@ -335,7 +335,8 @@ class _Calls:
             return _telling(partial(self._tally.add, name), op)
         self._marked.append(op)
         block, kept = int(op._table[0, 1]), self._names
-        kept[block] = [name] if name in KERNELS else [*kept.get(block, []), name]
+        others = [] if name in KERNELS else [known for known in kept.get(block, []) if known != name]
+        kept[block] = [*others, name]
         return op
 
 
