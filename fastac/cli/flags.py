@@ -168,7 +168,7 @@ def _read_one(reader: Reader, word: str) -> object:
         if len(parts) < 2 or not all(_can_read(reader, part) for part in parts):
             raise
         hint = f"separate with spaces: {' '.join(parts)}"
-        raise argparse.ArgumentTypeError(f"{str(error).removesuffix('.')}, {hint}") from None
+        raise argparse.ArgumentTypeError(f"{str(error).removesuffix('.')}: {hint}") from None
 
 
 def _can_read(reader: Reader, word: str) -> bool:

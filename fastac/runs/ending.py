@@ -53,8 +53,8 @@ def _tell_efficiency(run: Session, summary: Mapping[str, JsonValue]) -> str:
     fraction, workers = summary["efficiency"], run.config.run.workers
     assert isinstance(fraction, float)
     bound = run.tracker.sps / fraction
-    share = "" if workers == 1 else f", {workers} times the share of one worker while the others idle"
-    return f"Efficiency {fraction:.0%}: environments and network, timed bare, make {bound:,.0f} steps/s{share}."
+    whose = "" if workers == 1 else f" in {workers} workers that do not wait for each other"
+    return f"Efficiency {fraction:.0%}: environments and network, timed bare, make {bound:,.0f} steps/s{whose}."
 
 
 def _tell_waiting(shares: list[float]) -> str:

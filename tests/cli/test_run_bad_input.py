@@ -76,7 +76,7 @@ def assert_refused(capsys, words: list[str], says: str) -> None:
         ("train CartPole-v1 --num-envs eight", "--num-envs: 'eight' is not a whole number"),
         ("train CartPole-v1 --num-envs 2.5", "--num-envs: '2.5' is not a whole number"),
         *(
-            (f"train CartPole-v1 --{flag}-sizes {word}", f"'{re.escape(word)}' is not.*, separate with spaces: 32 16$")
+            (f"train CartPole-v1 --{flag}-sizes {word}", f"'{re.escape(word)}' is not.*: separate with spaces: 32 16$")
             for flag in ("hidden", "actor", "critic")
             for word in ("32,16", "[32,16]")
         ),
