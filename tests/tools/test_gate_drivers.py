@@ -159,9 +159,9 @@ def test_the_backward_pass_is_counted():
 
 
 @pytest.mark.parametrize(
-    ("iteration_s", "planned"), [(0.001, (12, 25)), (0.025, (12, 1)), (0.2, (4, 1)), (0.1, (10, 1)), (3.0, (4, 1))]
+    ("iteration_s", "planned"), [(0.001, (12, 25)), (0.025, (12, 1)), (0.2, (4, 1)), (0.05, (8, 1)), (3.0, (4, 1))]
 )
-def test_slices_are_as_many_as_a_second_holds(iteration_s, planned):
+def test_slices_are_as_many_as_the_time_of_a_build_holds(iteration_s, planned):
     assert PLAN(iteration_s) == planned
 
 
@@ -177,6 +177,9 @@ class Sides:
         return FakeSide(self.factors if tree == "head" else {})
 
 
+CORES = []
+
+
 class FakeSide:
     def __init__(self, factors):
         self.failures, self._factors = {}, factors
@@ -186,6 +189,12 @@ class FakeSide:
 
     def time(self, workload, iterations):
         return dict.fromkeys(MARGINS, self._factors.get(workload, 1.0))
+
+    def rebuild(self, workload):
+        pass
+
+    def keep_to(self, core):
+        CORES.append(core)
 
     def memory(self):
         return {}
@@ -199,7 +208,10 @@ class FakeSide:
 
 def test_what_does_not_seem_slower_is_measured_in_few_processes(monkeypatch):
     sides = Sides(monkeypatch, one=1.01)
+    monkeypatch.setattr(measure, "find_cores", lambda: [3, 7])
+    CORES.clear()
     assert measure.measure("base", "head", WORKLOADS, Effort((2, 3, 5))).passed
+    assert CORES == [3, 3, 7, 7], "both processes of a pair use one core"
     assert sides.started == [(tree, ["one", "two"]) for _ in range(2) for tree in ("base", "head")]
 
 

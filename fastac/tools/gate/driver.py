@@ -7,6 +7,7 @@ output is JSON, by workload: None, or why it does not run. Then each line of inp
 measurement and its arguments, is answered by a line:
 
     ["time", name, iterations]        mean seconds of an iteration by part
+    ["rebuild", name]                 null; from now on the workload is a new one, in other memory
     ["memory"]                        bytes: the peak beyond the imports, and each workload's rollout
     ["count", name]                   torch operators, copies and item() calls of one iteration
     ["train", settings, iterations]   a digest of the parameters after that many iterations; None: that failed
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from fastac.config import ConfigValue
     from fastac.contract import Report
 
-_WARM_S = 0.3
+_WARM_S, _WARM_AGAIN_S = 0.3, 0.1
 
 
 class Stopwatch:
@@ -83,16 +84,25 @@ class Workload:
         Raises:
             RuntimeError: a timed method is not called.
         """
-        self._watches = watches
-        self._training = start(settings)
+        self._settings, self._watches = settings, watches
+        self._begin(_WARM_S)
+
+    def _begin(self, warm_s: float) -> None:
+        self._training = start(self._settings)
         self._reports: Iterator[Report] = self._training.trainer.run()
-        until = perf_counter() + _WARM_S
+        until = perf_counter() + warm_s
         seconds = self.time(1)
         while perf_counter() < until:
             next(self._reports)
         for part, spent in seconds.items():
             if spent == 0.0:
                 raise RuntimeError(f"the {part} is not where it is timed")
+
+    def rebuild(self) -> None:
+        """Go on with a new run; the old one is still there while it is built, so that it gets other memory."""
+        old = self._training
+        self._begin(_WARM_AGAIN_S)
+        del old
 
     def time(self, iterations: int) -> dict[str, float]:
         """Return the mean seconds of an iteration by part."""
@@ -241,6 +251,7 @@ def main(text: str) -> None:
 
     answers: dict[str, Callable[..., object]] = {
         "time": lambda name, iterations: workloads[name].time(iterations),
+        "rebuild": lambda name: workloads[name].rebuild(),
         "memory": tell_memory,
         "count": lambda name: workloads[name].count(spec["tree"]),
         "train": train,

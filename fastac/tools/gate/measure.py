@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -43,8 +44,10 @@ class Effort:
 QUICK, FULL = Effort((4, 8, 14), 120.0), Effort((8, 16, 28), 600.0)
 
 _SLICE_S = 0.025  # several iterations, so that what happens only in some of them is in every slice
-_SLICES, _LEAST_SLICES = 12, 4  # of each process
-_PROCESS_S = 1.0  # of slices of one workload in one process, unless its iterations are too long for that
+_SLICES, _LEAST_SLICES = 12, 4  # of each build
+# Where its arrays lie is part of a run's speed, by several percent; to build it anew costs less than a new process.
+_BUILDS = 3
+_BUILD_S = 0.4  # of slices of one workload in one build, unless its iterations are too long for that
 MEMORY_MARGIN = 0.05
 _PEAK_NOISE = 2**20  # bytes; between equal trees peaks were 0.1 MiB apart
 
@@ -129,6 +132,7 @@ class _Series:
         self.pairs = 0
         self.skipped: dict[str, str] = {}
         self._trees = base, head
+        self._cores = find_cores()
         self._plans: dict[str, tuple[int, int]] = {}  # by workload: slices, and iterations in each
         # By workload and side: of each process its slices, seconds by part.
         self._slices: dict[str, tuple[list[list[Seconds]], list[list[Seconds]]]] = {}
@@ -140,26 +144,37 @@ class _Series:
             sides = [stack.enter_context(side) for side in [Side(tree, workloads) for tree in self._trees]]
             for side in sides:
                 side.wait()
+                if self._cores:
+                    side.keep_to(self._cores[self.pairs % len(self._cores)])
             for name, failure in sides[1].failures.items():
                 raise DriverError(f"This working tree does not run {name}: {failure}.")
             self.skipped |= sides[0].failures
             both = {name: settings for name, settings in workloads.items() if name not in self.skipped}
-            for name in both:
-                self._time(sides, name)
-            if workloads.keys() == self._slices.keys():  # both processes run all of them
-                self._note_memory(sides)
+            self._time_builds(sides, list(both), notes_memory=both.keys() == workloads.keys())
         self.pairs += 1
         return both
 
-    def _time(self, sides: Sequence[Side], workload: str) -> None:
+    def _time_builds(self, sides: Sequence[Side], names: Sequence[str], notes_memory: bool) -> None:
+        """Time workloads, built several times; memory is that of the first build, if both processes run all of them."""
+        results: dict[str, tuple[list[Seconds], list[Seconds]]] = {name: ([], []) for name in names}
+        for build in range(_BUILDS):
+            for name in names:
+                if build:
+                    for side in sides:
+                        side.rebuild(name)
+                self._time(sides, name, results[name])
+            if build == 0 and notes_memory and self._slices.keys() <= set(names):
+                self._note_memory(sides)
+        for name, pair in results.items():
+            for whole, part in zip(self._slices.setdefault(name, ([], [])), pair, strict=True):
+                whole.append(part)
+
+    def _time(self, sides: Sequence[Side], workload: str, results: tuple[list[Seconds], list[Seconds]]) -> None:
         if workload not in self._plans:
             self._plans[workload] = plan_slices(min(sides[0].time(workload, 1)["wall"] for _ in range(5)))
         slices, iterations = self._plans[workload]
-        results: tuple[list[Seconds], list[Seconds]] = ([], [])
         for turn in order(slices):
             results[turn].append(sides[turn].time(workload, iterations))
-        for whole, part in zip(self._slices.setdefault(workload, ([], [])), results, strict=True):
-            whole.append(part)
 
     def _note_memory(self, sides: Sequence[Side]) -> None:
         for turn, side in enumerate(sides):
@@ -179,14 +194,23 @@ class _Series:
         return [Memory(what, median(base), median(head)) for what, (base, head) in both.items()]
 
 
+def find_cores() -> list[int]:
+    """Return the cores that this process may use; none where the system cannot tie a process to one.
+
+    Both processes of a pair use the same core. On a virtual machine one core may be slower than the other for as long
+    as its neighbour works: between equal trees a pair's ratio varied by 4 % on one core, and by 11 % on any.
+    """
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def _take(part: str, processes: list[list[Seconds]]) -> FloatArray:
     return np.array([[row[part] for row in slices] for slices in processes])
 
 
 def plan_slices(iteration_s: float) -> tuple[int, int]:
-    """Return how many slices a process measures, and of how many iterations each is."""
+    """Return how many slices a build measures, and of how many iterations each is."""
     iterations = max(1, round(_SLICE_S / iteration_s))
-    slices = int(_PROCESS_S / (iterations * iteration_s)) // 2 * 2
+    slices = int(_BUILD_S / (iterations * iteration_s)) // 2 * 2
     return min(max(slices, _LEAST_SLICES), _SLICES), iterations
 
 

@@ -95,6 +95,14 @@ class Side:
         """
         return cast("dict[str, float]", self._ask("time", workload, iterations))
 
+    def rebuild(self, workload: str) -> None:
+        """Replace a workload by a new one, in other memory."""
+        self._ask("rebuild", workload)
+
+    def keep_to(self, core: int) -> None:
+        """Run on one core from now on; what the process has started may use any."""
+        os.sched_setaffinity(self._process.pid, {core})
+
     def memory(self) -> dict[str, float]:
         """Return bytes by name: the peak beyond the imports, and every workload's rollout."""
         found = cast("dict[str, float | None]", self._ask("memory"))
