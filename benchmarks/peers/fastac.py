@@ -258,9 +258,13 @@ def gae(num_steps: int, num_envs: int) -> Iterator[Task]:
     valid = torch.ones(num_steps, num_envs, dtype=torch.bool)
     advantage, return_ = torch.zeros(2, num_steps, num_envs)
     moments = torch.zeros(5, dtype=torch.float64)
+    # Prepared once, as the learner does.
+    estimate = gae_kernel.prepare(
+        reward, value, terminated, truncated, valid, s.GAMMA, s.GAE_LAMBDA, advantage, return_, moments
+    )
 
     def work() -> int:
-        gae_kernel(reward, value, terminated, truncated, valid, s.GAMMA, s.GAE_LAMBDA, advantage, return_, moments)
+        estimate()
         return num_steps * num_envs
 
     yield Task(work)
