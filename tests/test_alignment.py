@@ -117,7 +117,7 @@ def test_another_process_sees_the_same_line():
 
 def test_workers_write_into_lines_of_their_own():
     counters = SharedCounters.allocate(3, 16, {"square": 0.0}, {"obs": 2, "reward": 1})
-    group = GroupMemory.allocate(3, 72, 5, np.zeros(48, np.float32), {"square": 0.0})
+    group = GroupMemory.allocate(3, 72, 5, 48, {"square": 0.0})
     rows = [
         counters.counts,
         counters.seconds,
@@ -169,10 +169,10 @@ def test_shared_vectors_that_begin_elsewhere_are_refused(place, shift):
     size = flat_size(model)
     vectors = {"param": torch.zeros(size), "grads": torch.zeros(1, 2, size)}
     make = partial(SharedOptimizer, model, Adam(1e-5), None, _Pair())
-    make(torch.zeros(size), vectors["grads"], FlatParameters(vectors["param"], {}))
+    make(vectors["grads"], FlatParameters(vectors["param"], {}))
     vectors[place] = shifted(shift, vectors[place])
     with pytest.raises(AssertionError, match="cache line"):
-        make(torch.zeros(size), vectors["grads"], FlatParameters(vectors["param"], {}))
+        make(vectors["grads"], FlatParameters(vectors["param"], {}))
 
 
 def test_statistics_in_another_layout_are_refused_in_one_sentence():

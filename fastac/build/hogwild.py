@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastac.build.environments import (
     EnvFactory,
@@ -48,10 +49,10 @@ def assemble_hogwild(
     share, seeds = worker_share(config, env_factory), worker_seeds(config, seed)
     why = why_sync(config)
 
-    def make(worker: int, replaced: int) -> MakeHogwildWorker:
+    def make(state: Mapping[str, Tensor], worker: int, replaced: int) -> MakeHogwildWorker:
         """Describe a worker; a replacement for a lost worker gets random streams of its own."""
         streams = replacement_seeds(seed, replaced) if replaced else seeds[worker]
-        return partial(_make_worker, share, *streams, why, env_factory, encoder)
+        return partial(_make_worker, share, *streams, why, env_factory, encoder, state)
 
     # Only its spaces are needed. It is closed at once: some simulators cannot be open here and in a worker.
     envs = build_evaluation_envs(config.env, 1, evaluation_seed(config.run.seed, 0), env_factory)
@@ -63,13 +64,14 @@ def _assemble_around(
     config: Config,
     share: Config,
     envs: VecEnv,
-    make: Callable[[int, int], MakeHogwildWorker],
+    make: Callable[[Mapping[str, Tensor], int, int], MakeHogwildWorker],
     encoder: EncoderFactory | None,
 ) -> HogwildTraining:
     """Start the workers, and build the parts that this process needs."""
     assert isinstance(config.run.workers, int), "resolve_workers first"
     model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
-    param, _ = flatten(model)
+    state = model.state_dict()
+    param, _ = flatten(model)  # `state` keeps the tensors of before
     reward_normalizer = build_reward_normalizer(share)
     widths = {name: moments.mean.numel() for name, moments in find_moments(model, reward_normalizer).items()}
     counters = SharedCounters.allocate(config.run.workers, param.numel(), build_rule(config.optim).slots, widths)
@@ -78,7 +80,7 @@ def _assemble_around(
     lock = ProcessLock() if config.run.lock else nullcontext()
     workers = AsyncWorkers(
         counters,
-        make,
+        partial(make, state),
         lock,
         config.run.total_env_steps,
         config.run.max_restarts,
@@ -106,15 +108,16 @@ def _make_worker(
     why: str,
     env_factory: EnvFactory | None,
     encoder: EncoderFactory | None,
+    state: Mapping[str, Tensor],
     counters: SharedCounters,
     row: WorkerCounters,
     lock: AbstractContextManager[object],
 ) -> HogwildWorker:
-    """Build a worker in its own process."""
+    """Build a worker in its own process; its model begins with the `state` of the first process's."""
     torch.set_num_threads(share.run.torch_threads)
     envs = BeatingEnvs(build_envs(share.env, env_seed, env_factory, why), row)
-    # From the run's seed, for an encoder's state besides its parameters; the parameters are copied from shared memory.
     model = build_model(share.model, envs, Streams.spawn(share.run.seed).model, encoder)
+    model.load_state_dict(state)  # an encoder may draw its buffers from other streams; parameters are copied later
     optimizer = HogwildOptimizer(
         model, build_rule(share.optim), share.optim.max_grad_norm, counters.parameters.vectors(), row, lock
     )

@@ -53,6 +53,7 @@ def gate(words: Sequence[str]) -> int:
         show_help(_PROG, f"{GateOptions.__doc__} {_MORE}", gate_flags(), words, _COMMON)
     values = read(gate_flags(), words, _PROG)
     own = {flag.name for flag in flags_of(GateOptions, "command")}
+    # `read` has converted every value to its field's type, which the checker cannot know: it is found by name.
     options = GateOptions(**{name: values[name] for name in own & values.keys()})  # type: ignore[arg-type]
     settings = cast("dict[str, ConfigValue]", {name: values[name] for name in values.keys() - own})
     if options.target is None:

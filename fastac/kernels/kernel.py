@@ -94,12 +94,13 @@ class Kernel(Generic[_P, _R]):
     def _call_later(self, form: Callable[..., object], args: list[object], kwargs: dict[str, object]) -> Op:
         """Return the call of a form that takes floats."""
         named = {**dict(zip((a.name for a in self.specification.arguments), args, strict=False)), **kwargs}
-        ordered = [(a, named[a.name]) for a in self.specification.arguments]
-        late = {k for k, (a, value) in enumerate(ordered) if a.is_float and isinstance(value, Tensor)}
-        values = [value for _, value in ordered]
+        values, late = [named[a.name] for a in self.specification.arguments], dict[int, Tensor]()
+        for k, (argument, value) in enumerate(zip(self.specification.arguments, values, strict=True)):
+            if argument.is_float and isinstance(value, Tensor):
+                late[k] = value
 
         def call() -> None:
-            form(*(float(value) if k in late else value for k, value in enumerate(values)))  # type: ignore[arg-type]
+            form(*(float(late[k]) if k in late else value for k, value in enumerate(values)))
 
         return call if late else functools.partial(form, *values)
 

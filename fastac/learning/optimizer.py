@@ -216,18 +216,16 @@ class SharedOptimizer:
         rule: UpdateRule,
         max_grad_norm: float | None,
         group: Group,
-        initial: Tensor,
         grads: Tensor,
         shared: FlatParameters | None,
     ) -> None:
         """Make `model`'s parameters views of one vector, and its gradients views of another.
 
         Args:
-            model: on the CPU; its parameters keep their names and shapes, and get the values in `initial`.
+            model: on the CPU, with the same values in every worker; its parameters keep their names and shapes.
             rule: the update rule.
             max_grad_norm: clip the global gradient norm to this; None does not clip.
             group: the workers whose gradients are summed; each gradient is already weighted for the global mean.
-            initial: `[P]`, the parameters that all workers begin with, arranged by `flatten`.
             grads: `[2, K, P]` in shared memory; `[1, K, P]` if the parameters are shared too.
             shared: parameters that all workers share; None: each keeps its own.
 
@@ -241,7 +239,6 @@ class SharedOptimizer:
         else:
             flatten(model, shared.param, grads[0, rank])
             self._grad, self._vectors, self._range = grads[0, rank], shared, part_of(size, rank, group.size)
-        self._vectors.param.copy_(initial)
         begin, end = self._range
         self._own = FlatParameters(
             self._vectors.param[begin:end], {name: slot[begin:end] for name, slot in self._vectors.slots.items()}

@@ -38,7 +38,6 @@ class GroupMemory:
         episodes: finished episodes of workers 1 to K-1.
         num_episodes: `[K]`, finished episodes so far; 0 for worker 0.
         parameters: model parameters and optimiser statistics; None if they are so few that each worker keeps its own.
-        initial: `[P]`, the parameters that all workers begin with.
         grads: `[1 or 2, K, P]`, a gradient per worker, see `SharedOptimizer`.
         waited_s: `[K, 8]`, seconds that each worker has waited for others in exchanges; a cache line each.
     """
@@ -50,7 +49,6 @@ class GroupMemory:
     episodes: SharedEpisodes
     num_episodes: SharedArray[np.int64]
     parameters: SharedParameters | None
-    initial: SharedArray[np.float32]
     grads: SharedArray[np.float32]
     waited_s: SharedArray[np.float64]
 
@@ -60,7 +58,7 @@ class GroupMemory:
         size: int,
         most_bytes: int,
         max_episodes: int,
-        initial: NDArray[np.float32],
+        param_size: int,
         slots: Mapping[str, float],
     ) -> GroupMemory:
         """Allocate for in-step workers.
@@ -69,14 +67,13 @@ class GroupMemory:
             size: K.
             most_bytes: size of the largest array that a worker exchanges.
             max_episodes: E, the most episodes that a worker can finish in an iteration.
-            initial: `[P]`, the model's parameters as `flatten` arranges them.
+            param_size: P, the `flat_size` of the model.
             slots: initial values of the optimiser's statistics, by name.
         """
         # With few parameters an exchange costs more than it costs to update all of them, and to sum all gradients.
-        param_size = len(initial)
         is_split = size * param_size > _FEW_NUMBERS
         whole, real, single = np.dtype(np.int64), np.dtype(np.float64), np.dtype(np.float32)
-        memory = cls(
+        return cls(
             exchanged=SharedArray((2, size, -(-most_bytes // 64) * 64), np.dtype(np.uint8)),
             counts=SharedArray((size, 8), whole),
             command=SharedArray((2,), whole),
@@ -84,12 +81,9 @@ class GroupMemory:
             episodes=SharedEpisodes.allocate(size, max_episodes),
             num_episodes=SharedArray((size,), whole, apart=True),
             parameters=SharedParameters.allocate(param_size, slots) if is_split else None,
-            initial=SharedArray((param_size,), single),
             grads=SharedArray((1 if is_split else 2, size, param_size), single),
             waited_s=SharedArray((size, 8), real),
         )
-        memory.initial.view()[:] = initial
-        return memory
 
 
 class SharedGroup:
@@ -97,7 +91,6 @@ class SharedGroup:
 
     Attributes:
         vectors: the shared model parameters and optimiser statistics, if they are shared.
-        initial: `[P]`, the parameters that all workers begin with.
         grads: `[1 or 2, K, P]`, the gradients of all workers.
     """
 
@@ -110,7 +103,7 @@ class SharedGroup:
             watch: called repeatedly during a wait, with the seconds waited so far; raises to abort the wait.
         """
         self.vectors = None if memory.parameters is None else memory.parameters.vectors()
-        self.initial, self.grads = torch.from_numpy(memory.initial.view()), torch.from_numpy(memory.grads.view())
+        self.grads = torch.from_numpy(memory.grads.view())
         self._exchanged, counts = memory.exchanged.view(), memory.counts.view()
         self.size, self.rank = len(counts), rank
         self._counts = counts.reshape(-1).data  # indexing a memoryview costs a third of indexing an array

@@ -16,6 +16,7 @@ import torch
 from a3c_support import (
     descendants,
     make_counts,
+    make_drawing_encoder,
     make_encoder,
     make_slow,
     multiply,
@@ -135,7 +136,10 @@ def test_workers_begin_with_the_restored_parameters_and_statistics():
     with assembled(**settings) as again:
         counters, lock = again._counters, nullcontext()
         config, seed = Config().replace(**(SMALL | settings)), np.random.SeedSequence(0)
-        worker = _make_worker(config, seed, 0, "as asked", None, None, counters, WorkerCounters(counters, 0), lock)
+        state = again.model.state_dict()
+        worker = _make_worker(
+            config, seed, 0, "as asked", None, None, state, counters, WorkerCounters(counters, 0), lock
+        )
         with closing(worker.worker):
             again.set_state(saved)  # when workers stand already
             worker.begin()
@@ -143,6 +147,17 @@ def test_workers_begin_with_the_restored_parameters_and_statistics():
             assert_same(
                 worker.worker.reward_normalizer.moments.dump(), training._reward_normalizer.moments.dump(), "rewards"
             )
+
+
+def test_a_worker_begins_with_the_first_processs_model_whatever_an_encoder_draws():
+    settings = {"workers": 1, "num_envs": 2}
+    with assembled(encoder=make_drawing_encoder, **settings) as training:
+        counters, state = training._counters, training.model.state_dict()
+        config, row = Config().replace(**(SMALL | settings)), WorkerCounters(counters, 0)
+        rest = None, make_drawing_encoder, state, counters, row, nullcontext()
+        worker = _make_worker(config, np.random.SeedSequence(0), 0, "as asked", *rest)
+        with closing(worker.worker):
+            assert_same(dict(worker.worker.model.state_dict()), dict(state))
 
 
 def test_a_resumed_worker_acts_and_learns_with_the_restored_parameters():

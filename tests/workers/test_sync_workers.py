@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -14,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from a3c_support import make_drawing_encoder
 from async_support import settles
 from core_support import assert_same, take_step, weights
 from gymnasium.spaces import Box, Discrete
@@ -21,22 +23,18 @@ from gymnasium.spaces import Box, Discrete
 from fastac.build import (
     Streams,
     assemble,
-    build_envs,
     build_head,
-    build_model,
     build_objective,
     resolve_workers,
-    worker_share,
 )
-from fastac.build.sync import allocate_memory
-from fastac.build.worker import build_rule
+from fastac.build.sync import _make_worker
 from fastac.config import Config
 from fastac.contract import Alone, EnvFailure, NonFiniteError, Phases, WorkerFailure
 from fastac.kernels import SQUARES_BLOCK, merge_moments
 from fastac.learning.fused import FusedGradient, FusedNetwork
 from fastac.learning.learner import Learner
 from fastac.learning.losses import clipped_surrogate, policy_gradient
-from fastac.learning.optimizer import Adam, LocalOptimizer, SharedOptimizer, flat_size, flatten
+from fastac.learning.optimizer import Adam, LocalOptimizer, SharedOptimizer, flat_size
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, RewardNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
 from fastac.rollout.observations import Rows
@@ -49,15 +47,14 @@ SMALL = {"num_envs": 4, "num_steps": 8, "workers": 2, "hidden_sizes": (8,), "tot
 SMALL |= {"vectorization": "native"}
 
 
-def assemble_training(factory=None, **settings):
+def assemble_training(factory=None, encoder=None, **settings):
     config = Config().replace(**(SMALL | settings))
-    return assemble(config, Streams.spawn(config.run.seed).env, factory)
+    return assemble(config, Streams.spawn(config.run.seed).env, factory, encoder)
 
 
-def in_threads(works, model=None):
-    """Run one function per member of a group, who begin with a model's parameters; return what they return, by rank."""
-    initial = np.zeros(0, np.float32) if model is None else flatten(model)[0].numpy()
-    memory = GroupMemory.allocate(len(works), 1 << 16, 64, initial, Adam(1e-5).slots)
+def in_threads(works, param_size=0):
+    """Run one function per member of a group at the same time; return what they return, by rank."""
+    memory = GroupMemory.allocate(len(works), 1 << 16, 64, param_size, Adam(1e-5).slots)
     results, errors = [None] * len(works), []
 
     def run(rank):
@@ -184,7 +181,7 @@ def learn(rollout, model, settings, group):
     config = Config().replace(num_envs=6, num_steps=9, learning_rate=0.01, **settings)
     optimizer = LocalOptimizer(model, Adam(1e-5), 0.5)
     if isinstance(group, SharedGroup):
-        optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, group, group.initial, group.grads, group.vectors)
+        optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, group, group.grads, group.vectors)
     objective = build_objective(model.head, clipped_surrogate if settings["algo"] == "ppo" else policy_gradient)
     gradient = FusedGradient(FusedNetwork(model), objective, None, rollout.reward.numel())
     learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), optimizer, group)
@@ -202,7 +199,7 @@ def test_workers_learn_what_one_learns_from_all_their_envs(settings, shares):
     whole = make_rollout()
     expected, metrics, rows = learn(whole, make_model(), settings, Alone())
     works = [partial(learn, slice_envs(whole, envs), make_model(), settings) for envs in shares]
-    results = in_threads(works, make_model())
+    results = in_threads(works, flat_size(make_model()))
     assert rows == int(whole.valid.sum())
     for state, its_metrics, its_rows in results:
         assert its_rows == rows
@@ -219,7 +216,7 @@ def test_parameters_that_are_shared_get_the_bits_of_those_that_each_worker_keeps
     grads = torch.randn(5, size, params, generator=torch.Generator().manual_seed(0))
 
     def train(model, group):
-        optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, group, group.initial, group.grads, group.vectors)
+        optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, group, group.grads, group.vectors)
         found = []
         for step in range(5):
             put_gradient(model, grads[step, group.rank])
@@ -231,7 +228,7 @@ def test_parameters_that_are_shared_get_the_bits_of_those_that_each_worker_keeps
 
     def train_all(few_numbers):
         monkeypatch.setattr(shared_group, "_FEW_NUMBERS", few_numbers)
-        return in_threads([partial(train, make_large_model()) for _ in range(size)], make_large_model())
+        return in_threads([partial(train, make_large_model()) for _ in range(size)], params)
 
     own, shared = train_all(10**9), train_all(0)
     for (steps, state), (others, other_state) in zip(own, shared, strict=True):
@@ -255,7 +252,7 @@ def test_a_gradient_stays_where_others_may_still_read_it():
     model = make_large_model()
     params = flat_size(model)
     grads = torch.zeros(2, 2, params)
-    optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, Late(), torch.zeros(params), grads, None)
+    optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, Late(), grads, None)
     for number in (1.0, 2.0, 3.0):
         put_gradient(model, torch.full((params,), number))
         take_step(optimizer, 0.01)
@@ -263,38 +260,17 @@ def test_a_gradient_stays_where_others_may_still_read_it():
     assert first == [[1.0, 0.0], [1.0, 2.0], [3.0, 2.0]]
 
 
-class Drawn(torch.nn.Module):
-    """An encoder whose weights come from a stream that no seed of the run sets."""
-
-    def __init__(self, inputs):
-        super().__init__()
-        self.layer, self.output_size = torch.nn.Linear(inputs, 3), 3
-        with torch.no_grad():
-            self.layer.weight.copy_(torch.from_numpy(np.random.default_rng().normal(size=(3, inputs))))
-
-    def forward(self, obs):
-        return self.layer(obs)
-
-
-def make_drawn(space):
-    return Drawn(space.shape[0])
-
-
-@pytest.mark.parametrize("few_numbers", [0, 10**9])
-def test_workers_begin_with_the_same_weights_whatever_an_encoder_draws(few_numbers, monkeypatch):
-    config = Config().replace(**SMALL)
-    envs = [build_envs(worker_share(config, None).env, np.random.SeedSequence(0)) for _ in range(2)]
-    monkeypatch.setattr(shared_group, "_FEW_NUMBERS", few_numbers)
-    models = [build_model(config.model, env, 0, make_drawn) for env in envs]
-    assert not torch.equal(flatten(models[0])[0], flatten(models[1])[0])
-    rule = build_rule(config.optim)
-    memory = allocate_memory(worker_share(config, None), 2, models[0], envs[0])
-    for rank, model in enumerate(models):
-        group = SharedGroup(memory, rank, lambda _: None)
-        SharedOptimizer(model, rule, 0.5, group, group.initial, group.grads, group.vectors)
-    assert_same(dict(models[0].state_dict()), dict(models[1].state_dict()))
-    for env in envs:
-        env.close()
+def test_a_worker_begins_with_the_first_ones_model_whatever_an_encoder_draws():
+    training = assemble_training(encoder=make_drawing_encoder)
+    try:
+        share, state = Config().replace(**(SMALL | {"num_envs": 2, "workers": 1})), training.model.state_dict()
+        given = {name: value.clone() for name, value in state.items()}
+        worker = _make_worker(share, np.random.SeedSequence(1), 0, None, make_drawing_encoder, given, Alone())
+        with closing(worker):
+            assert_same(dict(worker.model.state_dict()), dict(state))
+        list(islice(training.trainer.run(), 2))  # it is sent to the other worker
+    finally:
+        training.close()
 
 
 def make_large_model():
@@ -313,13 +289,13 @@ def test_terms_that_are_not_finite_change_nothing(is_shared, monkeypatch):
     monkeypatch.setattr(shared_group, "_FEW_NUMBERS", 0 if is_shared else 10**9)
 
     def train(model, group):
-        optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, group, group.initial, group.grads, group.vectors)
+        optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, group, group.grads, group.vectors)
         put_gradient(model, torch.ones(flat_size(model)))
         terms, _ = take_step(optimizer, 0.01, np.nan if group.rank else 1.0)
         return terms, optimizer.get_state()["steps"]
 
     models = [make_large_model(), make_large_model()]
-    for terms, steps in in_threads([partial(train, model) for model in models], make_large_model()):
+    for terms, steps in in_threads([partial(train, model) for model in models], flat_size(models[0])):
         assert terms.isnan().all() and steps == 0
     for model in models:
         assert_same(dict(model.state_dict()), dict(make_large_model().state_dict()))
@@ -342,7 +318,7 @@ def test_a_step_that_is_taken_in_part_is_not_saved():
     params = flat_size(model)
     shared = SharedParameters.allocate(params, {"average": 0.0, "square": 0.0}).vectors()
     grads = torch.ones(1, 2, params)
-    optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, Deserted(), torch.zeros(params), grads, shared)
+    optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, Deserted(), grads, shared)
     assert optimizer.get_state()["steps"] == 0
     with pytest.raises(WorkerFailure, match="worker 1 died"):
         take_step(optimizer, 0.01)
