@@ -46,7 +46,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.tables import format_table
 from fastac import kernels
-from fastac.build import Streams, build, build_envs, torch_threads, worker_share
+from fastac.build import Streams, build, build_envs, shard_config, torch_threads
 from fastac.build import sync as composition
 from fastac.build.network import build_model
 from fastac.build.sync import allocate_memory
@@ -175,6 +175,7 @@ class CountedAlone(Alone):
     """One worker, counted."""
 
     def __init__(self, tally: Tally) -> None:
+        super().__init__()
         self._tally = tally
 
     def gather(self, array: Any) -> Any:
@@ -182,11 +183,11 @@ class CountedAlone(Alone):
         return super().gather(array)
 
     def prepare_gather(self, array: Tensor) -> tuple[list[Op], Tensor]:
-        return [partial(self._tally.add, "exchanges")], array[None]
+        return [partial(self._tally.add, "exchanges")], array
 
-    def merge_statistics(self, name: Any, known: Any, part: Any, merge: Any) -> Any:
+    def merge_statistics(self, name: Any, known: Any, parts: Any, merge: Any) -> Any:
         self._tally.add("exchanges")
-        return super().merge_statistics(name, known, part, merge)
+        return super().merge_statistics(name, known, parts, merge)
 
 
 class CountedGroup(SharedGroup):
@@ -198,30 +199,27 @@ class CountedGroup(SharedGroup):
 
     def gather(self, array: Any) -> Any:
         self._tally.add("exchanges")
-        return np.repeat(array[None], self.size, axis=0)
+        return np.repeat(array, self.size, axis=0)
 
-    def merge_statistics(self, name: Any, known: Any, part: Any, merge: Any) -> Any:
-        for everyones in self.gather(part):
-            known = merge(known, everyones)
-        return known
+    def wait(self) -> None:
+        self._tally.add("exchanges")
 
 
 def _count_exchanges(tally: Tally, config: Config, share: Config, envs: VecEnv) -> Group:
     """Return who the first worker of a configuration, whose share is `share`, exchanges with."""
-    assert isinstance(config.run.workers, int), "how many, not auto"
-    if config.run.workers == 1:
+    if config.num_workers == 1:
         return CountedAlone(tally)
     model = build_model(share.model, envs, Streams.spawn(config.run.seed).model, None)
-    return CountedGroup(tally, allocate_memory(share, config.run.workers, model, envs))
+    return CountedGroup(tally, allocate_memory(config, share, model, envs))
 
 
 def count(config: Config) -> Counts:
     """Count what the first warm iteration of a configuration does in its first worker."""
-    tally, share = Tally(), worker_share(config, None)
+    tally, share = Tally(), shard_config(config, None)
     envs = build_envs(share.env, Streams.spawn(config.run.seed).env)
     group = _count_exchanges(tally, config, share, envs)
     # Watched from before anything is built, so that a method bound while building is a watched one.
-    with closing(envs), torch_threads(1), _watched(tally, envs), patch.object(composition, "Alone", lambda: group):
+    with closing(envs), torch_threads(1), _watched(tally, envs), patch.object(composition, "Alone", lambda _: group):
         reports = build(share, envs).trainer.run()
         for _ in range(_WARM_ITERATIONS):
             before = next(reports)

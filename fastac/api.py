@@ -29,7 +29,6 @@ from fastac.build import (
     load_spaces,
     name_encoder,
     name_env,
-    resolve_workers,
     restart_seed,
     shorten_rollout,
     take_env,
@@ -49,6 +48,7 @@ from fastac.runs.player import make_player
 from fastac.runs.resuming import continued_config, tell_changes, tell_jumps
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.state import wall_minutes_of
+from fastac.runs.worker_count import choose_workers
 from fastac.text import log_on_stderr
 from fastac.tools.policy import TrainedPolicy
 from fastac.workers import Training
@@ -218,7 +218,7 @@ def start_config(
     """
     end_where_imported()
     began = perf_counter()
-    config = resolve_workers(config, env_factory)
+    config = choose_workers(config, env_factory, encoder)
     untuned = describe_untuned(config)
     if untuned is not None:
         log.info("%s", untuned)
@@ -247,6 +247,7 @@ def resume(
     until_return: float | None = None,
     learning_rate: float | None = None,
     eval: bool | None = None,
+    workers: int | Literal["auto"] | None = None,
     verbose: bool = False,
     command: str = "",
 ) -> Session:
@@ -265,6 +266,7 @@ def resume(
         until_return: a new return to stop at; None keeps the run's.
         learning_rate: a new learning rate; None keeps the run's. A schedule still spans all steps of the run.
         eval: False stops further evaluations; None keeps the run's.
+        workers: how many processes train from now on, with the same results; None keeps the run's number.
         verbose: see `train`.
         command: stored in the summary.
 
@@ -280,6 +282,7 @@ def resume(
         "until_return": until_return,
         "learning_rate": learning_rate,
         "eval": eval,
+        "workers": workers,
     }
     directory = RunDirectory.open(Path(run_dir))
     with ExitStack() as held:
@@ -289,6 +292,7 @@ def resume(
         checkpoint = directory.load_checkpoint("last")
         config = _continue(directory, checkpoint, changes)
         factory, given = _pick_encoder(encoder, config), _find_given(env, config)
+        config = choose_workers(config, given, factory)
         # Saved streams overwrite those of these environments; streams that could not be saved start from a new seed.
         training = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), given, factory)
         with _closing_on_error(training):

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import NamedTuple, Protocol, TypeAlias, overload
 
 import numpy as np
@@ -238,65 +239,62 @@ Merge: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[
 
 
 class Group(Protocol):
-    """The workers that train one model together; workers in step make the same calls in the same order."""
+    """The S shards that train one model together, L of them in this worker; A3C's workers have one each.
+
+    Workers in step make the same calls in the same order.
+    """
 
     size: int  # number of in-step workers; always 1 for A3C
     rank: int
+    shards: range  # this worker's; they follow those of the workers before it
 
     def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Return the array of every worker in step, `[size, *shape]`, by rank; valid until the next call."""
+        """Return the rows of all shards `[S, *shape]`, given this worker's `[L, *shape]`; valid until the next call."""
 
     def prepare_gather(self, array: Tensor) -> tuple[list[Callable[[], object]], Tensor]:
-        """Return the calls that gather an array that will not move, and where `[size, *shape]` is after them."""
+        """Return the calls that gather rows that will not move, and where `[S, *shape]` is after them."""
+
+    def wait(self) -> None:
+        """Return when all workers in step have got here."""
 
     def merge_statistics(
-        self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge
+        self, name: str, known: NDArray[np.float64], parts: NDArray[np.float64], merge: Merge
     ) -> NDArray[np.float64]:
-        """Return statistics of all rows seen by any worker.
+        """Return statistics of all rows of any shard, merged in the order of the shards.
 
         Args:
             name: which statistics, "obs" or "reward".
             known: this worker's previous statistics.
-            part: statistics of this worker's new rows.
+            parts: `[L, D]`, statistics of the new rows of this worker's shards.
             merge: merges two statistics.
         """
 
 
 class Alone:
-    """The group of a single worker."""
+    """The group of a single worker, which has all shards."""
 
     size, rank = 1, 0
 
+    def __init__(self, num_shards: int = 1) -> None:
+        """Hold S = `num_shards`."""
+        self.shards = range(num_shards)
+
     def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Return `array[None]`, a view."""
-        return array[None]
+        """Return `array`."""
+        return array
 
     def prepare_gather(self, array: Tensor) -> tuple[list[Callable[[], object]], Tensor]:
-        """Return no calls, and `array[None]`, a view."""
-        return [], array[None]
+        """Return no calls, and `array`."""
+        return [], array
+
+    def wait(self) -> None:
+        """Do nothing."""
 
     def merge_statistics(
-        self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge
+        self, name: str, known: NDArray[np.float64], parts: NDArray[np.float64], merge: Merge
     ) -> NDArray[np.float64]:
         """See `Group`."""
-        return merge(known, part)
-
-
-class ObsStatistics(Protocol):
-    """Running statistics of observations, updated between rollouts."""
-
-    def update(self, obs: Tensor, valid: Tensor, group: Group) -> None:
-        """Add `obs` `[T, N, *obs_shape]` where `valid` `[T, N]`, and the other workers' observations."""
-
-
-class RewardScaling(Protocol):
-    """Scales raw rewards to the rewards used for learning."""
-
-    def __call__(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
-        """Add this rollout's rewards `[T, N]` and the other workers' to the statistics; return them scaled."""
-
-    def restart_episodes(self) -> None:
-        """Discard the running episodes: every env begins a new one."""
+        return reduce(merge, parts, known)
 
 
 @dataclass(frozen=True, slots=True)

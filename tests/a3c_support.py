@@ -17,7 +17,8 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
 from fastac.kernels import Op
-from fastac.learning.optimizer import HogwildOptimizer, Step, UpdateRule, flat_size, flatten
+from fastac.learning.optimizer import HogwildOptimizer, flat_size, flatten
+from fastac.learning.update_rules import Step, UpdateRule
 from fastac.processes import Parent
 from fastac.shared_memory import SharedArray
 from fastac.workers import SharedCounters, WorkerCounters

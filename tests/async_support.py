@@ -11,7 +11,7 @@ import pytest
 from fastac.build import Streams, assemble
 from fastac.config import Config
 from fastac.contract import Episodes, Phases
-from fastac.learning.optimizer import Adam, RMSprop
+from fastac.learning.update_rules import Adam, RMSprop
 from fastac.processes import Children
 from fastac.workers import SharedCounters, WorkerCounters
 from fastac.workers.shared_counters import (

@@ -21,9 +21,11 @@ from fastac.contract import Act, Phases, StepRow, VecEnv
 from fastac.envs import adapt
 from fastac.envs.sync import SyncEnvs
 from fastac.kernels import Op
+from fastac.learning.fused import Activations, FusedGradient, FusedNetwork, UpdateBuffers
 from fastac.learning.learner import Learner
-from fastac.learning.objectives import Coefs, Gradient
-from fastac.learning.optimizer import Optimizer, Step, UpdateRule
+from fastac.learning.objectives import Coefs, Gradient, Objective
+from fastac.learning.optimizer import Optimizer
+from fastac.learning.update_rules import Step, UpdateRule
 from fastac.rollout import Batch, Collector, FlatMinibatches, ModelActor, Rollout
 from fastac.workers import SyncTraining, Training
 
@@ -199,12 +201,20 @@ def differentiate(gradient: Gradient, batch: Batch, coefs: Coefs, is_fresh: bool
     return terms
 
 
+def make_gradient(
+    network: FusedNetwork, objective: Objective, kept: Activations | None, rows: int, goes_forward: bool = True
+) -> FusedGradient:
+    """Differentiate a fused network, with buffers of its own."""
+    return FusedGradient(network, objective, kept, UpdateBuffers.allocate(network, rows, goes_forward))
+
+
 def take_step(optimizer: Optimizer, learning_rate: float, terms: float = 0.0) -> tuple[Tensor, float]:
     """Take a step with the current gradient and five loss terms; return the terms of all workers and the norm."""
-    all_terms, norm = torch.full((5,), terms, dtype=torch.float64), torch.full((1,), torch.nan, dtype=torch.float64)
-    for op in optimizer.prepare(all_terms, norm, torch.tensor([learning_rate], dtype=torch.float64)):
+    own, found, norm = (torch.full(shape, terms, dtype=torch.float64) for shape in ((1, 5), (5,), (1,)))
+    rate = torch.tensor([learning_rate], dtype=torch.float64)
+    for op in [*optimizer.prepare_keep(0), *optimizer.prepare(own, found, norm, rate)]:
         op()
-    return all_terms, norm.item()
+    return found, norm.item()
 
 
 def apply_rule(rule: UpdateRule, vectors: tuple[Tensor, Tensor, Mapping[str, Tensor]], *numbers: float) -> None:
@@ -231,7 +241,10 @@ class _NoGradient:
 
 
 class _NoOptimizer:
-    def prepare(self, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
+    def prepare_keep(self, shard: int) -> list[Op]:
+        return []
+
+    def prepare(self, parts: Tensor, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
         return []
 
 
@@ -239,8 +252,8 @@ def estimate(rollout: Rollout, **settings: ConfigValue) -> dict[str, float]:
     """Fill in advantages and returns the way the learner does."""
     config = Config().replace(**({"gamma": GAMMA, "gae_lambda": LAMBDA} | settings))
     minibatches = FlatMinibatches(1, torch.Generator())
-    learner = Learner(config, _NoGradient(), minibatches, _NoOptimizer())
-    return learner.learn(rollout, rollout.reward, 0.0, Phases())
+    learner = Learner(config, [_NoGradient()], [minibatches], _NoOptimizer())
+    return learner.learn([rollout], [rollout.reward], 0.0, Phases())
 
 
 class Truth:

@@ -21,7 +21,16 @@ from fastac import memory
 from fastac.build import Streams, assemble
 from fastac.config import Config
 from fastac.contract import Alone, read_tensor
-from fastac.learning.optimizer import Adam, FlatParameters, LocalOptimizer, RMSprop, SharedOptimizer, flat_size, flatten
+from fastac.learning.optimizer import (
+    FlatParameters,
+    LocalOptimizer,
+    SharedOptimizer,
+    SharedVectors,
+    flat_size,
+    flatten,
+    squares_of,
+)
+from fastac.learning.update_rules import Adam, RMSprop
 from fastac.processes import start
 from fastac.shared_memory import SharedArray
 from fastac.workers import SharedCounters
@@ -117,7 +126,7 @@ def test_another_process_sees_the_same_line():
 
 def test_workers_write_into_lines_of_their_own():
     counters = SharedCounters.allocate(3, 16, {"square": 0.0}, {"obs": 2, "reward": 1})
-    group = GroupMemory.allocate(3, 72, 5, 48, {"square": 0.0})
+    group = GroupMemory.allocate(3, 3, 72, 5, 48, {"square": 0.0})
     rows = [
         counters.counts,
         counters.seconds,
@@ -161,6 +170,12 @@ def test_gaps_between_parameters_stay_zero_and_weigh_nothing(rule):
 class _Pair(Alone):
     size, rank = 2, 1
 
+    def __init__(self):
+        self.shards = range(1, 2)
+
+    def prepare_gather(self, array):
+        return [], torch.cat([array, array])
+
 
 @pytest.mark.parametrize("place", ["param", "grads"])
 @pytest.mark.parametrize("shift", [4, 28, 60])
@@ -168,11 +183,11 @@ def test_shared_vectors_that_begin_elsewhere_are_refused(place, shift):
     model = torch.nn.Linear(3, 5)
     size = flat_size(model)
     vectors = {"param": torch.zeros(size), "grads": torch.zeros(1, 2, size)}
-    make = partial(SharedOptimizer, model, Adam(1e-5), None, _Pair())
-    make(vectors["grads"], FlatParameters(vectors["param"], {}))
+    make, squares = partial(SharedOptimizer, model, Adam(1e-5), None, _Pair()), squares_of(vectors["param"])
+    make(vectors["grads"], SharedVectors(FlatParameters(vectors["param"], {}), squares))
     vectors[place] = shifted(shift, vectors[place])
     with pytest.raises(AssertionError, match="cache line"):
-        make(vectors["grads"], FlatParameters(vectors["param"], {}))
+        make(vectors["grads"], SharedVectors(FlatParameters(vectors["param"], {}), squares))
 
 
 def test_statistics_in_another_layout_are_refused_in_one_sentence():
@@ -216,7 +231,7 @@ def test_a_buffer_that_begins_elsewhere_is_refused_whichever_it_is(name, monkeyp
             try:
                 training = make_training(**(ODD | RUNS[name]))
                 list(islice(training.trainer.run(), 1))
-                training.trainer._worker._collector._actor.value_of(training.rollout.obs[0])
+                training.trainer._worker.shards[0]._collector._actor.value_of(training.rollouts[0].obs[0])
             except AssertionError as error:
                 assert "begin at a cache line" in str(error)
                 refused += 1

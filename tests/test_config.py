@@ -64,7 +64,8 @@ EVERY_FIELD = {
     "tensorboard": False,
     "eval": True,
     "eval_max_steps": 77,
-    "workers": "auto",
+    "workers": 1,
+    "shards": 2,
     "torch_threads": 2,
     "lock": False,
     "max_restarts": 3,
@@ -138,6 +139,7 @@ OUT_OF_RANGE = {
     "keep_checkpoints": [0, NAN],
     "workers": [0, -1, NAN, "two"],
     "torch_threads": [0, -1, 1025, NAN],
+    "shards": [0, -1, 1025, NAN, "two"],
     "max_restarts": [-1, NAN],
 }
 

@@ -69,9 +69,9 @@ def test_other_seeds_give_other_weights_actions_and_observations():
         assert torch.equal(value, weights(two)[name]) == name.endswith("bias"), name  # biases begin at 0
     run_iterations(one, 1)
     run_iterations(two, 1)
-    assert not torch.equal(one.rollout.action, two.rollout.action)
+    assert not torch.equal(one.rollouts[0].action, two.rollouts[0].action)
     # No environment of one run begins like any of the other.
-    firsts = torch.cat([one.rollout.obs[0], two.rollout.obs[0]])
+    firsts = torch.cat([one.rollouts[0].obs[0], two.rollouts[0].obs[0]])
     assert len(firsts.unique(dim=0)) == 8
 
 
@@ -81,7 +81,7 @@ def test_neighbouring_seeds_share_no_environment_stream(vectorization):
     for seed in range(4):
         training = make_training(num_envs=8, num_steps=1, seed=seed, vectorization=vectorization)
         run_iterations(training, 1)
-        begins |= {tuple(row.tolist()) for row in training.rollout.obs[0]}
+        begins |= {tuple(row.tolist()) for row in training.rollouts[0].obs[0]}
     assert len(begins) == 32
 
 
@@ -137,13 +137,13 @@ def test_without_the_environments_state_episodes_begin_anew_and_nothing_else_is_
     first = make_training(**settings)
     run_iterations(first, 3)
     state = first.get_state()
-    state["trainer"] = dict(state["trainer"], envs=None)
+    state["shards"] = {"0": dict(state["shards"]["0"], envs=None)}
     second = make_training(**settings)
     assert second.set_state(state) is False
     assert_same(weights(first), weights(second))
     (report,) = islice(second.trainer.run(), 1)
-    assert report.iteration == 4 and report.env_steps == first.trainer.env_steps + int(second.rollout.valid.sum())
-    assert second.rollout.start[0].all() and not second.rollout.state.any()
+    assert report.iteration == 4 and report.env_steps == first.trainer.env_steps + int(second.rollouts[0].valid.sum())
+    assert second.rollouts[0].start[0].all() and not second.rollouts[0].state.any()
 
 
 def test_reward_scaling_forgets_episodes_that_are_not_gone_on_with():
@@ -151,11 +151,11 @@ def test_reward_scaling_forgets_episodes_that_are_not_gone_on_with():
     first = make_training(**settings)
     run_iterations(first, 1)
     state = first.get_state()
-    state["trainer"] = dict(state["trainer"], envs=None)
+    state["shards"] = {"0": dict(state["shards"]["0"], envs=None)}
     second = make_training(**settings)
     second.set_state(state)
-    assert first.worker.reward_normalizer.running.any()
-    assert not second.worker.reward_normalizer.running.any()
+    assert first.worker.shards[0].reward_normalizer.running.any()
+    assert not second.worker.shards[0].reward_normalizer.running.any()
 
 
 def test_the_same_seed_gives_the_same_weights_under_any_thread_count():

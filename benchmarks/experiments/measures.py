@@ -271,7 +271,8 @@ def advantage_variance(config: Config) -> Measurement:
         assert isinstance(training, SyncTraining)
         for report in training.trainer.run():
             tracker.update(report)
-            found = advantage_variances(training.rollout, config.algo.gamma)
+            (rollout,) = training.rollouts
+            found = advantage_variances(rollout, config.algo.gamma)
             for name, value in {"return": tracker.mean_return, **found}.items():
                 if value is not None:  # before the first episode has ended
                     curves[name].add(report.env_steps, value)
@@ -363,9 +364,13 @@ class _Recorder:
         self._params = [p for name, p in model.named_parameters() if p.requires_grad and _is_actors(name)]
         self.found: list[Tensor] = []
 
-    def prepare(self, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
+    def prepare_keep(self, shard: int) -> list[Op]:
         """See `Optimizer`."""
         return [self._store]
+
+    def prepare(self, parts: Tensor, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
+        """See `Optimizer`."""
+        return [lambda: terms.copy_(parts.sum(dim=0))]
 
     def _store(self) -> None:
         self.found.append(torch.cat([p.grad.flatten() for p in self._params if p.grad is not None]))
@@ -385,7 +390,7 @@ def _estimate_gradients(config: Config, frozen: StateTree, number: int) -> Tenso
         model = build_model(config.model, envs, streams.model)
         load_module(model, frozen)
         recorder = _Recorder(model)
-        worker = build_worker(config, envs, model, recorder, streams.actions, Alone())
+        worker = build_worker(config, [envs], model, recorder, [streams.actions], Alone())
         for _ in range(number):
             worker.collect(Phases())
             worker.learn(0.0, Phases())

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from fastac import presets
-from fastac.build.engine import build_engine, build_objective, build_sampler
+from fastac.build.engine import build_objective, build_sampler
 from fastac.build.environments import (
     EnvFactory,
     Streams,
@@ -28,7 +28,14 @@ from fastac.build.network import (
     name_encoder,
     torch_threads,
 )
-from fastac.build.shares import apply_settings, resolve_workers, shorten_rollout, worker_share
+from fastac.build.shares import (
+    apply_settings,
+    most_workers,
+    resolve_shards,
+    resolve_workers,
+    shard_config,
+    shorten_rollout,
+)
 from fastac.build.sync import assemble_sync, build
 from fastac.build.worker import allocate_rollout, build_rule
 from fastac.config import AlgoName, Config, EnvArguments, EnvConfig, is_atari, with_home
@@ -47,7 +54,6 @@ __all__ = [
     "apply_settings",
     "assemble",
     "build",
-    "build_engine",
     "build_envs",
     "build_evaluation_envs",
     "build_head",
@@ -62,15 +68,17 @@ __all__ = [
     "is_batched",
     "is_seeded_when_built",
     "load_spaces",
+    "most_workers",
     "name_encoder",
     "name_env",
+    "resolve_shards",
     "resolve_workers",
     "restart_seed",
     "save_spaces",
+    "shard_config",
     "shorten_rollout",
     "take_env",
     "torch_threads",
-    "worker_share",
 ]
 
 
@@ -83,7 +91,7 @@ def assemble(
     """Assemble a run: its environments, workers and trainer.
 
     Args:
-        config: the configuration after `resolve_workers` ('auto' replaced by a number).
+        config: the configuration after `resolve_workers` ('auto' replaced by numbers).
         seed: SeedSequence; parent of all env streams and of other workers' action streams.
         env_factory: the user's environments, instead of those named in `config`.
         encoder: builds a custom encoder instead of the configured layers.

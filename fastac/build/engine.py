@@ -18,6 +18,7 @@ from fastac.learning.fused import (
     Sampler,
     StagedActor,
     StagedGradient,
+    UpdateBuffers,
     is_as_written,
     is_fusable,
 )
@@ -36,43 +37,51 @@ _LOSSES: dict[AlgoName, PolicyLoss] = {
 _SURROGATES: dict[PolicyLoss, Surrogate] = {policy_gradient: "policy_gradient", clipped_surrogate: "clipped"}
 
 
-def build_engine(
-    config: Config, model: ActorCritic, rollout: Rollout, generator: torch.Generator, device: torch.device
-) -> tuple[Actor, Gradient, int]:
-    """Build the actor and the gradient of a model; return also the bytes that they keep.
+class EngineBuilder:
+    """Builds the actor and the gradient of each shard of a worker, over one model.
 
     The first update reuses the activations from acting if its batch is the whole rollout.
+
+    Attributes:
+        nbytes: memory that those built so far keep; that of autograd's graphs is unknown and not counted.
     """
-    keep_activations = config.keeps_forward
-    loss = _LOSSES[config.algo.algo]
-    objective = build_objective(model.head, loss)
-    if not is_fusable(model) or (model.state_size and device.type != "cpu"):  # the kernels of cores are for the CPU
-        return _build_autograd(model, objective, rollout, generator, device, keep_activations)
-    network, sampler = FusedNetwork(model), build_sampler(model.head, rollout.num_envs)
-    rows = config.batch_size // config.algo.num_minibatches
-    if device.type != "cpu":
-        (whole,) = FlatMinibatches(1, generator).split(rollout)
-        staged = StagedGradient(network, objective, whole.rows(0, rows))
-        return StagedActor(network, sampler, rollout, generator), staged, staged.nbytes
-    fused = FusedActor(network, sampler, rollout, generator, keep_activations)
-    kept, goes_forward = fused.activations if keep_activations else None, config.algo.num_epochs > 1
-    gradient = FusedGradient(network, objective, kept, rows, goes_forward)
-    return fused, gradient, fused.nbytes + gradient.nbytes
 
+    def __init__(self, config: Config, model: ActorCritic, device: torch.device) -> None:
+        """Choose by the model's modules, its head and the device; `config` is that of one shard."""
+        self._config, self._model, self._device = config, model, device
+        self._objective = build_objective(model.head, _LOSSES[config.algo.algo])
+        is_fused = is_fusable(model) and not (model.state_size and device.type != "cpu")  # cores: kernels for the CPU
+        self._network = FusedNetwork(model) if is_fused else None
+        self._rows = config.batch_size // config.algo.num_minibatches
+        self._buffers: UpdateBuffers | None = None
+        self.nbytes = 0
 
-def _build_autograd(
-    model: ActorCritic,
-    objective: Objective,
-    rollout: Rollout,
-    generator: torch.Generator,
-    device: torch.device,
-    keep_activations: bool,
-) -> tuple[Actor, Gradient, int]:
-    """Build both for any model; the memory of autograd's graphs is unknown and not counted."""
-    if not keep_activations:
-        return ModelActor(model, rollout, generator, device), AutogradGradient(model, objective, device), 0
-    actor = GraphActor(model, model, model.head, rollout, generator, device)
-    return actor, AutogradGradient(model, objective, device, actor.graphs), 0
+    def build(self, rollout: Rollout, generator: torch.Generator) -> tuple[Actor, Gradient]:
+        """Build both for a rollout; `generator` samples the actions."""
+        if self._network is None:
+            return self._build_autograd(rollout, generator)
+        sampler = build_sampler(self._model.head, rollout.num_envs)
+        if self._device.type != "cpu":
+            (whole,) = FlatMinibatches(1, generator).split(rollout)
+            staged = StagedGradient(self._network, self._objective, whole.rows(0, self._rows))
+            self.nbytes += staged.nbytes
+            return StagedActor(self._network, sampler, rollout, generator), staged
+        keep_activations = self._config.keeps_forward
+        actor = FusedActor(self._network, sampler, rollout, generator, keep_activations)
+        kept = actor.activations if keep_activations else None
+        if self._buffers is None:  # shards learn one after the other
+            goes_forward = kept is None or self._config.algo.num_epochs > 1
+            self._buffers = UpdateBuffers.allocate(self._network, self._rows, goes_forward)
+            self.nbytes += self._buffers.nbytes
+        self.nbytes += actor.nbytes
+        return actor, FusedGradient(self._network, self._objective, kept, self._buffers)
+
+    def _build_autograd(self, rollout: Rollout, generator: torch.Generator) -> tuple[Actor, Gradient]:
+        model, device = self._model, self._device
+        if not self._config.keeps_forward:
+            return ModelActor(model, rollout, generator, device), AutogradGradient(model, self._objective, device)
+        actor = GraphActor(model, model, model.head, rollout, generator, device)
+        return actor, AutogradGradient(model, self._objective, device, actor.graphs)
 
 
 def build_objective(head: Head, loss: PolicyLoss) -> Objective:

@@ -53,18 +53,17 @@ def to_int(seed: np.random.SeedSequence) -> int:
     return int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1))  # torch takes 63 bits and a sign
 
 
-def worker_seeds(config: Config, seed: np.random.SeedSequence) -> list[tuple[np.random.SeedSequence, int]]:
-    """Return the environment stream and the action seed of each worker.
+def shard_seeds(config: Config, seed: np.random.SeedSequence) -> list[tuple[np.random.SeedSequence, int]]:
+    """Return the environment stream and the action seed of each shard.
 
-    The first worker's actions use the stream of a run with one worker, whose environments use `seed` itself. If `seed`
+    The first shard's actions use the stream of a run with one shard, whose environments use `seed` itself. If `seed`
     is a `restart_seed`, the action streams are new too.
     """
-    workers, streams = config.run.workers, Streams.spawn(config.run.seed)
-    assert isinstance(workers, int), "resolve_workers first"
+    shards, streams = config.num_shards, Streams.spawn(config.run.seed)
     is_anew = seed.spawn_key[:1] == restart_seed(config.run.seed, 0).spawn_key[:1]
-    if workers == 1:
+    if shards == 1:
         return [(seed, to_int(seed.spawn(1)[0]) if is_anew else streams.actions)]
-    seeds = [child.spawn(2) for child in seed.spawn(workers)]
+    seeds = [child.spawn(2) for child in seed.spawn(shards)]
     (first, actions), *others = [(envs, to_int(acts)) for envs, acts in seeds]
     return [(first, actions if is_anew else streams.actions), *others]
 

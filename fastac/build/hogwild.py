@@ -17,10 +17,10 @@ from fastac.build.environments import (
     build_evaluation_envs,
     evaluation_seed,
     replacement_seeds,
-    worker_seeds,
+    shard_seeds,
 )
 from fastac.build.network import EncoderFactory, build_model
-from fastac.build.shares import why_sync, worker_share
+from fastac.build.shares import shard_config, why_sync
 from fastac.build.worker import build_reward_normalizer, build_rule, build_worker
 from fastac.config import Config
 from fastac.contract import VecEnv
@@ -45,8 +45,8 @@ def assemble_hogwild(
     env_factory: EnvFactory | None = None,
     encoder: EncoderFactory | None = None,
 ) -> HogwildTraining:
-    """Assemble a run whose workers do not wait for each other; see `assemble`."""
-    share, seeds = worker_share(config, env_factory), worker_seeds(config, seed)
+    """Assemble a run whose workers do not wait for each other; each has one shard. See `assemble`."""
+    share, seeds = shard_config(config, env_factory), shard_seeds(config, seed)
     why = why_sync(config)
 
     def make(state: Mapping[str, Tensor], worker: int, replaced: int) -> MakeHogwildWorker:
@@ -68,13 +68,12 @@ def _assemble_around(
     encoder: EncoderFactory | None,
 ) -> HogwildTraining:
     """Start the workers, and build the parts that this process needs."""
-    assert isinstance(config.run.workers, int), "resolve_workers first"
     model = build_model(config.model, envs, Streams.spawn(config.run.seed).model, encoder)
     state = model.state_dict()
     param, _ = flatten(model)  # `state` keeps the tensors of before
     reward_normalizer = build_reward_normalizer(share)
     widths = {name: moments.mean.numel() for name, moments in find_moments(model, reward_normalizer).items()}
-    counters = SharedCounters.allocate(config.run.workers, param.numel(), build_rule(config.optim).slots, widths)
+    counters = SharedCounters.allocate(config.num_workers, param.numel(), build_rule(config.optim).slots, widths)
     shared = counters.parameters.vectors()
     shared.param.copy_(param)
     lock = ProcessLock() if config.run.lock else nullcontext()
@@ -91,7 +90,7 @@ def _assemble_around(
         envs=envs,
         model=model,
         trainer=HogwildTrainer(config.run.total_env_steps, envs.frame_skip, counters, workers),
-        rollout=None,
+        rollouts=[],
         info=workers.wait_ready(),
         _reward_normalizer=reward_normalizer,
         _param=param,
@@ -121,5 +120,5 @@ def _make_worker(
     optimizer = HogwildOptimizer(
         model, build_rule(share.optim), share.optim.max_grad_norm, counters.parameters.vectors(), row, lock
     )
-    worker = build_worker(share, envs, model, optimizer, action_seed, row)
+    worker = build_worker(share, [envs], model, optimizer, [action_seed], row)
     return HogwildWorker(worker, optimizer, counters)

@@ -1,26 +1,25 @@
-"""Chooses the numbers of minibatches and workers, and computes each worker's share of the configuration."""
+"""Chooses the numbers of minibatches, shards and workers, and derives the configuration of one shard."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from fastac.build.environments import EnvFactory, is_batched
 from fastac.config import Config, ConfigValue, is_atari
 from fastac.cpu import count_cores, count_physical_cores
 from fastac.envs import comes_batched, picks_own_batch
-from fastac.envs.pool import is_slow
 
 log = logging.getLogger("fastac")
 
-# `workers=auto` adds a worker only if each gets at least this many environments. A batch steps 32 environments in the
-# time of 64: two workers gain 16 % at 64 environments in total and 46 % at 256, on otherwise idle cores. On busy cores,
-# workers in step wait for the slowest one, and below this share that may cost more than the gain.
-_LEAST_BATCHED_SHARE = 128
-_LEAST_SHARE = 2
-_LEAST_GAMES = 4  # Atari: an emulator step is expensive, and a forward pass of fewer rows is hardly cheaper
-
+# The fewest environments of a shard, unless a number is given; with more than two shards, twice as many. What does not
+# shrink with a shard's rows costs a worker that has several: at 64 of CartPole's environments two shards cost 6 % and
+# four 24 %; at 1024, eight cost 2 %. LunarLander's PPO with 16: two nothing, four 14 %. See benchmarks/LOG.md.
+_LEAST_BATCHED = 128
+_LEAST = 4
+_MOST_SHARDS = 8
 
 # Sequences per minibatch of a recurrent run. Its steps run one after the other, and the weights are read at each: 16
 # sequences take 1.6 times as long one by one as all at once, and 1.1 times in fours.
@@ -41,20 +40,19 @@ def apply_settings(defaults: Config, settings: Mapping[str, ConfigValue]) -> Con
     changed, most = defaults.replace(**{**settings, "num_minibatches": 1}), defaults.algo.num_minibatches
     if not changed.model.is_recurrent:
         return defaults.replace(**settings)
-    workers = 1 if changed.run.workers == "auto" else changed.run.workers
-    sequences = changed.env.num_envs // workers
+    sequences = changed.env.num_envs // changed.num_shards
     fitting = [n for n in range(1, most + 1) if sequences % n == 0 and (n == 1 or sequences // n >= _LEAST_SEQUENCES)]
     return changed.replace(num_minibatches=fitting[-1])
 
 
-def worker_share(config: Config, env_factory: EnvFactory | None) -> Config:
-    """Return the configuration of one worker's share; unchanged for a single worker in this process."""
-    workers, is_a3c = config.run.workers, config.algo.has_async_workers
-    assert isinstance(workers, int), "resolve_workers first"
-    if workers == 1 and not is_a3c:
+def shard_config(config: Config, env_factory: EnvFactory | None) -> Config:
+    """Return the configuration of one shard; unchanged for a single shard in this process."""
+    shards, is_a3c = config.num_shards, config.algo.has_async_workers
+    workers = config.num_workers
+    if shards == 1 and not is_a3c:
         return config
-    share = config.env.num_envs // workers
-    changes: dict[str, ConfigValue] = {"num_envs": share, "workers": 1}
+    share = config.env.num_envs // shards
+    changes: dict[str, ConfigValue] = {"num_envs": share, "workers": 1, "shards": 1}
     has_threads = is_atari(config.env.env_id) or config.env.vectorization == "envpool"
     if workers > 1 and has_threads and config.env.env_threads is None:
         changes["env_threads"] = max(1, count_cores() // workers)
@@ -65,7 +63,7 @@ def worker_share(config: Config, env_factory: EnvFactory | None) -> Config:
 
 
 def why_sync(config: Config) -> str:
-    """Return the reason, for the log, why vectorization is sync in a `worker_share`, if it is."""
+    """Return the reason, for the log, why vectorization is sync in a `shard_config`, if it is."""
     return "as asked" if config.env.vectorization == "sync" else "in each worker"
 
 
@@ -91,22 +89,60 @@ def shorten_rollout(config: Config, is_asked: bool = False) -> Config:
 
 
 def resolve_workers(config: Config, env_factory: EnvFactory | None = None) -> Config:
-    """Replace `workers='auto'` by a number: one per physical core, or fewer if more would not pay off."""
+    """Replace `shards='auto'` and `workers='auto'` by numbers, without measuring anything.
+
+    Shards depend on the environments alone and never on the machine: as many as may be worth a process each, but at
+    most eight, and at least as many as the workers that are given. Workers are one per physical core, at most one per
+    shard. With a3c and with `envs_per_worker`, each worker is a shard.
+    """
+    if config.is_one_shard_per_worker:
+        return _resolve_pairs(config, _count_places(config))
+    config = resolve_shards(config, env_factory)
+    return config if config.run.workers != "auto" else config.replace(workers=most_workers(config))
+
+
+def most_workers(config: Config) -> int:
+    """Return how many workers have a core and a shard each."""
+    return min(_count_places(config), config.num_shards)
+
+
+def _count_places(config: Config) -> int:
+    """Return how many workers have as many physical cores as each has threads; on an accelerator, one."""
+    return max(1, count_physical_cores() // config.run.torch_threads) if config.run.device == "cpu" else 1
+
+
+def _resolve_pairs(config: Config, most: int) -> Config:
+    """Choose workers that have a shard each, at most `most`."""
     if config.run.workers != "auto":
-        return config
-    most = max(1, count_physical_cores() // config.run.torch_threads) if config.run.device == "cpu" else 1
+        return config.replace(shards=config.run.workers)
     if config.env.envs_per_worker is not None:
-        return config.replace(workers=most)
-    is_one_batch = comes_batched(config.env, env_factory) or is_batched(config.env, env_factory)
-    if config.env.vectorization == "envpool" and is_slow(config.env):
-        is_one_batch = False  # each of these environments costs time
-    least = _LEAST_BATCHED_SHARE if is_one_batch else _LEAST_SHARE
-    if is_atari(config.env.env_id):
-        least = _LEAST_GAMES
-    if config.algo.has_async_workers:
-        least = 1  # async workers do not wait for each other
-    for workers in range(most, 1, -1):
-        if config.env.num_envs // workers >= least:
-            with suppress(ValueError):  # numbers that do not divide the environments
-                return config.replace(workers=workers)
-    return config.replace(workers=1)
+        return config.replace(workers=most, shards=most)
+    for workers in range(min(most, config.env.num_envs), 1, -1):
+        with suppress(ValueError):  # numbers that do not divide the environments
+            return config.replace(workers=workers, shards=workers)
+    return config.replace(workers=1, shards=1)
+
+
+def resolve_shards(config: Config, env_factory: EnvFactory | None = None) -> Config:
+    """Replace `shards='auto'` by a number, see `resolve_workers`."""
+    if config.run.shards != "auto":
+        return config
+    least, few = config.num_shards, config.env.num_envs // _least_envs(config, env_factory)
+    most = min(_MOST_SHARDS, max(few // 2, min(few, 2)))
+    if config.run.device != "cpu" or config.env.vectorization == "process":
+        most = 1  # one device does it all; these processes step all environments at once
+    for shards in range(most, least, -1):
+        with suppress(ValueError):  # numbers that do not divide the environments, or their minibatches
+            return config.replace(shards=shards)
+    return config.replace(shards=least)
+
+
+def _least_envs(config: Config, env_factory: EnvFactory | None) -> int:
+    """Return how many environments are worth a shard."""
+    env, is_one_batch = config.env, False
+    if env.vectorization == "envpool":  # which has fast and slow ones; those with a batch of their own here are fast
+        with suppress(ValueError):  # Gymnasium does not know the id
+            is_one_batch = is_batched(replace(env, vectorization="auto", env_threads=None))
+    else:
+        is_one_batch = comes_batched(env, env_factory) or is_batched(env, env_factory)
+    return _LEAST_BATCHED if is_one_batch and not is_atari(env.env_id) else _LEAST

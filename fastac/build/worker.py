@@ -2,45 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from gymnasium.spaces import Box
 
-from fastac.build.engine import build_engine
+from fastac.build.engine import EngineBuilder
 from fastac.config import Config, OptimConfig
 from fastac.contract import Group, VecEnv
 from fastac.envs import observation_dtype
 from fastac.learning.learner import Learner
-from fastac.learning.optimizer import Adam, Optimizer, RMSprop, UpdateRule
-from fastac.models import ActorCritic, NoRewardNormalizer, RewardClipper, RewardNormalizer, RewardScaler
+from fastac.learning.objectives import Gradient
+from fastac.learning.optimizer import Optimizer
+from fastac.learning.update_rules import Adam, RMSprop, UpdateRule
+from fastac.models import (
+    ActorCritic,
+    NoRewardNormalizer,
+    RewardClipper,
+    RewardNormalizer,
+    RewardScaler,
+    RunningMoments,
+)
 from fastac.rollout import Collector, FlatMinibatches, Rollout, SequenceMinibatches
-from fastac.workers import Worker
+from fastac.workers import Shard, Worker
 
 
 def build_worker(
-    config: Config, envs: VecEnv, model: ActorCritic, optimizer: Optimizer, action_seed: int, group: Group
+    config: Config,
+    envs: Sequence[VecEnv],
+    model: ActorCritic,
+    optimizer: Optimizer,
+    action_seeds: Sequence[int],
+    group: Group,
 ) -> Worker:
-    """Build a worker around its model, from its share of the configuration.
+    """Build a worker around its model and its shards' environments.
 
     `optimizer` must be built before: its `flatten` makes every `p.grad` a view of one flat vector, and the objective
     and the fused network built here keep those views.
+
+    Args:
+        config: the configuration of one shard.
+        envs: of each of its shards.
+        model: the policy.
+        optimizer: updates the model.
+        action_seeds: of each of its shards: for its actions and the order of its minibatches.
+        group: its shards among all.
     """
-    generator = torch.Generator().manual_seed(action_seed)
-    rollout = allocate_rollout(config, envs, model.state_size)
-    actor, gradient, nbytes = build_engine(config, model, rollout, generator, check_device(config.run.device))
+    engines = EngineBuilder(config, model, check_device(config.run.device))
     slicing = SequenceMinibatches if config.model.is_recurrent else FlatMinibatches
-    minibatches = slicing(config.algo.num_minibatches, generator)
-    learner = Learner(config, gradient, minibatches, optimizer, group)
-    reward_normalizer = build_reward_normalizer(config)
-    collector = Collector(envs, actor, rollout)
-    nbytes += minibatches.nbytes(rollout)
-    return Worker(config.algo.collect, envs, model, collector, learner, reward_normalizer, group, nbytes)
+    shards: list[Shard] = []
+    gradients: list[Gradient] = []
+    minibatches: list[FlatMinibatches | SequenceMinibatches] = []
+    moments = RunningMoments(())
+    nbytes = 0
+    for number, its_envs, action_seed in zip(group.shards, envs, action_seeds, strict=True):
+        generator = torch.Generator().manual_seed(action_seed)
+        rollout = allocate_rollout(config, its_envs, model.state_size)
+        actor, gradient = engines.build(rollout, generator)
+        gradients.append(gradient)
+        minibatches.append(slicing(config.algo.num_minibatches, generator))
+        nbytes += minibatches[-1].nbytes(rollout)
+        reward_normalizer = build_reward_normalizer(config, moments)
+        collector, first_env = Collector(its_envs, actor, rollout), number * config.env.num_envs
+        shards.append(Shard(config.algo.collect, its_envs, collector, reward_normalizer, first_env))
+    learner = Learner(config, gradients, minibatches, optimizer, group)
+    return Worker(model, shards, learner, group, nbytes + engines.nbytes)
 
 
-def build_reward_normalizer(config: Config) -> RewardScaler:
-    """Build the reward scaling of all environments."""
+def build_reward_normalizer(config: Config, moments: RunningMoments | None = None) -> RewardScaler:
+    """Build the reward scaling of a shard's environments; shards of one worker have the same `moments`."""
     if config.model.normalize_reward:
-        return RewardNormalizer(config.env.num_envs, config.algo.gamma)
+        return RewardNormalizer(config.env.num_envs, config.algo.gamma, moments)
     return RewardClipper() if config.env.clip_rewards else NoRewardNormalizer()
 
 

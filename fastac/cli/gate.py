@@ -43,7 +43,9 @@ _MORE = "Exit code 0: passed, 1: slower or more memory, 2: bad input. The flags 
 
 def gate_flags() -> list[Flag]:
     """Return all flags of the command: its own, and the settings of a run."""
-    settings = [flag for flag in setting_flags(Config()) if flag.name not in ("env_id", "workers", "torch_threads")]
+    settings = [
+        flag for flag in setting_flags(Config()) if flag.name not in ("env_id", "workers", "shards", "torch_threads")
+    ]
     return [*flags_of(GateOptions, "command"), *settings]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, cast, get_type_hints
+from typing import TYPE_CHECKING, Literal, TextIO, cast, get_type_hints
 
 from fastac.cli.flags import HELP, Flag, Options, asks_for_help, flags_of, read, read_run_options, show_help
 from fastac.cli.interrupts import name_of
@@ -63,6 +63,8 @@ class ResumeOptions:
     """New learning rate. Default: the run's own."""
     eval: bool = True
     """Continue evaluations, if the run has any."""
+    workers: int | Literal["auto"] | None = None
+    """Processes that train from now on, a number or auto; results do not depend on it. Default: as before."""
     json: bool = False
     """Print summary.json as the last line of stdout."""
 
@@ -320,6 +322,7 @@ def resume(words: Sequence[str]) -> int:
             until_return=options.until_return,
             learning_rate=options.learning_rate,
             eval=None if options.eval else False,
+            workers=options.workers,
             verbose=True,
             command=shlex.join(["fastac", "resume", *words]),
         )

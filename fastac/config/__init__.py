@@ -8,15 +8,13 @@ from fastac.config.config import (
     CollectMode,
     Config,
     EncoderName,
-    EnvConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
     Schedule,
-    Vectorization,
-    is_atari,
     setting_names,
 )
+from fastac.config.environments import EnvConfig, Vectorization, is_atari
 from fastac.config.settings import TrainSettings
 from fastac.config.values import OTHER_NAMES, OWN_ENVS, ConfigValue, EnvArguments, JsonValue, is_json, with_home
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_type_hints
 
 from fastac.config.atari_protocols import PROTOCOLS
-from fastac.config.values import ConfigValue, EnvArguments, JsonValue, coerce, unknown
+from fastac.config.environments import EnvConfig
+from fastac.config.values import ConfigValue, JsonValue, check, check_choice, coerce, unknown
 
 AlgoName = Literal["a2c", "a3c", "ppo", "reinforce"]
-Vectorization = Literal["auto", "compiled", "native", "sync", "process", "envpool"]
-AtariProtocol = Literal["dqn", "machado", "a3c"]
 EncoderName = Literal["auto", "mlp", "nature", "a3c", "minatar"]
 ActivationName = Literal["relu", "tanh", "elu", "gelu", "silu"]
 CoreName = Literal["identity", "lstm", "gru"]
@@ -25,134 +24,6 @@ CollectMode = Literal["steps", "episodes"]
 OptimizerName = Literal["adam", "rmsprop", "rmsprop_tf"]
 Schedule = Literal["constant", "linear"]
 ActionChoice = Literal["greedy", "sampled"]
-
-
-def is_atari(env_id: str) -> bool:
-    """Return whether an id, also as `module:id`, is an Atari game."""
-    return env_id.rpartition(":")[2].startswith("ALE/")
-
-
-def _check(ok: bool, name: str, value: object, expected: str) -> None:
-    """Raise ValueError with a one-sentence message unless `ok` (which is False for every comparison with NaN)."""
-    if not ok:
-        raise ValueError(f"{name} is {value!r}, expected {expected}.")
-
-
-def _check_choice(name: str, value: str, literal: object) -> None:
-    choices = get_args(literal)
-    _check(value in choices, name, value, "one of " + ", ".join(choices))
-
-
-@dataclass(frozen=True)
-class EnvConfig:
-    """The environments: which, how many, and how they are batched."""
-
-    env_id: str = "CartPole-v1"
-    """Gymnasium id; module:id if importing a module registers it; or module:name of a class or function."""
-    num_envs: int = 16
-    """Environments stepped side by side, by all workers together."""
-    vectorization: Vectorization = "auto"
-    """Batching: auto; compiled; native (the id's own batched env); sync (one process); process (several); envpool."""
-    envs_per_worker: int | None = None
-    """Environments of each worker; num_envs is then this number times workers."""
-    env_kwargs: EnvArguments = field(default_factory=dict, hash=False)
-    """Keyword arguments of the environment, as JSON '{"level": 3}' or as level=3,size=9."""
-    start_timeout_s: float = 120.0
-    """Time limit in seconds for another process to start and build its environments."""
-    env_timeout_s: float | None = None
-    """Time limit in seconds for another process to step its envs; None: 120 (a3c: 10, or 20 iterations)."""
-    squash_actions: bool = False
-    """Box actions: squash by tanh into the bounds, instead of clipping to them."""
-    env_threads: int | None = None
-    """Atari and EnvPool: threads per process; None: a worker's share of the cores (EnvPool's fast envs: one)."""
-    atari_protocol: AtariProtocol | None = None
-    """Set of defaults for the Atari settings of an ALE/ id: dqn (the default), machado or a3c."""
-    sticky_actions: float | None = None
-    """Atari: probability that the emulator repeats the previous action instead, drawn frame by frame."""
-    noop_max: int | None = None
-    """Atari: upper limit for the random number of no-op frames that begin a game; always fewer than this."""
-    fire_reset: bool | None = None
-    """Atari: press FIRE at the start of a game that has this action."""
-    frame_skip: int | None = None
-    """Atari: frames per step; the action is held in all of them."""
-    max_pool: bool | None = None
-    """Atari: observe the maximum of a step's last two frames, since sprites flicker."""
-    screen_size: int | None = None
-    """Atari: height and width of the grayscale frames."""
-    frame_stack: int | None = None
-    """Atari: number of latest frames in an observation."""
-    episodic_life: bool | None = None
-    """Atari: in training, a lost life terminates the episode for learning; the game goes on."""
-    full_action_space: bool | None = None
-    """Atari: use all 18 actions, instead of only those that have an effect in the game."""
-    max_frames: int | None = None
-    """Atari: number of frames after which a game is cut (truncated)."""
-    clip_rewards: bool | None = None
-    """Atari: learn from rewards clipped to [-1, 1]; logged and evaluated returns are raw."""
-
-    def __post_init__(self) -> None:
-        """Validate the section."""
-        _check(bool(self.env_id), "env_id", self.env_id, "a Gymnasium environment id")
-        _check(1 <= self.num_envs <= 1_000_000, "num_envs", self.num_envs, "a whole number from 1 to 1,000,000")
-        if self.envs_per_worker is not None:
-            _check(self.envs_per_worker >= 1, "envs_per_worker", self.envs_per_worker, "at least 1, or None")
-        _check_choice("vectorization", self.vectorization, Vectorization)
-        _check(0.0 < self.start_timeout_s < math.inf, "start_timeout_s", self.start_timeout_s, "a number above 0")
-        if self.env_timeout_s is not None:
-            _check(0.0 < self.env_timeout_s < math.inf, "env_timeout_s", self.env_timeout_s, "above 0, or None")
-        for name in ("num_envs", "render_mode", "vectorization_mode"):
-            _check(name not in self.env_kwargs, "env_kwargs", self.env_kwargs, f"none of {name}, which fastac gives")
-        if is_atari(self.env_id):
-            _check(not self.env_kwargs, "env_kwargs", self.env_kwargs, "{}: a game of ALE/ has settings of its own")
-            self._resolve_protocol()
-            return
-        self._check_threads(has_threads=self.vectorization == "envpool")
-        for name in ("atari_protocol", *PROTOCOLS["dqn"]):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, expected None: {self.env_id} is no Atari game of ALE/."
-                )
-
-    def _check_threads(self, has_threads: bool) -> None:
-        if self.env_threads is None:
-            return
-        _check(1 <= self.env_threads <= 1024, "env_threads", self.env_threads, "from 1 to 1024, or None")
-        if not has_threads:
-            raise ValueError(
-                f"env_threads is {self.env_threads}, expected None: {self.env_id} is no Atari game of ALE/, and "
-                f"vectorization is {self.vectorization!r}, not 'envpool'."
-            )
-
-    def _resolve_protocol(self) -> None:
-        """Fill fields that are None from the protocol, and validate them."""
-        _check(not self.squash_actions, "squash_actions", self.squash_actions, "False: a game's actions are discrete")
-        protocol = self.atari_protocol or "dqn"
-        _check_choice("atari_protocol", protocol, AtariProtocol)
-        for name, value in {"atari_protocol": protocol, **PROTOCOLS[protocol]}.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        for name, least, most in (
-            ("noop_max", 0, 10_000),
-            ("frame_skip", 1, 1_000),
-            ("screen_size", 36, 1_000),
-            ("frame_stack", 1, 255),
-            ("max_frames", 1, 2**31 - 1),
-        ):
-            number = getattr(self, name)
-            _check(least <= number <= most, name, number, f"a whole number from {least:,} to {most:,}")
-        stack, size = self.frame_stack, self.screen_size
-        assert stack is not None and size is not None
-        _check(stack < size, "frame_stack", stack, f"less than screen_size, which is {size}")
-        sticky = self.sticky_actions
-        _check(sticky is not None and 0.0 <= sticky < 1.0, "sticky_actions", sticky, "a number from 0, below 1")
-        self._check_threads(has_threads=True)
-        if self.vectorization not in ("auto", "native"):
-            game = self.env_id.rpartition("/")[2]
-            pool = f"; EnvPool's games have other ids, and other settings, such as {game}"
-            raise ValueError(
-                f"vectorization is {self.vectorization!r}, expected 'auto' or 'native': Atari games are batched by "
-                f"ALE itself, in threads of its own{pool if self.vectorization == 'envpool' else ''}."
-            )
 
 
 @dataclass(frozen=True)
@@ -188,16 +59,16 @@ class ModelConfig:
         """Validate the section."""
         names = get_args(EncoderName)
         is_name = self.encoder in names or ":" in self.encoder
-        _check(is_name, "encoder", self.encoder, f"one of {', '.join(names)}, or module:function")
+        check(is_name, "encoder", self.encoder, f"one of {', '.join(names)}, or module:function")
         for name in ("hidden_sizes", "actor_sizes", "critic_sizes"):
             sizes = getattr(self, name)
-            _check(all(s >= 1 for s in sizes or ()), name, sizes, "sizes of at least 1")
+            check(all(s >= 1 for s in sizes or ()), name, sizes, "sizes of at least 1")
             if name != "hidden_sizes" and self.shared_trunk:
-                _check(sizes is None, name, sizes, "None with shared_trunk True: give --shared-trunk False")
-        _check_choice("activation", self.activation, ActivationName)
-        _check_choice("core", self.core, CoreName)
-        _check(self.lstm_size >= 1, "lstm_size", self.lstm_size, "at least 1")
-        _check(-20.0 <= self.log_std_init <= 2.0, "log_std_init", self.log_std_init, "a number from -20 to 2")
+                check(sizes is None, name, sizes, "None with shared_trunk True: give --shared-trunk False")
+        check_choice("activation", self.activation, ActivationName)
+        check_choice("core", self.core, CoreName)
+        check(self.lstm_size >= 1, "lstm_size", self.lstm_size, "at least 1")
+        check(-20.0 <= self.log_std_init <= 2.0, "log_std_init", self.log_std_init, "a number from -20 to 2")
 
     @property
     def is_recurrent(self) -> bool:
@@ -241,16 +112,16 @@ class AlgoConfig:
 
     def __post_init__(self) -> None:
         """Validate the section."""
-        _check_choice("algo", self.algo, AlgoName)
-        _check_choice("collect", self.collect, CollectMode)
-        _check(1 <= self.num_steps <= 1_000_000, "num_steps", self.num_steps, "a whole number from 1 to 1,000,000")
-        _check(0.0 <= self.gamma <= 1.0, "gamma", self.gamma, "a number from 0 to 1")
-        _check(0.0 <= self.gae_lambda <= 1.0, "gae_lambda", self.gae_lambda, "a number from 0 to 1")
-        _check(0.0 <= self.vf_coef < math.inf, "vf_coef", self.vf_coef, "a finite number of at least 0")
-        _check(0.0 <= self.ent_coef < math.inf, "ent_coef", self.ent_coef, "a finite number of at least 0")
-        _check(self.num_epochs >= 1, "num_epochs", self.num_epochs, "at least 1")
-        _check(self.num_minibatches >= 1, "num_minibatches", self.num_minibatches, "at least 1")
-        _check(0.0 < self.clip_coef < math.inf, "clip_coef", self.clip_coef, "a finite number above 0")
+        check_choice("algo", self.algo, AlgoName)
+        check_choice("collect", self.collect, CollectMode)
+        check(1 <= self.num_steps <= 1_000_000, "num_steps", self.num_steps, "a whole number from 1 to 1,000,000")
+        check(0.0 <= self.gamma <= 1.0, "gamma", self.gamma, "a number from 0 to 1")
+        check(0.0 <= self.gae_lambda <= 1.0, "gae_lambda", self.gae_lambda, "a number from 0 to 1")
+        check(0.0 <= self.vf_coef < math.inf, "vf_coef", self.vf_coef, "a finite number of at least 0")
+        check(0.0 <= self.ent_coef < math.inf, "ent_coef", self.ent_coef, "a finite number of at least 0")
+        check(self.num_epochs >= 1, "num_epochs", self.num_epochs, "at least 1")
+        check(self.num_minibatches >= 1, "num_minibatches", self.num_minibatches, "at least 1")
+        check(0.0 < self.clip_coef < math.inf, "clip_coef", self.clip_coef, "a finite number above 0")
         if self.algo == "reinforce" and self.num_epochs * self.num_minibatches != 1:
             raise ValueError(
                 f"reinforce is on-policy: num_epochs is {self.num_epochs} and num_minibatches is "
@@ -286,13 +157,13 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         """Validate the section."""
-        _check_choice("optimizer", self.optimizer, OptimizerName)
-        _check(0.0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a finite number above 0")
-        _check(0.0 < self.optimizer_eps < math.inf, "optimizer_eps", self.optimizer_eps, "a finite number above 0")
+        check_choice("optimizer", self.optimizer, OptimizerName)
+        check(0.0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a finite number above 0")
+        check(0.0 < self.optimizer_eps < math.inf, "optimizer_eps", self.optimizer_eps, "a finite number above 0")
         if self.max_grad_norm is not None:
-            _check(0.0 < self.max_grad_norm < math.inf, "max_grad_norm", self.max_grad_norm, "above 0, or None")
+            check(0.0 < self.max_grad_norm < math.inf, "max_grad_norm", self.max_grad_norm, "above 0, or None")
         for name in ("learning_rate_schedule", "ent_coef_schedule", "clip_coef_schedule"):
-            _check_choice(name, getattr(self, name), Schedule)
+            check_choice(name, getattr(self, name), Schedule)
 
 
 @dataclass(frozen=True)
@@ -303,8 +174,10 @@ class RunConfig:
     """Seed of every random stream; two seeds, such as 0 and 1, share no stream."""
     device: str = "cpu"
     """Device: cpu, cuda or cuda:K."""
-    workers: int | Literal["auto"] = 1
-    """Processes that share num_envs and train one model; auto: one per physical core (in step: if it pays)."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that divide the shards and train one model, with the same results; auto: one per core if it pays."""
+    shards: int | Literal["auto"] = "auto"
+    """Parts of num_envs with random streams of their own; results depend on it. auto: by the envs, at least workers."""
     torch_threads: int = 1
     """Threads of torch in each worker; more pay only for large networks. Results depend on them by rounding alone."""
     lock: bool = False
@@ -340,25 +213,27 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Validate the section."""
-        _check(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
+        check(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
         is_number = not isinstance(self.workers, str) and 1 <= self.workers <= 1024
-        _check(self.workers == "auto" or is_number, "workers", self.workers, "a whole number from 1 to 1024, or auto")
-        _check(1 <= self.torch_threads <= 1024, "torch_threads", self.torch_threads, "a whole number from 1 to 1024")
-        _check(self.max_restarts >= 0, "max_restarts", self.max_restarts, "at least 0")
-        _check(self.total_env_steps >= 1, "total_env_steps", self.total_env_steps, "at least 1")
+        check(self.workers == "auto" or is_number, "workers", self.workers, "a whole number from 1 to 1024, or auto")
+        is_number = not isinstance(self.shards, str) and 1 <= self.shards <= 1024
+        check(self.shards == "auto" or is_number, "shards", self.shards, "a whole number from 1 to 1024, or auto")
+        check(1 <= self.torch_threads <= 1024, "torch_threads", self.torch_threads, "a whole number from 1 to 1024")
+        check(self.max_restarts >= 0, "max_restarts", self.max_restarts, "at least 0")
+        check(self.total_env_steps >= 1, "total_env_steps", self.total_env_steps, "at least 1")
         if self.budget_minutes is not None:
-            _check(0.0 < self.budget_minutes < math.inf, "budget_minutes", self.budget_minutes, "above 0, or None")
-        _check_choice("eval_actions", self.eval_actions, ActionChoice)
+            check(0.0 < self.budget_minutes < math.inf, "budget_minutes", self.budget_minutes, "above 0, or None")
+        check_choice("eval_actions", self.eval_actions, ActionChoice)
         for name in ("until_return", "eval_from_return"):
             value = getattr(self, name)
-            _check(value is None or math.isfinite(value), name, value, "a finite number, or None")
+            check(value is None or math.isfinite(value), name, value, "a finite number, or None")
         for name, least in (("eval_every", 0), ("eval_episodes", 1), ("eval_max_steps", 1)):
             number = getattr(self, name)
-            _check(number is None or number >= least, name, number, f"at least {least}, or None")
+            check(number is None or number >= least, name, number, f"at least {least}, or None")
         if self.until_return is not None and not self.eval:
             raise ValueError(f"until_return is {self.until_return:g} without evaluations, which it needs: drop one.")
-        _check(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "at least 0")
-        _check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
+        check(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "at least 0")
+        check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -373,22 +248,22 @@ class Config:
 
     def __post_init__(self) -> None:
         """Validate settings that depend on several sections."""
-        workers = 1 if self.run.workers == "auto" else self.run.workers
+        workers = self.num_workers
         if self.env.envs_per_worker is not None:
             env = dataclasses.replace(self.env, num_envs=self.env.envs_per_worker * workers)
             object.__setattr__(self, "env", env)
-        if self.env.num_envs % workers:
-            raise ValueError(f"num_envs is {self.env.num_envs}, expected a multiple of workers, which is {workers}.")
+        self._check_shards(workers)
         self._check_processes(workers)
+        parts, whose = self.num_shards, "shard" if self.run.shards != "auto" else "worker"
         sliced, what = (
             (self.env.num_envs, "num_envs (a recurrent core's minibatches are whole sequences)")
             if self.model.is_recurrent
             else (self.batch_size, "num_envs * num_steps")
         )
-        if sliced // workers % self.algo.num_minibatches:
+        if sliced // parts % self.algo.num_minibatches:
             raise ValueError(
-                f"num_minibatches is {self.algo.num_minibatches}, expected a divisor of {sliced // workers}, "
-                f"which is {what}{' of one worker' if workers > 1 else ''}."
+                f"num_minibatches is {self.algo.num_minibatches}, expected a divisor of {sliced // parts}, "
+                f"which is {what}{f' of one {whose}' if parts > 1 else ''}."
             )
         if self.env.clip_rewards and self.model.normalize_reward:
             raise ValueError(
@@ -400,6 +275,43 @@ class Config:
                 f"num_minibatches is {self.algo.num_minibatches}, expected 1 with collect episodes: "
                 "episodes have no fixed number of rows to divide."
             )
+
+    def _check_shards(self, workers: int) -> None:
+        """Check that the shards are equal and that every worker has one."""
+        num_envs, shards = self.env.num_envs, self.run.shards
+        if shards == "auto":
+            check(num_envs % workers == 0, "num_envs", num_envs, f"a multiple of workers, which is {workers}")
+            return
+        check(num_envs % shards == 0, "num_envs", num_envs, f"a multiple of shards, which is {shards}")
+        if workers > shards:
+            raise ValueError(
+                f"workers is {workers}, but there are only {shards} shards to divide, which is part of what the run "
+                f"computes: give at most as many workers, or --shards {workers} for a new run."
+            )
+        if shards > 1 and self.env.vectorization == "process":
+            raise ValueError(
+                f"shards is {shards} with vectorization process, expected 1: its processes step all environments at "
+                "once."
+            )
+        if self.algo.has_async_workers and self.run.workers not in ("auto", shards):
+            raise ValueError(
+                f"shards is {shards} with algo a3c and workers {workers}, expected auto: each of its workers is one."
+            )
+
+    @property
+    def num_workers(self) -> int:
+        """K, the number of workers; the least that it can become if `workers` is 'auto'."""
+        return 1 if self.run.workers == "auto" else self.run.workers
+
+    @property
+    def num_shards(self) -> int:
+        """S, the number of shards; the least that it can become if `shards` is 'auto'."""
+        return self.num_workers if self.run.shards == "auto" else self.run.shards
+
+    @property
+    def is_one_shard_per_worker(self) -> bool:
+        """Whether the number of workers is part of the algorithm."""
+        return self.algo.has_async_workers or self.env.envs_per_worker is not None
 
     def _check_processes(self, workers: int) -> None:
         is_a3c, device = self.algo.has_async_workers, self.run.device
@@ -478,6 +390,8 @@ class Config:
                 if _section_of(name) != section:
                     raise ValueError(f"config key {name!r} stands in {section!r}, expected in {_section_of(name)!r}.")
                 flat[name] = value
+        if "shards" not in flat and isinstance(flat.get("workers"), int):
+            flat["shards"] = flat["workers"]  # saved before there were shards: every worker was one
         return cls().replace(**flat)
 
 

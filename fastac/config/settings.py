@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
-from fastac.config.config import (
-    ActionChoice,
-    ActivationName,
-    AtariProtocol,
-    CollectMode,
-    CoreName,
-    OptimizerName,
-    Schedule,
-    Vectorization,
-)
+from fastac.config.config import ActionChoice, ActivationName, CollectMode, CoreName, OptimizerName, Schedule
+from fastac.config.environments import AtariProtocol, Vectorization
 from fastac.config.values import EnvArguments
 
 
@@ -80,6 +72,7 @@ class TrainSettings(TypedDict, total=False):
     seed: int
     device: str
     workers: int | Literal["auto"]
+    shards: int | Literal["auto"]
     torch_threads: int
     lock: bool
     max_restarts: int

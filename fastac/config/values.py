@@ -1,4 +1,4 @@
-"""Converts the names and values of settings, as written by users, to the right type."""
+"""Converts the names and values of settings, as written by users, to the right type, and checks them."""
 
 from __future__ import annotations
 
@@ -120,3 +120,15 @@ def _describe(kind: object) -> str:
     if type(None) not in get_args(kind):
         return "a whole number or auto"
     return _describe(get_args(kind)[0]).replace(" or ", ", ") + " or None"
+
+
+def check(ok: bool, name: str, value: object, expected: str) -> None:
+    """Raise ValueError with a one-sentence message unless `ok` (which is False for every comparison with NaN)."""
+    if not ok:
+        raise ValueError(f"{name} is {value!r}, expected {expected}.")
+
+
+def check_choice(name: str, value: str, literal: object) -> None:
+    """Raise ValueError with a one-sentence message unless the value is one of a `Literal`."""
+    choices = get_args(literal)
+    check(value in choices, name, value, "one of " + ", ".join(choices))

@@ -59,11 +59,12 @@ def sum_gradients(
     sum_squares.reference(total[begin:end], squares[first : first + num_blocks(end - begin)])
 
 
-@kernel("B", is_step=True)
+@kernel("B S", is_step=True)
 def clip_gradient(
     squares: Annotated[Tensor, "float64 B"],
-    terms: Annotated[Tensor, "float64 5"],
+    parts: Annotated[Tensor, "float64 S 5"],
     max_norm: float,
+    terms: Annotated[Tensor, "float64 5"],
     norm: Annotated[Tensor, "float64 1"],
     grad_scale: Annotated[Tensor, "float64 1"],
     count: Annotated[Tensor, "float64 1"],
@@ -72,14 +73,18 @@ def clip_gradient(
 
     Args:
         squares: sums of squares of the gradient's blocks; they are added in order.
-        terms: the loss terms.
+        parts: the loss terms of each shard.
         max_norm: the largest norm; infinity does not clip.
+        terms: written: the loss terms, added up in order.
         norm: written: the norm before clipping.
         grad_scale: written: the factor; NaN if a loss term or the norm is not finite, so that no step is taken.
         count: steps so far; increased unless the factor is NaN.
     """
     found = math.sqrt(sum(squares.tolist()))
     norm.fill_(found)
+    terms.zero_()
+    for part in parts:
+        terms += part
     if math.isfinite(found) and math.isfinite(sum(terms.tolist())):
         count += 1.0
         grad_scale.fill_(1.0 if found <= max_norm else max_norm / (found + 1e-6))
@@ -166,9 +171,11 @@ def _sum_gradients_numba(
 @clip_gradient.numba
 def _clip_gradient_numba(
     num_blocks: int,
+    num_shards: int,
     squares: Doubles,
-    terms: Doubles,
+    parts: Doubles,
     max_norm: float,
+    terms: Doubles,
     norm: Doubles,
     grad_scale: Doubles,
     count: Doubles,
@@ -177,6 +184,9 @@ def _clip_gradient_numba(
     for block in range(num_blocks):
         square += squares[block]
     for k in range(5):
+        terms[k] = 0.0
+        for shard in range(num_shards):
+            terms[k] += parts[shard * 5 + k]
         term += terms[k]
     norm[0] = math.sqrt(square)
     if math.isfinite(norm[0]) and math.isfinite(term):

@@ -1,4 +1,4 @@
-"""One learner for A2C, PPO and REINFORCE: takes a rollout, updates the parameters, returns metrics.
+"""One learner for A2C, PPO and REINFORCE: takes rollouts, updates the parameters, returns metrics.
 
 Algorithms differ only in settings: objective, epochs, minibatches, lambda, baseline.
 """
@@ -6,6 +6,7 @@ Algorithms differ only in settings: objective, epochs, minibatches, lambda, base
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from operator import is_
 from time import perf_counter
 from typing import TypeAlias
@@ -27,47 +28,59 @@ Moments: TypeAlias = tuple[float, float, float]  # number of rows, mean, and sum
 
 
 class Learner:
-    """Computes advantages and updates the model on one rollout.
+    """Computes advantages and updates the model on the rollouts of this process's shards, together with the others.
 
     Attributes:
         updates: optimiser steps taken since the run began.
-        rows: number of valid rows in the last rollout, summed over all workers.
+        rows: number of valid rows in the last rollouts, summed over all shards.
     """
 
     def __init__(
         self,
         config: Config,
-        gradient: Gradient,
-        minibatches: Minibatches,
+        gradients: Sequence[Gradient],
+        minibatches: Sequence[Minibatches],
         optimizer: Optimizer,
         group: Group | None = None,
     ) -> None:
-        """Store the parts; only settings are read from `config`."""
+        """Store the parts; only settings are read from `config`.
+
+        Args:
+            config: the algorithm and the schedules.
+            gradients: one for each of this process's shards, L.
+            minibatches: likewise.
+            optimizer: updates the parameters.
+            group: this process's shards among all; None: they are all.
+        """
         self._algo, self._optim = config.algo, config.optim
-        self._gradient, self._minibatches, self._optimizer = gradient, minibatches, optimizer
-        self._group = group or Alone()
-        self._moments, self._coefs = torch.zeros(5, dtype=torch.float64), Coefs()
-        gather, self._everyones = self._group.prepare_gather(self._moments)  # [K, 5]
+        self._gradients, self._minibatches, self._optimizer = gradients, minibatches, optimizer
+        self._group = group or Alone(len(gradients))
+        # [L, 5] each: moments of the shards' rows, and loss terms.
+        self._moments, self._parts = (torch.zeros(len(gradients), 5, dtype=torch.float64) for _ in range(2))
+        self._coefs = Coefs()
+        gather, self._everyones = self._group.prepare_gather(self._moments)  # [S, 5]
         weigh = weigh_rows.prepare(self._everyones, self._algo.normalize_advantage, self._coefs.weights)
         self._weigh = join_calls([*gather, weigh])
-        self._given: tuple[Tensor | None, ...] = (None,) * 5  # what the calls of an estimate read
+        self._given: list[Tensor] = []  # what the calls of an estimate read
         self._estimates: list[Op] = []
         self._metrics = torch.zeros(len(_METRICS), dtype=torch.float64)  # of an update
         self._learning_rate = torch.zeros(1, dtype=torch.float64)
         # Views, since making one takes a microsecond.
         self._views = self._metrics.numpy(), self._coefs.schedule.numpy(), self._learning_rate.numpy()
-        # The calls of an update, by number of the batch; they are made once, since batches do not move.
-        self._prepared: dict[tuple[int, bool], tuple[Batch, list[Op]]] = {}
-        self._rollout: Rollout | None = None  # that they read
+        # The calls of an update, by the batches; they are made once, since batches do not move.
+        self._prepared: dict[tuple[int | bool, ...], tuple[tuple[Batch, ...], list[Op]]] = {}
+        self._rollouts: Sequence[Rollout] = ()  # that they read
         self.updates = 0
         self.rows = 0
 
-    def learn(self, rollout: Rollout, reward: Tensor, done_fraction: float, phases: Phases) -> dict[str, float]:
-        """Update the model on one rollout.
+    def learn(
+        self, rollouts: Sequence[Rollout], rewards: Sequence[Tensor], done_fraction: float, phases: Phases
+    ) -> dict[str, float]:
+        """Update the model on one rollout of each shard.
 
         Args:
-            rollout: the collected rollout.
-            reward: `[T, N]`, the rewards to learn from (raw, or normalised).
+            rollouts: the collected rollouts.
+            rewards: `[T, N]` each, the rewards to learn from (raw, or normalised).
             done_fraction: env_steps / total_env_steps, 0 to 1, for schedules.
             phases: the elapsed time is added to it.
 
@@ -79,15 +92,16 @@ class Learner:
                 update.
         """
         begin = perf_counter()
-        advantages, returns = self._estimate(rollout, reward)
+        advantages, returns = self._estimate(rollouts, rewards)
         middle = perf_counter()
         self._schedule(done_fraction)
         is_whole = self._algo.num_minibatches == 1
         totals, count = np.zeros(len(_METRICS)), 0
         for epoch in range(self._algo.num_epochs):
             is_fresh = is_whole and epoch == 0
-            for batch in self._minibatches.split(rollout):
-                totals += self._update(rollout, batch, is_fresh)
+            splits = [slicing.split(rollout) for slicing, rollout in zip(self._minibatches, rollouts, strict=True)]
+            for batches in zip(*splits, strict=True):
+                totals += self._update(rollouts, batches, is_fresh)
                 count += 1
         metrics: dict[str, float] = dict(zip(_METRICS, (totals / count).tolist(), strict=True))
         # 1 - Var[return - value] / Var[return]: 1 for a perfect critic, 0 for one no better than a constant.
@@ -112,33 +126,39 @@ class Learner:
         schedule[2] = anneal(optim.clip_coef_schedule, algo.clip_coef, done_fraction)
         rate[0] = anneal(optim.learning_rate_schedule, optim.learning_rate, done_fraction)
 
-    def _estimate(self, rollout: Rollout, reward: Tensor) -> tuple[Moments, Moments]:
-        """Fill the rollout's advantages and returns; return their moments over all workers' valid rows.
+    def _estimate(self, rollouts: Sequence[Rollout], rewards: Sequence[Tensor]) -> tuple[Moments, Moments]:
+        """Fill the rollouts' advantages and returns; return their moments over all shards' valid rows.
 
-        The weights of a batch that is the whole rollout follow from them.
+        The weights of batches that are whole rollouts follow from them.
         """
-        terminated, gamma = rollout.terminated, self._algo.gamma
-        if not self._algo.baseline:
-            rollout.value.zero_()  # plain REINFORCE: the advantage is the return
-        elif rollout.out_of_band.numpy().any():
-            # SAME_STEP/DISABLED: V(final obs) is not in value[t+1]. Add gamma*V to the reward and treat the row as
-            # terminal (the time-out trick of rsl_rl); delta is the same.
-            reward = reward + gamma * rollout.final_value
-            terminated = terminated | rollout.out_of_band
-        given = reward, rollout.value, terminated, rollout.truncated, rollout.valid
-        written = rollout.advantage, rollout.return_, self._moments
-        if not all(map(is_, given, self._given)):  # the usual tensors are the same every time
-            estimate = gae.prepare(*given, gamma, self._algo.gae_lambda, *written)
-            self._given, self._estimates = given, join_calls([estimate, *self._weigh])
+        taken = [self._take(rollout, reward) for rollout, reward in zip(rollouts, rewards, strict=True)]
+        given = [part for parts in taken for part in parts]
+        if len(given) != len(self._given) or not all(map(is_, given, self._given)):  # they are mostly the same
+            settings, estimates = (self._algo.gamma, self._algo.gae_lambda), list[Op]()
+            for rollout, parts, moments in zip(rollouts, taken, self._moments, strict=True):
+                estimates.append(gae.prepare(*parts, *settings, rollout.advantage, rollout.return_, moments))
+            self._given, self._estimates = given, join_calls([*estimates, *self._weigh])
         for op in self._estimates:
             op()
         everyones = self._everyones.tolist()
         of_return = [(count, mean, m2) for count, _, _, mean, m2 in everyones]
         return merge_moments([parts[:3] for parts in everyones]), merge_moments(of_return)
 
-    def _update(self, rollout: Rollout, batch: Batch, is_fresh: bool) -> NDArray[np.float64]:
-        """Apply one update and return the values of `_METRICS`."""
-        for op in self._prepare(rollout, batch, is_fresh):
+    def _take(self, rollout: Rollout, reward: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return what advantages are estimated from."""
+        terminated = rollout.terminated
+        if not self._algo.baseline:
+            rollout.value.zero_()  # plain REINFORCE: the advantage is the return
+        elif rollout.out_of_band.numpy().any():
+            # SAME_STEP/DISABLED: V(final obs) is not in value[t+1]. Add gamma*V to the reward and treat the row as
+            # terminal (the time-out trick of rsl_rl); delta is the same.
+            reward = reward + self._algo.gamma * rollout.final_value
+            terminated = terminated | rollout.out_of_band
+        return reward, rollout.value, terminated, rollout.truncated, rollout.valid
+
+    def _update(self, rollouts: Sequence[Rollout], batches: tuple[Batch, ...], is_fresh: bool) -> NDArray[np.float64]:
+        """Apply one update, on a batch of each shard, and return the values of `_METRICS`."""
+        for op in self._prepare(rollouts, batches, is_fresh):
             op()
         metrics, *_ = self._views
         if not math.isfinite(metrics.sum()):
@@ -148,21 +168,30 @@ class Learner:
         self.updates += 1
         return metrics
 
-    def _prepare(self, rollout: Rollout, batch: Batch, is_fresh: bool) -> list[Op]:
+    def _prepare(self, rollouts: Sequence[Rollout], batches: tuple[Batch, ...], is_fresh: bool) -> list[Op]:
         """Return the calls of an update."""
-        if self._rollout is not rollout:
-            self._rollout, self._prepared = rollout, {}
-        key = id(batch), is_fresh
-        known, ops = self._prepared.get(key, (None, []))
-        if known is not batch:
-            terms, norm = self._metrics.split([len(TERMS), 1])
-            if self._algo.num_minibatches > 1:
-                ops = [batch_moments.prepare(batch.advantage.view(-1), batch.valid.view(-1), self._moments[:3])]
-                ops += self._weigh
-            ops += self._gradient.prepare(batch, self._coefs, terms, is_fresh)
-            ops = join_calls([*ops, *self._optimizer.prepare(terms, norm, self._learning_rate)])
-            self._prepared[key] = batch, ops
+        if len(rollouts) != len(self._rollouts) or not all(map(is_, rollouts, self._rollouts)):
+            self._rollouts, self._prepared = tuple(rollouts), {}
+        key = (*map(id, batches), is_fresh)
+        known, ops = self._prepared.get(key, ((), []))
+        if not known or not all(map(is_, known, batches)):
+            ops = self._make_calls(batches, is_fresh)
+            self._prepared[key] = batches, ops
         return ops
+
+    def _make_calls(self, batches: tuple[Batch, ...], is_fresh: bool) -> list[Op]:
+        """Return the calls of an update: each shard's gradient, then the step."""
+        ops: list[Op] = []
+        if self._algo.num_minibatches > 1:
+            for shard, batch in enumerate(batches):
+                rows = batch.advantage.view(-1), batch.valid.view(-1)
+                ops.append(batch_moments.prepare(*rows, self._moments[shard, :3]))
+            ops += self._weigh
+        for shard, (gradient, batch) in enumerate(zip(self._gradients, batches, strict=True)):
+            ops += gradient.prepare(batch, self._coefs, self._parts[shard], is_fresh)
+            ops += self._optimizer.prepare_keep(shard)
+        terms, norm = self._metrics.split([len(TERMS), 1])
+        return join_calls([*ops, *self._optimizer.prepare(self._parts, terms, norm, self._learning_rate)])
 
     def get_state(self) -> StateTree:
         """Return the optimiser's slots and the update count."""

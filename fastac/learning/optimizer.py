@@ -2,9 +2,7 @@
 
 All parameters of a model become views of one flat tensor, and so do their gradients. Clipping is then one norm and
 an update is one pass over a few vectors, whatever the number of layers. Each parameter begins at a cache line (see
-`fastac.memory`); the gaps hold zeros, which add nothing to the norm and stay zero. The update rules are kernels of
-our own: `torch.optim` imports torch's compiler, which costs two seconds at start-up, and passes over the vectors
-seven times. Tests compare our rules with torch's.
+`fastac.memory`); the gaps hold zeros, which add nothing to the norm and stay zero.
 """
 
 from __future__ import annotations
@@ -16,36 +14,30 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastac import memory
 from fastac.contract import Group, StateTree, WorkerFailure, read_count, read_tensor
-from fastac.kernels import (
-    SQUARES_BLOCK,
-    Op,
-    adam_step,
-    clip_gradient,
-    num_blocks,
-    rmsprop_step,
-    sum_gradients,
-    sum_squares,
-)
+from fastac.kernels import SQUARES_BLOCK, Op, clip_gradient, copy_row, num_blocks, sum_gradients, sum_squares
+from fastac.learning.update_rules import Step, UpdateRule
 
 
 class Optimizer(Protocol):
-    """Updates the parameters with their current gradients."""
+    """Updates the parameters with the sum of all shards' gradients."""
 
-    def prepare(self, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
-        """Return the calls of a step: sum what the workers have computed, clip the gradient and update.
+    def prepare_keep(self, shard: int) -> list[Op]:
+        """Return the calls that keep the current gradient as that of a shard; `shard` counts this process's from 0."""
+
+    def prepare(self, parts: Tensor, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
+        """Return the calls of a step, after those that keep each shard's gradient: sum, clip and update.
 
         If a loss term or the norm is NaN or infinite, a step updates nothing.
 
         Args:
-            terms: `[5]` float64, the loss terms of this worker's rows, weighted for the global mean as the gradient
-                is; a step adds up those of all workers.
+            parts: `[L, 5]` float64, the loss terms of this process's shards, weighted for the global mean as their
+                gradients are.
+            terms: `[5]` float64, written: those of all shards, added up.
             norm: `[1]` float64, written: the norm of the gradient before clipping.
             learning_rate: `[1]` float64, the step size, read by every step.
         """
@@ -55,79 +47,6 @@ class Optimizer(Protocol):
 
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`."""
-
-
-class UpdateRule(Protocol):
-    """An optimiser's formula over one flat vector.
-
-    Attributes:
-        slots: the statistics kept for each parameter, by name, with their initial values.
-    """
-
-    slots: Mapping[str, float]
-
-    def prepare(self, param: Tensor, grad: Tensor, slots: Mapping[str, Tensor], step: Step) -> Op:
-        """Return the call that updates `param` and `slots`, all `[P]`, in place, as `step` says."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The numbers of a step, `[1]` float64 each; they change between steps.
-
-    Attributes:
-        grad_scale: the gradient used is grad * grad_scale; NaN updates nothing.
-        learning_rate: the step size.
-        count: the number of steps including this one.
-    """
-
-    grad_scale: Tensor
-    learning_rate: Tensor
-    count: Tensor
-
-    @classmethod
-    def allocate(cls, learning_rate: Tensor, count: Tensor) -> Step:
-        """Allocate the scale."""
-        return cls(torch.zeros(1, dtype=torch.float64), learning_rate, count)
-
-
-class Adam:
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980), as in torch.optim.Adam."""
-
-    _BETA1, _BETA2 = 0.9, 0.999
-
-    def __init__(self, eps: float) -> None:
-        """Store epsilon, which is added to the root."""
-        self._eps = eps
-        self.slots: Mapping[str, float] = {"average": 0.0, "square": 0.0}
-
-    def prepare(self, param: Tensor, grad: Tensor, slots: Mapping[str, Tensor], step: Step) -> Op:
-        """See `UpdateRule`."""
-        vectors = param, grad, slots["average"], slots["square"]
-        settings = self._BETA1, self._BETA2, self._eps
-        return adam_step.prepare(*vectors, step.grad_scale, step.learning_rate, *settings, step.count)
-
-
-class RMSprop:
-    """RMSprop (Hinton 2012), in the form of torch or of TensorFlow 1.
-
-    The difference decided A2C's stability in published results (DLR-RM/stable-baselines3 PR 110)::
-
-        square = alpha * square + (1 - alpha) * grad**2          initially 0 (torch) or 1 (TensorFlow)
-        param -= lr * grad / (sqrt(square) + eps)                torch
-        param -= lr * grad / sqrt(square + eps)                  TensorFlow
-    """
-
-    _ALPHA = 0.99
-
-    def __init__(self, eps: float, tensorflow: bool) -> None:
-        """Store epsilon and the form."""
-        self._eps, self._tensorflow = eps, tensorflow
-        self.slots: Mapping[str, float] = {"square": 1.0 if tensorflow else 0.0}
-
-    def prepare(self, param: Tensor, grad: Tensor, slots: Mapping[str, Tensor], step: Step) -> Op:
-        """See `UpdateRule`."""
-        settings = self._ALPHA, self._eps, self._tensorflow
-        return rmsprop_step.prepare(param, grad, slots["square"], step.grad_scale, step.learning_rate, *settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +84,14 @@ class FlatParameters:
 class LocalOptimizer:
     """Optimizer of a model that only this process trains."""
 
-    def __init__(self, model: nn.Module, rule: UpdateRule, max_grad_norm: float | None) -> None:
+    def __init__(self, model: nn.Module, rule: UpdateRule, max_grad_norm: float | None, num_shards: int = 1) -> None:
         """Make `model`'s parameters views of one vector, updated by `rule`.
 
         Args:
             model: already on its device; its parameters keep their names and shapes.
             rule: the update rule.
             max_grad_norm: clip the global gradient norm to this; None does not clip.
+            num_shards: S; the gradient of a single shard is used where it is.
 
         Raises:
             ValueError: a parameter is not float32.
@@ -179,14 +99,21 @@ class LocalOptimizer:
         param, self._grad = flatten(model)
         self._vectors = FlatParameters.allocate(param, rule)
         self._rule, self._max_norm = rule, max_grad_norm
+        self._kept = memory.zeros((num_shards if num_shards > 1 else 0, len(param)), device=param.device)
         self._count = torch.zeros(1, dtype=torch.float64)
 
-    def prepare(self, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
+    def prepare_keep(self, shard: int) -> list[Op]:
+        """See `Optimizer`."""
+        return [copy_row.prepare(self._grad, self._kept[shard])] if len(self._kept) else []
+
+    def prepare(self, parts: Tensor, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
         """See `Optimizer`."""
         squares, step = squares_of(self._grad), Step.allocate(learning_rate, self._count)
         return [
-            sum_squares.prepare(self._grad, squares),
-            prepare_clip(squares, terms, self._max_norm, norm, step),
+            sum_gradients.prepare(self._kept, 0, len(self._grad), self._grad, squares)
+            if len(self._kept)
+            else sum_squares.prepare(self._grad, squares),
+            prepare_clip(squares, parts, terms, self._max_norm, norm, step),
             self._rule.prepare(self._vectors.param, self._grad, self._vectors.slots, step),
         ]
 
@@ -199,15 +126,28 @@ class LocalOptimizer:
         self._count.fill_(self._vectors.set_state(state))
 
 
+@dataclass(frozen=True, slots=True)
+class SharedVectors:
+    """What workers share whose parameters are many.
+
+    Attributes:
+        parameters: the parameters and the optimizer's statistics.
+        squares: the sums of squares of the gradient's blocks; each worker writes those of its part.
+    """
+
+    parameters: FlatParameters
+    squares: Tensor
+
+
 class SharedOptimizer:
-    """Optimizer of a model that workers in step train together. All workers' gradients are in shared memory.
+    """Optimizer of a model that workers in step train together. All shards' gradients are in shared memory.
 
     Few parameters are kept and updated by every worker, so one exchange is enough. Many are in shared memory too, and
     each worker sums and updates one part of them: at a million parameters a step is limited by memory access, and each
-    element is updated once, not once per worker. That takes two exchanges more: of the squares for the norm, and for
-    the end. Both give the same bits. Gradients are summed in a fixed tree over the workers, so results do not depend
-    on timing. A worker killed inside such a step leaves a part of the parameters one step ahead of the rest; such a
-    state is never saved.
+    element is updated once, not once per worker. That takes two waits more: for the squares of the norm, and for the
+    end. Both give the same bits. Gradients are summed in a fixed tree over the shards, so results depend neither on
+    timing nor on who holds which shard. A worker killed inside such a step leaves a part of the parameters one step
+    ahead of the rest; such a state is never saved.
     """
 
     def __init__(
@@ -217,7 +157,7 @@ class SharedOptimizer:
         max_grad_norm: float | None,
         group: Group,
         grads: Tensor,
-        shared: FlatParameters | None,
+        shared: SharedVectors | None,
     ) -> None:
         """Make `model`'s parameters views of one vector, and its gradients views of another.
 
@@ -225,66 +165,80 @@ class SharedOptimizer:
             model: on the CPU, with the same values in every worker; its parameters keep their names and shapes.
             rule: the update rule.
             max_grad_norm: clip the global gradient norm to this; None does not clip.
-            group: the workers whose gradients are summed; each gradient is already weighted for the global mean.
-            grads: `[2, K, P]` in shared memory; `[1, K, P]` if the parameters are shared too.
+            group: the shards whose gradients are summed; each gradient is already weighted for the global mean.
+            grads: `[2, S, P]` in shared memory; `[1, S, P]` if the parameters are shared too.
             shared: parameters that all workers share; None: each keeps its own.
 
         Raises:
             ValueError: a parameter is not float32.
         """
-        size, rank = grads.shape[-1], group.rank
-        if shared is None:
-            param, self._grad = flatten(model)
-            self._vectors, self._range = FlatParameters.allocate(param, rule), (0, size)
-        else:
-            flatten(model, shared.param, grads[0, rank])
-            self._grad, self._vectors, self._range = grads[0, rank], shared, part_of(size, rank, group.size)
+        size, is_split = grads.shape[-1], shared is not None
+        own = grads[:, group.shards.start : group.shards.stop]
+        # The gradient of a worker's only shard is computed where the others read it, if there is one place for it.
+        is_in_place = is_split and len(group.shards) == 1
+        param, self._grad = flatten(
+            model, None if shared is None else shared.parameters.param, own[0, 0] if is_in_place else None
+        )
+        self._vectors = FlatParameters.allocate(param, rule) if shared is None else shared.parameters
+        self._range = part_of(size, group.rank, group.size) if is_split else (0, size)
         begin, end = self._range
         self._own = FlatParameters(
             self._vectors.param[begin:end], {name: slot[begin:end] for name, slot in self._vectors.slots.items()}
         )
-        self._grads, self._sum = grads, memory.empty((size,))
-        self._squares = squares_of(self._sum)
-        self._all_squares = squares_of(self._sum) if shared is not None else self._squares
-        self._rule, self._max_norm, self._group, self._is_split = rule, max_grad_norm, group, shared is not None
+        self._sum = memory.empty((size,))
+        self._squares = squares_of(self._sum) if shared is None else shared.squares
+        self._rule, self._max_norm, self._group, self._is_split = rule, max_grad_norm, group, is_split
         self._count = torch.zeros(1, dtype=torch.float64)
         self._turn = 0
         self._is_torn = False
+        # By turn: the calls that keep a shard's gradient, and the one that adds up all of them.
+        self._keeps = [[] if is_in_place else [copy_row.prepare(self._grad, kept) for kept in each] for each in own]
         self._add_up = [sum_gradients.prepare(each, begin, end, self._sum, self._squares) for each in grads]
 
-    def prepare(self, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
-        """See `Optimizer`."""
-        (begin, end), step = self._range, Step.allocate(learning_rate, self._count)
-        clip = prepare_clip(self._all_squares, terms, self._max_norm, norm, step)
-        update = self._rule.prepare(self._own.param, self._sum[begin:end], self._own.slots, step)
-        if not self._is_split:
-            return [partial(self._combine, terms.numpy()), clip, update]
-        combine: list[Op] = [partial(self._combine, terms.numpy()), self._gather_squares]
-        return [*combine, clip, partial(self._begin_update, step.grad_scale), update, self._end_update]
-
-    def _combine(self, terms: NDArray[np.float64]) -> None:
-        """Add up loss terms and gradients of all workers.
+    def prepare_keep(self, shard: int) -> list[Op]:
+        """See `Optimizer`.
 
         Workers that keep their parameters put their gradients into two places in turn: another one may still read what
         this one wrote in the step before. It has read it when it takes part in the exchange of this step.
         """
+        if not self._keeps[0]:
+            return []
+        return [self._keeps[0][shard]] if self._is_split else [partial(self._keep, shard)]
+
+    def _keep(self, shard: int) -> None:
+        self._keeps[self._turn][shard]()
+
+    def prepare(self, parts: Tensor, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
+        """See `Optimizer`."""
+        (begin, end), step = self._range, Step.allocate(learning_rate, self._count)
+        gather, everyones = self._group.prepare_gather(parts)  # [S, 5]; then all gradients are complete
+        combine: list[Op] = [*gather, self._combine]
+        clip = prepare_clip(self._squares, everyones, terms, self._max_norm, norm, step)
+        update = self._rule.prepare(self._own.param, self._sum[begin:end], self._own.slots, step)
+        if not self._is_split:
+            return [*combine, clip, update]
+        return [
+            *combine,
+            self._group.wait,
+            clip,
+            partial(self._begin_update, step.grad_scale),
+            update,
+            self._end_update,
+        ]
+
+    def _combine(self) -> None:
+        """Add up the gradients of all shards, or this worker's part of them."""
         turn = self._turn
         if not self._is_split:
             self._turn = 1 - turn
-            self._grads[turn, self._group.rank].copy_(self._grad)
-        np.sum(self._group.gather(terms), axis=0, out=terms)  # now all gradients are complete
         self._add_up[turn]()
-
-    def _gather_squares(self) -> None:
-        """Join the squares of all workers' parts; each has zeros for the others' parts."""
-        np.sum(self._group.gather(self._squares.numpy()), axis=0, out=self._all_squares.numpy())
 
     def _begin_update(self, grad_scale: Tensor) -> None:
         self._is_torn = not math.isnan(grad_scale)
 
     def _end_update(self) -> None:
         """Wait until all parts are updated."""
-        self._group.gather(self._count.numpy())
+        self._group.wait()
         self._is_torn = False
 
     def get_state(self) -> StateTree:
@@ -360,13 +314,17 @@ class HogwildOptimizer:
         self._copied_at = self._counter.total()
         self._param.copy_(self._shared.param)
 
-    def prepare(self, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
+    def prepare_keep(self, shard: int) -> list[Op]:
+        """See `Optimizer`: a worker has one shard, and its gradient stays where it is."""
+        return []
+
+    def prepare(self, parts: Tensor, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
         """See `Optimizer`; a worker's step is of its own rows alone."""
         squares, step = squares_of(self._grad), Step.allocate(learning_rate, self._number)
         update = self._rule.prepare(self._shared.param, self._grad, self._shared.slots, step)
         return [
             sum_squares.prepare(self._grad, squares),
-            prepare_clip(squares, terms, self._max_norm, norm, step),
+            prepare_clip(squares, parts, terms, self._max_norm, norm, step),
             partial(self._step, update, step.grad_scale),
         ]
 
@@ -389,15 +347,23 @@ class HogwildOptimizer:
         self._shared.set_state(state)
 
 
+def num_squares(size: int) -> int:
+    """Return how many sums of squares a vector of this size has, one of each block."""
+    return num_blocks(size)
+
+
 def squares_of(vector: Tensor) -> Tensor:
     """Allocate the sums of squares of a vector's blocks."""
-    return torch.zeros(num_blocks(len(vector)), dtype=torch.float64, device=vector.device)
+    return torch.zeros(num_squares(len(vector)), dtype=torch.float64, device=vector.device)
 
 
-def prepare_clip(squares: Tensor, terms: Tensor, max_norm: float | None, norm: Tensor, step: Step) -> Op:
-    """Return the call that finds a gradient's norm and scale, and counts the step unless it is not finite."""
+def prepare_clip(squares: Tensor, parts: Tensor, terms: Tensor, max_norm: float | None, norm: Tensor, step: Step) -> Op:
+    """Return the call that adds up loss terms, finds a gradient's norm and scale, and counts the step if it is finite.
+
+    See `clip_gradient`.
+    """
     bound = math.inf if max_norm is None else max_norm
-    return clip_gradient.prepare(squares, terms, bound, norm, step.grad_scale, step.count)
+    return clip_gradient.prepare(squares, parts, bound, terms, norm, step.grad_scale, step.count)
 
 
 def part_of(size: int, rank: int, workers: int) -> tuple[int, int]:

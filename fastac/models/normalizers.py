@@ -7,6 +7,7 @@ change them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -35,12 +36,15 @@ class RunningMoments(nn.Module):
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
-    def merge(self, name: str, part: NDArray[np.float64], group: Group) -> None:
-        """Merge the moments of this worker's new rows, as `dump` has them, and those of the other workers' rows.
+    def merge(self, name: str, parts: NDArray[np.float64], group: Group) -> None:
+        """Merge the moments of new rows: those of this worker's shards, as `dump` has them, and the other workers'.
 
-        `name` identifies these statistics in the group.
+        Args:
+            name: identifies these statistics in the group.
+            parts: `[L, 1 + 2 * D]`, by shard of this worker.
+            group: all shards.
         """
-        self.load(group.merge_statistics(name, self.dump(), part, merge_moments))
+        self.load(group.merge_statistics(name, self.dump(), parts, merge_moments))
 
     def dump(self) -> NDArray[np.float64]:
         """Return count, mean and variance, `[1 + 2 * D]`."""
@@ -87,39 +91,46 @@ class ObsNormalizer(nn.Module):
         """Return the mean and the factor that `forward` currently applies, float32 `[*obs_shape]` each."""
         return self.moments.mean.float(), (self.moments.var + _EPS).rsqrt().float()
 
-    def update(self, obs: Tensor, valid: Tensor, group: Group) -> None:
-        """Add the rows of `obs` `[T, N, *obs_shape]`, on the CPU, where `valid` `[T, N]`, and the group's rows."""
-        rows = obs.flatten(0, 1).flatten(1).float()  # no copy if they are float32
-        part = torch.empty(1 + 2 * rows.shape[1], dtype=torch.float64)
-        column_moments(rows, valid.flatten(), part)
-        self.moments.merge("obs", part.numpy(), group)
+    def update(self, parts: Sequence[tuple[Tensor, Tensor]], group: Group) -> None:
+        """Add observations to the statistics, and those of the other workers.
+
+        Args:
+            parts: by shard of this worker, `obs` `[T, N, *obs_shape]`, on the CPU, and which rows count, `[T, N]`.
+            group: all shards.
+        """
+        moments = torch.empty(len(parts), 1 + 2 * self.moments.mean.numel(), dtype=torch.float64)
+        for (obs, valid), part in zip(parts, moments, strict=True):
+            rows = obs.flatten(0, 1).flatten(1).float()  # no copy if they are float32
+            column_moments(rows, valid.flatten(), part)
+        self.moments.merge("obs", moments.numpy(), group)
 
 
 class RewardNormalizer(nn.Module):
     """Divides rewards by the running standard deviation of the discounted return, and clips them to +-10.
 
     Attributes:
-        running: `[N]` float64, the discounted return of each env's running episode.
+        moments: of the discounted returns, of all shards.
+        running: `[N]` float64, the discounted return of the running episode of each env of a shard.
     """
 
     running: Tensor
 
-    def __init__(self, num_envs: int, gamma: float) -> None:
-        """Start with a deviation of 1."""
+    def __init__(self, num_envs: int, gamma: float, moments: RunningMoments | None = None) -> None:
+        """Start with a deviation of 1; shards of one worker have the same `moments`."""
         super().__init__()
         self.gamma = gamma
-        self.moments = RunningMoments(())
+        self.moments = moments or RunningMoments(())
         self.register_buffer("running", torch.zeros(num_envs, dtype=torch.float64))
         self._scaled = torch.empty(0)
 
-    def forward(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
-        """Add a rollout's rewards `[T, N]` and the group's to the statistics; return the rewards scaled with them.
-
-        The next call overwrites them if its rollout has the same shape.
-        """
+    def measure(self, reward: Tensor, valid: Tensor, done: Tensor) -> NDArray[np.float64]:
+        """Go on with the returns by a rollout's rewards `[T, N]`; return the moments of its rows, for `merge`."""
         part = torch.empty(3, dtype=torch.float64)
         discounted_moments(reward, valid, done, self.gamma, self.running, part)
-        self.moments.merge("reward", part.numpy(), group)
+        return part.numpy()
+
+    def forward(self, reward: Tensor) -> Tensor:
+        """Return the rewards `[T, N]` scaled; the next call overwrites them if its rewards have the same shape."""
         self._scaled = _same_shape(self._scaled, reward)
         return torch.mul(reward, (self.moments.var + _EPS).rsqrt().float(), out=self._scaled).clamp_(-CLIP, CLIP)
 
@@ -141,7 +152,7 @@ class RewardClipper(nn.Module):
         super().__init__()
         self._clipped = torch.empty(0)
 
-    def forward(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
+    def forward(self, reward: Tensor) -> Tensor:
         """Return a clipped copy of `reward`; the next call overwrites it if its rollout has the same shape."""
         self._clipped = _same_shape(self._clipped, reward)
         return torch.clamp(reward, -1.0, 1.0, out=self._clipped)
@@ -157,14 +168,14 @@ class NoObsNormalizer(nn.Module):
         """Return `obs`."""
         return obs
 
-    def update(self, obs: Tensor, valid: Tensor, group: Group) -> None:
+    def update(self, parts: Sequence[tuple[Tensor, Tensor]], group: Group) -> None:
         """Do nothing."""
 
 
 class NoRewardNormalizer(nn.Module):
     """Leaves rewards unchanged."""
 
-    def forward(self, reward: Tensor, valid: Tensor, done: Tensor, group: Group) -> Tensor:
+    def forward(self, reward: Tensor) -> Tensor:
         """Return `reward`."""
         return reward
 

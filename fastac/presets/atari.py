@@ -19,7 +19,6 @@ def _base(env_id: str) -> Config:
     """Common settings of all: 40 million frames."""
     return Config().replace(
         env_id=env_id,
-        workers="auto" if is_atari(env_id) else 1,
         total_env_steps=10_000_000,
         eval_actions="sampled",
         checkpoint_every=500_000,

@@ -3,7 +3,7 @@
 from fastac.rollout.actor import GraphActor, Graphs, ModelActor
 from fastac.rollout.buffer import Rollout
 from fastac.rollout.collector import Collector
-from fastac.rollout.episodes import EpisodeCounter
+from fastac.rollout.episodes import EpisodeCounter, join_episodes
 from fastac.rollout.minibatches import Batch, FlatMinibatches, Minibatches, SequenceMinibatches
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "ModelActor",
     "Rollout",
     "SequenceMinibatches",
+    "join_episodes",
 ]

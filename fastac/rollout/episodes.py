@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
 from fastac.contract import Episodes, StateTree, read_tensor
 from fastac.kernels import Op, find_episodes, find_nonfinite, join_calls
 from fastac.rollout.buffer import Rollout
+
+
+def join_episodes(parts: Sequence[Episodes]) -> Episodes:
+    """Return the episodes of all parts, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    keys = {key: None for part in parts for key in part.extras}  # in order
+    extras = {key: np.concatenate([part.extras[key] for part in parts if key in part.extras]) for key in keys}
+    return Episodes(np.concatenate([p.return_ for p in parts]), np.concatenate([p.length for p in parts]), extras)
 
 
 class EpisodeCounter:

@@ -34,9 +34,10 @@ from torch import Tensor
 from fastac.config import Config, JsonValue
 from fastac.contract import StateLeaf, StateTree
 from fastac.runs.files import RecordError, describe, one_sentence, read_regular, sync_directory, write_durably
+from fastac.runs.older_checkpoints import OLDEST, upgrade
 from fastac.runs.provenance import versions
 
-SCHEMA = 3
+SCHEMA = 4
 _FOLDER = "checkpoints"
 _ARRAYS = "state.safetensors"
 _REST = "state.json"
@@ -390,7 +391,8 @@ def _read(path: Path) -> Checkpoint:
     with one_sentence(f"checkpoint {path} does not fit this fastac"):
         config = Config.from_dict(cast("dict[str, object]", body["config"]))
         state = _join(_to_tree(body["state"], "state"), load_arrays(packed))
-        return Checkpoint(config, _to_env_steps(body["env_steps"], path), state)
+        upgraded = cast(LoadedTree, upgrade(state, cast(int, body["schema"])))
+        return Checkpoint(config, _to_env_steps(body["env_steps"], path), upgraded)
 
 
 def _to_env_steps(value: JsonValue, path: Path) -> int:
@@ -444,10 +446,10 @@ def _check_schema(schema: object, path: Path) -> None:
             f"checkpoint {path.parent} was written by a newer fastac (schema {schema}, this one reads up to "
             f"{SCHEMA}): upgrade fastac."
         )
-    if isinstance(schema, int) and schema < SCHEMA:
+    if isinstance(schema, int) and schema < OLDEST:
         raise _OtherVersionError(
-            f"checkpoint {path.parent} was written by an older fastac (schema {schema}, this one reads {SCHEMA}): read "
-            "it with that one, or train anew."
+            f"checkpoint {path.parent} was written by an older fastac (schema {schema}, this one reads {OLDEST} "
+            f"to {SCHEMA}): read it with that one, or train anew."
         )
 
 

@@ -28,9 +28,9 @@ from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 
 from fastac import memory
-from fastac.build import EnvFactory, allocate_rollout, build_envs, torch_threads, worker_share
+from fastac.build import EnvFactory, allocate_rollout, build_envs, shard_config, torch_threads
 from fastac.config import Config
-from fastac.contract import ActionArray
+from fastac.contract import ActionArray, HasSpaces, VecEnv
 from fastac.envs import observation_dtype
 from fastac.envs.adapter import NextStepAdapter, SameStepAdapter
 from fastac.envs.spaces import ArraySpace, map_actions
@@ -39,7 +39,7 @@ from fastac.learning.fused.gradient import chunk_rows
 from fastac.learning.fused.network import BackwardPass, ForwardPass, GradientBuffers
 from fastac.learning.fused.recurrent import Sequences
 from fastac.models import ActorCritic
-from fastac.workers import Training
+from fastac.workers import divide_shards
 
 Clock: TypeAlias = Callable[[], float]
 Work: TypeAlias = Callable[[], object]
@@ -47,6 +47,18 @@ Work: TypeAlias = Callable[[], object]
 _BUDGET_S = 0.05  # for each part; a part that takes longer runs once to warm up and once timed
 _BLOCKS = 11
 _ACTION_ROWS = 64  # random actions, used in turn
+
+
+class Measured(Protocol):
+    """What is timed, such as a `Training`."""
+
+    @property
+    def model(self) -> ActorCritic:
+        """The policy."""
+
+    @property
+    def envs(self) -> HasSpaces:
+        """Environments, of which only the spaces matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +113,17 @@ def rows_per_iteration(config: Config, iterations: int, env_steps: int) -> int:
 
 def _workers_apart(config: Config) -> int:
     """Return the number of workers whose iterations are counted separately."""
-    workers = config.run.workers if config.algo.has_async_workers else 1
-    assert isinstance(workers, int), "resolve_workers first"
-    return workers
+    return config.num_workers if config.algo.has_async_workers else 1
 
 
 def measure(
     config: Config,
-    training: Training,
+    training: Measured,
     rows: int,
     env_factory: EnvFactory | None = None,
     seed: int = 0,
     clock: Clock = perf_counter,
+    envs: VecEnv | None = None,
 ) -> BareTimes:
     """Time the parts of a run on the CPU, in this process, each in isolation and at the run's own sizes.
 
@@ -128,20 +139,21 @@ def measure(
         env_factory: the user's own environments, if the run has them.
         seed: for environments, actions and observations.
         clock: returns seconds.
+        envs: environments of one worker to step, instead of new ones.
 
     Raises:
         ValueError: see `build_envs`.
         EnvFailure: an environment failed.
     """
-    share, model, rng = worker_share(config, env_factory), deepcopy(training.model), np.random.default_rng(seed)
+    share, model, rng = _worker_share(config, env_factory), deepcopy(training.model), np.random.default_rng(seed)
     num_envs, epochs, shares = share.env.num_envs, share.algo.num_epochs, share.algo.num_minibatches
     keep_activations = share.keeps_forward
     # Shape of an update's rows: whole sequences for recurrent models.
     lead = (rows, num_envs // shares) if model.state_size else (max(1, rows * num_envs // shares),)
     obs_space = training.envs.single_observation_space
     with torch_threads(share.run.torch_threads):
-        with _stepping(share, env_factory, rng) as step:
-            env_s = time_call(step, clock)
+        with _opened(share, env_factory, rng, envs) as stepped:
+            env_s = time_call(_stepping(share, stepped, rng), clock)
         network: _Network = (
             _FusedNetwork(model, num_envs, lead, obs_space, keep_activations, rng)
             if is_fusable(training.model)
@@ -153,6 +165,13 @@ def measure(
         network.forward()  # input of the backward pass
         backward_s = time_call(network.backward, clock) * per_row
     return BareTimes(env_s, forward_s, learn_forward_s, backward_s, epochs - keep_activations, epochs)
+
+
+def _worker_share(config: Config, env_factory: EnvFactory | None) -> Config:
+    """Return the configuration of all environments of one worker, as a single shard."""
+    most = max(map(len, divide_shards(config.num_shards, config.num_workers)))
+    share = shard_config(config, env_factory)
+    return share if most == 1 else share.replace(num_envs=most * share.env.num_envs)
 
 
 def time_call(work: Work, clock: Clock) -> float:
@@ -182,21 +201,31 @@ def _time_block(work: Work, clock: Clock) -> tuple[int, float]:
 
 
 @contextmanager
-def _stepping(config: Config, env_factory: EnvFactory | None, rng: np.random.Generator) -> Iterator[Work]:
-    """Yield a function that steps new environments once, with random actions.
+def _opened(
+    config: Config, env_factory: EnvFactory | None, rng: np.random.Generator, envs: VecEnv | None
+) -> Iterator[VecEnv]:
+    """Yield given environments, or new ones, which are closed afterwards."""
+    seed = np.random.SeedSequence(_draw_seed(rng))
+    if envs is not None:
+        yield envs
+        return
+    with closing(build_envs(config.env, seed, env_factory)) as new:
+        yield new
+
+
+def _stepping(config: Config, envs: VecEnv, rng: np.random.Generator) -> Work:
+    """Return a function that steps environments once, with random actions.
 
     A Gymnasium batch that resets by itself is stepped directly, without fastac's wrapper. Environments that fastac
     batches, and Atari games, whose protocol fastac defines, are stepped through fastac.
     """
-    with closing(build_envs(config.env, np.random.SeedSequence(_draw_seed(rng)), env_factory)) as envs:
-        rollout = allocate_rollout(config.replace(num_steps=1, num_minibatches=1), envs, 0)
-        (row,) = rollout.step_rows()
-        envs.reset(rollout.obs[0].numpy(), rollout.start[0].numpy())
-        actions = _draw_actions(envs.single_action_space, config.env.num_envs, rng)
-        if isinstance(envs, NextStepAdapter | SameStepAdapter):
-            yield _in_turn(envs.batch.step, map(map_actions(envs.single_action_space), actions))
-        else:
-            yield _in_turn(lambda action: envs.step(action, row), actions)
+    rollout = allocate_rollout(config.replace(num_steps=1, num_minibatches=1), envs, 0)
+    (row,) = rollout.step_rows()
+    envs.reset(rollout.obs[0].numpy(), rollout.start[0].numpy())
+    actions = _draw_actions(envs.single_action_space, config.env.num_envs, rng)
+    if isinstance(envs, NextStepAdapter | SameStepAdapter):
+        return _in_turn(envs.batch.step, map(map_actions(envs.single_action_space), actions))
+    return _in_turn(lambda action: envs.step(action, row), actions)
 
 
 def _draw_actions(space: ArraySpace, num_envs: int, rng: np.random.Generator) -> list[ActionArray]:

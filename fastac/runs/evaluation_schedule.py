@@ -85,11 +85,11 @@ class EvaluationSchedule:
 
     def _cost_of_call(self, width: int) -> float:
         """Return the cost of a step of `width` environments and a forward, in training steps of one environment."""
-        num_envs, workers = self._config.env.num_envs, self._config.run.workers
-        assert isinstance(workers, int), "resolve_workers first"
+        num_envs = self._config.env.num_envs
         if self._is_batched:
             return _BATCHED_COST * max(width, num_envs)
         if is_atari(self._config.env.env_id):
             return float(width)
-        # Slow environments are stepped in parallel: a step of few of them takes as long as one of many.
-        return float(max(width, workers, min(num_envs, 16) // 2))
+        # Slow environments are stepped in parallel: a step of few of them takes as long as one of many. Not by workers,
+        # since their number must not decide when a run evaluates.
+        return float(max(width, self._config.num_shards, min(num_envs, 16) // 2))

@@ -133,7 +133,7 @@ class Stage:
         if width not in self._sets:
             if not is_batched(config.env, factory):
                 self._close_built()  # unbatched environments hold processes, windows or emulators
-            envs = self._own or build_evaluation_envs(config.env, width, seed, factory, _count_workers(config))
+            envs = self._own or build_evaluation_envs(config.env, width, seed, factory, config.num_workers)
             self._sets[width] = envs, make_player(self._policy, width, torch.device(config.run.device))
         return self._sets[width]
 
@@ -146,11 +146,6 @@ class Stage:
     def close(self) -> None:
         """Close what was built; safe to call twice."""
         self._close_built()
-
-
-def _count_workers(config: Config) -> int:
-    assert isinstance(config.run.workers, int), "resolve_workers first"
-    return config.run.workers
 
 
 class InProcessEvaluator:

@@ -9,7 +9,7 @@ from fastac.config import Config, ConfigValue, JsonValue
 from fastac.learning.schedules import anneal
 
 # The settings that may change when a run is resumed.
-CHANGEABLE = ("total_env_steps", "budget_minutes", "until_return", "learning_rate", "eval")
+CHANGEABLE = ("total_env_steps", "budget_minutes", "until_return", "learning_rate", "workers", "eval")
 
 
 def continued_config(saved: Config, written: Config, where: Path, changes: Mapping[str, ConfigValue]) -> Config:

@@ -9,6 +9,7 @@ from time import perf_counter
 from fastac.build import save_spaces
 from fastac.config import Config
 from fastac.contract import Report, StateTree, read_branch
+from fastac.rollout import Rollout
 from fastac.runs.checkpoint import best_mark, mark_best, prune_checkpoints, save_checkpoint
 from fastac.runs.files import RecordError, one_sentence
 from fastac.runs.recorder import Recorder
@@ -101,22 +102,24 @@ class Saver:
         return read_branch(read_branch(self.load_best(), "training"), "model")
 
     def save_failure(self) -> str:
-        """Save the last good parameters and the rollout that broke them; return a sentence that says where."""
-        rollout = self._training.rollout
-        state = self.get_state()
-        if rollout is not None:
-            names = ("obs", "start", "action", "reward", "value", "valid")
-            first = rollout.observations.get_state(0)  # frame stacks also need the frames before row 0
-            rows: StateTree = {name: getattr(rollout, name) for name in names}
-            state = {**state, "rollout": {**rows, "first": first}}
+        """Save the last good parameters and the rollouts that broke them; return a sentence that says where."""
+        rollouts = {str(shard): _list_rows(rollout) for shard, rollout in enumerate(self._training.rollouts)}
+        state = {**self.get_state(), "rollouts": rollouts}
         folder = self._directory.path / "failure"
         try:
             folder.mkdir(exist_ok=True)
             path = save_checkpoint(folder, self._training.trainer.env_steps, state, self._config)
         except (OSError, RecordError) as error:
             return f"the state before that update could not be saved ({error})"
-        what = "the state before that update and its rollout are" if rollout else "the state is"
+        what = "the state before that update and its rollouts are" if rollouts else "the state is"
         return f"{what} saved in {path}"
+
+
+def _list_rows(rollout: Rollout) -> StateTree:
+    """Return what an update has learned from."""
+    names = ("obs", "start", "action", "reward", "value", "valid")
+    first = rollout.observations.get_state(0)  # frame stacks also need the frames before row 0
+    return {**{name: getattr(rollout, name) for name in names}, "first": first}
 
 
 def restore(

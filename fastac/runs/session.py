@@ -411,11 +411,12 @@ class Session:
 
 def _log_start(config: Config, training: Training, directory: RunDirectory) -> None:
     log.info(
-        "%s on %s: %d envs x %d steps, %s",
+        "%s on %s: %d envs x %d steps%s, %s",
         config.algo.algo,
         config.env.env_id,
         config.env.num_envs,
         config.algo.num_steps,
+        f" in {config.num_shards} shards" if config.num_shards > 1 and not config.is_one_shard_per_worker else "",
         training.info.description,
     )
     workers = config.run.workers

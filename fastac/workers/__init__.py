@@ -4,8 +4,9 @@ from fastac.workers.async_workers import AsyncWorkers
 from fastac.workers.hogwild_trainer import HogwildTrainer
 from fastac.workers.hogwild_training import HogwildTraining
 from fastac.workers.hogwild_worker import BeatingEnvs, HogwildWorker, MakeHogwildWorker
+from fastac.workers.shard import Shard
 from fastac.workers.shared_counters import SharedCounters, WorkerCounters
-from fastac.workers.shared_group import GroupMemory, SharedGroup
+from fastac.workers.shared_group import GroupMemory, SharedGroup, divide_shards
 from fastac.workers.statistics import find_moments
 from fastac.workers.sync_trainer import SyncTrainer, SyncTraining
 from fastac.workers.sync_workers import MakeWorker, NoOtherWorkers, SyncWorkers
@@ -22,6 +23,7 @@ __all__ = [
     "MakeHogwildWorker",
     "MakeWorker",
     "NoOtherWorkers",
+    "Shard",
     "SharedCounters",
     "SharedGroup",
     "SyncTrainer",
@@ -30,5 +32,6 @@ __all__ = [
     "Training",
     "Worker",
     "WorkerCounters",
+    "divide_shards",
     "find_moments",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastac.contract import Asynchrony, StateTree, VecEnv, read_branch
 from fastac.learning.optimizer import FlatParameters
 from fastac.models import ActorCritic, RewardScaler, load_module
+from fastac.rollout import Rollout
 from fastac.workers.async_workers import AsyncWorkers
 from fastac.workers.hogwild_trainer import HogwildTrainer
 from fastac.workers.shared_counters import SharedCounters
@@ -23,7 +24,7 @@ class HogwildTraining:
     envs: VecEnv
     model: ActorCritic
     trainer: HogwildTrainer
-    rollout: None
+    rollouts: list[Rollout]
     info: WorkerInfo
     _reward_normalizer: RewardScaler
     _param: Tensor  # flat parameters of `model`

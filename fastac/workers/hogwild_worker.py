@@ -35,7 +35,7 @@ class HogwildWorker:
     def begin(self) -> None:
         """Copy the current shared parameters and statistics."""
         self._optimizer.copy()
-        copy_statistics(self._counters, self.worker.model, self.worker.reward_normalizer)
+        copy_statistics(self._counters, self.worker.model, self.worker.shards[0].reward_normalizer)
 
 
 class Done:

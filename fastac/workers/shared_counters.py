@@ -95,7 +95,7 @@ class SharedCounters:
 class WorkerCounters:
     """A worker's access to the counters: it writes its own rows and reads all. An `UpdateCounter` and a `Group`."""
 
-    size, rank = 1, 0  # a `Group` of one, since A3C workers do not wait for each other
+    size, rank, shards = 1, 0, range(1)  # a `Group` of one, since A3C workers do not wait for each other
 
     def __init__(self, counters: SharedCounters, worker: int) -> None:
         """Continue the rows of worker number `worker`, counted from 0; a lost worker may have begun them."""
@@ -171,23 +171,26 @@ class WorkerCounters:
 
     def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """See `Group`."""
-        return array[None]
+        return array
 
     def prepare_gather(self, array: Tensor) -> tuple[list[Callable[[], object]], Tensor]:
         """See `Group`."""
-        return [], array[None]
+        return [], array
+
+    def wait(self) -> None:
+        """See `Group`: no worker waits for another."""
 
     def merge_statistics(
-        self, name: str, known: NDArray[np.float64], part: NDArray[np.float64], merge: Merge
+        self, name: str, known: NDArray[np.float64], parts: NDArray[np.float64], merge: Merge
     ) -> NDArray[np.float64]:
-        """See `Group`: merge `part` into this worker's own statistics; return the merged statistics of all workers.
+        """See `Group`: merge the part into this worker's own statistics; return those of all workers, merged.
 
         The new version is written beside the last complete one, so a worker killed during the write does no harm.
         If another worker finishes two rollouts while this one reads, the result may once mix two of its versions.
         """
         statistics, versions = self._statistics[name], self._versions[name]
         version = int(versions[self._worker])
-        statistics[self._worker, 1 - version] = merge(statistics[self._worker, version], part)
+        statistics[self._worker, 1 - version] = merge(statistics[self._worker, version], parts[0])
         fence()
         versions[self._worker] = 1 - version
         return merge_all_statistics(statistics, versions, merge)

@@ -6,8 +6,6 @@ from collections.abc import Generator
 from dataclasses import asdict, dataclass, fields, replace
 from time import perf_counter
 
-import numpy as np
-
 from fastac.contract import (
     EnvFailure,
     Episodes,
@@ -20,8 +18,8 @@ from fastac.contract import (
     read_branch,
     read_count,
 )
-from fastac.models import ActorCritic, load_module
-from fastac.rollout import Rollout
+from fastac.models import ActorCritic
+from fastac.rollout import Rollout, join_episodes
 from fastac.workers.sync_workers import NoOtherWorkers, SyncWorkers
 from fastac.workers.worker import Worker, WorkerInfo
 
@@ -89,7 +87,7 @@ class SyncTrainer:
             self._others.begin(done_fraction)
             own = self._worker.collect(self._phases)
             losses = self._worker.learn(done_fraction, self._phases)
-            return _join([own, *self._others.finished()]), losses
+            return join_episodes([own, *self._others.finished()]), losses
         except (EnvFailure, WorkerFailure) as error:
             where = f"in iteration {self.iteration + 1}, after {self.env_steps} environment steps"
             raise type(error)(f"{str(error).removesuffix('.')}, {where}") from error.__cause__ or error
@@ -98,10 +96,10 @@ class SyncTrainer:
         known = self._phases.env_s + self._phases.act_s + self._phases.advantage_s + self._phases.update_s
         return replace(self._phases, other_s=self._train_wall_s - known)
 
-    def get_state(self, with_envs: bool = True) -> StateTree:
-        """Return the state of worker 0 and the counters; `SyncWorkers.get_states` returns the other workers' states."""
+    def get_state(self) -> StateTree:
+        """Return the counters, and the state of the learner."""
         return {
-            **self._worker.get_state(with_envs),
+            "learner": self._worker.learner.get_state(),
             "phases": asdict(self._phases),
             "train_wall_s": self._train_wall_s,
             "iteration": self.iteration,
@@ -109,23 +107,14 @@ class SyncTrainer:
             "env_steps": self.env_steps,
         }
 
-    def set_state(self, state: StateTree) -> bool:
-        """Continue from `get_state`; return True if the environments continue too, False if their episodes restart."""
+    def set_state(self, state: StateTree) -> None:
+        """Continue the counters from `get_state`; the worker's learner is restored with the worker."""
         phases = read_branch(state, "phases")
         self._phases = Phases(**{field.name: read_amount(phases, field.name) for field in fields(Phases)})
         self._train_wall_s = self._before_s = read_amount(state, "train_wall_s")
         self.iteration = read_count(state, "iteration")
         self._episodes = read_count(state, "episodes")
         self.env_steps = read_count(state, "env_steps")
-        return self._worker.set_state(state)
-
-
-def _join(parts: list[Episodes]) -> Episodes:
-    if len(parts) == 1:
-        return parts[0]
-    keys = {key: None for part in parts for key in part.extras}  # in order
-    extras = {key: np.concatenate([part.extras[key] for part in parts if key in part.extras]) for key in keys}
-    return Episodes(np.concatenate([p.return_ for p in parts]), np.concatenate([p.length for p in parts]), extras)
 
 
 @dataclass(slots=True)
@@ -135,12 +124,13 @@ class SyncTraining:
     worker: Worker
     others: SyncWorkers | NoOtherWorkers
     trainer: SyncTrainer
+    num_shards: int
     asynchrony: None = None
 
     @property
     def envs(self) -> VecEnv:
-        """The environments of worker 0."""
-        return self.worker.envs
+        """The environments of the first shard."""
+        return self.worker.shards[0].envs
 
     @property
     def model(self) -> ActorCritic:
@@ -148,9 +138,9 @@ class SyncTraining:
         return self.worker.model
 
     @property
-    def rollout(self) -> Rollout:
-        """The rollout of worker 0."""
-        return self.worker.rollout
+    def rollouts(self) -> list[Rollout]:
+        """The latest rollouts of worker 0."""
+        return [shard.rollout for shard in self.worker.shards]
 
     @property
     def info(self) -> WorkerInfo:
@@ -168,30 +158,24 @@ class SyncTraining:
 
     def get_state(self) -> StateTree:
         """Return everything needed to continue training."""
-        workers = self.others.get_states()
+        others = self.others.get_shards()
         # If worker env states are lost, skip ours too: all environments restart, and ours may be broken.
-        trainer = self.trainer.get_state(with_envs=workers is not None)
+        own = self.worker.get_shards(with_envs=others is not None)
         return {
             "model": self.model.state_dict(),
-            "reward_normalizer": self.worker.reward_normalizer.state_dict(),
-            "trainer": trainer,
-            "workers": {str(rank): state for rank, state in enumerate(workers or [], start=1)},
+            "trainer": self.trainer.get_state(),
+            "shards": {**own, **(others or {})},
         }
 
     def set_state(self, state: StateTree) -> bool:
         """Continue from `get_state`; return whether the environments of worker 0 continue too."""
-        trainer, saved = read_branch(state, "trainer"), read_branch(state, "workers")
-        common = {"model": state["model"], "learner": trainer["learner"]}
-        lost = {"envs": None, "reward_normalizer": state["reward_normalizer"]}
-        self.others.set_states(
-            [
-                {**common, **(read_branch(saved, str(rank)) if str(rank) in saved else lost)}
-                for rank in range(1, self.others.group.size)
-            ]
-        )
-        load_module(self.model, read_branch(state, "model"))
-        load_module(self.worker.reward_normalizer, read_branch(state, "reward_normalizer"))
-        return self.trainer.set_state(trainer)
+        trainer, saved = read_branch(state, "trainer"), read_branch(state, "shards")
+        lost = {"envs": None, "reward_normalizer": read_branch(saved, "0")["reward_normalizer"]}
+        shards = {str(number): saved.get(str(number), lost) for number in range(self.num_shards)}
+        whole = {"model": state["model"], "learner": trainer["learner"], "shards": shards}
+        self.others.set_states(whole)
+        self.trainer.set_state(trainer)
+        return self.worker.set_state(whole)
 
     def rest(self) -> bool:
         """End the workers; return whether there were any."""
@@ -204,4 +188,4 @@ class SyncTraining:
     def close(self) -> None:
         """End the workers and close the environments."""
         self.others.close()
-        self.envs.close()
+        self.worker.close()

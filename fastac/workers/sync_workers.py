@@ -15,7 +15,6 @@ from typing import TypeAlias
 import torch
 
 from fastac.contract import (
-    Alone,
     Episodes,
     Group,
     NonFiniteError,
@@ -23,11 +22,12 @@ from fastac.contract import (
     StateLeaf,
     StateTree,
     WorkerFailure,
+    read_branch,
 )
 from fastac.pickling import UNSENDABLE, Pickled, pickled
 from fastac.processes import CHILD_FAILURES, Child, Children, Parent, start, was_sent
 from fastac.workers.shared_episodes import EpisodesReader, EpisodesWriter
-from fastac.workers.shared_group import GroupMemory, SharedGroup
+from fastac.workers.shared_group import GroupMemory, SharedGroup, divide_shards
 from fastac.workers.waiting import fence, wait_until
 from fastac.workers.worker import Worker
 
@@ -44,7 +44,6 @@ class _Command(IntEnum):
 class NoOtherWorkers:
     """Takes the place of `SyncWorkers` in a run with one worker."""
 
-    group: Group = Alone()
     _is_closed = False
 
     def begin(self, done_fraction: float) -> None:
@@ -54,11 +53,11 @@ class NoOtherWorkers:
         """Return an empty list."""
         return []
 
-    def get_states(self) -> list[StateTree] | None:
-        """Return an empty list, or None after `close`, as `SyncWorkers` does."""
-        return None if self._is_closed else []
+    def get_shards(self) -> StateTree | None:
+        """Return no states, or None after `close`, as `SyncWorkers` does."""
+        return None if self._is_closed else {}
 
-    def set_states(self, states: list[StateTree]) -> None:
+    def set_states(self, state: StateTree) -> None:
         """Do nothing."""
 
     @property
@@ -135,25 +134,27 @@ class SyncWorkers:
         """Return the other workers' finished episodes; call it after the last exchange of the iteration."""
         return [self._episodes.take(self._num_episodes)]
 
-    def get_states(self) -> list[StateTree] | None:
-        """Return each worker's own state, or None if the workers have ended."""
+    def get_shards(self) -> StateTree | None:
+        """Return the states of these workers' shards, by their numbers, or None if the workers have ended."""
         if not self.children:
             return None
         with self.children:
             self._give(_Command.GET_STATE)
-            return self.children.receive_within(self._timeout_s, "env_timeout_s")
+            states: list[StateTree] = self.children.receive_within(self._timeout_s, "env_timeout_s")
+        return {number: shard for state in states for number, shard in state.items()}
 
-    def set_states(self, states: list[StateTree]) -> None:
-        """Send each worker its state, and wait until it has loaded it.
+    def set_states(self, state: StateTree) -> None:
+        """Send each worker the state of its shards and what is common, and wait until it has loaded it.
 
         Raises:
             ValueError: a state does not fit the worker.
             WorkerFailure: a worker died or hung.
         """
+        shards = read_branch(state, "shards")
         with self.children:
             self._give(_Command.SET_STATE)
-            for child, state in zip(self.children, states, strict=True):
-                self._hand(child, state)
+            for child, numbers in zip(self.children, divide_shards(len(shards), self.group.size)[1:], strict=True):
+                self._hand(child, {**state, "shards": {str(number): shards[str(number)] for number in numbers}})
 
     def _hand(self, child: Child, state: StateTree) -> None:
         child.send(_to_arrays(state))
@@ -226,9 +227,9 @@ def _obey(worker: Worker, memory: GroupMemory, group: SharedGroup, parent: Paren
                 with suppress(NonFiniteError):  # all workers raise it, and worker 0 reports it
                     worker.learn(float(done_fraction[0]), phases)
             case _Command.GET_STATE:
-                parent.send(_to_arrays(worker.get_own_state()))
+                parent.send(_to_arrays(worker.get_shards()))
             case _Command.SET_STATE:
-                worker.set_whole_state(parent.receive())
+                worker.set_state(parent.receive())
                 parent.send({})
 
 

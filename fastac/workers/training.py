@@ -30,8 +30,8 @@ class Training(Protocol):
         """Trains and reports."""
 
     @property
-    def rollout(self) -> Rollout | None:
-        """The latest rollout of this process, or None if only other processes collect."""
+    def rollouts(self) -> list[Rollout]:
+        """The latest rollouts of this process, one of each shard; none if only other processes collect."""
 
     @property
     def asynchrony(self) -> Asynchrony | None:

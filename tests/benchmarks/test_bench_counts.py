@@ -41,7 +41,7 @@ from fastac.learning.fused.layers import LinearLayer
 from fastac.learning.fused.network import BackwardPass
 from fastac.learning.learner import Learner
 from fastac.learning.objectives import CategoricalObjective, GaussianObjective
-from fastac.learning.optimizer import Adam, RMSprop
+from fastac.learning.update_rules import Adam, RMSprop
 from fastac.models import ActorCritic
 from fastac.rollout import Collector, EpisodeCounter
 
@@ -176,6 +176,7 @@ def test_a_worker_of_several_meets_the_others_at_every_step_too(committed):
         "update: exchanges": 1,  # of the terms, when all gradients are there
         "update: sum_squares": -1,  # with the sum
         "update: sum_gradients": 1,
+        "update: copy_row": 1,  # of the gradient, to where the others read it
     }
 
 
@@ -289,7 +290,7 @@ def test_compiled_environments_within_a_program_are_counted(monkeypatch):
 
 def test_an_exchange_more(committed, monkeypatch):
     before = count(WORKERS)
-    before_each(monkeypatch, Learner, "_update", lambda self, *_: self._group.gather(np.zeros(1)))
+    before_each(monkeypatch, Learner, "_update", lambda self, *_: self._group.gather(np.zeros((1, 1))))
     assert calls(changes(before, WORKERS)) == {"update: exchanges": 1}
 
 

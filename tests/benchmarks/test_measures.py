@@ -55,11 +55,11 @@ def test_an_advantages_variance_is_over_valid_rows_and_beside_that_of_td_errors(
         config = CARTPOLE.replace(seed=1)
         envs = build_envs(config.env, Streams.spawn(1).env)
         model = build_model(config.model, envs, 0)
-        worker = build_worker(config, envs, model, measures._Recorder(model), 0, Alone())
+        worker = build_worker(config, [envs], model, measures._Recorder(model), [0], Alone())
         for _ in range(4):  # until episodes have ended
             worker.collect(Phases())
         worker.learn(0.0, Phases())
-    rollout = worker.rollout
+    rollout = worker.shards[0].rollout
     assert not rollout.valid.all()
     found = advantage_variances(rollout, config.algo.gamma)
     rows = (rollout.reward, rollout.value, rollout.terminated, rollout.truncated, config.algo.gamma)
@@ -150,11 +150,11 @@ def test_a_gradient_estimate_is_that_of_one_episode():
     envs = build_envs(config.env, Streams.spawn(5).env)
     model = build_model(config.model, envs, 1)
     found = measures._estimate_gradients(config, {k: v.clone() for k, v in model.state_dict().items()}, 3)
-    worker = build_worker(config, envs, model, measures._Recorder(model), Streams.spawn(5).actions, Alone())
+    worker = build_worker(config, [envs], model, measures._Recorder(model), [Streams.spawn(5).actions], Alone())
     for row in found:
         worker.collect(Phases())
-        length = worker._collected.num_steps  # of the one episode; rows after it are of an earlier one
-        obs, action = worker.rollout.obs[:length, 0], worker.rollout.action[:length, 0]
+        length = worker.shards[0].collected.num_steps  # of the one episode; rows after it are of an earlier one
+        obs, action = worker.shards[0].rollout.obs[:length, 0], worker.shards[0].rollout.action[:length, 0]
         returns = [(1 - 0.99 ** (length - t)) / 0.01 for t in range(length)]
         params, _, _ = model(obs, torch.zeros(length, 0), torch.zeros(length, dtype=torch.bool))
         log_prob, _ = model.head.log_prob_entropy(params, action)

@@ -13,7 +13,7 @@ import pytest
 from atari_support import BREAKOUT, FIRE, PONG, Spy, ale_py, build, repeat, roms
 from env_rows import Trace, begin, draw_actions, exit_with_parent, make_row
 
-from fastac.build import build_evaluation_envs, environments, evaluation_width, resolve_workers, shares, worker_share
+from fastac.build import build_evaluation_envs, environments, evaluation_width, resolve_workers, shard_config, shares
 from fastac.config import Config, EnvConfig
 from fastac.contract import EnvFailure
 from fastac.envs import film_game, has_native, make_vec, picks_own_batch
@@ -225,14 +225,16 @@ def test_evaluation_keeps_the_protocol_and_takes_at_most_25_games(monkeypatch: p
 
 def test_several_workers_have_a_thread_each() -> None:
     config = Config().replace(env_id=BREAKOUT, num_envs=16, workers=2)
-    share = worker_share(config, None).env
+    share = shard_config(config, None).env
     assert (share.num_envs, share.env_threads, share.vectorization) == (8, 1, "auto")
-    assert worker_share(config.replace(env_threads=2), None).env.env_threads == 2
-    assert worker_share(config.replace(workers=1), None).env.env_threads is None
+    assert shard_config(config.replace(env_threads=2), None).env.env_threads == 2
+    assert shard_config(config.replace(workers=1), None).env.env_threads is None
 
 
-@pytest.mark.parametrize(("num_envs", "workers"), [(16, 4), (8, 2), (12, 3), (4, 1), (2, 1)])
-def test_auto_gives_every_worker_four_games(num_envs: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("num_envs", "workers"), [(32, 4), (24, 3), (16, 2), (8, 2), (12, 2), (4, 1), (2, 1)])
+def test_auto_gives_two_workers_four_games_and_more_of_them_eight(
+    num_envs: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shares, "count_physical_cores", lambda: 4)
     config = Config().replace(env_id=BREAKOUT, num_envs=num_envs, workers="auto")
     assert resolve_workers(config).run.workers == workers

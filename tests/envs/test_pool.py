@@ -16,7 +16,7 @@ from env_rows import begin, draw_actions, exit_with_parent, make_row
 from run_support import SMALL
 
 import fastac
-from fastac.build import resolve_workers, worker_share
+from fastac.build import resolve_workers, shard_config
 from fastac.cli import main
 from fastac.config import Config, EnvConfig
 from fastac.contract import VecEnv
@@ -117,20 +117,20 @@ def test_a_step_of_the_trial_takes_time() -> None:
 def test_workers_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastac.build.shares.count_cores", lambda: 9)
     config = Config().replace(vectorization="envpool", num_envs=16, workers=4)
-    share = worker_share(config, None).env
+    share = shard_config(config, None).env
     assert (share.num_envs, share.env_threads, share.vectorization) == (4, 2, "envpool")
-    assert worker_share(config.replace(env_threads=3), None).env.env_threads == 3
-    assert worker_share(config.replace(workers=1), None).env.env_threads is None
+    assert shard_config(config.replace(env_threads=3), None).env.env_threads == 3
+    assert shard_config(config.replace(workers=1), None).env.env_threads is None
 
 
-@pytest.mark.parametrize(("cost_us", "workers"), [(10.0, 1), (20.0, 4)])
-def test_auto_takes_more_workers_for_slow_environments(
-    monkeypatch: pytest.MonkeyPatch, cost_us: float, workers: int
+@pytest.mark.parametrize(("env_id", "shards", "workers"), [("CartPole-v1", 1, 1), ("LunarLander-v3", 2, 2)])
+def test_slow_environments_have_more_shards_and_workers_whatever_a_step_costs_here(
+    monkeypatch: pytest.MonkeyPatch, env_id: str, shards: int, workers: int
 ) -> None:
     monkeypatch.setattr("fastac.build.shares.count_physical_cores", lambda: 4)
-    monkeypatch.setattr(pool, "_time_step_us", lambda name, kwargs, num_envs: cost_us * num_envs)
-    config = Config().replace(vectorization="envpool", num_envs=16, workers="auto")
-    assert resolve_workers(config).run.workers == workers
+    monkeypatch.setattr(pool, "_time_step_us", lambda *_: pytest.fail("shards must not depend on times"))
+    found = resolve_workers(Config().replace(env_id=env_id, vectorization="envpool", num_envs=16)).run
+    assert (found.shards, found.workers) == (shards, workers)
 
 
 def test_threads_are_only_for_what_has_them() -> None:

@@ -93,7 +93,9 @@ def test_subtrees_can_be_summed_before(kernel):
 def clip(kernel, squares, terms=(0.0,) * 5, max_norm=0.5, count=3.0):
     norm, scale, steps = (torch.full((1,), value, dtype=torch.float64) for value in (7.0, 7.0, count))
     double = {"dtype": torch.float64}
-    kernel(torch.tensor(squares, **double), torch.tensor(terms, **double), max_norm, norm, scale, steps)
+    parts, found = torch.tensor([terms, (1.0,) * 5], **double), torch.full((5,), 7.0, **double)
+    kernel(torch.tensor(squares, **double), parts, max_norm, found, norm, scale, steps)
+    torch.testing.assert_close(found, parts.sum(dim=0), rtol=0.0, atol=0.0, equal_nan=True)
     return norm.item(), scale.item(), steps.item()
 
 

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from core_support import CPU, differentiate, make_coefs, make_training, weights
+from core_support import CPU, differentiate, make_coefs, make_gradient, make_training, weights
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
@@ -18,11 +18,12 @@ from fastac.build import Streams, build, build_envs, build_objective, build_samp
 from fastac.build.network import build_model
 from fastac.config import Config, ModelConfig
 from fastac.learning.autograd import AutogradGradient
-from fastac.learning.fused import FusedActor, FusedGradient, FusedNetwork, StagedActor, StagedGradient, is_fusable
+from fastac.learning.fused import FusedActor, FusedNetwork, StagedActor, StagedGradient, is_fusable
 from fastac.learning.fused import gradient as fused_gradient
 from fastac.learning.losses import clipped_surrogate, policy_gradient
 from fastac.learning.objectives import PlainObjective
-from fastac.learning.optimizer import Adam, LocalOptimizer, flat_size, flatten
+from fastac.learning.optimizer import LocalOptimizer, flat_size, flatten
+from fastac.learning.update_rules import Adam
 from fastac.models import (
     ActorCritic,
     CategoricalHead,
@@ -278,10 +279,10 @@ def check_gradients(model, network, activations, rollout, coefs):
     terms, expected = gradients(model, plain, batch, coefs, False)
     for gradient, is_fresh in (
         (AutogradGradient(model, build_objective(model.head, loss), CPU), False),
-        (FusedGradient(network, objective, None, rows), True),
-        (FusedGradient(network, objective, activations, rows), True),
-        (FusedGradient(network, objective, activations, rows), False),
-        (FusedGradient(network, objective, activations, rows, goes_forward=False), True),
+        (make_gradient(network, objective, None, rows), True),
+        (make_gradient(network, objective, activations, rows), True),
+        (make_gradient(network, objective, activations, rows), False),
+        (make_gradient(network, objective, activations, rows, goes_forward=False), True),
         (StagedGradient(network, objective, batch), False),
     ):
         their_terms, found = gradients(model, gradient, batch, coefs, is_fresh)
@@ -431,7 +432,8 @@ def test_a_run_learns_what_autograd_would_have_learned(core, monkeypatch):
 def test_a_run_learns_to_see():
     training = build_lights(num_envs=16, num_steps=8)
     rewards = [
-        training.rollout.reward[training.rollout.valid].mean().item() for _ in islice(training.trainer.run(), 80)
+        training.rollouts[0].reward[training.rollouts[0].valid].mean().item()
+        for _ in islice(training.trainer.run(), 80)
     ]
     training.close()
     assert np.mean(rewards[:3]) < 0.4 < 0.8 < np.mean(rewards[-5:])  # of 1; by chance 0.25
@@ -450,7 +452,7 @@ def test_a_run_holds_the_memory_that_it_states_and_no_second_copy(settings):
     training = build_lights(**({"num_envs": 16, "num_steps": 8} | settings))
     list(islice(training.trainer.run(), 2))
     held = held_bytes() - before
-    stated = training.rollout.nbytes + training.info.activations_nbytes
+    stated = training.rollouts[0].nbytes + training.info.activations_nbytes
     params = sum(p.nbytes for p in training.model.parameters())  # and their gradients, two slots
     assert stated <= held <= 1.02 * stated + 4 * params + 2**15
     training.close()

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from core_support import CPU, differentiate, make_coefs, make_training, weights
+from core_support import CPU, differentiate, make_coefs, make_gradient, make_training, weights
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 from torch.nn import Parameter
@@ -14,12 +14,13 @@ from torch.nn import Parameter
 from fastac.build import build_head, build_objective, build_sampler
 from fastac.config import Config
 from fastac.learning.autograd import AutogradGradient
-from fastac.learning.fused import FusedActor, FusedGradient, FusedNetwork, StagedActor, StagedGradient, is_fusable
+from fastac.learning.fused import FusedActor, FusedNetwork, StagedActor, StagedGradient, is_fusable
 from fastac.learning.fused import gradient as fused_gradient
 from fastac.learning.fused import network as network_module
 from fastac.learning.losses import clipped_surrogate, policy_gradient
 from fastac.learning.objectives import PlainObjective
-from fastac.learning.optimizer import Adam, LocalOptimizer
+from fastac.learning.optimizer import LocalOptimizer
+from fastac.learning.update_rules import Adam
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, ModelActor, Rollout
 
@@ -152,9 +153,9 @@ def test_its_gradients_are_autograds(net, space, normalizes, coefs, chunk, cache
     for gradient, is_fresh in (
         (AutogradGradient(model, PlainObjective(model.head, loss), CPU), False),
         (AutogradGradient(model, build_objective(model.head, loss), CPU), False),
-        (FusedGradient(network, objective, None, NUM_STEPS * NUM_ENVS), True),
-        (FusedGradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS), True),
-        (FusedGradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS), False),
+        (make_gradient(network, objective, None, NUM_STEPS * NUM_ENVS), True),
+        (make_gradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS), True),
+        (make_gradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS), False),
         (StagedGradient(network, objective, batch), False),
     ):
         for p in model.parameters():
@@ -190,7 +191,7 @@ def test_heads_without_a_kernel_of_their_own_learn_as_under_autograd(kind, net, 
     results = []
     for gradient in (
         AutogradGradient(model, build_objective(model.head, loss), CPU),
-        FusedGradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS),
+        make_gradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS),
         StagedGradient(network, objective, batch),
     ):
         for p in model.parameters():
@@ -216,7 +217,7 @@ def test_kept_activations_are_used_only_while_they_are_fresh():
     model, rollout = make_model(SPACES["discrete"], (8,), "tanh", True), make_rollout(SPACES["discrete"])
     network, actor = act_fused(model, rollout)
     objective = build_objective(model.head, policy_gradient)
-    gradient = FusedGradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS)
+    gradient = make_gradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS)
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
     found = {}
     for is_fresh in (True, False):
@@ -237,7 +238,7 @@ def test_after_an_update_nothing_of_the_old_weights_is_left(cache_bytes, monkeyp
     objective = build_objective(model.head, clipped_surrogate)
     gradients = [
         AutogradGradient(model, PlainObjective(model.head, clipped_surrogate), CPU),
-        FusedGradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS),
+        make_gradient(network, objective, actor.activations, NUM_STEPS * NUM_ENVS),
     ]
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
     for _ in range(2):
@@ -257,11 +258,11 @@ def test_batches_of_other_lengths_leave_nothing_behind(monkeypatch):
     network, actor = act_fused(model, rollout)
     (batch,) = FlatMinibatches(1, torch.Generator()).split(rollout)
     objective, rows = build_objective(model.head, policy_gradient), NUM_STEPS * NUM_ENVS
-    gradient = FusedGradient(network, objective, actor.activations, rows)
+    gradient = make_gradient(network, objective, actor.activations, rows)
     for length in [*range(1, rows + 1), *range(rows, 0, -3)]:
         for is_fresh in (True, False):
             found = []
-            for one in (gradient, FusedGradient(network, objective, actor.activations, rows)):
+            for one in (gradient, make_gradient(network, objective, actor.activations, rows)):
                 terms = differentiate(one, batch.rows(0, length), A2C, is_fresh)
                 found.append((terms, gradient_of(model)))
             assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
@@ -347,7 +348,7 @@ def test_a_run_holds_the_memory_that_it_states_and_no_second_copy(settings):
     training = make_training(**({"num_envs": 128, "num_steps": 16, "hidden_sizes": (64, 64)} | settings))
     list(islice(training.trainer.run(), 3))
     held = held_bytes() - before
-    stated = training.rollout.nbytes + training.info.activations_nbytes
+    stated = training.rollouts[0].nbytes + training.info.activations_nbytes
     weights = sum(p.nbytes for p in training.model.parameters())  # and their gradients, three slots, and a copy to act
     assert stated <= held <= 1.02 * stated + 6 * weights + 2**15
     training.close()

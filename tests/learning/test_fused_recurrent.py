@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from core_support import CPU, differentiate, make_coefs, make_training, weights
+from core_support import CPU, differentiate, make_coefs, make_gradient, make_training, weights
 from gymnasium.spaces import Box, Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from fastac.build import build_head, build_objective, build_sampler
 from fastac.config import Config
 from fastac.learning.autograd import AutogradGradient
-from fastac.learning.fused import FusedActor, FusedGradient, FusedNetwork, is_fusable
+from fastac.learning.fused import FusedActor, FusedNetwork, is_fusable
 from fastac.learning.losses import clipped_surrogate, policy_gradient
 from fastac.learning.objectives import PlainObjective
-from fastac.learning.optimizer import Adam, LocalOptimizer
+from fastac.learning.optimizer import LocalOptimizer
+from fastac.learning.update_rules import Adam
 from fastac.models import ActorCritic, GRUCore, LSTMCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, Trunk
 from fastac.rollout import ModelActor, Rollout, SequenceMinibatches
 from fastac.runs.player import FusedPlayer, ModulePlayer
@@ -130,8 +131,8 @@ def test_its_gradients_are_autograds(core, space, shared, normalizes, hidden, un
         objective = build_objective(model.head, loss)
         plain = AutogradGradient(model, PlainObjective(model.head, loss), CPU)
         network, rows = FusedNetwork(model), steps * envs
-        kept = FusedGradient(network, objective, actor.activations, rows)
-        again = FusedGradient(network, objective, None, rows)
+        kept = make_gradient(network, objective, actor.activations, rows)
+        again = make_gradient(network, objective, None, rows)
         for num in {1, 2, envs} if envs > 1 else {1}:  # unequal ones where `envs` is odd
             for batch in SequenceMinibatches(num, torch.Generator().manual_seed(seed % 99)).split(rollout):
                 results = []
@@ -193,7 +194,7 @@ def test_kept_activations_are_not_used_after_an_update():
     actor = make_fused(model, rollout)
     act(actor, rollout)
     objective = build_objective(model.head, clipped_surrogate)
-    gradient = FusedGradient(FusedNetwork(model), objective, actor.activations, 20)
+    gradient = make_gradient(FusedNetwork(model), objective, actor.activations, 20)
     plain = AutogradGradient(model, PlainObjective(model.head, clipped_surrogate), CPU)
     (batch,) = SequenceMinibatches(1, torch.Generator()).split(rollout)
     for is_fresh in (True, False):

@@ -29,8 +29,9 @@ from fastac.learning.autograd import AutogradGradient
 from fastac.learning.learner import Learner
 from fastac.learning.losses import clipped_surrogate, policy_gradient
 from fastac.learning.objectives import PlainObjective
-from fastac.learning.optimizer import LocalOptimizer, RMSprop
+from fastac.learning.optimizer import LocalOptimizer
 from fastac.learning.schedules import anneal
+from fastac.learning.update_rules import RMSprop
 from fastac.models import (
     ActorCritic,
     CategoricalHead,
@@ -72,11 +73,11 @@ def make_learner(model, minibatches, loss=policy_gradient, **settings):
     config = Config().replace(**settings)
     optimizer = LocalOptimizer(model, build_rule(config.optim), config.optim.max_grad_norm)
     gradient = AutogradGradient(model, PlainObjective(getattr(model, "head", None), loss), CPU)
-    return Learner(config, gradient, minibatches, optimizer)
+    return Learner(config, [gradient], [minibatches], optimizer)
 
 
 def learn(learner, rollout, done_fraction=0.0):
-    return learner.learn(rollout, rollout.reward, done_fraction, Phases())
+    return learner.learn([rollout], [rollout.reward], done_fraction, Phases())
 
 
 def state_of(model):
@@ -426,7 +427,7 @@ def test_observation_statistics_change_after_an_update_and_not_before():
     assert isinstance(training.model.obs_normalizer, ObsNormalizer)
     rows = []
     for report in training.trainer.run():
-        rows.append(training.rollout.obs[:-1][training.rollout.valid].double())
+        rows.append(training.rollouts[0].obs[:-1][training.rollouts[0].valid].double())
         together = torch.cat(rows)
         torch.testing.assert_close(training.model.obs_normalizer.moments.mean, together.mean(dim=0))
         assert report.env_steps == len(together)

@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from core_support import CPU, apply_rule
+from core_support import CPU, apply_rule, make_gradient
 from gymnasium.spaces import Box, Discrete
 from stable_baselines3 import A2C
 from stable_baselines3.common.logger import Logger
@@ -16,11 +16,12 @@ from fastac.build import build_head, build_objective, build_rule
 from fastac.config import Config
 from fastac.contract import Phases
 from fastac.learning.autograd import AutogradGradient
-from fastac.learning.fused import FusedGradient, FusedNetwork
+from fastac.learning.fused import FusedNetwork
 from fastac.learning.learner import Learner
 from fastac.learning.losses import policy_gradient
 from fastac.learning.objectives import PlainObjective
-from fastac.learning.optimizer import Adam, LocalOptimizer, RMSprop
+from fastac.learning.optimizer import LocalOptimizer
+from fastac.learning.update_rules import Adam, RMSprop
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
 
@@ -47,7 +48,7 @@ SETTINGS = {
 GRADIENTS = {
     "plain": lambda model: AutogradGradient(model, PlainObjective(model.head, policy_gradient), CPU),
     "kernels": lambda model: AutogradGradient(model, build_objective(model.head, policy_gradient), CPU),
-    "fused": lambda model: FusedGradient(
+    "fused": lambda model: make_gradient(
         FusedNetwork(model), build_objective(model.head, policy_gradient), None, NUM_STEPS * NUM_ENVS
     ),
 }
@@ -162,12 +163,12 @@ def test_weights_equal_those_of_stable_baselines3_after_some_updates(optimizer, 
     assert sum(p.numel() for p in begin) == sum(p.numel() for p in model.parameters())
     optimizer = LocalOptimizer(model, build_rule(config.optim), config.optim.max_grad_norm)
     gradient = GRADIENTS[engine](model)
-    learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), optimizer)
+    learner = Learner(config, [gradient], [FlatMinibatches(1, torch.Generator())], optimizer)
     rollout, final_obs = draw_rollout(SPACES[space], np.random.default_rng(0))
     for _ in range(UPDATES):
         fill_sb3(agent, rollout, final_obs)
         value_ours(model, rollout, final_obs)
-        metrics = learner.learn(rollout, rollout.reward, 0.0, Phases())
+        metrics = learner.learn([rollout], [rollout.reward], 0.0, Phases())
         np.testing.assert_allclose(rollout.advantage, agent.rollout_buffer.advantages, rtol=1e-4, atol=1e-5)
         agent.train()
         theirs = agent.logger.name_to_value

@@ -307,7 +307,7 @@ def test_obs_moments_are_those_of_all_valid_rows_so_far():
         obs = (100.0 + rng.normal(size=(num_steps, 4, 3)) * [1.0, 10.0, 0.01]).astype(np.float32)
         valid = rng.random((num_steps, 4)) < 0.7
         obs[~valid] = 1e6
-        normalizer.update(torch.from_numpy(obs), torch.from_numpy(valid), Alone())
+        normalizer.update([(torch.from_numpy(obs), torch.from_numpy(valid))], Alone())
         rows.append(obs[valid].astype(np.float64))
     together = np.concatenate(rows)
     np.testing.assert_allclose(normalizer.moments.mean.numpy(), together.mean(axis=0), rtol=1e-12)
@@ -320,14 +320,14 @@ def test_obs_moments_are_those_of_all_valid_rows_so_far():
 
 def test_obs_normalizer_begins_as_the_identity_and_takes_in_no_rows():
     normalizer, obs = ObsNormalizer((2,)), torch.randn(6, 2)
-    normalizer.update(obs.unsqueeze(0), torch.zeros(1, 6, dtype=torch.bool), Alone())
+    normalizer.update([(obs.unsqueeze(0), torch.zeros(1, 6, dtype=torch.bool))], Alone())
     torch.testing.assert_close(normalizer(obs), obs)
     assert normalizer(torch.tensor([[99.0, -99.0]])).tolist() == [[10.0, -10.0]]
 
 
 def test_acting_and_learning_leave_the_statistics_alone():
     model = make_model(shared=True, normalizer=ObsNormalizer((3,)))
-    model.obs_normalizer.update(torch.randn(8, 4, 3), torch.ones(8, 4, dtype=torch.bool), Alone())
+    model.obs_normalizer.update([(torch.randn(8, 4, 3), torch.ones(8, 4, dtype=torch.bool))], Alone())
     before = {name: value.clone() for name, value in model.obs_normalizer.state_dict().items()}
     obs, state, start = 50.0 * torch.randn(4, 3), model.initial_state(4), torch.ones(4, dtype=torch.bool)
     act = model.act(obs, state, start, torch.rand(4))
@@ -348,13 +348,18 @@ def draw_rewards(rng, num_steps, num_envs, before):
     return reward, valid, done
 
 
+def scale_rewards(normalizer, reward, valid, done):
+    normalizer.moments.merge("reward", normalizer.measure(reward, valid, done)[None], Alone())
+    return normalizer(reward)
+
+
 def test_reward_normalizer_equals_a_slow_one_across_rollouts():
     normalizer, rng = RewardNormalizer(3, 0.9), np.random.default_rng(1)
     returns, running, before = [], np.zeros(3), np.zeros(3, bool)
     for num_steps in (4, 1, 7):
         reward, valid, done = draw_rewards(rng, num_steps, 3, before)
         before = done[-1]
-        got = normalizer(*(torch.from_numpy(part) for part in (reward, valid, done)), Alone())
+        got = scale_rewards(normalizer, *(torch.from_numpy(part) for part in (reward, valid, done)))
         for t, n in itertools.product(range(num_steps), range(3)):
             if valid[t, n]:
                 running[n] = running[n] * 0.9 + float(reward[t, n])
@@ -372,9 +377,9 @@ def test_normalizers_come_back_from_their_state_dict(make):
         rng = torch.Generator().manual_seed(seed)
         valid, done = torch.rand(6, 4, generator=rng) < 0.8, torch.rand(6, 4, generator=rng) < 0.2
         if isinstance(normalizer, ObsNormalizer):
-            normalizer.update(torch.randn(6, 4, 3, generator=rng), valid, Alone())
+            normalizer.update([(torch.randn(6, 4, 3, generator=rng), valid)], Alone())
         else:
-            normalizer(torch.randn(6, 4, generator=rng) * valid, valid, done, Alone())
+            scale_rewards(normalizer, torch.randn(6, 4, generator=rng) * valid, valid, done)
 
     one, two = make(), make()
     feed(one, 0)
@@ -389,7 +394,7 @@ def test_normalizers_come_back_from_their_state_dict(make):
 def test_null_normalizers_hand_back_what_they_are_given():
     obs = torch.randn(2, 3)
     assert NoObsNormalizer()(obs) is obs
-    assert NoRewardNormalizer()(obs, obs > 0, obs > 0, Alone()) is obs
+    assert NoRewardNormalizer()(obs) is obs
     assert NoObsNormalizer().state_dict() == NoRewardNormalizer().state_dict() == {}
 
 

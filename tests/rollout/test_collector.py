@@ -322,8 +322,8 @@ def test_reward_scaling_begins_each_iteration_anew_where_episodes_do(num_steps):
     training = training_of(collect="episodes", num_steps=num_steps, num_envs=4, normalize_reward=True, gamma=1.0)
     run_iterations(training, 20)
     # Reward 1 a step: no return so far exceeds the steps of one episode.
-    assert training.worker.reward_normalizer.moments.mean.item() <= num_steps
-    assert training.worker.reward_normalizer.running.max().item() <= num_steps
+    assert training.worker.shards[0].reward_normalizer.moments.mean.item() <= num_steps
+    assert training.worker.shards[0].reward_normalizer.running.max().item() <= num_steps
 
 
 def test_episodes_mode_equals_steps_mode_up_to_the_end_of_each_first_episode():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastac.contract import Alone, Phases
+from fastac.contract import Phases
 from fastac.envs.infos import NOTHING
 from fastac.models import RewardClipper
 from fastac.rollout import Collector, EpisodeCounter, FlatMinibatches, Rollout, SequenceMinibatches
@@ -166,6 +166,5 @@ def test_whole_episodes_go_on_over_lost_lives():
 
 def test_rewards_are_clipped_in_a_copy():
     reward = torch.tensor([[-7.0, 0.5, 1.0, 200.0, 0.0]])
-    nothing = torch.zeros(1, 5, dtype=torch.bool)
-    assert RewardClipper()(reward, ~nothing, nothing, Alone()).tolist() == [[-1.0, 0.5, 1.0, 1.0, 0.0]]
+    assert RewardClipper()(reward).tolist() == [[-1.0, 0.5, 1.0, 1.0, 0.0]]
     assert reward[0, 3] == 200.0

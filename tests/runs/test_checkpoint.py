@@ -31,6 +31,7 @@ from fastac.runs.checkpoint import (
     save_checkpoint,
 )
 from fastac.runs.files import RecordError
+from fastac.runs.older_checkpoints import upgrade
 
 CONFIG = Config().replace(env_id="Acrobot-v1", hidden_sizes=(8, 4), max_grad_norm=None)
 STATE: StateTree = {"model": {"w.0": np.arange(6.0).reshape(2, 3)}, "rng": {"state": 2**127 + 1}, "iteration": 7}
@@ -173,8 +174,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_newer_schema_asks_for_an_upgrade(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 5, STATE, CONFIG)
     body = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(json.dumps({**body, "schema": 4}))
-    with pytest.raises(ValueError, match=r"newer fastac \(schema 4, this one reads up to 3\): upgrade fastac"):
+    (path / "state.json").write_text(json.dumps({**body, "schema": 5}))
+    with pytest.raises(ValueError, match=r"newer fastac \(schema 5, this one reads up to 4\): upgrade fastac"):
         load_checkpoint(path)
 
 
@@ -399,3 +400,16 @@ def test_unwritable_place_is_one_sentence(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, 5, STATE, CONFIG)
     with pytest.raises(RecordError, match="cannot save checkpoint"):
         save_checkpoint(tmp_path / "missing", 5, STATE, CONFIG)
+
+
+def test_a_state_of_before_there_were_shards_is_brought_into_their_layout() -> None:
+    shards = {number: {"reward_normalizer": {}, "collector": number, "envs": None} for number in ("0", "1")}
+    first = {**shards["0"], "episode_counter": 7}
+    new = {"training": {"model": 1, "trainer": {"learner": 2}, "shards": {**shards, "0": first}}, "run_id": "x"}
+    trainer = {"learner": 2, **{name: first[name] for name in ("collector", "episode_counter", "envs")}}
+    old = {"training": {"model": 1, "reward_normalizer": {}, "trainer": trainer, "workers": {"1": shards["1"]}}}
+    assert upgrade({**old, "run_id": "x"}, 3) == new
+    assert upgrade(new, 4) == new
+    of_a3c = {"training": {"model": 1, "reward_normalizer": {}, "trainer": {}}}
+    assert upgrade(of_a3c, 3) == of_a3c
+    assert Config.from_dict({"run": {"workers": 2}}).run.shards == 2

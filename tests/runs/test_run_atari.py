@@ -92,10 +92,11 @@ def lessons(monkeypatch):
     """Collect what the learner is given."""
     given, learn = [], Learner.learn
 
-    def watched(self, rollout, reward, done_fraction, phases):
+    def watched(self, rollouts, rewards, done_fraction, phases):
+        (rollout,), (reward,) = rollouts, rewards
         copies = (rollout.reward, reward, rollout.life_lost, rollout.valid, rollout.done)
         given.append(Lesson(*(rows.clone() for rows in copies)))
-        return learn(self, rollout, reward, done_fraction, phases)
+        return learn(self, rollouts, rewards, done_fraction, phases)
 
     monkeypatch.setattr(Learner, "learn", watched)
     return given
@@ -239,7 +240,7 @@ def test_a_resumed_run_has_lost_its_games_and_nothing_else(tmp_path, caplog):
     before = session.report
     assert (before.env_steps, before.updates) == (first.summary["env_steps"], first.summary["updates"])
 
-    rollout = session.training.rollout
+    rollout = session.training.rollouts[0]
     report = next(iter(session))
     assert (report.iteration, report.updates) == (before.iteration + 1, before.updates + 1)
     assert before.env_steps < report.env_steps == report.frames // 4
@@ -258,19 +259,20 @@ def test_the_stacks_of_a_failed_update_can_be_built_again(tmp_path, monkeypatch)
     """Of its frames, which are stored once, and of those before them."""
     seen, learn = [], Learner.learn
 
-    def fail_later(self, rollout, *others):
+    def fail_later(self, rollouts, *others):
+        (rollout,) = rollouts
         seen.append(rollout.observations.empty(rollout.reward.numel()))
         rollout.observations.whole(seen[-1])
         if len(seen) == 4:
             raise NonFiniteError("update 4: policy_loss is not finite")
-        return learn(self, rollout, *others)
+        return learn(self, rollouts, *others)
 
     monkeypatch.setattr(Learner, "learn", fail_later)
     session = start(tmp_path / "run", num_steps=6, max_frames=40, noop_max=3)
-    with pytest.raises(NonFiniteError, match="its rollout are saved in"):
+    with pytest.raises(NonFiniteError, match="its rollouts are saved in"):
         list(session)
     (saved,) = checkpoints(tmp_path / "run" / "failure")
-    rows = load_checkpoint(saved, INVADERS).state["rollout"]
+    rows = load_checkpoint(saved, INVADERS).state["rollouts"]["0"]
     again = Rollout.allocate(6, 2, (42, 42), (), torch.int64, 0, obs_dtype=torch.uint8, frame_stack=4)
     again.obs.numpy()[...], again.start.numpy()[...] = rows["obs"], rows["start"]
     again.observations.set_state(rows["first"])

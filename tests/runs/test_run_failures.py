@@ -36,7 +36,7 @@ SAVING_FLAGS = (*SMALL_FLAGS, "--checkpoint-every", "200")
 def test_an_environment_that_breaks(tmp_path, capsys, monkeypatch, how, says):
     monkeypatch.setattr(Faulty, "seeded", itertools.count())
     run_dir = tmp_path / "run"
-    words = ["train", f"run_envs:Faulty-{how}-v0", "--vectorization", "sync", *SAVING_FLAGS]
+    words = ["train", f"run_envs:Faulty-{how}-v0", "--vectorization", "sync", "--workers", "1", *SAVING_FLAGS]
     assert main([*words, "--total-env-steps", "1e6", "--run-dir", str(run_dir)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -141,10 +141,10 @@ def test_steps_too_large_stop_the_run(tmp_path, capsys):
     assert main([*words, "--run-dir", str(run_dir)]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    saved = re.search(r"fastac: update \d+: \w+ is .*rollout are saved in (\S+)\.\n", err)
+    saved = re.search(r"fastac: update \d+: \w+ is .*rollouts are saved in (\S+)\.\n", err)
     assert saved, err
     state = load_checkpoint(Path(saved[1]), "CartPole-v1").state
-    assert state["rollout"]["obs"].shape == (9, 4, 4)
+    assert state["rollouts"]["0"]["obs"].shape == (9, 4, 4)
 
 
 class Sick(nn.Module):

@@ -299,7 +299,7 @@ def forge(run_dir, branches, value):
 
 
 DELETE = object()
-ENV = "training/trainer/envs/envs/0"
+ENV = "training/shards/0/envs/envs/0"
 FORGED = [
     *((f"{ENV}/2/rng/bit_generator", name) for name in ("test", "seed", "__class__", 3, None)),
     (f"{ENV}/2/rng/state", {"state": 10**400, "inc": 1}),
@@ -312,7 +312,7 @@ FORGED = [
     ("training/trainer/learner/updates", True),
     ("training/trainer/learner/optimizer", None),
     ("training/model", DELETE),
-    ("training/workers", 7),
+    ("training/shards", 7),
     ("progress", DELETE),
     ("progress/best_mean_return", "high"),
     ("tracker", DELETE),

@@ -115,8 +115,7 @@ def test_workers_end_with_a_loop_that_was_left_and_the_run_can_be_finished(tmp_p
     # All of it is saved, the other worker's environments too, also after the last evaluation has marked it the best.
     finished = load_checkpoint(checkpoints(tmp_path / "run")[-1]).state
     for state in (left, finished):
-        assert state["training"]["trainer"]["envs"] is not None
-        assert state["training"]["workers"]["1"]["envs"] is not None
+        assert all(state["training"]["shards"][number]["envs"] is not None for number in "01")
 
 
 def test_a3c_can_be_left_and_entered_again_and_leaves_no_process(tmp_path):

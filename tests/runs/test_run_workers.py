@@ -38,6 +38,8 @@ def test_a_run_with_workers_ends_as_any_other(tmp_path, capsys, caplog):
 
 def test_auto_is_written_down_as_the_number_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr("fastac.build.shares.count_physical_cores", lambda: 2)
+    for cost in ("_START_S", "_EXCHANGE_S"):
+        monkeypatch.setattr(f"fastac.runs.worker_count.{cost}", 0.0)
     session = fastac.start("CartPole-v1", workers="auto", run_dir=tmp_path / "run", **(SMALL | {"num_envs": 256}))
     assert session.config.run.workers == session.directory.read_config().run.workers == 2
     next(iter(session))
@@ -125,7 +127,7 @@ def test_the_command_line_shows_the_workers_own_traceback(tmp_path, capsys, monk
     assert main(words) == 2
     err = capsys.readouterr().err
     assert 'raise MemoryError("no more")' in err
-    assert re.search(r"fastac: worker 1: env 0 raised MemoryError: no more.*, in iteration 1, after 0 environment", err)
+    assert re.search(r"fastac: worker 1: env 2 raised MemoryError: no more.*, in iteration 1, after 0 environment", err)
 
 
 def test_what_does_not_divide_is_refused_before_anything_is_written(tmp_path, capsys):

@@ -145,7 +145,9 @@ def test_workers_begin_with_the_restored_parameters_and_statistics():
             worker.begin()
             assert_same(dict(saved["model"]), dict(worker.worker.model.state_dict()))
             assert_same(
-                worker.worker.reward_normalizer.moments.dump(), training._reward_normalizer.moments.dump(), "rewards"
+                worker.worker.shards[0].reward_normalizer.moments.dump(),
+                training._reward_normalizer.moments.dump(),
+                "rewards",
             )
 
 

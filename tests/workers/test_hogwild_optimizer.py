@@ -23,7 +23,8 @@ from a3c_support import (
 from async_support import EACH_RULE, PATIENCE_S, ending, receive
 from core_support import PlainDescent, apply_rule, assert_same, take_step
 
-from fastac.learning.optimizer import Adam, HogwildOptimizer, LocalOptimizer, RMSprop, flatten
+from fastac.learning.optimizer import HogwildOptimizer, LocalOptimizer, flatten
+from fastac.learning.update_rules import Adam, RMSprop
 from fastac.processes import start
 from fastac.shared_memory import ProcessLock
 from fastac.workers import HogwildTrainer, WorkerCounters

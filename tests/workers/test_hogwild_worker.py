@@ -7,7 +7,7 @@ import numpy as np
 from async_support import SMALL, make_rows, note
 
 from fastac.build import Streams, restart_seed
-from fastac.build.environments import replacement_seeds, worker_seeds
+from fastac.build.environments import replacement_seeds, shard_seeds
 from fastac.config import Config
 from fastac.contract import Episodes, VecEnv
 from fastac.workers import BeatingEnvs
@@ -82,12 +82,12 @@ def test_environments_that_beat_are_those_that_they_wrap():
 def test_random_streams_of_workers_are_apart_also_of_those_that_take_another_ones_place():
     config = Config().replace(**(SMALL | {"num_envs": 6, "workers": 3}))
     seed = Streams.spawn(0).env
-    streams = [*worker_seeds(config, seed), *(replacement_seeds(seed, restarts) for restarts in (1, 2, 3))]
+    streams = [*shard_seeds(config, seed), *(replacement_seeds(seed, restarts) for restarts in (1, 2, 3))]
     assert len({tuple(envs.generate_state(4)) for envs, _ in streams}) == 6
     assert len({actions for _, actions in streams}) == 6
 
 
 def test_a_resumed_run_repeats_no_actions_of_the_first_one():
     config = Config().replace(**SMALL)
-    first, again = (worker_seeds(config, seed) for seed in (Streams.spawn(0).env, restart_seed(0, 1000)))
+    first, again = (shard_seeds(config, seed) for seed in (Streams.spawn(0).env, restart_seed(0, 1000)))
     assert not {actions for _, actions in first} & {actions for _, actions in again}

@@ -6,7 +6,7 @@ import torch
 from async_support import make_rows, note
 
 from fastac.contract import Alone, Phases
-from fastac.learning.optimizer import RMSprop
+from fastac.learning.update_rules import RMSprop
 from fastac.models import RunningMoments, merge_moments
 from fastac.workers import SharedCounters, WorkerCounters
 from fastac.workers.shared_counters import (
@@ -40,7 +40,7 @@ def test_statistics_are_of_the_rows_that_any_worker_has_seen():
         rows = rng.normal(turn, 1.0 + turn, (1 + 5 * (turn % 3), 2))
         seen.append(rows)
         got = worker_rows[turn % 2].merge_statistics(
-            "obs", np.zeros(5), moments_of(rows), merge_moments
+            "obs", np.zeros(5), moments_of(rows)[None], merge_moments
         )  # the third sees none
         np.testing.assert_allclose(got, moments_of(np.concatenate(seen)), rtol=1e-12)
     assert pooled(counters, "reward").tolist() == [0.0] * 3
@@ -51,7 +51,7 @@ def test_running_moments_of_workers_are_those_of_all_rows():
     _, worker_rows = make_rows()
     everyones, whole = [RunningMoments((2,)) for _ in worker_rows], RunningMoments((2,))
     for turn in range(6):
-        part = moments_of((torch.randn(7, 2, generator=rng) * turn).numpy())
+        part = moments_of((torch.randn(7, 2, generator=rng) * turn).numpy())[None]
         everyones[turn % 3].merge("obs", part, worker_rows[turn % 3])
         whole.merge("obs", part, Alone())
         np.testing.assert_allclose(everyones[turn % 3].dump(), whole.dump(), rtol=1e-12)
@@ -70,12 +70,12 @@ def test_what_a_worker_had_half_written_when_it_was_killed_is_not_read():
     counters, worker_rows = make_rows()
     rows = [rng.normal(size=(4, 2)) for _ in range(4)]
     for worker in range(3):
-        worker_rows[worker].merge_statistics("obs", np.zeros(5), moments_of(rows[worker]), merge_moments)
+        worker_rows[worker].merge_statistics("obs", np.zeros(5), moments_of(rows[worker])[None], merge_moments)
     with pytest.raises(Killed):
-        worker_rows[1].merge_statistics("obs", np.zeros(5), moments_of(rows[3]), merge_half)
+        worker_rows[1].merge_statistics("obs", np.zeros(5), moments_of(rows[3])[None], merge_half)
     np.testing.assert_allclose(pooled(counters), moments_of(np.concatenate(rows[:3])), rtol=1e-12)
     # Who takes its place goes on from the last whole version.
-    got = WorkerCounters(counters, 1).merge_statistics("obs", np.zeros(5), moments_of(rows[3]), merge_moments)
+    got = WorkerCounters(counters, 1).merge_statistics("obs", np.zeros(5), moments_of(rows[3])[None], merge_moments)
     np.testing.assert_allclose(got, moments_of(np.concatenate(rows)), rtol=1e-12)
 
 

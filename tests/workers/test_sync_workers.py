@@ -17,7 +17,7 @@ import pytest
 import torch
 from a3c_support import make_drawing_encoder
 from async_support import settles
-from core_support import assert_same, take_step, weights
+from core_support import assert_same, make_gradient, take_step, weights
 from gymnasium.spaces import Box, Discrete
 
 from fastac.build import (
@@ -31,10 +31,11 @@ from fastac.build.sync import _make_worker
 from fastac.config import Config
 from fastac.contract import Alone, EnvFailure, NonFiniteError, Phases, WorkerFailure
 from fastac.kernels import SQUARES_BLOCK, merge_moments
-from fastac.learning.fused import FusedGradient, FusedNetwork
+from fastac.learning.fused import FusedNetwork
 from fastac.learning.learner import Learner
 from fastac.learning.losses import clipped_surrogate, policy_gradient
-from fastac.learning.optimizer import Adam, LocalOptimizer, SharedOptimizer, flat_size
+from fastac.learning.optimizer import LocalOptimizer, SharedOptimizer, SharedVectors, flat_size, squares_of
+from fastac.learning.update_rules import Adam
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, RewardNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
 from fastac.rollout.observations import Rows
@@ -54,7 +55,7 @@ def assemble_training(factory=None, encoder=None, **settings):
 
 def in_threads(works, param_size=0):
     """Run one function per member of a group at the same time; return what they return, by rank."""
-    memory = GroupMemory.allocate(len(works), 1 << 16, 64, param_size, Adam(1e-5).slots)
+    memory = GroupMemory.allocate(len(works), len(works), 1 << 16, 64, param_size, Adam(1e-5).slots)
     results, errors = [None] * len(works), []
 
     def run(rank):
@@ -86,7 +87,7 @@ def test_everybody_sees_everybodys_numbers_in_every_exchange():
         seen = []
         for turn in range(200):
             kind, size = (np.float32, 3) if turn % 3 else (np.float64, 5)
-            seen.append(group.gather(np.full(size, 1000 * rank + turn, kind)).copy())
+            seen.append(group.gather(np.full((1, size), 1000 * rank + turn, kind)).copy())
             if turn % 50 == rank:
                 time.sleep(0.002)
         return seen
@@ -105,7 +106,7 @@ def test_a_group_knows_who_waited_for_whom_and_how_long():
         group._watch = lambda waited_s: late.append((rank, group.late_ranks))
         if rank == 1:
             settles(lambda: late)  # until the other one waits
-        group.gather(np.zeros(1))
+        group.wait()
         return group.waited_s
 
     first, _ = in_threads([partial(work, rank) for rank in range(2)])
@@ -134,8 +135,9 @@ def test_the_share_of_waiting_is_of_this_processs_training():
 
 
 def test_alone_is_a_group_of_one():
-    array = np.arange(3.0)
-    assert Alone().gather(array).tolist() == [[0.0, 1.0, 2.0]]
+    array = np.arange(3.0)[None]
+    assert Alone().gather(array) is array
+    assert Alone(2).merge_statistics("obs", np.array([1.0]), np.array([[2.0], [4.0]]), np.subtract) == [-5.0]
 
 
 def test_moments_of_parts_are_those_of_the_whole():
@@ -183,9 +185,9 @@ def learn(rollout, model, settings, group):
     if isinstance(group, SharedGroup):
         optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, group, group.grads, group.vectors)
     objective = build_objective(model.head, clipped_surrogate if settings["algo"] == "ppo" else policy_gradient)
-    gradient = FusedGradient(FusedNetwork(model), objective, None, rollout.reward.numel())
-    learner = Learner(config, gradient, FlatMinibatches(1, torch.Generator()), optimizer, group)
-    metrics = [learner.learn(rollout, rollout.reward, 0.1, Phases()) for _ in range(3)]
+    gradient = make_gradient(FusedNetwork(model), objective, None, rollout.reward.numel())
+    learner = Learner(config, [gradient], [FlatMinibatches(1, torch.Generator())], optimizer, group)
+    metrics = [learner.learn([rollout], [rollout.reward], 0.1, Phases()) for _ in range(3)]
     # A copy of right after the last step, as a worker who came back from it would go on from.
     return {name: value.clone() for name, value in model.state_dict().items()}, metrics[-1], learner.rows
 
@@ -221,9 +223,9 @@ def test_parameters_that_are_shared_get_the_bits_of_those_that_each_worker_keeps
         for step in range(5):
             put_gradient(model, grads[step, group.rank])
             terms, norm = take_step(optimizer, 0.01, 1.0 + group.rank)
-            group.gather(np.zeros(1))  # nobody steps on while another one copies
+            group.wait()  # nobody steps on while another one copies
             found.append((terms, norm, torch.cat([p.detach().flatten() for p in model.parameters()])))
-            group.gather(np.zeros(1))
+            group.wait()
         return found, optimizer.get_state()
 
     def train_all(few_numbers):
@@ -247,7 +249,10 @@ def test_a_gradient_stays_where_others_may_still_read_it():
 
         def gather(self, array):
             read.append([place[0].clone() for place in grads])
-            return np.stack([array, array])
+            return np.concatenate([array, array])
+
+        def prepare_gather(self, array):
+            return [lambda: self.gather(array.numpy())], torch.zeros(2, 5, dtype=torch.float64)
 
     model = make_large_model()
     params = flat_size(model)
@@ -265,7 +270,7 @@ def test_a_worker_begins_with_the_first_ones_model_whatever_an_encoder_draws():
     try:
         share, state = Config().replace(**(SMALL | {"num_envs": 2, "workers": 1})), training.model.state_dict()
         given = {name: value.clone() for name, value in state.items()}
-        worker = _make_worker(share, np.random.SeedSequence(1), 0, None, make_drawing_encoder, given, Alone())
+        worker = _make_worker(share, [(np.random.SeedSequence(1), 0)], None, make_drawing_encoder, given, Alone())
         with closing(worker):
             assert_same(dict(worker.model.state_dict()), dict(state))
         list(islice(training.trainer.run(), 2))  # it is sent to the other worker
@@ -303,22 +308,25 @@ def test_terms_that_are_not_finite_change_nothing(is_shared, monkeypatch):
 
 def test_a_step_that_is_taken_in_part_is_not_saved():
     class Deserted:  # the other worker is lost after terms and norm have been exchanged
-        size, rank = 2, 0
+        size, rank, shards = 2, 0, range(1)
 
         def __init__(self):
             self.meetings = 0
 
-        def gather(self, array):
+        def wait(self):
             self.meetings += 1
             if self.meetings == 3:
                 raise WorkerFailure("worker 1 died")
-            return np.stack([array, array])
+
+        def prepare_gather(self, array):
+            return [self.wait], torch.cat([array, array])
 
     model = make_model()
     params = flat_size(model)
     shared = SharedParameters.allocate(params, {"average": 0.0, "square": 0.0}).vectors()
     grads = torch.ones(1, 2, params)
-    optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, Deserted(), grads, shared)
+    vectors = SharedVectors(shared, squares_of(grads[0, 0]))
+    optimizer = SharedOptimizer(model, Adam(1e-5), 0.5, Deserted(), grads, vectors)
     assert optimizer.get_state()["steps"] == 0
     with pytest.raises(WorkerFailure, match="worker 1 died"):
         take_step(optimizer, 0.01)
@@ -336,8 +344,9 @@ def test_normalizers_see_all_workers_rows():
         scaled = []
         for _ in range(3):
             own = [rows[:, envs].contiguous() for rows in (reward, valid, done)]
-            of_obs.update(obs[:, envs], valid[:, envs], group)
-            scaled.append(of_reward(*own, group))
+            of_obs.update([(obs[:, envs], valid[:, envs])], group)
+            of_reward.moments.merge("reward", of_reward.measure(*own)[None], group)
+            scaled.append(of_reward(own[0]))
         return of_obs.state_dict(), of_reward.moments.state_dict(), torch.stack(scaled)
 
     whole = work(slice(0, 6), Alone())
@@ -366,11 +375,9 @@ def test_a_run_with_workers_learns_and_counts_everybodys_steps(settings):
     assert any(not torch.equal(value, weights(training)[name]) for name, value in before.items())
     assert reports[0].env_steps <= 32 and reports[-1].env_steps > 40 * 32 * 0.8
     seen = sum(e.length for r in reports for e in r.finished)
-    going_on = int(
-        state["trainer"]["episode_counter"]["length"].sum() + state["workers"]["1"]["episode_counter"]["length"].sum()
-    )
+    going_on = int(sum(shard["episode_counter"]["length"].sum() for shard in state["shards"].values()))
     assert seen + going_on == reports[-1].env_steps, "every step belongs to one episode of one worker"
-    rank_0, rank_1 = (s["collector"]["obs"] for s in (state["trainer"], state["workers"]["1"]))
+    rank_0, rank_1 = (shard["collector"]["obs"] for shard in state["shards"].values())
     assert not torch.equal(torch.as_tensor(rank_0), torch.as_tensor(rank_1)), "the workers' streams are the same"
 
 
@@ -457,7 +464,7 @@ def test_a_worker_that_is_killed_ends_the_run_and_leaves_a_state_to_go_on_from()
         state = training.get_state()
     finally:
         training.close()
-    assert state["trainer"]["envs"] is None and state["workers"] == {}
+    assert list(state["shards"]) == ["0"] and state["shards"]["0"]["envs"] is None
     again = assemble_training(normalize_reward=True)
     try:
         assert again.set_state(state) is False
@@ -528,7 +535,7 @@ def test_numbers_that_are_not_finite_stop_every_worker_and_can_be_saved():
     try:
         with pytest.raises(NonFiniteError):
             list(islice(training.trainer.run(), 50))
-        assert "1" in training.get_state()["workers"]
+        assert "1" in training.get_state()["shards"]
     finally:
         training.close()
 
@@ -561,10 +568,11 @@ def test_workers_go_when_the_first_is_killed(tmp_path):
 @pytest.mark.parametrize(
     ("cores", "settings", "workers"),
     [
-        (4, {"num_envs": 512}, 4),
-        (4, {"num_envs": 256}, 2),  # too few for four
+        (4, {"num_envs": 1024}, 4),
+        (4, {"num_envs": 512}, 2),  # too few for four
+        (4, {"num_envs": 256}, 2),
         (4, {"num_envs": 64}, 1),
-        (4, {"num_envs": 513}, 3),
+        (4, {"num_envs": 801}, 3),
         (3, {"envs_per_worker": 1}, 3),
         (3, {"algo": "a3c", "envs_per_worker": 8}, 3),
         (4, {"algo": "a3c", "num_envs": 64}, 4),  # which wait for nobody

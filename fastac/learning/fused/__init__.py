@@ -5,7 +5,7 @@ The readable reference is `ActorCritic` under autograd; tests compare the two.
 
 from fastac.learning.fused.actor import FusedActor, Sampler
 from fastac.learning.fused.fusable import is_as_written, is_fusable
-from fastac.learning.fused.gradient import FusedGradient
+from fastac.learning.fused.gradient import FusedGradient, UpdateBuffers
 from fastac.learning.fused.network import Activations, FusedNetwork
 from fastac.learning.fused.samplers import CategoricalSampler, GaussianSampler, PlainSampler
 from fastac.learning.fused.staged import StagedActor, StagedGradient
@@ -21,6 +21,7 @@ __all__ = [
     "Sampler",
     "StagedActor",
     "StagedGradient",
+    "UpdateBuffers",
     "is_as_written",
     "is_fusable",
 ]

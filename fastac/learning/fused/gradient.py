@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -31,36 +33,47 @@ def chunk_rows(network: FusedNetwork, rows: int) -> int:
     return -(-rows // num_passes)
 
 
+@dataclass(frozen=True, slots=True)
+class UpdateBuffers:
+    """What an update writes and nothing reads after it; gradients that are computed one after the other can share it.
+
+    Attributes:
+        activations: of one pass, for batches that the activations kept by acting do not cover.
+        gradients: of one pass.
+    """
+
+    activations: Activations
+    gradients: GradientBuffers
+
+    @classmethod
+    def allocate(cls, network: FusedNetwork, max_rows: int, goes_forward: bool = True) -> UpdateBuffers:
+        """Allocate for batches of at most `max_rows` rows; `goes_forward` tells whether some need a forward pass."""
+        rows = chunk_rows(network, max_rows)
+        return cls(Activations(network, rows if goes_forward else 0), GradientBuffers(network, rows))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        return self.activations.nbytes + self.gradients.nbytes
+
+
 class FusedGradient:
     """A `Gradient` that processes a batch in chunks: forward pass if needed, objective, backward pass."""
 
     def __init__(
-        self,
-        network: FusedNetwork,
-        objective: Objective,
-        kept: Activations | None,
-        max_rows: int,
-        goes_forward: bool = True,
+        self, network: FusedNetwork, objective: Objective, kept: Activations | None, buffers: UpdateBuffers
     ) -> None:
-        """Allocate for batches of at most `max_rows` rows.
+        """Prepare for batches as large as the buffers allow.
 
         Args:
             network: the network to differentiate.
             objective: the objective to minimise.
             kept: the activations of the rollout that acting keeps, or None.
-            max_rows: largest batch.
-            goes_forward: whether some batches need a forward pass because the kept activations do not cover them.
+            buffers: with room for a forward pass if `kept` is None or does not cover all batches.
         """
-        rows = chunk_rows(network, max_rows)
         self._network, self._objective, self._kept = network, objective, kept
-        self._own = Activations(network, rows if goes_forward or kept is None else 0)
-        self._buffers = GradientBuffers(network, rows)
+        self._own, self._buffers = buffers.activations, buffers.gradients
         self._passes: dict[tuple[bool, int], tuple[int, BackwardPass]] = {}  # with the number of rows
-
-    @property
-    def nbytes(self) -> int:
-        """Memory in bytes, without the kept activations."""
-        return self._buffers.nbytes + self._own.nbytes
 
     def prepare(self, batch: Batch, coefs: Coefs, terms: Tensor, is_fresh: bool) -> list[Op]:
         """See `Gradient`."""
