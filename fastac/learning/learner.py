@@ -95,13 +95,15 @@ class Learner:
         advantages, returns = self._estimate(rollouts, rewards)
         middle = perf_counter()
         self._schedule(done_fraction)
+        if len(rollouts) != len(self._rollouts) or not all(map(is_, rollouts, self._rollouts)):
+            self._rollouts, self._prepared = tuple(rollouts), {}
         is_whole = self._algo.num_minibatches == 1
         totals, count = np.zeros(len(_METRICS)), 0
         for epoch in range(self._algo.num_epochs):
             is_fresh = is_whole and epoch == 0
             splits = [slicing.split(rollout) for slicing, rollout in zip(self._minibatches, rollouts, strict=True)]
             for batches in zip(*splits, strict=True):
-                totals += self._update(rollouts, batches, is_fresh)
+                totals += self._update(batches, is_fresh)
                 count += 1
         metrics: dict[str, float] = dict(zip(_METRICS, (totals / count).tolist(), strict=True))
         # 1 - Var[return - value] / Var[return]: 1 for a perfect critic, 0 for one no better than a constant.
@@ -156,9 +158,9 @@ class Learner:
             terminated = terminated | rollout.out_of_band
         return reward, rollout.value, terminated, rollout.truncated, rollout.valid
 
-    def _update(self, rollouts: Sequence[Rollout], batches: tuple[Batch, ...], is_fresh: bool) -> NDArray[np.float64]:
+    def _update(self, batches: tuple[Batch, ...], is_fresh: bool) -> NDArray[np.float64]:
         """Apply one update, on a batch of each shard, and return the values of `_METRICS`."""
-        for op in self._prepare(rollouts, batches, is_fresh):
+        for op in self._prepare(batches, is_fresh):
             op()
         metrics, *_ = self._views
         if not math.isfinite(metrics.sum()):
@@ -168,16 +170,13 @@ class Learner:
         self.updates += 1
         return metrics
 
-    def _prepare(self, rollouts: Sequence[Rollout], batches: tuple[Batch, ...], is_fresh: bool) -> list[Op]:
+    def _prepare(self, batches: tuple[Batch, ...], is_fresh: bool) -> list[Op]:
         """Return the calls of an update."""
-        if len(rollouts) != len(self._rollouts) or not all(map(is_, rollouts, self._rollouts)):
-            self._rollouts, self._prepared = tuple(rollouts), {}
         key = (*map(id, batches), is_fresh)
-        known, ops = self._prepared.get(key, ((), []))
-        if not known or not all(map(is_, known, batches)):
-            ops = self._make_calls(batches, is_fresh)
-            self._prepared[key] = batches, ops
-        return ops
+        known = self._prepared.get(key)
+        if known is None:  # the batches are kept too, so that no other batch gets their ids
+            known = self._prepared[key] = batches, self._make_calls(batches, is_fresh)
+        return known[1]
 
     def _make_calls(self, batches: tuple[Batch, ...], is_fresh: bool) -> list[Op]:
         """Return the calls of an update: each shard's gradient, then the step."""
