@@ -292,7 +292,7 @@ def resume(
         checkpoint = directory.load_checkpoint("last")
         config = _continue(directory, checkpoint, changes)
         factory, given = _pick_encoder(encoder, config), _find_given(env, config)
-        config = choose_workers(config, given, factory)
+        config = choose_workers(config, given, factory, checkpoint.env_steps)
         # Saved streams overwrite those of these environments; streams that could not be saved start from a new seed.
         training = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), given, factory)
         with _closing_on_error(training):

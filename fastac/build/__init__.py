@@ -35,6 +35,7 @@ from fastac.build.shares import (
     resolve_workers,
     shard_config,
     shorten_rollout,
+    step_alone_s,
 )
 from fastac.build.sync import assemble_sync, build
 from fastac.build.worker import allocate_rollout, build_rule
@@ -77,6 +78,7 @@ __all__ = [
     "save_spaces",
     "shard_config",
     "shorten_rollout",
+    "step_alone_s",
     "take_env",
     "torch_threads",
 ]

@@ -11,6 +11,7 @@ from fastac.build.environments import EnvFactory, is_batched
 from fastac.config import Config, ConfigValue, is_atari
 from fastac.cpu import count_cores, count_physical_cores
 from fastac.envs import comes_batched, picks_own_batch
+from fastac.envs.make import PROCESS_WORTH_US
 
 log = logging.getLogger("fastac")
 
@@ -57,7 +58,7 @@ def shard_config(config: Config, env_factory: EnvFactory | None) -> Config:
     if workers > 1 and has_threads and config.env.env_threads is None:
         changes["env_threads"] = max(1, count_cores() // workers)
     is_batched = comes_batched(config.env, env_factory) or picks_own_batch(config.env, share, env_factory)
-    if config.env.vectorization == "auto" and not is_batched:
+    if config.env.vectorization == "auto" and not is_batched and (workers > 1 or is_a3c):
         changes["vectorization"] = "sync"  # each worker has one core: more processes would compete for it
     return config.replace(**changes)
 
@@ -112,9 +113,11 @@ def _count_places(config: Config) -> int:
 
 
 def _resolve_pairs(config: Config, most: int) -> Config:
-    """Choose workers that have a shard each, at most `most`."""
+    """Choose workers that have a shard each, at most `most` unless a number is given."""
     if config.run.workers != "auto":
         return config.replace(shards=config.run.workers)
+    if config.run.shards != "auto":
+        return config.replace(workers=config.run.shards)
     if config.env.envs_per_worker is not None:
         return config.replace(workers=most, shards=most)
     for workers in range(min(most, config.env.num_envs), 1, -1):
@@ -133,8 +136,31 @@ def resolve_shards(config: Config, env_factory: EnvFactory | None = None) -> Con
         most = 1  # one device does it all; these processes step all environments at once
     for shards in range(most, least, -1):
         with suppress(ValueError):  # numbers that do not divide the environments, or their minibatches
-            return config.replace(shards=shards)
+            changed = config.replace(shards=shards)
+            if not _splits_sequences(changed):
+                return changed
     return config.replace(shards=least)
+
+
+def _splits_sequences(config: Config) -> bool:
+    """Return whether a recurrent run's minibatch has too few sequences of a shard."""
+    sequences = config.env.num_envs // config.num_shards // config.algo.num_minibatches
+    return config.model.is_recurrent and sequences < _LEAST_SEQUENCES
+
+
+def step_alone_s(config: Config, step_s: float, env_factory: EnvFactory | None = None) -> float:
+    """Return the seconds of a step of one shard's environments in a run with one worker.
+
+    Args:
+        config: the run's configuration, with a number of shards.
+        step_s: the seconds of that step in one process. With `auto`, expensive environments get processes of their own.
+        env_factory: the user's environments, if the run has them.
+    """
+    share = config.env.num_envs // config.num_shards
+    is_batched = comes_batched(config.env, env_factory) or picks_own_batch(config.env, share, env_factory)
+    if config.env.vectorization != "auto" or is_batched or 1e6 * step_s / share < PROCESS_WORTH_US:
+        return step_s
+    return step_s / min(share, count_cores())
 
 
 def _least_envs(config: Config, env_factory: EnvFactory | None) -> int:

@@ -175,7 +175,7 @@ class RunConfig:
     device: str = "cpu"
     """Device: cpu, cuda or cuda:K."""
     workers: int | Literal["auto"] = "auto"
-    """Processes that divide the shards and train one model, with the same results; auto: one per core if it pays."""
+    """Processes that divide the shards; results do not depend on it. auto: one per physical core, if that pays."""
     shards: int | Literal["auto"] = "auto"
     """Parts of num_envs with random streams of their own; results depend on it. auto: by the envs, at least workers."""
     torch_threads: int = 1

@@ -40,7 +40,7 @@ from fastac.processes import ANSWER_TIMEOUT_S
 
 # A step in another process costs a wake-up and two copies, about 100 us on a busy machine. If a step of one
 # environment costs less than this, stepping them one after the other in this process is as fast.
-_PROCESS_WORTH_US = 300.0
+PROCESS_WORTH_US = 300.0
 _TRIAL_STEPS = 50
 _TRIAL_S = 0.05
 _WHEN_TRIED = "when it was tried"
@@ -386,7 +386,7 @@ def _choose(config: EnvConfig, trial: SingleEnv, num_envs: int, processes: int, 
         return _Choice(0, f"sync (one {'env' if num_envs == 1 else 'core'})", False)
     cost_us = _measure_step_us(config.env_id, trial)
     why = f"one step of {config.env_id} takes {cost_us:.0f} us"
-    if cost_us > _PROCESS_WORTH_US:
+    if cost_us > PROCESS_WORTH_US:
         return _Choice(processes, f"process ({why}, {processes} workers)", True)
     return _Choice(0, f"sync ({why})", True)
 

@@ -128,9 +128,9 @@ def measure(
     """Time the parts of a run on the CPU, in this process, each in isolation and at the run's own sizes.
 
     The run is not modified: the environments are new, the model is copied, and the random streams come from `seed`.
-    With K workers it times the share of one worker, N/K environments, while the others idle. Takes an eighth of a
-    second if the parts are cheap, else about twice the time of each part, plus building the environments. Meanwhile
-    it holds a second copy of the environments and, if the run keeps them, of the activations of one update.
+    With K workers it times the share of one worker, all its shards as one batch, while the others idle. Takes an
+    eighth of a second if the parts are cheap, else about twice the time of each part, plus building the environments.
+    Meanwhile it holds a second copy of the environments and, if the run keeps them, of the activations of one update.
 
     Args:
         config: the run's configuration, with `workers` resolved.

@@ -31,6 +31,12 @@ def continued_config(saved: Config, written: Config, where: Path, changes: Mappi
                 f"{where} says {name} {now[name]!r}, but the run was trained with {before[name]!r}, which cannot "
                 f"change while it goes on (only {', '.join(CHANGEABLE)} can): put it back, or train anew."
             )
+    workers = changes.get("workers") or now["workers"]
+    if saved.is_one_shard_per_worker and workers != before["workers"]:
+        raise ValueError(
+            f"workers is {workers!r}, expected {before['workers']}: how many environments each worker has is part of "
+            "this run (a3c, or envs_per_worker), so train anew with another number."
+        )
     return written.replace(**{name: value for name, value in changes.items() if value is not None})
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import closing
+import random
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import torch
+from gymnasium.envs.registration import EnvSpec
 
 from fastac.build import (
     EncoderFactory,
@@ -18,12 +22,13 @@ from fastac.build import (
     resolve_shards,
     resolve_workers,
     shard_config,
+    step_alone_s,
 )
 from fastac.config import Config
-from fastac.contract import EnvFailure, VecEnv
+from fastac.contract import VecEnv
 from fastac.models import ActorCritic
 from fastac.pickling import pickled
-from fastac.runs.efficiency import measure
+from fastac.runs.efficiency import BareTimes, measure
 
 log = logging.getLogger("fastac")
 
@@ -34,65 +39,90 @@ _EXCHANGE_S = 1e-4  # of an update: what workers exchange, and how long they wai
 _LEAST_STEPS = 5_000
 _SEED = 0  # of the measured environments; any
 
-Measure = Callable[[Config, EnvFactory | None, EncoderFactory | None], float]
+Measure: TypeAlias = Callable[[Config, EnvFactory | None, EncoderFactory | None], BareTimes]
 
 
 def choose_workers(
-    config: Config, env_factory: EnvFactory | None, encoder: EncoderFactory | None, measure_row: Measure | None = None
+    config: Config,
+    env_factory: EnvFactory | None,
+    encoder: EncoderFactory | None,
+    steps_done: int = 0,
+    measure_row: Measure | None = None,
 ) -> Config:
     """Replace `shards='auto'` and `workers='auto'` by numbers; workers are as many as make the run shortest.
+
+    A run has one worker if its environments are a function or a class of the user: they may have state outside of
+    themselves, which a measurement would change.
 
     Args:
         config: the run's configuration.
         env_factory: the user's environments, if the run has them.
         encoder: the user's encoder.
-        measure_row: returns the seconds of a step of one shard and of learning from it; by default they are measured.
+        steps_done: environment steps that the run has taken before.
+        measure_row: returns the times of a step of one shard and of learning from it; by default they are measured.
     """
     if config.run.workers != "auto" or config.is_one_shard_per_worker:
         return resolve_workers(config, env_factory)
     config = resolve_shards(config, env_factory)
     most = most_workers(config)
-    if most < 2 or config.run.total_env_steps < _LEAST_STEPS or not _can_be_sent(env_factory, encoder):
+    steps = config.run.total_env_steps - steps_done
+    if most < 2 or steps < _LEAST_STEPS or not _may_be_divided(env_factory, encoder):
         return config.replace(workers=1)
     try:
-        row_s = (measure_row or _measure_row)(config, env_factory, encoder)
-    except (EnvFailure, ValueError):  # the run itself will say what it is
+        with _global_streams_kept():
+            bare = (measure_row or _measure_row)(config, env_factory, encoder)
+    except Exception as error:  # whatever the environment raises: the run itself will say it
+        log.debug("workers 1: a step could not be measured (%s)", error)
         return config.replace(workers=1)
-    seconds = {workers: _predict_s(config, workers, row_s) for workers in range(1, most + 1)}
+    seconds = {workers: _predict_s(config, steps, workers, bare) for workers in range(1, most + 1)}
     best = min(seconds, key=lambda workers: seconds[workers])
     log.info(
-        "workers %d: a step of %d envs takes %.3g ms with learning, so training takes about %.0f s%s",
+        "workers %d: about %.0f s of training, and %.0f s with %d (a step of %d envs takes %.3g ms, with learning)",
         best,
-        config.env.num_envs,
-        1e3 * row_s * config.num_shards,
         seconds[best],
-        f", and {seconds[1]:.0f} s with one" if best > 1 else f", and {seconds[most]:.0f} s with {most}",
+        *((seconds[1], 1) if best > 1 else (seconds[most], most)),
+        config.env.num_envs,
+        1e3 * bare.row_s * config.num_shards,
     )
     return config.replace(workers=best)
 
 
-def _can_be_sent(env_factory: EnvFactory | None, encoder: EncoderFactory | None) -> bool:
-    """Return whether other processes can have the user's functions without importing the user's script.
+def _may_be_divided(env_factory: EnvFactory | None, encoder: EncoderFactory | None) -> bool:
+    """Return whether the environments are of a registered id, and other processes can have them without the script.
 
     A script need not be written so that it can be imported.
     """
+    if not isinstance(env_factory, EnvSpec | None):
+        return False
     try:
         return not pickled((env_factory, encoder), "").needs_script
     except ValueError:
         return False
 
 
-def _predict_s(config: Config, workers: int, row_s: float) -> float:
-    """Return how long training takes, from the seconds of a step of one shard and of learning from it."""
+@contextmanager
+def _global_streams_kept() -> Iterator[None]:
+    """Restore the global random streams: environments that use them shall not depend on the measurement."""
+    python, numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(of_torch)
+
+
+def _predict_s(config: Config, steps: int, workers: int, bare: BareTimes) -> float:
+    """Return how long `steps` environment steps take, from the times of one shard."""
     algo, shards = config.algo, config.num_shards
-    rows = config.run.total_env_steps / config.env.num_envs
+    alone_s = step_alone_s(config, bare.env_s) + bare.row_s - bare.env_s
+    rows = steps / config.env.num_envs
     if config.run.budget_minutes is not None:
-        rows = min(rows, 60.0 * config.run.budget_minutes / (shards * row_s))
-    one_after_the_other_s = rows * -(-shards // workers) * row_s
+        rows = min(rows, 60.0 * config.run.budget_minutes / max(shards * alone_s, 1e-9))
     if workers == 1:
-        return one_after_the_other_s
+        return rows * shards * alone_s
     updates = rows / algo.num_steps * algo.num_epochs * algo.num_minibatches
-    return _START_S + one_after_the_other_s + updates * _EXCHANGE_S
+    return _START_S + rows * -(-shards // workers) * bare.row_s + updates * _EXCHANGE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +133,10 @@ class _Parts:
     envs: VecEnv
 
 
-def _measure_row(config: Config, env_factory: EnvFactory | None, encoder: EncoderFactory | None) -> float:
+def _measure_row(config: Config, env_factory: EnvFactory | None, encoder: EncoderFactory | None) -> BareTimes:
     """Measure on environments of one shard, which are closed again: some simulators cannot be open twice."""
     apart = config.replace(workers=config.num_shards)  # so that a worker's share is one shard
     one = shard_config(apart, env_factory)
     with closing(build_envs(one.env, np.random.SeedSequence(_SEED), env_factory)) as envs:
         parts = _Parts(build_model(one.model, envs, _SEED, encoder), envs)
-        return measure(apart, parts, config.algo.num_steps, env_factory, envs=envs).row_s
+        return measure(apart, parts, config.algo.num_steps, env_factory, envs=envs)

@@ -25,7 +25,7 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from fastac.build import assemble, torch_threads
+from fastac.build import assemble, resolve_shards, torch_threads
 from fastac.config import Config, ConfigValue, JsonValue, Vectorization
 from fastac.contract import EnvFailure, WorkerFailure
 from fastac.cpu import count_cores, count_physical_cores
@@ -35,7 +35,7 @@ from fastac.runs.provenance import versions
 
 Measure: TypeAlias = Callable[[Config], float]  # steps/s of a configuration
 
-TUNED = ("workers", "vectorization", "reuse_forward")  # stored; these do not change the algorithm
+TUNED = ("workers", "vectorization", "reuse_forward")  # stored. More workers than shards make more shards: other data
 
 _MARGIN = 1.03  # minimum speed-up to prefer a setting: less is noise
 _GROWTH = 4  # factor between numbers of environments
@@ -88,7 +88,7 @@ def measure_sps(config: Config, seconds: float) -> float:
         EnvFailure: an environment failed.
         WorkerFailure: a worker failed.
     """
-    config = config.replace(learning_rate=1e-12, total_env_steps=10**15)
+    config = resolve_shards(config.replace(learning_rate=1e-12, total_env_steps=10**15))  # as a run does
     seed, threads = np.random.SeedSequence(config.run.seed), config.run.torch_threads
     with torch_threads(threads), closing(assemble(config, seed)) as training:
         stream = training.trainer.run()

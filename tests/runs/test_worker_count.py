@@ -2,14 +2,20 @@
 
 import logging
 import math
+import random
+import re
 
+import gymnasium as gym
+import numpy as np
 import pytest
+import torch
 from core_support import assert_same
 
 import fastac
 from fastac.build import resolve_shards
 from fastac.config import Config
 from fastac.runs import worker_count
+from fastac.runs.efficiency import BareTimes
 from fastac.runs.worker_count import choose_workers
 
 SLOW = {"env_id": "LunarLander-v3", "num_envs": 16, "num_steps": 16, "total_env_steps": 10**6, "shards": 8}
@@ -20,14 +26,22 @@ def cores(monkeypatch):
     monkeypatch.setattr("fastac.build.shares.count_physical_cores", lambda: 4)
 
 
-def choose(row_s, factory=None, **settings):
+def choose(row_s, factory=None, steps_done=0, **settings):
     asked = []
 
     def measure(config, *given):
         asked.append(config)
-        return row_s
+        return bare(row_s)
 
-    return choose_workers(Config().replace(**(SLOW | settings)), factory, None, measure).run, len(asked)
+    found = choose_workers(Config().replace(**(SLOW | settings)), factory, None, steps_done, measure)
+    return found.run, len(asked)
+
+
+def bare(row_s):
+    """Times of a step of two environments, half of which is theirs."""
+    return BareTimes(
+        env_s=row_s / 2, forward_s=row_s / 2, learn_forward_s=0.0, backward_s=0.0, learn_forwards=0, backwards=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,33 +62,65 @@ def test_as_many_as_make_the_run_shortest(cores, row_s, settings, workers):
     assert found.workers == workers and measured == 1
 
 
-def test_predictions_by_hand():
+def test_predictions_by_hand(monkeypatch):
     config = resolve_shards(Config().replace(**SLOW))
     assert config.run.shards == 8
-    assert worker_count._predict_s(config, 1, 1e-3) == pytest.approx(62_500 * 8 * 1e-3)
     updates = 62_500 / 16
-    assert worker_count._predict_s(config, 3, 1e-3) == pytest.approx(4.0 + 62_500 * 3 * 1e-3 + updates * 1e-4)
+    predicted = [worker_count._predict_s(config, 10**6, workers, bare(1e-3 / 2)) for workers in (1, 3)]
+    assert predicted == pytest.approx([62_500 * 8 * 1e-3 / 2, 4.0 + 62_500 * 3 * 1e-3 / 2 + updates * 1e-4])
+    # Steps of 500 us each: one worker would step both environments of a shard in processes of their own.
+    monkeypatch.setattr("fastac.build.shares.count_cores", lambda: 16)
+    assert worker_count._predict_s(config, 10**6, 1, bare(2e-3)) == pytest.approx(62_500 * 8 * (0.5e-3 + 1e-3))
+    assert worker_count._predict_s(config.replace(vectorization="sync"), 10**6, 1, bare(2e-3)) == pytest.approx(
+        62_500 * 8 * 2e-3
+    )
+
+
+def test_only_the_steps_that_are_left_count(cores):
+    assert choose(1e-3)[0].workers == 4
+    assert choose(1e-3, steps_done=990_000)[0].workers == 1
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "workers"),
     [
-        {"workers": 2},
-        {"total_env_steps": 4_000},
-        {"env_id": "CartPole-v1", "num_envs": 64, "shards": "auto"},  # one shard
-        {"vectorization": "process", "shards": "auto"},
-        {"algo": "a3c", "workers": "auto", "shards": "auto"},
+        ({"workers": 2}, 2),
+        ({"total_env_steps": 4_000}, 1),
+        ({"env_id": "CartPole-v1", "num_envs": 64, "shards": "auto"}, 1),  # one shard
+        ({"vectorization": "process", "shards": "auto"}, 1),
+        ({"algo": "a3c", "shards": "auto"}, 4),  # all cores
+        ({"algo": "a3c", "shards": 2}, 2),  # which are its workers
     ],
 )
-def test_where_there_is_nothing_to_choose_nothing_is_measured(cores, settings):
+def test_where_there_is_nothing_to_choose_nothing_is_measured(cores, settings, workers):
     found, measured = choose(math.nan, **settings)
-    assert measured == 0
-    assert found.workers == settings.get("workers", 1) or found.workers == 4  # a3c: all cores
+    assert found.workers == workers and measured == 0
 
 
-def test_functions_that_only_this_process_has_are_not_sent(cores):
-    found, measured = choose(1e-3, lambda: None)
-    assert found.workers == 1 and measured == 0
+def test_environments_that_cannot_be_measured_are_left_to_the_run(cores):
+    def fail(*_):
+        raise RuntimeError("no such simulator")
+
+    assert choose_workers(Config().replace(**SLOW), None, None, 0, fail).run.workers == 1
+
+
+def test_global_random_streams_are_those_of_before(cores):
+    def draw(config, *_):
+        np.random.rand(), random.random(), torch.rand(1)
+        return bare(1e-3)
+
+    def state():
+        return np.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state().tolist()
+
+    before = state()
+    choose_workers(Config().replace(**SLOW), None, None, 0, draw)
+    assert state() == before
+
+
+def test_functions_of_the_user_are_not_measured_and_specs_are(cores):
+    assert choose(1e-3, lambda: None)[1] == choose(1e-3, gym.envs.classic_control.CartPoleEnv)[1] == 0
+    found, measured = choose(1e-3, gym.spec("LunarLander-v3"))
+    assert found.workers == 4 and measured == 1
 
 
 def test_measured_on_real_environments_and_told_in_one_line(cores, monkeypatch, caplog):
@@ -83,7 +129,18 @@ def test_measured_on_real_environments_and_told_in_one_line(cores, monkeypatch, 
         run = choose_workers(Config().replace(**SLOW), None, None).run
     assert (run.shards, run.workers) == (8, 1)
     (line,) = caplog.messages
-    assert line.startswith("workers 1: a step of 16 envs takes ") and line.endswith(" s with 4")
+    assert re.match(
+        r"workers 1: about \d+ s of training, and \d+ s with 4 \(a step of 16 envs takes [\d.]+ ms, with", line
+    )
+
+
+@pytest.mark.parametrize("settings", [{"algo": "a3c"}, {"envs_per_worker": 4}])
+def test_workers_that_are_part_of_the_algorithm_do_not_change_on_resume(tmp_path, settings):
+    few = {"workers": 2, "num_steps": 8, "eval": False, "total_env_steps": 200, "tensorboard": False}
+    fastac.train("CartPole-v1", run_dir=tmp_path / "run", **few, **settings)
+    for workers in (1, "auto"):
+        with pytest.raises(ValueError, match=f"workers is {workers!r}, expected 2: how many environments each"):
+            fastac.resume(tmp_path / "run", total_env_steps=400, workers=workers)
 
 
 def test_resume_changes_the_number_of_workers_and_nothing_else(tmp_path):
