@@ -64,7 +64,7 @@ class ResumeOptions:
     eval: bool = True
     """Continue evaluations, if the run has any."""
     workers: int | Literal["auto"] | None = None
-    """Processes that train from now on, a number or auto; results do not depend on it. Default: as before."""
+    """Processes that train from now on, at most one per shard, or auto; results stay the same. Default: as before."""
     json: bool = False
     """Print summary.json as the last line of stdout."""
 
@@ -72,7 +72,7 @@ class ResumeOptions:
 # The flags that --help shows; --help-all shows the rest, too.
 COMMON = (
     *("algo", "preset", "seed", "total_env_steps", "budget_minutes", "until_return", "eval", "num_envs", "num_steps"),
-    *("workers", "env_kwargs", "encoder", "hidden_sizes", "core", "learning_rate", "gamma", "ent_coef"),
+    *("workers", "shards", "env_kwargs", "encoder", "hidden_sizes", "core", "learning_rate", "gamma", "ent_coef"),
     *("normalize_obs", "run_dir", "json"),
 )
 _GROUPS = {

@@ -175,7 +175,7 @@ class RunConfig:
     device: str = "cpu"
     """Device: cpu, cuda or cuda:K."""
     workers: int | Literal["auto"] = "auto"
-    """Processes that divide the shards; results do not depend on it. auto: one per physical core, if that pays."""
+    """Processes that divide the shards; with the same shards, the same results. auto: as many as pay here."""
     shards: int | Literal["auto"] = "auto"
     """Parts of num_envs with random streams of their own; results depend on it. auto: by the envs, at least workers."""
     torch_threads: int = 1
@@ -280,13 +280,14 @@ class Config:
         """Check that the shards are equal and that every worker has one."""
         num_envs, shards = self.env.num_envs, self.run.shards
         if shards == "auto":
-            check(num_envs % workers == 0, "num_envs", num_envs, f"a multiple of workers, which is {workers}")
+            expected = f"a multiple of workers, which is {workers} (or give --shards, a divisor of num_envs)"
+            check(num_envs % workers == 0, "num_envs", num_envs, expected)
             return
         check(num_envs % shards == 0, "num_envs", num_envs, f"a multiple of shards, which is {shards}")
         if workers > shards:
             raise ValueError(
-                f"workers is {workers}, but there are only {shards} shards to divide, which is part of what the run "
-                f"computes: give at most as many workers, or --shards {workers} for a new run."
+                f"workers is {workers}, expected at most {shards}, the number of shards: a run keeps it for its life, "
+                "and a new run gets more by --shards."
             )
         if shards > 1 and self.env.vectorization == "process":
             raise ValueError(
@@ -295,7 +296,8 @@ class Config:
             )
         if self.algo.has_async_workers and self.run.workers not in ("auto", shards):
             raise ValueError(
-                f"shards is {shards} with algo a3c and workers {workers}, expected auto: each of its workers is one."
+                f"shards is {shards} with algo a3c and workers {workers}, expected auto: each of its workers has one "
+                "shard."
             )
 
     @property

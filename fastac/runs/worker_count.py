@@ -61,12 +61,19 @@ def choose_workers(
         steps_done: environment steps that the run has taken before.
         measure_row: returns the times of a step of one shard and of learning from it; by default they are measured.
     """
-    if config.run.workers != "auto" or config.is_one_shard_per_worker:
+    if config.is_one_shard_per_worker:
         return resolve_workers(config, env_factory)
+    if config.run.workers != "auto":
+        return _tell_shards(config, resolve_shards(config, env_factory), env_factory)
     config = resolve_shards(config, env_factory)
     most = most_workers(config)
     steps = config.run.total_env_steps - steps_done
-    if most < 2 or steps < _LEAST_STEPS or not _may_be_divided(env_factory, encoder):
+    if most < 2 or steps < _LEAST_STEPS:
+        return config.replace(workers=1)
+    if not _may_be_divided(env_factory, encoder):
+        log.info(
+            "workers 1: environments and encoders that a script defines stay in its process, unless given --workers"
+        )
         return config.replace(workers=1)
     try:
         with _global_streams_kept():
@@ -77,14 +84,30 @@ def choose_workers(
     seconds = {workers: _predict_s(config, steps, workers, bare) for workers in range(1, most + 1)}
     best = min(seconds, key=lambda workers: seconds[workers])
     log.info(
-        "workers %d: about %.0f s of training, and %.0f s with %d (a step of %d envs takes %.3g ms, with learning)",
+        "workers %d, chosen of at most %d: about %.0f s, start-up included, and %.0f s with %d (measured: %.3g ms for "
+        "a step of %d envs and learning from it)",
         best,
+        most,
         seconds[best],
         *((seconds[1], 1) if best > 1 else (seconds[most], most)),
-        config.env.num_envs,
         1e3 * bare.row_s * config.num_shards,
+        config.env.num_envs,
     )
     return config.replace(workers=best)
+
+
+def _tell_shards(asked: Config, config: Config, env_factory: EnvFactory | None) -> Config:
+    """Say if a given number of workers has raised that of the shards; return the configuration."""
+    if (
+        asked.run.shards == "auto"
+        and config.num_shards > resolve_shards(asked.replace(workers=1), env_factory).num_shards
+    ):
+        log.info(
+            "shards %d, one per worker: with another number of workers, --shards %d gives the same results",
+            config.num_shards,
+            config.num_shards,
+        )
+    return config
 
 
 def _may_be_divided(env_factory: EnvFactory | None, encoder: EncoderFactory | None) -> bool:

@@ -129,9 +129,17 @@ def test_measured_on_real_environments_and_told_in_one_line(cores, monkeypatch, 
         run = choose_workers(Config().replace(**SLOW), None, None).run
     assert (run.shards, run.workers) == (8, 1)
     (line,) = caplog.messages
-    assert re.match(
-        r"workers 1: about \d+ s of training, and \d+ s with 4 \(a step of 16 envs takes [\d.]+ ms, with", line
-    )
+    told = r"workers 1, chosen of at most 4: about \d+ s, start-up included, and \d+ s with 4 \(measured: [\d.]+ ms for"
+    assert re.match(told, line)
+
+
+def test_workers_that_raise_the_number_of_shards_are_told(cores, caplog):
+    with caplog.at_level(logging.INFO, "fastac"):
+        assert choose(1e-3, shards="auto", workers=4)[0].shards == 4
+        assert choose(1e-3, shards="auto", workers=2)[0].shards == 2  # as by default
+    assert caplog.messages == [
+        "shards 4, one per worker: with another number of workers, --shards 4 gives the same results"
+    ]
 
 
 @pytest.mark.parametrize("settings", [{"algo": "a3c"}, {"envs_per_worker": 4}])
@@ -152,7 +160,7 @@ def test_resume_changes_the_number_of_workers_and_nothing_else(tmp_path):
         assert run.summary["workers"] == after
         states.append(fastac.load(tmp_path / name, checkpoint="last").policy.model.state_dict())
     assert_same(*map(dict, states))
-    with pytest.raises(ValueError, match="workers is 5, but there are only 4 shards to divide"):
+    with pytest.raises(ValueError, match="workers is 5, expected at most 4, the number of shards"):
         fastac.resume(tmp_path / "one", total_env_steps=9_000, workers=5)
 
 

@@ -130,7 +130,7 @@ def test_a_single_worker_gathers_its_own_rows():
     ("settings", "says"),
     [
         ({"num_envs": 8, "shards": 3}, "num_envs is 8, expected a multiple of shards, which is 3"),
-        ({"num_envs": 8, "shards": 2, "workers": 4}, "workers is 4, but there are only 2 shards to divide"),
+        ({"num_envs": 8, "shards": 2, "workers": 4}, "workers is 4, expected at most 2, the number of shards"),
         ({"shards": 2, "vectorization": "process"}, "shards is 2 with vectorization process, expected 1"),
         ({"shards": 0}, "shards is 0, expected a whole number from 1 to 1024, or auto"),
         ({"num_envs": 8, "shards": 4, "algo": "a3c", "workers": 2}, "shards is 4 with algo a3c and workers 2"),
