@@ -156,11 +156,14 @@ def step_alone_s(config: Config, step_s: float, env_factory: EnvFactory | None =
         step_s: the seconds of that step in one process. With `auto`, expensive environments get processes of their own.
         env_factory: the user's environments, if the run has them.
     """
-    share = config.env.num_envs // config.num_shards
+    share, cores = config.env.num_envs // config.num_shards, count_cores()
     is_batched = comes_batched(config.env, env_factory) or picks_own_batch(config.env, share, env_factory)
-    if config.env.vectorization != "auto" or is_batched or 1e6 * step_s / share < PROCESS_WORTH_US:
+    # Only what is certain: near the border the run's own trial may decide otherwise, and up to as many cores as shards
+    # workers are faster, since they learn in parallel too.
+    is_worth = cores > config.num_shards and 1e6 * step_s / share > 2 * PROCESS_WORTH_US
+    if config.env.vectorization != "auto" or is_batched or not is_worth:
         return step_s
-    return step_s / min(share, count_cores())
+    return step_s / min(share, cores)
 
 
 def _least_envs(config: Config, env_factory: EnvFactory | None) -> int:

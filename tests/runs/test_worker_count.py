@@ -68,11 +68,13 @@ def test_predictions_by_hand(monkeypatch):
     updates = 62_500 / 16
     predicted = [worker_count._predict_s(config, 10**6, workers, bare(1e-3 / 2)) for workers in (1, 3)]
     assert predicted == pytest.approx([62_500 * 8 * 1e-3 / 2, 4.0 + 62_500 * 3 * 1e-3 / 2 + updates * 1e-4])
-    # Steps of 500 us each: one worker would step both environments of a shard in processes of their own.
+    # Steps of 1 ms each: one worker would step both environments of a shard in processes of their own.
+    monkeypatch.setattr("fastac.build.shares.count_cores", lambda: 8)
+    assert worker_count._predict_s(config, 10**6, 1, bare(4e-3)) == pytest.approx(62_500 * 8 * 4e-3)
     monkeypatch.setattr("fastac.build.shares.count_cores", lambda: 16)
-    assert worker_count._predict_s(config, 10**6, 1, bare(2e-3)) == pytest.approx(62_500 * 8 * (0.5e-3 + 1e-3))
-    assert worker_count._predict_s(config.replace(vectorization="sync"), 10**6, 1, bare(2e-3)) == pytest.approx(
-        62_500 * 8 * 2e-3
+    assert worker_count._predict_s(config, 10**6, 1, bare(4e-3)) == pytest.approx(62_500 * 8 * (1e-3 + 2e-3))
+    assert worker_count._predict_s(config.replace(vectorization="sync"), 10**6, 1, bare(4e-3)) == pytest.approx(
+        62_500 * 8 * 4e-3
     )
 
 
