@@ -51,8 +51,8 @@ def choose_workers(
 ) -> Config:
     """Replace `shards='auto'` and `workers='auto'` by numbers; workers are as many as make the run shortest.
 
-    A run has one worker if its environments are a function or a class of the user: they may have state outside of
-    themselves, which a measurement would change.
+    A run has one worker if the user's script defines its environments or its encoder: other processes would have to
+    import the script, which need not be written for that.
 
     Args:
         config: the run's configuration.
@@ -111,10 +111,7 @@ def _tell_shards(asked: Config, config: Config, env_factory: EnvFactory | None) 
 
 
 def _may_be_divided(env_factory: EnvFactory | None, encoder: EncoderFactory | None) -> bool:
-    """Return whether the environments are of a registered id, and other processes can have them without the script.
-
-    A script need not be written so that it can be imported.
-    """
+    """Return whether other processes can have the environments and the encoder without importing the script."""
     if not isinstance(env_factory, EnvSpec | None):
         return False
     try:
