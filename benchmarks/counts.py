@@ -62,7 +62,7 @@ from fastac.learning.learner import Learner
 from fastac.models import ActorCritic
 from fastac.rollout import Collector
 from fastac.rollout.collector import CompiledEnvs
-from fastac.workers import GroupMemory, SharedGroup
+from fastac.workers import Division, GroupMemory, SharedGroup
 
 COUNTS_PATH = Path(__file__).with_name("counts.json")
 ACCEPT = (
@@ -210,7 +210,8 @@ def _count_exchanges(tally: Tally, config: Config, share: Config, envs: VecEnv) 
     if config.num_workers == 1:
         return CountedAlone(tally)
     model = build_model(share.model, envs, Streams.spawn(config.run.seed).model, None)
-    return CountedGroup(tally, allocate_memory(config, share, model, envs))
+    division = Division.divide(config.num_shards, config.num_workers)
+    return CountedGroup(tally, allocate_memory(division, share, model, envs))
 
 
 def count(config: Config) -> Counts:

@@ -40,17 +40,19 @@ from fastac.envs.source import Named
 from fastac.models import load_module
 from fastac.pickling import end_where_imported
 from fastac.runs import Session
-from fastac.runs.checkpoint import Checkpoint, best_mean_return
+from fastac.runs.checkpoint import Checkpoint
 from fastac.runs.evaluate import MOST_STEPS, Evaluation, Tell, action_noise
 from fastac.runs.evaluate import evaluate as play_episodes
 from fastac.runs.files import one_sentence
+from fastac.runs.follower import Follower
+from fastac.runs.on_hosts import HostRun, begin_on_hosts
 from fastac.runs.player import make_player
-from fastac.runs.resuming import continued_config, tell_changes, tell_jumps
+from fastac.runs.resuming import check_spaces, continued_config, tell_changes, tell_jumps, why_complete
 from fastac.runs.run_dir import RunDirectory
-from fastac.runs.state import wall_minutes_of
 from fastac.runs.worker_count import choose_workers
 from fastac.text import log_on_stderr
 from fastac.tools.policy import TrainedPolicy
+from fastac.torchrun import find_launch, is_launched
 from fastac.workers import Training
 
 log = logging.getLogger("fastac")
@@ -134,9 +136,13 @@ def train(
     `resume` find them.
     """
     _check_which(checkpoint)
-    return complete(
-        start(env, algo, preset=preset, run_dir=run_dir, encoder=encoder, verbose=verbose, **settings), checkpoint
-    )
+    begun = _begin(env, algo, preset, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings}))
+    if isinstance(begun, Session):
+        return complete(begun, checkpoint)
+    if begun is not None:
+        begun.run()
+    assert run_dir is not None
+    return load(run_dir, checkpoint=checkpoint, encoder=encoder)
 
 
 def complete(session: Session, checkpoint: Which = "best") -> Run:
@@ -153,6 +159,8 @@ def complete(session: Session, checkpoint: Which = "best") -> Run:
     for _ in session:
         pass
     run = finish(session, checkpoint)
+    if session.stop_signal is not None and is_launched():
+        raise SystemExit(0)  # another exit code would let torchrun begin again
     if session.stop_signal == signal.SIGTERM:
         raise SystemExit(128 + signal.SIGTERM)
     if session.stop_signal is not None:
@@ -170,14 +178,37 @@ def start(
     verbose: bool = False,
     **settings: Unpack[TrainSettings],
 ) -> Session:
-    """Begin a run and return it as an iterator of reports; `finish` ends it. See `train` for the arguments."""
+    """Begin a run and return it as an iterator of reports; `finish` ends it. See `train` for the arguments.
+
+    Under torchrun only `train` divides a run among hosts.
+    """
+    if is_launched():
+        raise ValueError("fastac.start trains on one host, and torchrun is for several: call fastac.train instead.")
+    begun = _begin(env, algo, preset, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings}))
+    assert isinstance(begun, Session)
+    return begun
+
+
+def _begin(
+    env: EnvLike,
+    algo: AlgoName | None,
+    preset: str | None,
+    run_dir: Path | str | None,
+    encoder: str | EncoderFactory | None,
+    verbose: bool,
+    settings: dict[str, ConfigValue],
+) -> Session | Follower | None:
+    """Begin a run, see `start`; under torchrun begin or continue it, see `begin_on_hosts`."""
     end_where_imported()
+    launch = find_launch()
     with ExitStack() as held:
         if verbose:
             held.enter_context(log_on_stderr())
         named = name_env(env)
-        config, factory = _configure(named, algo, preset, encoder, cast("dict[str, ConfigValue]", {**settings}))
+        config, factory = _configure(named, algo, preset, encoder, settings)
         directory = None if run_dir is None else Path(run_dir)
+        if launch is not None:
+            return begin_on_hosts(config, HostRun(launch, directory, named.given, factory, verbose))
         return start_config(config, directory, named.given, factory, verbose, held=held)
 
 
@@ -297,7 +328,7 @@ def resume(
         training = assemble(config, restart_seed(config.run.seed, checkpoint.env_steps), given, factory)
         with _closing_on_error(training):
             _log_cautions(training)
-            _check_spaces(training, checkpoint)
+            check_spaces(training.envs, checkpoint)
             session = Session(
                 config, directory, training, began, held, given, factory, checkpoint.state, verbose, command
             )
@@ -312,9 +343,9 @@ def _continue(directory: RunDirectory, checkpoint: Checkpoint, changes: Mapping[
     """Return the configuration that a run continues with."""
     directory.check_checkpoints()
     config = continued_config(checkpoint.config, directory.read_config(), directory.config_path, changes)
-    with one_sentence(f"the last checkpoint in {directory.path} does not fit this run"):
-        minutes = wall_minutes_of(checkpoint.state)
-    _check_incomplete(config, checkpoint, minutes, directory)
+    complete = why_complete(config, checkpoint, directory)
+    if complete is not None:
+        raise ValueError(complete)
     return config
 
 
@@ -427,15 +458,6 @@ def _find_given(env: EnvLike | None, config: Config) -> EnvFactory | None:
     return name_env(config.env.env_id).given if env is None else take_env(env)
 
 
-def _check_spaces(training: Training, checkpoint: Checkpoint) -> None:
-    """Refuse an environment whose spaces differ from the policy's."""
-    saved = load_spaces(read_branch(checkpoint.state, "spaces"))
-    for what in ("observation", "action"):
-        before, now = (getattr(has, f"single_{what}_space") for has in (saved, training.envs))
-        if before != now:
-            raise ValueError(f"the environment's {what} space is {now}, expected {before}, as the run began with.")
-
-
 def _log_cautions(training: Training) -> None:
     for caution in training.envs.cautions:
         log.warning("%s", caution)
@@ -449,30 +471,6 @@ def _pick_encoder(encoder: str | EncoderFactory | None, config: Config) -> Encod
     if isinstance(encoder, str):
         raise ValueError(f"encoder is {encoder!r}, expected {config.model.encoder!r}, as the run has it: leave it out.")
     return encoder
-
-
-def _check_incomplete(config: Config, checkpoint: Checkpoint, spent: float, directory: RunDirectory) -> None:
-    """Refuse to resume a run that is complete, including its last evaluation."""
-    budget, target = config.run.total_env_steps, config.run.until_return
-    if not directory.has_ended or directory.read_summary().get("stopped_by") is not None:
-        return
-    if checkpoint.env_steps >= budget:
-        raise ValueError(
-            f"the run is complete: it has taken {checkpoint.env_steps} of {budget} environment steps; "
-            "give a larger --total-env-steps to go on."
-        )
-    minutes = config.run.budget_minutes
-    if minutes is not None and spent >= minutes:
-        raise ValueError(
-            f"the run is complete: it has taken {spent:,.2f} of {minutes:g} minutes; "
-            "give a larger --budget-minutes to go on."
-        )
-    best = best_mean_return(directory.path)
-    if target is not None and best is not None and best >= target:
-        raise ValueError(
-            f"the run is complete: its mean return of {best:g} has reached {target:g}; "
-            "give a larger --until-return to go on."
-        )
 
 
 @contextmanager

@@ -34,7 +34,9 @@ from fastac.learning.update_rules import Adam, RMSprop
 from fastac.processes import start
 from fastac.shared_memory import SharedArray
 from fastac.workers import SharedCounters
+from fastac.workers.division import Division
 from fastac.workers.shared_group import GroupMemory
+from fastac.workers.sync_workers import CommandMemory
 
 ODD = {"num_envs": 3, "num_steps": 7, "hidden_sizes": (9, 7)}  # nothing fills a cache line by chance
 RUNS = {
@@ -126,7 +128,8 @@ def test_another_process_sees_the_same_line():
 
 def test_workers_write_into_lines_of_their_own():
     counters = SharedCounters.allocate(3, 16, {"square": 0.0}, {"obs": 2, "reward": 1})
-    group = GroupMemory.allocate(3, 3, 72, 5, 48, {"square": 0.0})
+    group = GroupMemory.allocate(Division.divide(3, 3), 72, 48, {"square": 0.0})
+    commands = CommandMemory.allocate(3, 5)
     rows = [
         counters.counts,
         counters.seconds,
@@ -135,7 +138,7 @@ def test_workers_write_into_lines_of_their_own():
         counters.episodes.rings,
         *counters.statistics.values(),
     ]
-    rows += [*counters.versions.values(), group.counts, group.episodes.rings, group.num_episodes]
+    rows += [*counters.versions.values(), group.counts, commands.episodes.rings, commands.num_episodes]
     for array in rows:
         assert all(is_line(row) for row in array.view().reshape(3, -1))
     assert all(is_line(grad) for turn in group.grads.view() for grad in turn)

@@ -17,6 +17,7 @@ TABLE = {
     "install": "",
     "cpu": "",
     "memory": "",
+    "torchrun": "",
     "shared_memory": "memory",
     "contract": "",
     "config": "",
@@ -29,13 +30,15 @@ TABLE = {
     "envs": "install cpu shared_memory contract config kernels pickling processes",
     "models": "contract config kernels",
     "learning": "memory contract config kernels rollout models",
-    "workers": "shared_memory contract config pickling processes rollout models learning",
+    "workers": "torchrun memory shared_memory contract config pickling processes rollout models learning",
     "build": "cpu shared_memory contract config kernels presets processes rollout envs models learning workers",
-    "runs": "text memory contract config kernels pickling processes rollout envs models learning workers build",
+    "runs": (
+        "torchrun text memory contract config kernels pickling processes rollout envs models learning workers build"
+    ),
     "tools": "text install cpu memory contract config rollout envs models learning runs build",
-    "api": "text contract config pickling envs models workers build runs tools",
+    "api": "torchrun text contract config pickling envs models workers build runs tools",
     "trials": "cpu pickling processes",
-    "cli": "text garbage cpu contract config presets processes build runs tools api",
+    "cli": "torchrun text garbage cpu contract config presets processes build runs tools api",
 }
 MAY_IMPORT = {room: set(names.split()) for room, names in TABLE.items()}
 # The two doors are no rooms: `python -m fastac` opens the command line, and the public face may show anything.

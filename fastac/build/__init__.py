@@ -43,7 +43,7 @@ from fastac.config import AlgoName, Config, EnvArguments, EnvConfig, is_atari, w
 from fastac.envs import has_native, is_image, name_env, take_env
 from fastac.envs.saved_spaces import Spaces, load_spaces, save_spaces
 from fastac.presets import describe_untuned
-from fastac.workers import Training
+from fastac.workers import Hosts, Training
 
 __all__ = [
     "EncoderFactory",
@@ -89,6 +89,7 @@ def assemble(
     seed: np.random.SeedSequence,
     env_factory: EnvFactory | None = None,
     encoder: EncoderFactory | None = None,
+    hosts: Hosts | None = None,
 ) -> Training:
     """Assemble a run: its environments, workers and trainer.
 
@@ -97,14 +98,17 @@ def assemble(
         seed: SeedSequence; parent of all env streams and of other workers' action streams.
         env_factory: the user's environments, instead of those named in `config`.
         encoder: builds a custom encoder instead of the configured layers.
+        hosts: the other hosts of the run, if it has any; this one then gets its part of the shards.
 
     Raises:
         ValueError: as `build_envs` and `build`.
         EnvFailure: an environment could not be built.
         WorkerFailure: a worker could not be started.
     """
-    make = assemble_hogwild if config.algo.has_async_workers else assemble_sync
-    return make(config, seed, env_factory, encoder)
+    if config.algo.has_async_workers:
+        assert hosts is None, "a3c's workers share the memory of one machine"
+        return assemble_hogwild(config, seed, env_factory, encoder)
+    return assemble_sync(config, seed, env_factory, encoder, hosts)
 
 
 def default_config(

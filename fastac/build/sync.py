@@ -17,11 +17,15 @@ from fastac.build.shares import shard_config, why_sync
 from fastac.build.worker import build_rule, build_worker, check_device
 from fastac.config import Config
 from fastac.contract import Alone, Group, VecEnv
+from fastac.learning.host_sum import HostSum
 from fastac.learning.optimizer import LocalOptimizer, Optimizer, SharedOptimizer, flat_size
 from fastac.models import ActorCritic
 from fastac.processes import ANSWER_TIMEOUT_S
 from fastac.workers import (
+    CommandMemory,
+    Division,
     GroupMemory,
+    Hosts,
     MakeWorker,
     NoOtherWorkers,
     SharedGroup,
@@ -29,7 +33,6 @@ from fastac.workers import (
     SyncTraining,
     SyncWorkers,
     Worker,
-    divide_shards,
 )
 
 # Builds a worker whose model begins with a given state.
@@ -43,17 +46,24 @@ def assemble_sync(
     seed: np.random.SeedSequence,
     env_factory: EnvFactory | None = None,
     encoder: EncoderFactory | None = None,
+    hosts: Hosts | None = None,
 ) -> SyncTraining:
-    """Assemble a run whose workers are in step; see `assemble`."""
-    workers, shards = config.num_workers, config.num_shards
+    """Assemble a run whose workers are in step, or this host's part of it; see `assemble`."""
     share, seeds = shard_config(config, env_factory), shard_seeds(config, seed)
-    first, *others = [seeds[numbers.start : numbers.stop] for numbers in divide_shards(shards, workers)]
+    division = _divide(config, hosts)
+    first, *others = [seeds[numbers.start : numbers.stop] for numbers in division.workers]
     makes: list[_MakeFrom] = [partial(_make_worker, share, each, env_factory, encoder) for each in others]
     with ExitStack() as opened:
-        envs = _open_envs(share, first, env_factory, why_sync(config) if shards > 1 else "as asked", opened)
-        training = _build_first(config, share, envs, [action_seed for _, action_seed in first], makes, encoder)
+        why = why_sync(config) if config.num_shards > 1 else "as asked"
+        envs = _open_envs(share, first, env_factory, why, opened)
+        training = _build_first(config, share, envs, [action_seed for _, action_seed in first], makes, encoder, hosts)
         opened.pop_all()
     return training
+
+
+def _divide(config: Config, hosts: Hosts | None) -> Division:
+    size, rank = (1, 0) if hosts is None else (hosts.size, hosts.rank)
+    return Division.divide(config.num_shards, config.num_workers, size, rank)
 
 
 def _open_envs(
@@ -93,11 +103,17 @@ def _build_own(
     model = model.to(check_device(share.run.device))
     rule, max_norm = build_rule(share.optim), share.optim.max_grad_norm
     optimizer: Optimizer = (
-        SharedOptimizer(model, rule, max_norm, group, group.grads, group.vectors)
+        SharedOptimizer(model, rule, max_norm, group, group.grads, group.vectors, _build_host_sum(group))
         if isinstance(group, SharedGroup)
         else LocalOptimizer(model, rule, max_norm, len(envs))
     )
     return build_worker(share, envs, model, optimizer, action_seeds, group)
+
+
+def _build_host_sum(group: SharedGroup) -> HostSum | None:
+    """Build what adds up the gradients of several hosts; None for one."""
+    hosts = group.division.hosts
+    return HostSum(group.nodes, group.grads[0], hosts, group, group.hosts) if len(hosts) > 1 else None
 
 
 def _build_first(
@@ -107,35 +123,51 @@ def _build_first(
     action_seeds: Sequence[int],
     makes: Sequence[_MakeFrom],
     encoder: EncoderFactory | None,
+    hosts: Hosts | None = None,
 ) -> SyncTraining:
     """Start the other workers, if there are any, and build the first worker while they start.
 
     The seed alone does not make all models equal: a user's encoder may draw from other streams.
     """
     model = build_model(share.model, envs[0], Streams.spawn(config.run.seed).model, encoder)
+    if hosts is not None:  # a user's encoder may draw from other streams on each
+        model.load_state_dict(hosts.broadcast(model.state_dict(), 0))
     if not makes:
-        own = _build_own(share, envs, model, action_seeds, Alone(len(envs)))
-        return _to_training(config, own, NoOtherWorkers())
-    memory, state = allocate_memory(config, share, model, envs[0]), model.state_dict()
+        group = Alone(len(envs)) if hosts is None else _group_among(config, share, model, envs[0], hosts)
+        own = _build_own(share, envs, model, action_seeds, group)
+        return _to_training(config, own, NoOtherWorkers(), hosts)
+    division = _divide(config, hosts)
+    memory, state = allocate_memory(division, share, model, envs[0]), model.state_dict()
+    commands = CommandMemory.allocate(len(division.workers), max(map(len, division.workers)) * share.batch_size)
     sent: list[MakeWorker] = [partial(make, state) for make in makes]
-    others = SyncWorkers(sent, memory, share.env.start_timeout_s, share.env.env_timeout_s or ANSWER_TIMEOUT_S)
+    start_s, wait_s = share.env.start_timeout_s, share.env.env_timeout_s or ANSWER_TIMEOUT_S
+    others = SyncWorkers(sent, memory, commands, start_s, wait_s, hosts)
     try:
         own = _build_own(share, envs, model, action_seeds, others.group)
         others.wait_ready()
     except BaseException:
         others.close()
         raise
-    return _to_training(config, own, others)
+    return _to_training(config, own, others, hosts)
 
 
-def allocate_memory(config: Config, share: Config, model: ActorCritic, envs: VecEnv) -> GroupMemory:
-    """Allocate the shared memory of a run's workers; `share` and `envs` are those of one shard."""
-    workers, shards = config.num_workers, config.num_shards
+def _group_among(config: Config, share: Config, model: ActorCritic, envs: VecEnv, hosts: Hosts) -> SharedGroup:
+    """Build the group of a host's only worker."""
+    group = SharedGroup(allocate_memory(_divide(config, hosts), share, model, envs), 0, _wait_for_nobody, hosts)
+    if share.run.device != "cpu":
+        group.move_gradients(check_device(share.run.device))
+    return group
+
+
+def _wait_for_nobody(waited_s: float) -> None:
+    """Do nothing: a host's only worker waits for no other."""
+
+
+def allocate_memory(division: Division, share: Config, model: ActorCritic, envs: VecEnv) -> GroupMemory:
+    """Allocate the shared memory of a host's workers; `share` and `envs` are those of one shard."""
     # The largest exchanged rows: the observation statistics, or a few numbers.
     most_bytes = 8 * max(2 * int(np.prod(envs.single_observation_space.shape or ())) + 1, 8)
-    most_episodes = max(map(len, divide_shards(shards, workers))) * share.batch_size
-    slots = build_rule(share.optim).slots
-    return GroupMemory.allocate(workers, shards, most_bytes, most_episodes, flat_size(model), slots)
+    return GroupMemory.allocate(division, most_bytes, flat_size(model), build_rule(share.optim).slots)
 
 
 def build(config: Config, envs: VecEnv, encoder: EncoderFactory | None = None) -> SyncTraining:
@@ -153,6 +185,8 @@ def build(config: Config, envs: VecEnv, encoder: EncoderFactory | None = None) -
     return _build_first(one, one, [envs], [Streams.spawn(config.run.seed).actions], [], encoder)
 
 
-def _to_training(config: Config, own: Worker, others: SyncWorkers | NoOtherWorkers) -> SyncTraining:
-    trainer = SyncTrainer(config.run.total_env_steps, own.shards[0].envs.frame_skip, own, others)
-    return SyncTraining(own, others, trainer, config.num_shards)
+def _to_training(
+    config: Config, own: Worker, others: SyncWorkers | NoOtherWorkers, hosts: Hosts | None = None
+) -> SyncTraining:
+    trainer = SyncTrainer(config, own.shards[0].envs.frame_skip, own, others, hosts)
+    return SyncTraining(own, others, trainer, config.num_shards, hosts)

@@ -21,6 +21,7 @@ from fastac.cli import completion, gate, policy, train
 from fastac.cli.flags import asks_for_help
 from fastac.cli.interrupts import Terminated, hearing_sigterm, name_of
 from fastac.text import StderrHandler, fit
+from fastac.torchrun import end_agent, is_launched
 
 __all__ = ["main"]
 
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words[0] in ("list", "completion") or asks_for_help(words) else 1
     except ValueError as error:
         print(fit(f"fastac: {error}", sys.stderr), file=sys.stderr)
+        _give_up()
         return 2
     except RuntimeError as error:
         return _tell_failure(error)
@@ -89,7 +91,15 @@ def _tell_failure(error: RuntimeError) -> int:
         raise error
     print(_find_traceback(error), end="", file=sys.stderr)
     print(fit(f"fastac: {error}", sys.stderr), file=sys.stderr)
+    if not isinstance(error, WorkerFailure):
+        _give_up()
     return 1 if isinstance(error, NonFiniteError | WorkerFailure) else 2
+
+
+def _give_up() -> None:
+    """End torchrun, if it has started this process: it would start the same again and again."""
+    if is_launched():
+        end_agent()
 
 
 def _find_traceback(error: BaseException) -> str:

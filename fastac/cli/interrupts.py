@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from fastac.torchrun import is_launched
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived outside of training, while starting or evaluating."""
@@ -20,13 +22,18 @@ def name_of(error: BaseException) -> str:
 
 @contextmanager
 def hearing_sigterm() -> Iterator[None]:
-    """Raise `Terminated` at SIGTERM, like KeyboardInterrupt at SIGINT, if SIGTERM would kill the process otherwise."""
+    """Raise `Terminated` at SIGTERM, like KeyboardInterrupt at SIGINT, if SIGTERM would kill the process otherwise.
+
+    Under torchrun it shall: see `fastac.runs.signals`.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    is_ours = threading.current_thread() is threading.main_thread() and (
-        signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    is_ours = (
+        not is_launched()
+        and threading.current_thread() is threading.main_thread()
+        and (signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
     )
     if is_ours:
         signal.signal(signal.SIGTERM, stop)

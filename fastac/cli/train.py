@@ -17,9 +17,11 @@ from fastac.config import Config, ConfigValue, with_home
 from fastac.garbage import loading
 from fastac.presets import find
 from fastac.text import fit, fit_command
+from fastac.torchrun import find_launch, is_launched
 
 if TYPE_CHECKING:
     from fastac.runs import Session
+    from fastac.runs.follower import Follower
     from fastac.tools.tune import Measurement, Search
 
 
@@ -35,6 +37,8 @@ class TrainOptions:
     """Use workers, vectorization and reuse-forward as found by fastac tune, unless given; tune first if needed."""
     json: bool = False
     """Print summary.json as the last line of stdout."""
+    shared_run_dir: bool = False
+    """On several hosts (see fastac hosts): refuse to train unless all of them have the same run directory."""
 
 
 @dataclass(frozen=True)
@@ -180,13 +184,20 @@ def train(words: Sequence[str]) -> int:
     with loading():
         options, asked = _read_settings("train", TrainOptions, words)
     config = _take_tuned(asked.config, asked.settings) if options.tuned else asked.config
+    command = shlex.join(["fastac", "train", *words])
+    launch = find_launch()
     with loading():
         from fastac.api import start_config
         from fastac.build import shorten_rollout
 
         config = shorten_rollout(config, is_asked="num_steps" in asked.settings)
-        command = shlex.join(["fastac", "train", *words])
-        session = start_config(config, options.run_dir, verbose=True, command=command)
+        if launch is None:
+            session: Session | Follower | None = start_config(config, options.run_dir, verbose=True, command=command)
+        else:
+            from fastac.runs.on_hosts import HostRun, begin_on_hosts
+
+            run = HostRun(launch, options.run_dir, verbose=True, command=command, must_share=options.shared_run_dir)
+            session = begin_on_hosts(config, run)
     return _follow(session, options.json)
 
 
@@ -329,11 +340,16 @@ def resume(words: Sequence[str]) -> int:
     return _follow(session, options.json)
 
 
-def _follow(session: Session, as_json: bool) -> int:
-    """Consume a session's stream to its end and report how it ended."""
+def _follow(session: Session | Follower | None, as_json: bool) -> int:
+    """Consume a session's stream to its end and report how it ended; None has nothing left to do."""
     from fastac.contract import EnvFailure, WorkerFailure
+    from fastac.runs import Session
     from fastac.runs.ending import describe_end
 
+    if not isinstance(session, Session):
+        if session is not None:
+            session.run()
+        return 0
     try:
         for _ in session:
             pass
@@ -347,4 +363,5 @@ def _follow(session: Session, as_json: bool) -> int:
         print(fit(text, sys.stderr), file=sys.stderr)
     if as_json:
         print(json.dumps(summary, allow_nan=False))
-    return 0 if session.stop_signal is None else 128 + session.stop_signal
+    # Under torchrun a run that its user has stopped must not begin again, which another exit code would mean.
+    return 0 if session.stop_signal is None or is_launched() else 128 + session.stop_signal

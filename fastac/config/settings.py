@@ -87,5 +87,6 @@ class TrainSettings(TypedDict, total=False):
     eval_max_steps: int | None
     eval_actions: ActionChoice
     checkpoint_every: float
+    checkpoint_minutes: float
     keep_checkpoints: int
     tensorboard: bool

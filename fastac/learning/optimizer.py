@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fastac import memory
 from fastac.contract import Group, StateTree, WorkerFailure, read_count, read_tensor
 from fastac.kernels import SQUARES_BLOCK, Op, clip_gradient, copy_row, num_blocks, sum_gradients, sum_squares
+from fastac.learning.host_sum import HostSum
 from fastac.learning.update_rules import Step, UpdateRule
 
 
@@ -145,7 +146,9 @@ class SharedOptimizer:
     Few parameters are kept and updated by every worker, so one exchange is enough. Many are in shared memory too, and
     each worker sums and updates one part of them: at a million parameters a step is limited by memory access, and each
     element is updated once, not once per worker. That takes two waits more: for the squares of the norm, and for the
-    end. Both give the same bits. Gradients are summed in a fixed tree over the shards, so results depend neither on
+    end. Both give the same bits. With several hosts, the workers of each do this, see `HostSum`.
+
+    Gradients are summed in a fixed tree over the shards, so results depend neither on
     timing nor on who holds which shard. A worker killed inside such a step leaves a part of the parameters one step
     ahead of the rest; such a state is never saved.
     """
@@ -158,24 +161,28 @@ class SharedOptimizer:
         group: Group,
         grads: Tensor,
         shared: SharedVectors | None,
+        host_sum: HostSum | None = None,
     ) -> None:
         """Make `model`'s parameters views of one vector, and its gradients views of another.
 
         Args:
-            model: on the CPU, with the same values in every worker; its parameters keep their names and shapes.
+            model: with the same values in every worker; its parameters keep their names and shapes.
             rule: the update rule.
             max_grad_norm: clip the global gradient norm to this; None does not clip.
             group: the shards whose gradients are summed; each gradient is already weighted for the global mean.
-            grads: `[2, S, P]` in shared memory; `[1, S, P]` if the parameters are shared too.
+            grads: `[2, S, P]` in shared memory; `[1, S, P]` if the parameters are shared too. Of several hosts, this
+                one's shards, `[1, L, P]`.
             shared: parameters that all workers share; None: each keeps its own.
+            host_sum: adds up the gradients of several hosts.
 
         Raises:
             ValueError: a parameter is not float32.
         """
         size, is_split = grads.shape[-1], shared is not None
-        own = grads[:, group.shards.start : group.shards.stop]
+        first = group.shards.start - (0 if host_sum is None else host_sum.first_shard)
+        own = grads[:, first : first + len(group.shards)]
         # The gradient of a worker's only shard is computed where the others read it, if there is one place for it.
-        is_in_place = is_split and len(group.shards) == 1
+        is_in_place = len(grads) == 1 and len(group.shards) == 1
         param, self._grad = flatten(
             model, None if shared is None else shared.parameters.param, own[0, 0] if is_in_place else None
         )
@@ -185,15 +192,18 @@ class SharedOptimizer:
         self._own = FlatParameters(
             self._vectors.param[begin:end], {name: slot[begin:end] for name, slot in self._vectors.slots.items()}
         )
-        self._sum = memory.empty((size,))
-        self._squares = squares_of(self._sum) if shared is None else shared.squares
+        self._host_sum, self._part = host_sum, part_of(size, group.rank, group.size)
+        self._sum = memory.empty((size if host_sum is None else host_sum.num_columns,), device=param.device)
+        self._squares = squares_of(param) if shared is None else shared.squares
         self._rule, self._max_norm, self._group, self._is_split = rule, max_grad_norm, group, is_split
         self._count = torch.zeros(1, dtype=torch.float64)
         self._turn = 0
         self._is_torn = False
         # By turn: the calls that keep a shard's gradient, and the one that adds up all of them.
         self._keeps = [[] if is_in_place else [copy_row.prepare(self._grad, kept) for kept in each] for each in own]
-        self._add_up = [sum_gradients.prepare(each, begin, end, self._sum, self._squares) for each in grads]
+        self._add_up = [
+            sum_gradients.prepare(each, begin, end, self._sum, self._squares) for each in grads if host_sum is None
+        ]
 
     def prepare_keep(self, shard: int) -> list[Op]:
         """See `Optimizer`.
@@ -203,7 +213,7 @@ class SharedOptimizer:
         """
         if not self._keeps[0]:
             return []
-        return [self._keeps[0][shard]] if self._is_split else [partial(self._keep, shard)]
+        return [self._keeps[0][shard]] if len(self._keeps) == 1 else [partial(self._keep, shard)]
 
     def _keep(self, shard: int) -> None:
         self._keeps[self._turn][shard]()
@@ -211,8 +221,11 @@ class SharedOptimizer:
     def prepare(self, parts: Tensor, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
         """See `Optimizer`."""
         (begin, end), step = self._range, Step.allocate(learning_rate, self._count)
-        gather, everyones = self._group.prepare_gather(parts)  # [S, 5]; then all gradients are complete
-        combine: list[Op] = [*gather, self._combine]
+        if self._host_sum is None:
+            gather, everyones = self._group.prepare_gather(parts)  # [S, 5]; then all gradients are complete
+            combine: list[Op] = [*gather, self._combine]
+        else:
+            combine, everyones = self._host_sum.prepare(parts, self._part, self._range, self._sum, self._squares)
         clip = prepare_clip(self._squares, everyones, terms, self._max_norm, norm, step)
         update = self._rule.prepare(self._own.param, self._sum[begin:end], self._own.slots, step)
         if not self._is_split:
@@ -229,8 +242,7 @@ class SharedOptimizer:
     def _combine(self) -> None:
         """Add up the gradients of all shards, or this worker's part of them."""
         turn = self._turn
-        if not self._is_split:
-            self._turn = 1 - turn
+        self._turn = (turn + 1) % len(self._add_up)
         self._add_up[turn]()
 
     def _begin_update(self, grad_scale: Tensor) -> None:

@@ -142,6 +142,23 @@ def load_checkpoint(path: Path, expected_env_id: str | None = None) -> Checkpoin
     return checkpoint
 
 
+def write_checkpoint(path: Path, contents: Mapping[str, bytes]) -> None:
+    """Create or replace a checkpoint from its files, as another host has read them.
+
+    Raises:
+        RecordError: the disk is full or cannot be written; earlier checkpoints are untouched.
+    """
+    try:
+        _write_directory(path, contents)
+    except OSError as error:
+        raise RecordError(f"cannot write checkpoint {path}: {describe(error)}.") from error
+
+
+def saved_steps(run_dir: Path) -> list[int]:
+    """Return the env steps of a run's checkpoints, oldest first."""
+    return list(_saved(run_dir / _FOLDER))
+
+
 def find_checkpoint(run_dir: Path, which: Literal["last", "best"]) -> Path:
     """Return a run's last checkpoint, or its best (the last one if none is marked best).
 

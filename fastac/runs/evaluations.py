@@ -106,6 +106,10 @@ class Evaluations:
             self._begin(report, self._schedule.request(report.env_steps, self.max_steps))
         self._take(wait=False)
 
+    def may_be_due(self, env_steps: int) -> bool:
+        """Return whether an evaluation may be due when there are at most `env_steps`."""
+        return self._schedule.is_due(env_steps)
+
     @property
     def _is_worthwhile(self) -> bool:
         """Whether training returns are high enough to evaluate, and a fair episode limit is known."""

@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fastac.config import Config, ConfigValue, JsonValue
+from fastac.contract import VecEnv, read_branch
+from fastac.envs.saved_spaces import load_spaces
 from fastac.learning.schedules import anneal
+from fastac.runs.checkpoint import Checkpoint, best_mean_return
+from fastac.runs.files import one_sentence
+from fastac.runs.run_dir import RunDirectory
+from fastac.runs.state import wall_minutes_of
 
 # The settings that may change when a run is resumed.
 CHANGEABLE = ("total_env_steps", "budget_minutes", "until_return", "learning_rate", "workers", "eval")
@@ -38,6 +44,63 @@ def continued_config(saved: Config, written: Config, where: Path, changes: Mappi
             "this run (a3c, or envs_per_worker), so train anew with another number."
         )
     return written.replace(**{name: value for name, value in changes.items() if value is not None})
+
+
+def rerun_config(saved: Config, given: Config, run_dir: Path) -> Config:
+    """Return the configuration that a run continues with if the command that began it is given again.
+
+    Raises:
+        ValueError: the command has another setting that may not change.
+    """
+    before, now = flatten(saved), flatten(given)
+    for name, value in now.items():
+        is_open = name in CHANGEABLE or (name == "shards" and value == "auto")
+        if not is_open and value != before[name]:
+            raise ValueError(
+                f"{run_dir} holds a run with {name} {before[name]!r}, and the command says {value!r}, which cannot "
+                "change while it goes on: give the command that began it, or another --run-dir."
+            )
+    return saved.replace(**{name: getattr(given.run, name) for name in CHANGEABLE if name != "learning_rate"})
+
+
+def why_complete(config: Config, checkpoint: Checkpoint, directory: RunDirectory) -> str | None:
+    """Return a sentence if a run is complete, including its last evaluation; else None."""
+    with one_sentence(f"the last checkpoint in {directory.path} does not fit this run"):
+        spent = wall_minutes_of(checkpoint.state)
+    budget, target = config.run.total_env_steps, config.run.until_return
+    if not directory.has_ended or directory.read_summary().get("stopped_by") is not None:
+        return None
+    if checkpoint.env_steps >= budget:
+        return (
+            f"the run is complete: it has taken {checkpoint.env_steps} of {budget} environment steps; "
+            "give a larger --total-env-steps to go on."
+        )
+    minutes = config.run.budget_minutes
+    if minutes is not None and spent >= minutes:
+        return (
+            f"the run is complete: it has taken {spent:,.2f} of {minutes:g} minutes; "
+            "give a larger --budget-minutes to go on."
+        )
+    best = best_mean_return(directory.path)
+    if target is not None and best is not None and best >= target:
+        return (
+            f"the run is complete: its mean return of {best:g} has reached {target:g}; "
+            "give a larger --until-return to go on."
+        )
+    return None
+
+
+def check_spaces(envs: VecEnv, checkpoint: Checkpoint) -> None:
+    """Refuse an environment whose spaces differ from the policy's.
+
+    Raises:
+        ValueError: they differ.
+    """
+    saved = load_spaces(read_branch(checkpoint.state, "spaces"))
+    for what in ("observation", "action"):
+        before, now = (getattr(has, f"single_{what}_space") for has in (saved, envs))
+        if before != now:
+            raise ValueError(f"the environment's {what} space is {now}, expected {before}, as the run began with.")
 
 
 def flatten(config: Config) -> dict[str, JsonValue]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
+from pathlib import Path
 from time import perf_counter
 
 from fastac.build import save_spaces
@@ -11,12 +12,13 @@ from fastac.config import Config
 from fastac.contract import Report, StateTree, read_branch
 from fastac.rollout import Rollout
 from fastac.runs.checkpoint import best_mark, mark_best, prune_checkpoints, save_checkpoint
+from fastac.runs.copies import read_copy
 from fastac.runs.files import RecordError, one_sentence
 from fastac.runs.recorder import Recorder
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.state import Progress, env_steps_of, last_report
 from fastac.runs.tracker import ReturnTracker
-from fastac.workers import Training
+from fastac.workers import Hosts, Training
 
 log = logging.getLogger("fastac")
 
@@ -38,16 +40,27 @@ class Saver:
         progress: Progress,
         saved_at: int,
         began: float,
+        hosts: Hosts | None = None,
     ) -> None:
-        """Take the objects to save; `began` is the value of `perf_counter` when the run began or was resumed."""
+        """Take the objects to save.
+
+        `began`: the value of `perf_counter` when the run began or was resumed.
+        `hosts`: the run's hosts, some of which may need copies.
+        """
         self._config, self._directory, self._training, self._recorder = config, directory, training, recorder
         self.progress, self.saved_at, self._began = progress, saved_at, began
+        self._hosts, self._saved_s = hosts, perf_counter()
         self._left: StateTree | None = None  # state at the time the loop was left, if the workers ended with it
 
     @property
     def total_wall_s(self) -> float:
         """Seconds since the run began, excluding the time when it was not running."""
         return self.progress.total_wall_s + perf_counter() - self._began
+
+    @property
+    def is_due(self) -> bool:
+        """Whether `checkpoint_minutes` have passed since the latest checkpoint."""
+        return perf_counter() - self._saved_s >= 60.0 * self._config.run.checkpoint_minutes
 
     @property
     def is_left(self) -> bool:
@@ -83,14 +96,23 @@ class Saver:
         self._recorder.flush()
         state = self.get_state() if state is None else {**state, "progress": self._get_progress()}
         env_steps = env_steps_of(state)
-        save_checkpoint(self._directory.path, env_steps, state, self._config, best_mean_return)
+        path = save_checkpoint(self._directory.path, env_steps, state, self._config, best_mean_return)
+        self._copy(path)
         prune_checkpoints(self._directory.path, self._config.run.keep_checkpoints)
-        self.saved_at = max(self.saved_at, env_steps)
+        self.saved_at, self._saved_s = max(self.saved_at, env_steps), perf_counter()
+
+    def _copy(self, path: Path) -> None:
+        """Send a checkpoint to hosts that do not share this one's disk."""
+        if self._hosts is not None and self._hosts.have_copies and self._hosts.is_paused:
+            self._hosts.give_order("copy")
+            self._hosts.broadcast(read_copy(self._directory.path, path), 0)
 
     def mark_best(self, env_steps: int, mean_return: float) -> None:
         """Mark the checkpoint saved at `env_steps` as the best."""
         path = self._directory.path
-        mark_best(path, path / "checkpoints" / f"step-{env_steps:012d}", mean_return)
+        marked = path / "checkpoints" / f"step-{env_steps:012d}"
+        mark_best(path, marked, mean_return)
+        self._copy(marked)
         prune_checkpoints(path, self._config.run.keep_checkpoints)  # the previous best
 
     def load_best(self) -> StateTree:

@@ -35,7 +35,7 @@ from fastac.runs.state import Ending, Progress
 from fastac.runs.summary import summarize
 from fastac.runs.threads import steps_on_its_threads
 from fastac.runs.tracker import ReturnTracker
-from fastac.workers import Training
+from fastac.workers import Hosts, Training
 
 log = logging.getLogger("fastac")
 
@@ -74,12 +74,15 @@ class Session:
         state: StateTree | None = None,
         verbose: bool = False,
         command: str = "",
+        hosts: Hosts | None = None,
     ) -> None:
         """Take the assembled run; with `state`, continue from there. `start` and `resume` call this.
 
         `began`: the value of `perf_counter` before the run was assembled; its budget of minutes counts from then.
         `held`: resources closed with the session, such as the directory lock.
+        `hosts`: the run's hosts, of which this is the first, if torchrun has started it.
         """
+        self._hosts = hosts
         self.config, self.directory, self.training, self.command = config, directory, training, command
         self.env_factory = env_factory
         self.tracker, self.progress = ReturnTracker(), Progress()
@@ -101,7 +104,7 @@ class Session:
             opened.enter_context(closing(training))
             recorder = Recorder(config, directory, self.tracker, mark, verbose)
             self._recorder = opened.enter_context(closing(recorder))
-            self._saver = Saver(config, directory, training, recorder, self.progress, saved_at, began)
+            self._saver = Saver(config, directory, training, recorder, self.progress, saved_at, began, hosts)
             evaluations = Evaluations(config, training, env_factory, encoder, recorder, self._saver)
             self.evaluations = opened.enter_context(closing(evaluations))
             if self._is_new:
@@ -162,6 +165,8 @@ class Session:
             if self.ended_by is None:
                 yield from self._train()
         except NonFiniteError as error:
+            if self._hosts is not None:
+                self._hosts.abandon()  # they all have come here
             saved = self._saver.save_failure()
             self._abandon()
             raise NonFiniteError(f"{error}; {saved}.") from error
@@ -185,19 +190,55 @@ class Session:
         # Close explicitly: an exception raised in implicit generator cleanup, such as a second Ctrl-C, is swallowed.
         with stop_signals() as stop, closing(self.training.trainer.run()) as reports:
             self.evaluations.stop = stop
+            if self._hosts is not None:
+                self._hosts.wish = lambda env_steps: self._wants_pause(env_steps, stop)
+                if self._is_new:
+                    self._saver.save()  # so that those who start again after a failure have something to go on from
             if self._report is not None:  # resumed: an evaluation may have been interrupted
                 self.evaluations.play_due(self._report)
             if self.evaluations.is_reached:
                 self.ended_by = "until_return"
                 return
+            self._go_on()
             for report in reports:
                 self._consume(report)
                 yield report
                 self.ended_by = self._find_ending(stop)
                 if self.ended_by is not None:
                     return
+                self._go_on()
+            if self._hosts is not None:  # the others wait for the end
+                self.ended_by = "env_steps"
+                return
             self.stop_signal = stop.signal  # it may have arrived after the last report
             self.ended_by = "env_steps" if stop.signal is None else "signal"
+
+    def _wants_pause(self, env_steps: int, stop: Stop) -> bool:
+        """Return whether the other hosts must wait after the iteration that begins, by the most env steps after it."""
+        assert self._hosts is not None
+        self._hosts.own_signal = 0 if stop.signal is None else int(stop.signal)
+        run, before = self.config.run, 0 if self._report is None else self._report.env_steps
+        return (
+            env_steps >= run.total_env_steps
+            or _passes(run.checkpoint_every, before, env_steps)
+            or self._saver.is_due
+            or self._are_minutes_over
+            or self.evaluations.may_be_due(env_steps)
+        )
+
+    def _go_on(self) -> None:
+        if self._hosts is not None:
+            self._hosts.go_on()
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether no other host goes on while this one evaluates, saves or stops."""
+        return self._hosts is None or self._hosts.is_paused
+
+    @property
+    def _are_minutes_over(self) -> bool:
+        minutes = self.config.run.budget_minutes
+        return minutes is not None and self.total_wall_s >= 60.0 * minutes
 
     def _check_open(self) -> None:
         if self._summary:
@@ -232,7 +273,8 @@ class Session:
         before = 0 if self._report is None else self._report.env_steps
         self._record(report)
         self.evaluations.play_due(report)
-        if _passes(self.config.run.checkpoint_every, before, report.env_steps):
+        is_due = self._saver.is_due and self._is_alone
+        if is_due or _passes(self.config.run.checkpoint_every, before, report.env_steps):
             self._saver.save()
 
     def _record(self, report: Report) -> None:
@@ -245,13 +287,15 @@ class Session:
         """Return why the run ends here, or None to continue; if all steps are spent, the trainer itself ends."""
         if self.evaluations.is_reached:
             return "until_return"
+        if not self._is_alone:
+            return None
         self.stop_signal = stop.signal
+        if self._hosts is not None:  # only what all of them know of
+            self.stop_signal = signal.Signals(self._hosts.signal) if self._hosts.signal else None
         if self.stop_signal is not None:
             return "signal"
-        run = self.config.run
-        if run.budget_minutes is None or self.report.env_steps >= run.total_env_steps:
-            return None
-        return "minutes" if self.total_wall_s >= 60.0 * run.budget_minutes else None
+        is_spent = self.report.env_steps >= self.config.run.total_env_steps
+        return "minutes" if self._are_minutes_over and not is_spent else None
 
     def _leave(self) -> None:
         """Save, and stop the workers: the caller may never return."""
@@ -270,11 +314,16 @@ class Session:
         last = self.training.trainer.halt()
         if last is not None:
             self._record(last)
-        if self._report is not None and self._saver.saved_at != self._report.env_steps:
+        if self._is_alone and self._report is not None and self._saver.saved_at != self._report.env_steps:
             self._saver.save()
 
     def _save_without_workers(self) -> None:
-        """Save the last good parameters after losing an environment or a worker; all environments restart on resume."""
+        """Save the last good parameters after losing an environment or a worker; all environments restart on resume.
+
+        Under torchrun the run goes on from the last checkpoint instead, with the same results as without the failure.
+        """
+        if self._hosts is not None:
+            return
         last = self.training.trainer.halt()
         self.training.drop_workers()  # synchronous workers are in the middle of an iteration
         with suppress(RecordError, WorkerFailure):  # the original failure is the one to report
@@ -328,6 +377,8 @@ class Session:
                 has_trained = self._take_last()
                 if has_trained:
                     self._end(measure_efficiency)
+                    if self._hosts is not None:
+                        self._hosts.leave()
             except (Exception, KeyboardInterrupt) as error:
                 try:
                     if isinstance(error, WorkerFailure):
@@ -381,7 +432,7 @@ class Session:
         parts. It is also skipped if no second set of environments may be opened.
         """
         config = self.config
-        has_one_set = not config.run.eval or config.run.eval_every == 0
+        has_one_set = self._hosts is not None or not config.run.eval or config.run.eval_every == 0
         if has_one_set or report.train_wall_s < _LEAST_TRAIN_S or config.run.device != "cpu":
             return None
         try:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
+from fastac.torchrun import is_launched
+
 log = logging.getLogger("fastac")
 
 
@@ -28,6 +30,8 @@ _let_die: dict[signal.Signals, Callable[[], object]] = {}  # install the handler
 def stop_signals() -> Iterator[Stop]:
     """Record SIGINT and SIGTERM instead of dying; a second signal kills. Does nothing outside the main thread.
 
+    SIGTERM of torchrun is no user's: it starts the processes again, so they die by it at once.
+
     A signal applies to all runs in progress. The handlers are restored when the last run leaves.
     """
     stop = Stop()
@@ -35,7 +39,7 @@ def stop_signals() -> Iterator[Stop]:
         yield stop
         return
     if not _active:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT,) if is_launched() else (signal.SIGINT, signal.SIGTERM):
             before = signal.signal(number, _note)
             # Shells start background jobs with SIGINT ignored; a second SIGINT must still work.
             second = signal.default_int_handler if before is signal.SIG_IGN else before

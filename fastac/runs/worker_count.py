@@ -96,6 +96,33 @@ def choose_workers(
     return config.replace(workers=best)
 
 
+def choose_workers_of_host(
+    config: Config,
+    shards: int,
+    most: int,
+    env_factory: EnvFactory | None,
+    encoder: EncoderFactory | None,
+    steps_done: int = 0,
+) -> Config:
+    """Replace `workers='auto'` by the number that makes the run shortest on a host that has some of its shards.
+
+    Args:
+        config: the run's configuration, with a number of shards.
+        shards: how many this host has.
+        most: the most workers that it may have.
+        env_factory: the user's environments, if the run has them.
+        encoder: the user's encoder.
+        steps_done: environment steps that the run has taken before.
+    """
+    if config.run.workers != "auto" or most == 1:
+        return config.replace(workers=min(most, config.num_workers))
+    part = config.env.num_envs // config.num_shards * shards
+    budget = -(-config.run.total_env_steps * shards // config.num_shards)
+    own = config.replace(num_envs=part, shards=shards, total_env_steps=budget)
+    chosen = choose_workers(own, env_factory, encoder, steps_done * shards // config.num_shards)
+    return config.replace(workers=chosen.num_workers)
+
+
 def _tell_shards(asked: Config, config: Config, env_factory: EnvFactory | None) -> Config:
     """Say if a given number of workers has raised that of the shards; return the configuration."""
     if (

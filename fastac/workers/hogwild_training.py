@@ -68,6 +68,10 @@ class HogwildTraining:
             "trainer": {**trainer, "learner": {"optimizer": optimizer, "updates": updates}},
         }
 
+    def get_shards(self) -> StateTree:
+        """Return nothing: these workers belong to one host."""
+        return {}
+
     def set_state(self, state: StateTree) -> bool:
         """Continue from `get_state`; call it before the workers begin. Return False: all episodes restart."""
         load_module(self.model, read_branch(state, "model"))

@@ -6,11 +6,13 @@ from collections.abc import Generator
 from dataclasses import asdict, dataclass, fields, replace
 from time import perf_counter
 
+from fastac.config import Config
 from fastac.contract import (
     EnvFailure,
     Episodes,
     Phases,
     Report,
+    StateLeaf,
     StateTree,
     VecEnv,
     WorkerFailure,
@@ -20,6 +22,7 @@ from fastac.contract import (
 )
 from fastac.models import ActorCritic
 from fastac.rollout import Rollout, join_episodes
+from fastac.workers.hosts import Hosts
 from fastac.workers.sync_workers import NoOtherWorkers, SyncWorkers
 from fastac.workers.worker import Worker, WorkerInfo
 
@@ -33,11 +36,16 @@ class SyncTrainer:
     """
 
     def __init__(
-        self, total_env_steps: int, frame_skip: int, worker: Worker, others: SyncWorkers | NoOtherWorkers
+        self,
+        config: Config,
+        frame_skip: int,
+        worker: Worker,
+        others: SyncWorkers | NoOtherWorkers,
+        hosts: Hosts | None = None,
     ) -> None:
-        """Take the parts; see `fastac.build`."""
-        self._budget, self._frame_skip = total_env_steps, frame_skip
-        self._worker, self._others = worker, others
+        """Take the parts; see `fastac.build`. Only settings of the whole run are read from `config`."""
+        self._budget, self._rows, self._frame_skip = config.run.total_env_steps, config.batch_size, frame_skip
+        self._worker, self._others, self._hosts = worker, others, hosts
         self.iteration = self._episodes = self.env_steps = 0
         self._phases = Phases()
         self._train_wall_s = self._before_s = 0.0  # total, and in earlier processes of this run
@@ -86,11 +94,16 @@ class SyncTrainer:
         try:
             self._others.begin(done_fraction)
             own = self._worker.collect(self._phases)
+            if self._hosts is not None:
+                self._hosts.begin(self.env_steps + self._rows, lambda: self._find_episodes(own))
             losses = self._worker.learn(done_fraction, self._phases)
-            return join_episodes([own, *self._others.finished()]), losses
+            return self._find_episodes(own) if self._hosts is None else self._hosts.finished_episodes, losses
         except (EnvFailure, WorkerFailure) as error:
             where = f"in iteration {self.iteration + 1}, after {self.env_steps} environment steps"
             raise type(error)(f"{str(error).removesuffix('.')}, {where}") from error.__cause__ or error
+
+    def _find_episodes(self, own: Episodes) -> Episodes:
+        return join_episodes([own, *self._others.finished()])
 
     def _timed_phases(self) -> Phases:
         known = self._phases.env_s + self._phases.act_s + self._phases.advantage_s + self._phases.update_s
@@ -125,6 +138,7 @@ class SyncTraining:
     others: SyncWorkers | NoOtherWorkers
     trainer: SyncTrainer
     num_shards: int
+    hosts: Hosts | None = None
     asynchrony: None = None
 
     @property
@@ -157,15 +171,20 @@ class SyncTraining:
         return self.model.action_std()
 
     def get_state(self) -> StateTree:
-        """Return everything needed to continue training."""
+        """Return everything needed to continue training; the first host's, while the others wait for its order."""
+        shards = self.get_shards()
+        if self.hosts is not None and self.hosts.is_paused:
+            self.hosts.give_order("shards")
+            for others in self.hosts.collect(shards)[1:]:
+                shards.update(others)
+        return {"model": self.model.state_dict(), "trainer": self.trainer.get_state(), "shards": shards}
+
+    def get_shards(self) -> dict[str, StateTree | StateLeaf]:
+        """Return the states of this host's shards, by their numbers."""
         others = self.others.get_shards()
         # If worker env states are lost, skip ours too: all environments restart, and ours may be broken.
         own = self.worker.get_shards(with_envs=others is not None)
-        return {
-            "model": self.model.state_dict(),
-            "trainer": self.trainer.get_state(),
-            "shards": {**own, **(others or {})},
-        }
+        return {**own, **(others or {})}
 
     def set_state(self, state: StateTree) -> bool:
         """Continue from `get_state`; return whether the environments of worker 0 continue too."""

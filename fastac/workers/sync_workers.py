@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from typing import TypeAlias
 
+import numpy as np
 import torch
 
 from fastac.contract import (
@@ -26,8 +28,10 @@ from fastac.contract import (
 )
 from fastac.pickling import UNSENDABLE, Pickled, pickled
 from fastac.processes import CHILD_FAILURES, Child, Children, Parent, start, was_sent
-from fastac.workers.shared_episodes import EpisodesReader, EpisodesWriter
-from fastac.workers.shared_group import GroupMemory, SharedGroup, divide_shards
+from fastac.shared_memory import SharedArray
+from fastac.workers.hosts import Hosts
+from fastac.workers.shared_episodes import EpisodesReader, EpisodesWriter, SharedEpisodes
+from fastac.workers.shared_group import GroupMemory, SharedGroup
 from fastac.workers.waiting import fence, wait_until
 from fastac.workers.worker import Worker
 
@@ -41,8 +45,36 @@ class _Command(IntEnum):
     SET_STATE = 3
 
 
+@dataclass(frozen=True, slots=True)
+class CommandMemory:
+    """Memory by which worker 0 commands the other ones of K, and gets their finished episodes.
+
+    Attributes:
+        command: `[2]`, the number of commands given, and the latest command.
+        done_fraction: `[1]`, share of the budget spent before the current iteration.
+        episodes: finished episodes of workers 1 to K-1.
+        num_episodes: `[K]`, finished episodes so far; 0 for worker 0.
+    """
+
+    command: SharedArray[np.int64]
+    done_fraction: SharedArray[np.float64]
+    episodes: SharedEpisodes
+    num_episodes: SharedArray[np.int64]
+
+    @classmethod
+    def allocate(cls, size: int, max_episodes: int) -> CommandMemory:
+        """Allocate for K = `size`; `max_episodes` is the most that a worker can finish in an iteration."""
+        whole = np.dtype(np.int64)
+        return cls(
+            command=SharedArray((2,), whole),
+            done_fraction=SharedArray((1,), np.dtype(np.float64)),
+            episodes=SharedEpisodes.allocate(size, max_episodes),
+            num_episodes=SharedArray((size,), whole, apart=True),
+        )
+
+
 class NoOtherWorkers:
-    """Takes the place of `SyncWorkers` in a run with one worker."""
+    """Takes the place of `SyncWorkers` if a host has one worker."""
 
     _is_closed = False
 
@@ -86,31 +118,37 @@ class SyncWorkers:
         self,
         makes: list[MakeWorker],
         memory: GroupMemory,
+        commands: CommandMemory,
         start_timeout_s: float,
         timeout_s: float,
+        hosts: Hosts | None = None,
     ) -> None:
         """Start the workers; `wait_ready` waits until they are ready.
 
         Args:
             makes: one per worker, except worker 0.
             memory: for all K workers.
+            commands: likewise.
             start_timeout_s: time limit for a worker to start and build its part.
             timeout_s: time limit for any wait of this process for another worker.
+            hosts: the other hosts, if there are any.
 
         Raises:
             ValueError: the function that builds a worker's part cannot be pickled.
         """
         self._start_timeout_s, self._timeout_s = start_timeout_s, timeout_s
-        self._command, self._done_fraction = memory.command.view(), memory.done_fraction.view()
-        self._num_episodes = memory.num_episodes.view()
-        self._episodes = EpisodesReader(memory.episodes, self._num_episodes)
-        self._shared = SharedGroup(memory, 0, self._watch)
+        self._command, self._done_fraction = commands.command.view(), commands.done_fraction.view()
+        self._num_episodes = commands.num_episodes.view()
+        self._episodes = EpisodesReader(commands.episodes, self._num_episodes)
+        self._shared = SharedGroup(memory, 0, self._watch, hosts)
         self.group: Group = self._shared
         self.children = Children()
         sent = [pickled(make, f"{UNSENDABLE}; use workers 1, or move them") for make in makes]
         with self.children:
             for rank, make in enumerate(sent, start=1):
-                self.children.append(start(f"worker {rank}", partial(_work, make, memory, rank), __name__, make))
+                self.children.append(
+                    start(f"worker {rank}", partial(_work, make, memory, commands, rank), __name__, make)
+                )
 
     def wait_ready(self) -> None:
         """Wait until every worker has built its part.
@@ -131,7 +169,7 @@ class SyncWorkers:
         self._give(_Command.ITERATE)
 
     def finished(self) -> list[Episodes]:
-        """Return the other workers' finished episodes; call it after the last exchange of the iteration."""
+        """Return the other workers' finished episodes; call it after the first exchange of the iteration."""
         return [self._episodes.take(self._num_episodes)]
 
     def get_shards(self) -> StateTree | None:
@@ -153,7 +191,7 @@ class SyncWorkers:
         shards = read_branch(state, "shards")
         with self.children:
             self._give(_Command.SET_STATE)
-            for child, numbers in zip(self.children, divide_shards(len(shards), self.group.size)[1:], strict=True):
+            for child, numbers in zip(self.children, self._shared.division.workers[1:], strict=True):
                 self._hand(child, {**state, "shards": {str(number): shards[str(number)] for number in numbers}})
 
     def _hand(self, child: Child, state: StateTree) -> None:
@@ -197,7 +235,7 @@ class SyncWorkers:
                     raise WorkerFailure(f"{what} (raise env_timeout_s if steps take longer).")
 
 
-def _work(make: Pickled[MakeWorker], memory: GroupMemory, rank: int, parent: Parent) -> None:
+def _work(make: Pickled[MakeWorker], memory: GroupMemory, commands: CommandMemory, rank: int, parent: Parent) -> None:
     """Run worker `rank` until worker 0 closes the pipe or dies."""
     torch.set_num_threads(1)
 
@@ -208,13 +246,13 @@ def _work(make: Pickled[MakeWorker], memory: GroupMemory, rank: int, parent: Par
     group = SharedGroup(memory, rank, watch)
     with closing(make.load()(group)) as worker:
         parent.send({})
-        _obey(worker, memory, group, parent)
+        _obey(worker, commands, group, parent)
 
 
-def _obey(worker: Worker, memory: GroupMemory, group: SharedGroup, parent: Parent) -> None:
+def _obey(worker: Worker, commands: CommandMemory, group: SharedGroup, parent: Parent) -> None:
     """Execute commands until `ParentLeft` is raised."""
-    command, done_fraction, phases = memory.command.view(), memory.done_fraction.view(), Phases()
-    episodes, num_episodes = EpisodesWriter(memory.episodes, group.rank), memory.num_episodes.view()
+    command, done_fraction, phases = commands.command.view(), commands.done_fraction.view(), Phases()
+    episodes, num_episodes = EpisodesWriter(commands.episodes, group.rank), commands.num_episodes.view()
     given, done = command.data, 0
     while True:
         _wait_command(given, done, parent)

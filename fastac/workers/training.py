@@ -50,6 +50,9 @@ class Training(Protocol):
     def get_state(self) -> StateTree:
         """Return everything needed to continue training."""
 
+    def get_shards(self) -> StateTree:
+        """Return the states of this host's shards, by their numbers; empty for A3C."""
+
     def set_state(self, state: StateTree) -> bool:
         """Continue from `get_state`; return whether the environments continue too."""
 

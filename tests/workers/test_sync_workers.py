@@ -39,7 +39,7 @@ from fastac.learning.update_rules import Adam
 from fastac.models import ActorCritic, IdentityCore, MLPEncoder, NoObsNormalizer, ObsNormalizer, RewardNormalizer, Trunk
 from fastac.rollout import FlatMinibatches, Rollout
 from fastac.rollout.observations import Rows
-from fastac.workers import shared_group, waiting
+from fastac.workers import Division, shared_group, waiting
 from fastac.workers.shared_group import GroupMemory, SharedGroup
 from fastac.workers.shared_parameters import SharedParameters
 from fastac.workers.waiting import wait_until
@@ -55,7 +55,8 @@ def assemble_training(factory=None, encoder=None, **settings):
 
 def in_threads(works, param_size=0):
     """Run one function per member of a group at the same time; return what they return, by rank."""
-    memory = GroupMemory.allocate(len(works), len(works), 1 << 16, 64, param_size, Adam(1e-5).slots)
+    division = Division.divide(len(works), len(works))
+    memory = GroupMemory.allocate(division, 1 << 16, param_size, Adam(1e-5).slots)
     results, errors = [None] * len(works), []
 
     def run(rank):
