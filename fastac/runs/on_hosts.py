@@ -263,9 +263,8 @@ def _is_complete(config: Config, checkpoint: Checkpoint, run_dir: Path) -> bool:
 def _open_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None, held: ExitStack) -> RunDirectory:
     """Create the run's directory, or take it over from a process that may be about to end."""
     if checkpoint is None:
-        if run_dir.exists():  # what a run that was killed before its first checkpoint has left
-            with suppress(ValueError):
-                RunDirectory.open(run_dir).discard()
+        with suppress(ValueError):  # what a run that was killed before its first checkpoint has left
+            RunDirectory.open(run_dir).clear()
         directory = RunDirectory.create(run_dir, config)
     else:
         directory = RunDirectory.open(run_dir)

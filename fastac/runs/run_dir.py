@@ -252,6 +252,13 @@ class RunDirectory:
             (self.path / _CONFIG).unlink(missing_ok=True)
             (self.path / _CHECKPOINTS).rmdir()
 
+    def clear(self) -> None:
+        """Remove the files of a run that ended before its first checkpoint, so that it can be started here again."""
+        for path in (self.path / _CHECKPOINTS, self.tensorboard_path):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.config_path, self.progress_path, self.path / "evaluations.jsonl"):
+            path.unlink(missing_ok=True)
+
     def _write_config(self, config: Config) -> None:
         replace_json(self.path / _CONFIG, {_RUN_ID: self.run_id, **config.to_dict()})
 

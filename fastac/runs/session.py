@@ -192,8 +192,6 @@ class Session:
             self.evaluations.stop = stop
             if self._hosts is not None:
                 self._hosts.wish = lambda env_steps: self._wants_pause(env_steps, stop)
-                if self._is_new:
-                    self._saver.save()  # so that those who start again after a failure have something to go on from
             if self._report is not None:  # resumed: an evaluation may have been interrupted
                 self.evaluations.play_due(self._report)
             if self.evaluations.is_reached:

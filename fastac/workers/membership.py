@@ -86,52 +86,66 @@ def _interface_of(address: str) -> str | None:
 
 
 class Membership:
-    """Gives signs of life of this host, and ends this process when another one gives none."""
+    """Gives signs of life of this host, and ends this process when another one gives none.
+
+    One thread talks to the store, and may wait for an answer that never comes; another one looks at the clock.
+    """
 
     def __init__(self, launch: Launch, store: TCPStore, silent_s: float) -> None:
         """Begin; a host without a sign of life for `silent_s` seconds is lost."""
         self._ended = threading.Event()
         if launch.size == 1:
             return
-        self._rank, self._silent_s = launch.rank, silent_s
+        self._rank, self._silent_s, self._every_s = launch.rank, silent_s, silent_s / _TIMES
         self._keys = [f"alive/{host}" for host in range(launch.size)]
         store.set(self._keys[self._rank], "0")
         store.wait(self._keys, timedelta(seconds=_JOIN_S))
         # A connection of its own: one that waits for an order would keep this one waiting.
-        limit = timedelta(seconds=silent_s)
+        limit = timedelta(seconds=_JOIN_S)
         self._store = TCPStore(launch.address, launch.port, None, False, limit, wait_for_workers=False)
-        threading.Thread(target=self._watch, name="membership", daemon=True).start()
+        self._seen = [monotonic()] * launch.size  # when each host has given its latest sign of life
+        for work in (self._talk, self._watch):
+            threading.Thread(target=work, name=f"membership{work.__name__}", daemon=True).start()
 
-    def _watch(self) -> None:
-        count, every_s = 0, self._silent_s / _TIMES
-        latest: list[bytes] = []
-        seen = [monotonic()] * len(self._keys)
-        looked = monotonic()
-        while not self._ended.wait(every_s):
+    def _talk(self) -> None:
+        """Give signs of life, and note those of the others."""
+        count, latest = 0, [b""] * len(self._keys)
+        while not self._ended.wait(self._every_s):
             count += 1
             try:
                 self._store.set(self._keys[self._rank], str(count))
                 found = self._store.multi_get(self._keys)
             except RuntimeError:
-                self._end("host 0 is gone, or cannot be reached")
+                self._end(0)
                 return
             now = monotonic()
-            was_away = now - looked > self._silent_s  # this process was stopped, so it cannot know
-            looked = now
-            for host, sign in enumerate(found):
-                if was_away or not latest or sign != latest[host]:
-                    seen[host] = now
+            self._seen = [now if a != b else seen for a, b, seen in zip(found, latest, self._seen, strict=True)]
             latest = found
-            lost = [host for host, when in enumerate(seen) if now - when > self._silent_s]
-            if lost:
-                self._end(f"host {lost[0]} has given no sign of life for {self._silent_s:g} s")
+
+    def _watch(self) -> None:
+        """End this process when the latest sign of another host is too old."""
+        looked = monotonic()
+        while not self._ended.wait(self._every_s):
+            now = monotonic()
+            was_away, looked = now - looked > self._silent_s, now
+            if was_away:  # this process was stopped, so it cannot know
+                self._seen = [now] * len(self._keys)
+            old = [host for host, seen in enumerate(self._seen) if now - seen > self._silent_s]
+            if old:
+                # If this host's own signs do not arrive either, it is the first host that cannot be reached.
+                self._end(0 if self._rank in old else old[0])
                 return
 
-    def _end(self, what: str) -> None:
+    def _end(self, lost: int) -> None:
         """End the process at once: its main thread may wait in a collective that nothing else ends."""
         if self._ended.is_set():
             return
-        log.error("%s: this process ends, and the run goes on from its last checkpoint", what)
+        log.error(
+            "host %d has given no sign of life for %g s, or has ended: this process ends, and the run goes on from its "
+            "last checkpoint",
+            lost,
+            self._silent_s,
+        )
         sys.stderr.flush()
         os._exit(1)
 
