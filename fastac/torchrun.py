@@ -82,5 +82,6 @@ def end_with_agent() -> None:
 
 
 def end_agent() -> None:
-    """End the agent, which would start this process again although that cannot help."""
-    os.kill(os.getppid(), signal.SIGTERM)
+    """End the agent, if it would start this process again although that cannot help."""
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        os.kill(os.getppid(), signal.SIGTERM)

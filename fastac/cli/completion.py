@@ -9,6 +9,7 @@ from typing import Literal
 
 from fastac.cli.flags import build_parser, flags_of, read_options
 from fastac.cli.gate import gate_flags
+from fastac.cli.hosts import hosts_flags
 from fastac.cli.policy import EvalOptions, ListOptions, PlotOptions, RecordOptions
 from fastac.cli.train import ResumeOptions, TrainOptions, TuneOptions, setting_flags
 from fastac.config import Config
@@ -41,6 +42,9 @@ def _build_whole() -> argparse.ArgumentParser:
         flags = [*flags_of(kind, "command"), *settings]
         commands.add_parser(name, parents=[build_parser(f"fastac {name}", "", flags)], add_help=False, help=name)
     commands.add_parser("gate", parents=[build_parser("fastac gate", "", gate_flags())], add_help=False, help="gate")
+    commands.add_parser(
+        "hosts", parents=[build_parser("fastac hosts", "", hosts_flags())], add_help=False, help="hosts"
+    )
     positional = ("run_dir", "run_dirs", "shell")
     others: dict[str, type] = {
         "resume": ResumeOptions,

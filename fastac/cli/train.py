@@ -115,7 +115,7 @@ class _Given:
     config: Config
 
 
-def _read_settings(command: str, kind: type[Options], words: Sequence[str]) -> tuple[Options, _Given]:
+def read_settings(command: str, kind: type[Options], words: Sequence[str]) -> tuple[Options, _Given]:
     """Return the command's own options and the given settings; the first argument is the environment id.
 
     Raises:
@@ -182,7 +182,7 @@ def _configure(env_id: str, preset: object, settings: Mapping[str, ConfigValue])
 def train(words: Sequence[str]) -> int:
     """Run `fastac train`."""
     with loading():
-        options, asked = _read_settings("train", TrainOptions, words)
+        options, asked = read_settings("train", TrainOptions, words)
     config = _take_tuned(asked.config, asked.settings) if options.tuned else asked.config
     command = shlex.join(["fastac", "train", *words])
     launch = find_launch()
@@ -203,7 +203,7 @@ def train(words: Sequence[str]) -> int:
 
 def tune(words: Sequence[str]) -> int:
     """Run `fastac tune`."""
-    options, asked = _read_settings("tune", TuneOptions, words)
+    options, asked = read_settings("tune", TuneOptions, words)
     seconds = options.seconds
     if not 0.0 < seconds <= 3600.0:
         raise ValueError(f"seconds is {seconds!r}, expected a number above 0, up to 3600.")
@@ -215,11 +215,11 @@ def tune(words: Sequence[str]) -> int:
     _print_trials(search, search.run(), asked.config, sys.stdout)
     kept = _keep_tuned(search, asked.config)
     _print_trials(search, search.grow(), asked.config, sys.stdout)
-    _print_tuned(search, ["fastac", "train", *_without(words, "--seconds")], kept)
+    _print_tuned(search, ["fastac", "train", *without(words, "--seconds")], kept)
     return 0
 
 
-def _without(words: Sequence[str], flag: str) -> list[str]:
+def without(words: Sequence[str], flag: str) -> list[str]:
     """Return the arguments without a flag and its value."""
     kept: list[str] = []
     skip = False
@@ -299,7 +299,7 @@ def _print_tuned(search: Search, command: Sequence[str], kept: str) -> None:
     """Print how to use the tuned settings."""
     best, fastest = search.best, search.fastest
 
-    def tell(*flags: str, words: Sequence[str] = _without(command, "--vectorization")) -> None:
+    def tell(*flags: str, words: Sequence[str] = without(command, "--vectorization")) -> None:
         print(fit_command(" ".join([shlex.join(words), *flags]), sys.stdout))
 
     print()

@@ -26,7 +26,7 @@ from fastac.runs.copies import newest_checkpoint, read_copy, write_copy
 from fastac.runs.files import RecordError, describe
 from fastac.runs.follower import Follower
 from fastac.runs.provenance import versions
-from fastac.runs.resuming import check_spaces, flatten, rerun_config, why_complete
+from fastac.runs.resuming import check_spaces, flatten, rerun_config, why_complete, why_one_host
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.session import Session
 from fastac.runs.worker_count import choose_workers_of_host
@@ -101,11 +101,9 @@ def begin_on_hosts(config: Config, run: HostRun) -> Session | Follower | None:
             "torchrun starts a run again after a failure, so it needs a place to go on from: give --run-dir, the same "
             "on every host."
         )
-    if config.is_one_shard_per_worker:
-        raise ValueError(
-            "a3c's workers, and those of envs_per_worker, share the memory of one machine, and their number is part of "
-            "the run, so torchrun cannot divide them: train a2c or ppo with num_envs on several hosts."
-        )
+    reason = why_one_host(config)
+    if reason is not None:
+        raise ValueError(reason)
     hosts = Hosts(run.launch, config.run.device, config.env.env_timeout_s or ANSWER_TIMEOUT_S, _SILENT_S)
     try:
         checkpoint = _agree(hosts, config, run.run_dir, run.must_share)

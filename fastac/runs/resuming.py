@@ -46,6 +46,16 @@ def continued_config(saved: Config, written: Config, where: Path, changes: Mappi
     return written.replace(**{name: value for name, value in changes.items() if value is not None})
 
 
+def why_one_host(config: Config) -> str | None:
+    """Return a sentence if a run cannot be divided among hosts; else None."""
+    if not config.is_one_shard_per_worker:
+        return None
+    return (
+        "a3c's workers, and those of envs_per_worker, share the memory of one machine, and their number is part of the "
+        "run, so it cannot be divided among hosts: train a2c or ppo with num_envs."
+    )
+
+
 def rerun_config(saved: Config, given: Config, run_dir: Path) -> Config:
     """Return the configuration that a run continues with if the command that began it is given again.
 

@@ -13,7 +13,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch's 
 
 
 @contextmanager
-def serve(endpoint: str) -> Iterator[None]:
+def serving(endpoint: str) -> Iterator[None]:
     """Hold the store at `host:port`.
 
     Raises:

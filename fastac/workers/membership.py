@@ -27,14 +27,14 @@ _JOIN_S = 60.0  # until the process of the first host listens: it imports torch 
 _TIMES = 6  # signs of life within the time after which a host is lost
 
 
-def open_store(launch: Launch) -> TCPStore:
-    """Open the key-value store of all hosts, which the first one holds.
+def open_store(launch: Launch, limit_s: float = _JOIN_S) -> TCPStore:
+    """Open the key-value store of all hosts, which the first one holds; wait for it at most `limit_s` seconds.
 
     Raises:
         WorkerFailure: nobody listens at its address.
     """
     is_holder = launch.rank == 0 and not launch.uses_agent_store
-    limit = timedelta(seconds=_JOIN_S)
+    limit = timedelta(seconds=limit_s)
     try:
         return TCPStore(launch.address, launch.port, None, is_holder, limit, wait_for_workers=False)
     except (RuntimeError, OSError) as error:

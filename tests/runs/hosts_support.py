@@ -1,0 +1,89 @@
+"""Hosts without torchrun: processes of this machine that are told what torchrun would tell them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fastac.runs.checkpoint import find_checkpoint, load_checkpoint
+
+SMALL = ("--total-env-steps", "6000", "--no-eval", "--no-tensorboard")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_hosts(commands: Sequence[Sequence[str]], folders: Sequence[Path]) -> list[subprocess.Popen[str]]:
+    """Start `fastac` with each command in its folder, one of which is the first host."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "fastac", *words],
+            cwd=folder,
+            env={
+                **os.environ,
+                "TORCHELASTIC_RUN_ID": "test",
+                "TORCHELASTIC_USE_AGENT_STORE": "False",
+                "TORCHELASTIC_MAX_RESTARTS": "0",
+                "RANK": str(rank),
+                "WORLD_SIZE": str(len(commands)),
+                "LOCAL_WORLD_SIZE": "1",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "GLOO_SOCKET_IFNAME": "lo",
+                "TORCH_CPP_LOG_LEVEL": "ERROR",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, (words, folder) in enumerate(zip(commands, folders, strict=True))
+    ]
+
+
+def finish(hosts: Sequence[subprocess.Popen[str]], timeout_s: float = 120.0) -> tuple[list[int], list[str]]:
+    """Return the exit codes and what was said on stderr; no host outlives this."""
+    try:
+        said = [host.communicate(timeout=timeout_s)[1] for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+            host.wait()
+    return [host.returncode for host in hosts], said
+
+
+def train_on_hosts(size: int, words: Sequence[str], folder: Path, *more: str) -> str:
+    """Train on some hosts to the end, and return the digest of the run."""
+    run_dir = folder / f"hosts{size}{''.join(more)}"
+    codes, said = finish(start_hosts([["train", *words, *more, "--run-dir", str(run_dir)]] * size, [folder] * size))
+    assert codes == [0] * size, said
+    return digest(run_dir)
+
+
+def digest(run_dir: Path) -> str:
+    """Return a digest of all that a run has learned and goes on from, without times."""
+    state = load_checkpoint(find_checkpoint(run_dir, "last")).state
+    found = hashlib.sha256()
+    _add(found, {name: state[name] for name in ("training", "tracker")})
+    return found.hexdigest()[:12]
+
+
+def _add(found: hashlib._Hash, tree: Mapping[str, object]) -> None:
+    for name in sorted(tree):
+        value = tree[name]
+        if name in ("phases", "train_wall_s"):
+            continue
+        if isinstance(value, Mapping):
+            _add(found, value)
+        else:
+            found.update(name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()))
