@@ -257,6 +257,9 @@ class Group(Protocol):
     def wait(self) -> None:
         """Return when all workers in step have got here."""
 
+    def end_iteration(self) -> None:
+        """Do what is due before the run may be saved, evaluated or ended, if that follows; most groups have nothing."""
+
     def merge_statistics(
         self, name: str, known: NDArray[np.float64], parts: NDArray[np.float64], merge: Merge
     ) -> NDArray[np.float64]:
@@ -289,6 +292,9 @@ class Alone:
 
     def wait(self) -> None:
         """Do nothing."""
+
+    def end_iteration(self) -> None:
+        """Do nothing: a single worker has nothing to settle."""
 
     def merge_statistics(
         self, name: str, known: NDArray[np.float64], parts: NDArray[np.float64], merge: Merge

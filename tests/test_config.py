@@ -67,6 +67,8 @@ EVERY_FIELD = {
     "eval_max_steps": 77,
     "workers": 1,
     "shards": 2,
+    "exchange": "exact",
+    "sync_every": 3,
     "torch_threads": 2,
     "lock": False,
     "max_restarts": 3,
@@ -138,6 +140,8 @@ OUT_OF_RANGE = {
     "eval_max_steps": [0, NAN],
     "checkpoint_every": [-1, NAN],
     "checkpoint_minutes": [0.0, -1.0],
+    "exchange": ["fast"],
+    "sync_every": [0, 10**7],
     "keep_checkpoints": [0, NAN],
     "workers": [0, -1, NAN, "two"],
     "torch_threads": [0, -1, 1025, NAN],
@@ -177,7 +181,7 @@ def test_replace_sets_every_field_by_its_flat_name():
 
 
 # Which other fields above would not go with; and what is of Atari games.
-_SAME_AS_DEFAULT = {"collect", "baseline", "lock", "eval", *ATARI}
+_SAME_AS_DEFAULT = {"collect", "baseline", "lock", "eval", "exchange", *ATARI}
 
 
 def _flat(config):

@@ -17,7 +17,7 @@ from fastac.build.shares import shard_config, why_sync
 from fastac.build.worker import build_rule, build_worker, check_device
 from fastac.config import Config
 from fastac.contract import Alone, Group, VecEnv
-from fastac.learning.host_sum import HostSum
+from fastac.learning.host_sum import HostSum, build_host_sum
 from fastac.learning.optimizer import LocalOptimizer, Optimizer, SharedOptimizer, flat_size
 from fastac.models import ActorCritic
 from fastac.processes import ANSWER_TIMEOUT_S
@@ -103,17 +103,19 @@ def _build_own(
     model = model.to(check_device(share.run.device))
     rule, max_norm = build_rule(share.optim), share.optim.max_grad_norm
     optimizer: Optimizer = (
-        SharedOptimizer(model, rule, max_norm, group, group.grads, group.vectors, _build_host_sum(group))
+        SharedOptimizer(model, rule, max_norm, group, group.grads, group.vectors, _build_host_sum(share, group))
         if isinstance(group, SharedGroup)
         else LocalOptimizer(model, rule, max_norm, len(envs))
     )
     return build_worker(share, envs, model, optimizer, action_seeds, group)
 
 
-def _build_host_sum(group: SharedGroup) -> HostSum | None:
+def _build_host_sum(share: Config, group: SharedGroup) -> HostSum | None:
     """Build what adds up the gradients of several hosts; None for one."""
-    hosts = group.division.hosts
-    return HostSum(group.nodes, group.grads[0], hosts, group, group.hosts) if len(hosts) > 1 else None
+    hosts, run = group.division.hosts, share.run
+    if len(hosts) == 1:
+        return None
+    return build_host_sum(run.exchange, run.sync_every, group.nodes, group.grads[0], hosts, group, group.hosts)
 
 
 def _build_first(
@@ -167,7 +169,8 @@ def allocate_memory(division: Division, share: Config, model: ActorCritic, envs:
     """Allocate the shared memory of a host's workers; `share` and `envs` are those of one shard."""
     # The largest exchanged rows: the observation statistics, or a few numbers.
     most_bytes = 8 * max(2 * int(np.prod(envs.single_observation_space.shape or ())) + 1, 8)
-    return GroupMemory.allocate(division, most_bytes, flat_size(model), build_rule(share.optim).slots)
+    slots, run = build_rule(share.optim).slots, share.run
+    return GroupMemory.allocate(division, most_bytes, flat_size(model), slots, run.exchange, run.sync_every)
 
 
 def build(config: Config, envs: VecEnv, encoder: EncoderFactory | None = None) -> SyncTraining:

@@ -23,6 +23,7 @@ CoreName = Literal["identity", "lstm", "gru"]
 CollectMode = Literal["steps", "episodes"]
 OptimizerName = Literal["adam", "rmsprop", "rmsprop_tf"]
 Schedule = Literal["constant", "linear"]
+ExchangeName = Literal["exact", "allreduce"]
 ActionChoice = Literal["greedy", "sampled"]
 
 
@@ -178,6 +179,10 @@ class RunConfig:
     """Processes that divide the shards; with the same shards, the same results. auto: as many as pay here."""
     shards: int | Literal["auto"] = "auto"
     """Parts of num_envs with random streams of their own; results depend on it. auto: by the envs, at least workers."""
+    exchange: ExchangeName = "exact"
+    """Sum of gradients over hosts: exact (the bits of one host), or allreduce (fewer bytes from three hosts on)."""
+    sync_every: int = 1
+    """Over slow links: updates that each host takes alone until parameters are averaged; 1: gradients are summed."""
     torch_threads: int = 1
     """Threads of torch in each worker; more pay only for large networks. Results depend on them by rounding alone."""
     lock: bool = False
@@ -220,6 +225,13 @@ class RunConfig:
         check(self.workers == "auto" or is_number, "workers", self.workers, "a whole number from 1 to 1024, or auto")
         is_number = not isinstance(self.shards, str) and 1 <= self.shards <= 1024
         check(self.shards == "auto" or is_number, "shards", self.shards, "a whole number from 1 to 1024, or auto")
+        check_choice("exchange", self.exchange, ExchangeName)
+        check(1 <= self.sync_every <= 1_000_000, "sync_every", self.sync_every, "a whole number from 1 to 1,000,000")
+        if self.sync_every > 1 and self.exchange != "exact":
+            raise ValueError(
+                f"sync_every is {self.sync_every} with exchange {self.exchange!r}, expected one of them: with "
+                "sync_every gradients are not exchanged."
+            )
         check(1 <= self.torch_threads <= 1024, "torch_threads", self.torch_threads, "a whole number from 1 to 1024")
         check(self.max_restarts >= 0, "max_restarts", self.max_restarts, "at least 0")
         check(self.total_env_steps >= 1, "total_env_steps", self.total_env_steps, "at least 1")

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
-from fastac.config.config import ActionChoice, ActivationName, CollectMode, CoreName, OptimizerName, Schedule
+from fastac.config.config import (
+    ActionChoice,
+    ActivationName,
+    CollectMode,
+    CoreName,
+    ExchangeName,
+    OptimizerName,
+    Schedule,
+)
 from fastac.config.environments import AtariProtocol, Vectorization
 from fastac.config.values import EnvArguments
 
@@ -73,6 +81,8 @@ class TrainSettings(TypedDict, total=False):
     device: str
     workers: int | Literal["auto"]
     shards: int | Literal["auto"]
+    exchange: ExchangeName
+    sync_every: int
     torch_threads: int
     lock: bool
     max_restarts: int

@@ -229,7 +229,7 @@ class SharedOptimizer:
         clip = prepare_clip(self._squares, everyones, terms, self._max_norm, norm, step)
         update = self._rule.prepare(self._own.param, self._sum[begin:end], self._own.slots, step)
         if not self._is_split:
-            return [*combine, clip, update]
+            return [*combine, clip, update, *self._after_update()]
         return [
             *combine,
             self._group.wait,
@@ -237,7 +237,14 @@ class SharedOptimizer:
             partial(self._begin_update, step.grad_scale),
             update,
             self._end_update,
+            *self._after_update(),
         ]
+
+    def _after_update(self) -> list[Op]:
+        if self._host_sum is None:
+            return []
+        vectors = [self._vectors.param, *self._vectors.slots.values()]
+        return self._host_sum.after_update(vectors, is_shared=self._is_split)
 
     def _combine(self) -> None:
         """Add up the gradients of all shards, or this worker's part of them."""

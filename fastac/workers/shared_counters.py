@@ -177,6 +177,9 @@ class WorkerCounters:
         """See `Group`."""
         return [], array
 
+    def end_iteration(self) -> None:
+        """Do nothing: these workers have nothing to settle."""
+
     def wait(self) -> None:
         """See `Group`: no worker waits for another."""
 

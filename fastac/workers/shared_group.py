@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastac.config import ExchangeName
 from fastac.contract import Merge
-from fastac.learning.host_sum import num_columns, num_rows
+from fastac.learning.host_sum import node_shape
 from fastac.learning.optimizer import SharedVectors, num_squares
 from fastac.memory import whole_lines
 from fastac.shared_memory import SharedArray
@@ -41,7 +42,9 @@ class GroupMemory:
         parameters: model parameters and optimiser statistics; None if they are so few that each worker keeps its own.
         squares: of the blocks of the summed gradient, if parameters are shared.
         grads: `[1 or 2, L, P]`, a gradient per shard, see `SharedOptimizer`.
-        nodes: `[H * R, Q]`, what H hosts exchange of their gradients, see `HostSum`; empty for one host.
+        nodes: `[R, Q]`, what hosts exchange of their gradients, see `HostSum`; empty for one host.
+        own_node: the first of them that is this host's.
+        is_paused: `[1]`, whether all hosts pause after this iteration.
         waited_s: `[K, 8]`, seconds that each worker has waited for others in exchanges; a cache line each.
     """
 
@@ -52,10 +55,20 @@ class GroupMemory:
     squares: SharedArray[np.float64]
     grads: SharedArray[np.float32]
     nodes: SharedArray[np.float32]
+    own_node: int
+    is_paused: SharedArray[np.bool_]
     waited_s: SharedArray[np.float64]
 
     @classmethod
-    def allocate(cls, division: Division, most_bytes: int, param_size: int, slots: Mapping[str, float]) -> GroupMemory:
+    def allocate(
+        cls,
+        division: Division,
+        most_bytes: int,
+        param_size: int,
+        slots: Mapping[str, float],
+        exchange: ExchangeName = "exact",
+        sync_every: int = 1,
+    ) -> GroupMemory:
         """Allocate for in-step workers.
 
         Args:
@@ -63,14 +76,15 @@ class GroupMemory:
             most_bytes: size of the largest row that is exchanged of a shard.
             param_size: P, the `flat_size` of the model.
             slots: initial values of the optimiser's statistics, by name.
+            exchange: how hosts exchange gradients.
+            sync_every: updates after which they average parameters, instead of exchanging gradients; 1: never.
         """
         # With few parameters an exchange costs more than it costs to update all of them, and to sum all gradients.
         hosts, shards, size = division.hosts, len(division.own), len(division.workers)
         is_split, has_hosts = shards * param_size > _FEW_NUMBERS and size > 1, len(hosts) > 1
         places = 1 if is_split or has_hosts else 2
-        rows = len(hosts) * num_rows(hosts) if has_hosts else 0
+        rows, columns = node_shape(exchange, sync_every, param_size, len(slots), hosts) if has_hosts else (0, 0)
         real, single = np.dtype(np.float64), np.dtype(np.float32)
-        columns = whole_lines(param_size + num_columns(hosts), single.itemsize)
         return cls(
             division=division,
             exchanged=SharedArray((2, division.num_shards, -(-most_bytes // 64) * 64), np.dtype(np.uint8)),
@@ -78,7 +92,9 @@ class GroupMemory:
             parameters=SharedParameters.allocate(param_size, slots) if is_split else None,
             squares=SharedArray((num_squares(param_size),), real),
             grads=SharedArray((places, 0 if has_hosts and shards == 1 else shards, param_size), single),
-            nodes=SharedArray((rows, columns), single),
+            nodes=SharedArray((rows, whole_lines(columns, single.itemsize)), single),
+            own_node=division.host * (rows // len(hosts)) if exchange == "exact" and sync_every == 1 else 0,
+            is_paused=SharedArray((1,), np.dtype(np.bool_)),
             waited_s=SharedArray((size, 8), real),
         )
 
@@ -91,7 +107,8 @@ class SharedGroup:
         hosts: the other hosts, if there are any and this worker talks to them.
         vectors: the shared model parameters and optimiser statistics, if they are shared.
         grads: `[1 or 2, L, P]`, the gradients of this host's shards.
-        nodes: `[H * R, Q]`, what hosts exchange of their gradients, see `HostSum`; empty for one host.
+        nodes: `[R, Q]`, what hosts exchange of their gradients, see `HostSum`; empty for one host.
+        before_pause: see `HostGroup`.
     """
 
     def __init__(
@@ -106,6 +123,8 @@ class SharedGroup:
             hosts: the other hosts; given to worker 0 alone.
         """
         self.division, self.hosts = memory.division, hosts
+        self.before_pause: Callable[[], None] = lambda: None
+        self._is_paused = memory.is_paused.view()
         self.vectors = (
             None
             if memory.parameters is None
@@ -113,7 +132,7 @@ class SharedGroup:
         )
         self.grads, self.nodes = torch.from_numpy(memory.grads.view()), torch.from_numpy(memory.nodes.view())
         if not self.grads.shape[1]:  # this host's only shard has its gradient where it is sent from
-            own = self.division.host * (len(self.nodes) // len(self.division.hosts))
+            own = memory.own_node
             self.grads = self.nodes[None, own : own + 1, : self.grads.shape[2]]
         self._exchanged, counts = memory.exchanged.view(), memory.counts.view()
         self.size, self.rank = len(counts), rank
@@ -141,6 +160,7 @@ class SharedGroup:
         if len(self.division.hosts) > 1:
             if self.hosts is not None:
                 self.hosts.gather_rows(everyones, self.division.hosts)
+                self._is_paused[0] = self.hosts.is_paused
             self.wait()
         return everyones
 
@@ -155,6 +175,11 @@ class SharedGroup:
                 wait_until(partial(self._has_counted, other), self._watch)
                 self._waited_s[self.rank] += perf_counter() - began
         fence()
+
+    def end_iteration(self) -> None:
+        """See `Group`."""
+        if self._is_paused[0]:
+            self.before_pause()
 
     def prepare_gather(self, array: Tensor) -> tuple[list[Callable[[], object]], Tensor]:
         """See `Group`."""

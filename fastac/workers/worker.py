@@ -73,6 +73,7 @@ class Worker:
         rollouts = [shard.collected for shard in self.shards]
         losses = self.learner.learn(rollouts, self._scale_rewards(rollouts), done_fraction, phases)
         self.model.obs_normalizer.update([(rollout.obs[:-1], rollout.valid) for rollout in rollouts], self._group)
+        self._group.end_iteration()
         return losses
 
     def _scale_rewards(self, rollouts: Sequence[Rollout]) -> list[Tensor]:

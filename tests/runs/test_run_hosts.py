@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hosts_support import SMALL, digest, finish, free_port, start_hosts, train_on_hosts
 
 import fastac
 from fastac.cli import main
@@ -16,7 +17,6 @@ from fastac.contract import WorkerFailure
 from fastac.torchrun import Launch, find_launch
 from fastac.workers import Division
 from fastac.workers.membership import open_store
-from hosts_support import SMALL, digest, finish, free_port, start_hosts, train_on_hosts
 
 A2C = ("CartPole-v1", "--algo", "a2c", "--shards", "4", "--seed", "3", "--normalize-obs", "--normalize-reward", *SMALL)
 PPO = ("CartPole-v1", "--algo", "ppo", "--shards", "5", "--num-envs", "20", "--seed", "1", *SMALL)
@@ -30,7 +30,14 @@ def train_alone(words, folder):
     return digest(run_dir)
 
 
-@pytest.mark.parametrize(("words", "sizes"), [(A2C, (2, 3)), (PPO, (2, 3)), (LSTM, (2,))], ids=["a2c", "ppo", "lstm"])
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        pytest.param(A2C, (2, 3), id="a2c"),
+        pytest.param(PPO, (2, 3), id="ppo", marks=pytest.mark.slow),
+        pytest.param(LSTM, (2,), id="lstm", marks=pytest.mark.slow),
+    ],
+)
 def test_hosts_come_to_the_bits_of_one_worker(tmp_path, words, sizes):
     expected = train_alone(words, tmp_path)
     for size in sizes:
@@ -41,8 +48,8 @@ def test_hosts_with_workers_come_to_them_too(tmp_path):
     assert train_on_hosts(2, A2C, tmp_path, "--workers", "2") == train_alone(A2C, tmp_path)
     rows = [json.loads(row) for row in (tmp_path / "hosts2--workers2/progress.jsonl").read_text().splitlines()]
     alone = [json.loads(row) for row in (tmp_path / "alone/progress.jsonl").read_text().splitlines()]
-    for name in ("env_steps", "episodes", "return_mean", "grad_norm"):
-        assert [row.get(name) for row in rows] == [row.get(name) for row in alone]
+    for name in ("env_steps", "episodes", "mean_return", "grad_norm"):
+        assert [row[name] for row in rows] == [row[name] for row in alone]
 
 
 def test_hosts_without_a_common_disk_keep_copies_and_one_goes_on_alone(tmp_path):
@@ -59,6 +66,16 @@ def test_hosts_without_a_common_disk_keep_copies_and_one_goes_on_alone(tmp_path)
     assert digest(folders[1] / "run") == digest(folders[0] / "run")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "is_equal"), [(("--exchange", "allreduce"), True), (("--sync-every", "3"), False)], ids=["allreduce", "3"]
+)
+def test_hosts_that_exchange_otherwise_train_too(tmp_path, flags, is_equal):
+    found = train_on_hosts(2, A2C, tmp_path, "--workers", "2", *flags)
+    assert (found == train_alone(A2C, tmp_path)) is is_equal  # two sums are the same in any order
+
+
+@pytest.mark.slow
 def test_a_new_first_host_takes_the_newest_checkpoint_from_another(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     for folder in (old, new):
@@ -72,6 +89,7 @@ def test_a_new_first_host_takes_the_newest_checkpoint_from_another(tmp_path):
     assert digest(new / "run") == digest(old / "run")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_complete_is_not_begun_again(tmp_path):
     words = ["train", *A2C, "--run-dir", "run"]
     assert finish(start_hosts([words], [tmp_path]))[0] == [0]
@@ -139,6 +157,7 @@ def test_a_killed_host_ends_the_other_and_both_go_on_to_the_same_bits(tmp_path):
     assert digest(tmp_path / "run") == train_alone(LONG, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_stopped_host_is_noticed(tmp_path):
     words = ["train", *LONG, "--total-env-steps", "1e8", "--workers", "1", "--run-dir", "run"]
     hosts = start_hosts([words] * 2, [tmp_path] * 2)
@@ -150,7 +169,7 @@ def test_a_stopped_host_is_noticed(tmp_path):
     assert code == 1 and "host 1 has given no sign of life for 3 s" in " ".join(said[0].split()), said
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_interrupt_on_any_host_stops_all_and_saves(tmp_path, which):
     words = ["train", *LONG, "--workers", "1", "--run-dir", "run"]
     hosts = start_hosts([words] * 2, [tmp_path] * 2)
@@ -190,7 +209,7 @@ def is_running(pid: int) -> bool:
 
 def test_an_endpoint_where_nobody_listens_is_told():
     launch = Launch(1, 2, 1, "127.0.0.1", free_port(), 0, False)
-    with pytest.raises(WorkerFailure, match="nobody answers at 127.0.0.1:"):
+    with pytest.raises(WorkerFailure, match=r"nobody answers at 127\.0\.0\.1:"):
         open_store(launch, 1.0)
 
 
