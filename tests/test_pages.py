@@ -89,7 +89,7 @@ def own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("command", "page"), COMMANDS)
 def test_a_command_is_taken(own, monkeypatch, capsys, command, page):
     _, *words = shlex.split(command)
-    if words[0] == "list":
+    if words[0] in ("list", "hosts"):
         assert main(words) == 0
         return
 
