@@ -18,7 +18,7 @@ RUN_BENCH = $(BIN)/python -m pytest benchmarks -q --benchmark-quiet --benchmark-
 TIANSHOU := benchmarks/peers/requirements-tianshou.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow docs-check lint format type bench bench-quick bench-check bench-accept experiment check always
+.PHONY: help install train test test-slow test-hosts docs-check lint format type bench bench-quick bench-check bench-accept experiment check always
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ test: .venv/.installed-dev ## run the tests, a process per core, without the slo
 
 test-slow: .venv/.installed-dev ## run the slow tests, which take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-hosts: .venv/.installed-dev ## train on two hosts that are network namespaces, and break things (needs root)
+	$(BIN)/python -m pytest -m hosts tests/hosts -rs $(ARGS)
 
 docs-check: .venv/.installed-dev ## run every command that a page shows
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_pages.py $(ARGS)

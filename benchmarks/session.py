@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from benchmarks import contest, solve
 from benchmarks.contest import Contestant, Pool, Standing
 from benchmarks.headlines import Findings, Footprint, format_headlines
+from benchmarks.hosts.speed import HEADER, Scaling
 from benchmarks.machine import Machine, format_machine
 from benchmarks.tables import format_table
 from benchmarks.workloads import NUM_STEPS
@@ -45,6 +46,7 @@ class Session:
     tried: list[tuple[str, str]] = field(default_factory=list)
     memory: list[tuple[str, ...]] = field(default_factory=list)
     footprints: list[tuple[str, ...]] = field(default_factory=list)
+    scalings: list[Scaling] = field(default_factory=list)
 
     def tables(self) -> Iterator[str]:
         for workload, standings in self.findings.standings.items():
@@ -58,6 +60,8 @@ class Session:
             yield format_table(header, self.memory)
         if self.footprints:
             yield format_table(("W10 memory of A2C, Pong, Nature CNN, 16 envs x 5", "MB", "share"), self.footprints)
+        if self.scalings:
+            yield format_table((f"W13 {HEADER[0]}", *HEADER[1:]), [scaling.cells for scaling in self.scalings])
         yield format_headlines(self.findings)
 
     def format(self) -> str:
@@ -132,6 +136,10 @@ class Measurement:
         self._session.findings.footprints[workers] = Footprint(peak / stated, (peak - program) / (stated - program))
         rows = {f"{workers} worker{'s' * (workers > 1)}, peak": peak, **{f"- {name}": n for name, n in parts.items()}}
         self._session.footprints += [(name, f"{n / 1e6:,.1f}", f"{n / stated:.0%}") for name, n in rows.items()]
+
+    def add_scaling(self, scalings: Sequence[Scaling]) -> None:
+        self._benchmark.extra_info.update(workload="W13", scalings=[asdict(scaling) for scaling in scalings])
+        self._session.scalings += scalings
 
     def add_solved(self, name: str, results: Sequence[solve.Result]) -> None:
         self._session.findings.solved[name] = results

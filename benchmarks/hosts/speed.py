@@ -1,4 +1,4 @@
-"""Two hosts with one worker each over one host with two workers, one core each, side by side in time."""
+"""One worker, two workers of one host, and two hosts with one worker each: one core each, one after the other."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.hosts.cluster import Host, store
 from benchmarks.hosts.network import slowed
+from benchmarks.tables import format_table
 
 _COMMON = ("--no-eval", "--no-tensorboard", "--shards", "2")
 _RUNS: dict[str, tuple[str, ...]] = {
@@ -22,24 +24,54 @@ _RUNS: dict[str, tuple[str, ...]] = {
 }
 
 
-def run(folder: Path, times: int, rate: str | None, more: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield a line per run; `more` are flags of the run on two hosts."""
+@dataclass(frozen=True)
+class Scaling:
+    """Steps per second of a run, once per round.
+
+    Attributes:
+        name: of the run.
+        alone: with one worker.
+        workers: with two workers on one host.
+        hosts: with two hosts of one worker.
+    """
+
+    name: str
+    alone: list[float] = field(default_factory=list)
+    workers: list[float] = field(default_factory=list)
+    hosts: list[float] = field(default_factory=list)
+
+    @property
+    def cells(self) -> list[str]:
+        """Medians, and the median of the ratios within a round."""
+        pairs = [hosts / workers for hosts, workers in zip(self.hosts, self.workers, strict=True)]
+        rates = [f"{statistics.median(each):,.0f}" for each in (self.alone, self.workers, self.hosts)]
+        return [self.name, *rates, f"{statistics.median(pairs):.2f}", f"{min(pairs):.2f} to {max(pairs):.2f}"]
+
+
+HEADER = ["steps/s", "1 worker", "2 workers", "2 hosts x 1", "hosts over workers", "from round to round"]
+
+
+def measure(folder: Path, times: int, rate: str | None, more: tuple[str, ...] = ()) -> Iterator[Scaling]:
+    """Yield what each run makes; `more` are flags of the run on two hosts."""
     with slowed(rate):
         for name, words in _RUNS.items():
-            ratios, on_hosts = [], []
+            found = Scaling(name)
             for _ in range(times):
-                on_one = _train_on_one(folder, (*words, *_COMMON))
-                on_hosts.append(_train_on_two(folder, (*words, *_COMMON, *more)))
-                ratios.append(on_hosts[-1] / on_one)
-            yield (
-                f"{name:<26}{statistics.median(on_hosts):>10,.0f} steps/s   {statistics.median(ratios):.2f} of one "
-                f"host ({min(ratios):.2f} to {max(ratios):.2f} in {times})"
-            )
+                found.alone.append(_train_on_one(folder, (*words, *_COMMON), 1))
+                found.workers.append(_train_on_one(folder, (*words, *_COMMON), 2))
+                found.hosts.append(_train_on_two(folder, (*words, *_COMMON, *more)))
+            yield found
 
 
-def _train_on_one(folder: Path, words: tuple[str, ...]) -> float:
+def run(folder: Path, times: int, rate: str | None, more: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the table of `measure`."""
+    rows = [found.cells for found in measure(folder, times, rate, more)]
+    yield format_table(HEADER, rows)
+
+
+def _train_on_one(folder: Path, words: tuple[str, ...], workers: int) -> float:
     run_dir = _prepare(folder)
-    command = [sys.executable, "-m", "fastac", "train", *words, "--workers", "2", "--run-dir", str(run_dir)]
+    command = [sys.executable, "-m", "fastac", "train", *words, "--workers", str(workers), "--run-dir", str(run_dir)]
     subprocess.run(command, capture_output=True, check=True)
     return _read_sps(run_dir)
 
