@@ -167,8 +167,10 @@ def _wait_for_nobody(waited_s: float) -> None:
 
 def allocate_memory(division: Division, share: Config, model: ActorCritic, envs: VecEnv) -> GroupMemory:
     """Allocate the shared memory of a host's workers; `share` and `envs` are those of one shard."""
-    # The largest exchanged rows: the observation statistics, or a few numbers.
-    most_bytes = 8 * max(2 * int(np.prod(envs.single_observation_space.shape or ())) + 1, 8)
+    # The largest exchanged rows: the observation statistics, or the moments of an epoch's minibatches.
+    most_bytes = 8 * max(
+        2 * int(np.prod(envs.single_observation_space.shape or ())) + 1, 5 * share.algo.num_minibatches, 8
+    )
     slots, run = build_rule(share.optim).slots, share.run
     return GroupMemory.allocate(division, most_bytes, flat_size(model), slots, run.exchange, run.sync_every)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from operator import is_
 from time import perf_counter
 from typing import TypeAlias
@@ -22,7 +23,7 @@ from fastac.kernels import Op, batch_moments, gae, join_calls, merge_moments, we
 from fastac.learning.objectives import TERMS, Coefs, Gradient
 from fastac.learning.optimizer import Optimizer
 from fastac.learning.schedules import anneal
-from fastac.rollout import Batch, Minibatches, Rollout
+from fastac.rollout import Batch, Minibatches, Preview, Rollout
 
 Moments: TypeAlias = tuple[float, float, float]  # number of rows, mean, and sum of squared deviations from it
 
@@ -58,6 +59,16 @@ class Learner:
         # [L, 5] each: moments of the shards' rows, and loss terms.
         self._moments, self._parts = (torch.zeros(len(gradients), 5, dtype=torch.float64) for _ in range(2))
         self._coefs = Coefs()
+        # Of every minibatch of an epoch, its place in these [L, M * 5] and, of all shards, in these [M, S, 5].
+        num = self._algo.num_minibatches
+        self._previews = torch.zeros(len(gradients), 5 * num, dtype=torch.float64)
+        self._gather_previews, self._everyones_previews = self._group.prepare_gather(self._previews)
+        shards = len(self._everyones_previews)
+        self._by_batch = torch.zeros(num, shards, 5, dtype=torch.float64)
+        self._weigh_batch = [
+            weigh_rows.prepare(part, self._algo.normalize_advantage, self._coefs.weights) for part in self._by_batch
+        ]
+        self._looks: list[Op] = []  # the calls that fill them
         gather, self._everyones = self._group.prepare_gather(self._moments)  # [S, 5]
         weigh = weigh_rows.prepare(self._everyones, self._algo.normalize_advantage, self._coefs.weights)
         self._weigh = join_calls([*gather, weigh])
@@ -96,13 +107,17 @@ class Learner:
         middle = perf_counter()
         self._schedule(done_fraction)
         if len(rollouts) != len(self._rollouts) or not all(map(is_, rollouts, self._rollouts)):
-            self._rollouts, self._prepared = tuple(rollouts), {}
+            self._rollouts, self._prepared, self._looks = tuple(rollouts), {}, []
         is_whole = self._algo.num_minibatches == 1
         totals, count = np.zeros(len(_METRICS)), 0
         for epoch in range(self._algo.num_epochs):
             is_fresh = is_whole and epoch == 0
-            splits = [slicing.split(rollout) for slicing, rollout in zip(self._minibatches, rollouts, strict=True)]
-            for batches in zip(*splits, strict=True):
+            previews = [part.begin_epoch(rollout) for part, rollout in zip(self._minibatches, rollouts, strict=True)]
+            self._look_ahead(previews)
+            each = [part.batches() for part in self._minibatches]
+            for number, batches in enumerate(zip(*each, strict=True)):
+                if not is_whole:
+                    self._weigh_batch[number]()
                 totals += self._update(batches, is_fresh)
                 count += 1
         metrics: dict[str, float] = dict(zip(_METRICS, (totals / count).tolist(), strict=True))
@@ -158,6 +173,20 @@ class Learner:
             terminated = terminated | rollout.out_of_band
         return reward, rollout.value, terminated, rollout.truncated, rollout.valid
 
+    def _look_ahead(self, previews: Sequence[Sequence[Preview]]) -> None:
+        """Find the moments of all minibatches of an epoch, of all shards, in one exchange."""
+        if not previews[0]:
+            return
+        if not self._looks:
+            ops: list[Op] = []
+            for shard, parts in zip(self._previews.view(len(previews), -1, 5), previews, strict=True):
+                for moments, (advantage, valid) in zip(shard, parts, strict=True):
+                    ops.append(batch_moments.prepare(advantage, valid, moments[:3]))
+            everyones = self._everyones_previews.view(-1, *self._by_batch.shape[::2]).transpose(0, 1)
+            self._looks = join_calls([*ops, *self._gather_previews, partial(self._by_batch.copy_, everyones)])
+        for op in self._looks:
+            op()
+
     def _update(self, batches: tuple[Batch, ...], is_fresh: bool) -> NDArray[np.float64]:
         """Apply one update, on a batch of each shard, and return the values of `_METRICS`."""
         for op in self._prepare(batches, is_fresh):
@@ -181,11 +210,6 @@ class Learner:
     def _make_calls(self, batches: tuple[Batch, ...], is_fresh: bool) -> list[Op]:
         """Return the calls of an update: each shard's gradient, then the step."""
         ops: list[Op] = []
-        if self._algo.num_minibatches > 1:
-            for shard, batch in enumerate(batches):
-                rows = batch.advantage.view(-1), batch.valid.view(-1)
-                ops.append(batch_moments.prepare(*rows, self._moments[shard, :3]))
-            ops += self._weigh
         for shard, (gradient, batch) in enumerate(zip(self._gradients, batches, strict=True)):
             ops += gradient.prepare(batch, self._coefs, self._parts[shard], is_fresh)
             ops += self._optimizer.prepare_keep(shard)

@@ -4,7 +4,7 @@ from fastac.rollout.actor import GraphActor, Graphs, ModelActor
 from fastac.rollout.buffer import Rollout
 from fastac.rollout.collector import Collector
 from fastac.rollout.episodes import EpisodeCounter, join_episodes
-from fastac.rollout.minibatches import Batch, FlatMinibatches, Minibatches, SequenceMinibatches
+from fastac.rollout.minibatches import Batch, FlatMinibatches, Minibatches, Preview, SequenceMinibatches
 
 __all__ = [
     "Batch",
@@ -15,6 +15,7 @@ __all__ = [
     "Graphs",
     "Minibatches",
     "ModelActor",
+    "Preview",
     "Rollout",
     "SequenceMinibatches",
     "join_episodes",

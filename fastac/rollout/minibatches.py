@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Generator, Tensor
@@ -54,14 +54,24 @@ class Batch:
         return _batch([getattr(self, f.name)[begin:end] for f in fields(self)[:-1]], self.state)
 
 
+# The advantages of a minibatch, `[M]`, and which of its rows count, `[M]`.
+Preview: TypeAlias = tuple[Tensor, Tensor]
+
+
 class Minibatches(Protocol):
     """Yields the minibatches of one epoch over a rollout."""
 
     def nbytes(self, rollout: Rollout) -> int:
         """Return the memory in bytes that minibatches need besides the rollout."""
 
-    def split(self, rollout: Rollout) -> Iterator[Batch]:
-        """Yield every row once; the next batch may overwrite the previous one.
+    def begin_epoch(self, rollout: Rollout) -> list[Preview]:
+        """Draw an order; return what each minibatch will have, in the same memory every time.
+
+        So workers exchange the moments of all minibatches at once. A single minibatch is the rollout: nothing returns.
+        """
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield every row once, in the order drawn; the next batch may overwrite the previous one.
 
         Batches of one rollout that have the same size are one object, filled anew.
         """
@@ -78,22 +88,37 @@ class FlatMinibatches:
         self._part: Batch
         self._index: Tensor  # [B / num_minibatches], the rows of a minibatch
         self._gather: list[Op]  # copies them
+        self._order: _Order
 
     def nbytes(self, rollout: Rollout) -> int:
         """See `Minibatches`."""
-        index = 8 * rollout.valid.numel() // self._num if self._num > 1 else 0
-        return _share(rollout, self._num) + index
+        rows = rollout.valid.numel()
+        order = 8 * rows // self._num + _Order.nbytes(rows) if self._num > 1 else 0
+        return _share(rollout, self._num) + order
 
-    def split(self, rollout: Rollout) -> Iterator[Batch]:
-        """Yield minibatches `[B / num_minibatches, ...]`."""
+    def begin_epoch(self, rollout: Rollout) -> list[Preview]:
+        """See `Minibatches`."""
         if self._rollout is not rollout:
             self._view(rollout)
+        if self._num == 1:
+            return []
+        torch.randperm(rollout.valid.numel(), generator=self._generator, out=self._order.rows)
+        return self._order.preview()
+
+    def split(self, rollout: Rollout) -> Iterator[Batch]:
+        """Begin an epoch and yield its batches."""
+        self.begin_epoch(rollout)
+        yield from self.batches()
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield minibatches `[B / num_minibatches, ...]`."""
+        rollout = self._rollout
+        assert rollout is not None, "an epoch has begun"
         if self._num == 1:
             rollout.observations.whole(self._part.obs)
             yield self._part
             return
-        order = torch.randperm(rollout.valid.numel(), generator=self._generator)
-        for index in order.view(self._num, -1):
+        for index in self._order.rows.view(self._num, -1):
             self._index.copy_(index)
             for op in self._gather:
                 op()
@@ -107,6 +132,7 @@ class FlatMinibatches:
         if self._num == 1:
             self._part = _batch([observations.batch(), *flat], rollout.state)
             return
+        self._order = _Order(rollout, [num] * self._num)
         self._index = torch.empty(num, dtype=torch.int64)
         self._part = _batch([observations.empty(num), *(part[:num].clone() for part in flat)], rollout.state)
         self._gather = _prepare_gather(rollout, self._index, self._part)
@@ -124,6 +150,8 @@ class SequenceMinibatches:
         self._rows: Tensor  # [T, N], number of each row of the rollout
         # By number of sequences n: the minibatch, `[T, n]` with the numbers of its rows, and what copies them.
         self._parts: dict[int, tuple[Batch, Tensor, list[Op]]]
+        self._order: _Order
+        self._envs: Tensor  # [N], in the order drawn
 
     def nbytes(self, rollout: Rollout) -> int:
         """See `Minibatches`."""
@@ -131,20 +159,36 @@ class SequenceMinibatches:
             return _share(rollout, 1)
         numbers = 8 * rollout.num_steps
         sequence = _share(rollout, rollout.num_envs) + 4 * rollout.state.shape[1] + numbers
-        return self._most(rollout) * sequence + rollout.num_envs * numbers
+        order = _Order.nbytes(rollout.valid.numel()) + 8 * rollout.num_envs
+        return self._most(rollout) * sequence + rollout.num_envs * numbers + order
 
-    def split(self, rollout: Rollout) -> Iterator[Batch]:
-        """Yield minibatches `[T, N / num_minibatches, ...]`, of unequal sizes if that leaves a rest."""
+    def begin_epoch(self, rollout: Rollout) -> list[Preview]:
+        """See `Minibatches`."""
         if self._rollout is not rollout:
             self._view(rollout)
+        if self._num == 1:
+            return []
+        torch.randperm(rollout.num_envs, generator=self._generator, out=self._envs)
+        for index, rows in zip(self._envs.chunk(self._num), self._order.parts, strict=True):
+            torch.index_select(self._rows, 1, index, out=rows.view(rollout.num_steps, len(index)))
+        return self._order.preview()
+
+    def split(self, rollout: Rollout) -> Iterator[Batch]:
+        """Begin an epoch and yield its batches."""
+        self.begin_epoch(rollout)
+        yield from self.batches()
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield minibatches `[T, N / num_minibatches, ...]`, of unequal sizes if that leaves a rest."""
+        rollout = self._rollout
+        assert rollout is not None, "an epoch has begun"
         if self._num == 1:
             rollout.observations.whole(self._whole.obs.flatten(0, 1))
             yield self._whole
             return
-        order = torch.randperm(rollout.num_envs, generator=self._generator)
-        for index in order.chunk(self._num):
+        for index, numbers in zip(self._envs.chunk(self._num), self._order.parts, strict=True):
             part, rows, gather = self._parts[len(index)]
-            torch.index_select(self._rows, 1, index, out=rows)
+            rows.view(-1).copy_(numbers)
             for op in gather:
                 op()
             torch.index_select(rollout.state, 0, index, out=part.state)
@@ -160,15 +204,49 @@ class SequenceMinibatches:
             self._whole = _batch([obs.batch().unflatten(0, leading), *rows], rollout.state)
             return
         self._rows = torch.arange(rollout.valid.numel()).view(leading)
+        sizes = [len(index) for index in torch.arange(leading[1]).chunk(self._num)]
+        self._order = _Order(rollout, [leading[0] * size for size in sizes])
+        self._envs = torch.empty(leading[1], dtype=torch.int64)
         most = leading[0] * self._most(rollout)
         numbers = torch.empty(most, dtype=torch.int64)
         copies = [obs.empty(most), *(torch.empty(most, *part.shape[2:], dtype=part.dtype) for part in rows)]
         state = torch.empty(self._most(rollout), rollout.state.shape[1])
         self._parts = {}
-        for size in {len(index) for index in torch.arange(leading[1]).chunk(self._num)}:
+        for size in set(sizes):
             views = [copy[: leading[0] * size].unflatten(0, (leading[0], size)) for copy in (numbers, *copies)]
             part = _batch(views[1:], state[:size])
             self._parts[size] = part, views[0], _prepare_gather(rollout, views[0].flatten(), part.flat())
+
+
+class _Order:
+    """The order of an epoch's rows, and its preview.
+
+    Attributes:
+        rows: `[B]` int64, numbers of the rollout's rows, minibatch by minibatch.
+        parts: views of `rows`, one of each minibatch.
+    """
+
+    def __init__(self, rollout: Rollout, sizes: Sequence[int]) -> None:
+        """Allocate for minibatches of these numbers of rows."""
+        self.rows = torch.zeros(rollout.valid.numel(), dtype=torch.int64)
+        self.parts = self.rows.split(list(sizes))
+        advantage, valid = torch.empty(len(self.rows)), torch.empty(len(self.rows), dtype=torch.bool)
+        copies = (rollout.advantage, advantage), (rollout.valid, valid)
+        self._look = join_calls(
+            [gather_rows.prepare(as_bytes(of.flatten(0, 1)), self.rows, as_bytes(to)) for of, to in copies]
+        )
+        self._previews = list(zip(advantage.split(list(sizes)), valid.split(list(sizes)), strict=True))
+
+    @staticmethod
+    def nbytes(rows: int) -> int:
+        """Return the memory for B = `rows`."""
+        return (8 + 4 + 1) * rows
+
+    def preview(self) -> list[Preview]:
+        """Return advantages and valid rows in the present order."""
+        for op in self._look:
+            op()
+        return self._previews
 
 
 def _rows(rollout: Rollout) -> list[Tensor]:

@@ -99,7 +99,12 @@ def differ(one, two):
 class OnlyValid:
     """One flat batch of the rows that are valid, and no others."""
 
-    def split(self, rollout):
+    def begin_epoch(self, rollout):
+        self.rollout = rollout
+        return []
+
+    def batches(self):
+        rollout = self.rollout
         kept, rows = rollout.valid, rollout.num_steps
         training = [rollout.obs[:rows], rollout.action, rollout.log_prob]
         training += [rollout.advantage, rollout.return_]
@@ -448,3 +453,13 @@ def test_linear_schedules_reach_the_loss(fraction):
     learner = make_learner(model, FlatMinibatches(1, torch.Generator()), loss=spy, algo="ppo", **settings)
     learn(learner, collect(model), fraction)
     assert seen == [(0.5, pytest.approx(0.02 * (1 - fraction)), pytest.approx(0.2 * (1 - fraction)))]
+
+
+@pytest.mark.parametrize("kind", [FlatMinibatches, SequenceMinibatches])
+def test_the_preview_of_an_epoch_is_what_its_minibatches_have(kind):
+    rollout = collect(make_model(), rollouts=2)
+    minibatches = kind(2, torch.Generator().manual_seed(4))
+    for _ in range(2):
+        previews = minibatches.begin_epoch(rollout)
+        for (advantage, valid), batch in zip(previews, minibatches.batches(), strict=True):
+            assert torch.equal(advantage, batch.advantage.view(-1)) and torch.equal(valid, batch.valid.view(-1))
