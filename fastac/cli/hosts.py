@@ -25,7 +25,6 @@ _RENDEZVOUS = {
     "last_call_timeout": 1,
     "keep_alive_interval": 1,
     "keep_alive_max_attempt": 2,
-    "read_timeout": 8,
 }
 _RESTARTS = 100  # failures of a host; hosts that leave and join do not count
 
