@@ -35,7 +35,7 @@ from fastac.build import (
     torch_threads,
 )
 from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue, TrainSettings
-from fastac.contract import read_branch
+from fastac.contract import WorkerFailure, read_branch
 from fastac.envs.source import Named
 from fastac.models import load_module
 from fastac.pickling import end_where_imported
@@ -52,7 +52,7 @@ from fastac.runs.run_dir import RunDirectory
 from fastac.runs.worker_count import choose_workers
 from fastac.text import log_on_stderr
 from fastac.tools.policy import TrainedPolicy
-from fastac.torchrun import find_launch, is_launched
+from fastac.torchrun import end_agent, find_launch, is_launched
 from fastac.workers import Training
 
 log = logging.getLogger("fastac")
@@ -136,13 +136,51 @@ def train(
     `resume` find them.
     """
     _check_which(checkpoint)
+    with _giving_up(), ExitStack() as lasting:
+        return _train(env, algo, preset, run_dir, encoder, verbose, {**settings}, checkpoint, lasting)
+
+
+def _train(
+    env: EnvLike,
+    algo: AlgoName | None,
+    preset: str | None,
+    run_dir: Path | str | None,
+    encoder: str | EncoderFactory | None,
+    verbose: bool,
+    settings: Mapping[str, object],
+    checkpoint: Which,
+    lasting: ExitStack,
+) -> Run:
+    if verbose and is_launched():
+        lasting.enter_context(log_on_stderr())
     begun = _begin(env, algo, preset, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings}))
     if isinstance(begun, Session):
         return complete(begun, checkpoint)
+    assert run_dir is not None
     if begun is not None:
         begun.run()
-    assert run_dir is not None
+        _end_if_stopped(begun.stop_signal)
     return load(run_dir, checkpoint=checkpoint, encoder=encoder)
+
+
+def _end_if_stopped(stop_signal: int | None) -> None:
+    """End a process of torchrun if a user has stopped the run: any other way it would begin again."""
+    if stop_signal and is_launched():
+        end_agent()
+        raise SystemExit(0)
+
+
+@contextmanager
+def _giving_up() -> Iterator[None]:
+    """End torchrun after a failure that another start cannot mend."""
+    try:
+        yield
+    except WorkerFailure:
+        raise
+    except (ValueError, RuntimeError):
+        if is_launched():
+            end_agent()
+        raise
 
 
 def complete(session: Session, checkpoint: Which = "best") -> Run:
@@ -159,8 +197,7 @@ def complete(session: Session, checkpoint: Which = "best") -> Run:
     for _ in session:
         pass
     run = finish(session, checkpoint)
-    if session.stop_signal is not None and is_launched():
-        raise SystemExit(0)  # another exit code would let torchrun begin again
+    _end_if_stopped(session.stop_signal)
     if session.stop_signal == signal.SIGTERM:
         raise SystemExit(128 + signal.SIGTERM)
     if session.stop_signal is not None:
@@ -305,6 +342,8 @@ def resume(
         ValueError: there is no run or no checkpoint, the checkpoint is damaged or of another run, `config.json` was
             edited, or the run is complete.
     """
+    if is_launched():
+        raise ValueError("torchrun continues a run by itself: start it with the command that began the run.")
     end_where_imported()
     began = perf_counter()
     changes: dict[str, ConfigValue] = {

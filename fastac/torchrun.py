@@ -24,7 +24,8 @@ class Launch:
     Attributes:
         rank: of this process; it may change with every start.
         size: number of processes.
-        local_size: those of them on this machine.
+        local_rank: the number of this process among those of its machine.
+        local_size: how many those are.
         address: where the process of rank 0 listens.
         port: likewise.
         max_restarts: how often the agent starts a failed process again.
@@ -33,6 +34,7 @@ class Launch:
 
     rank: int
     size: int
+    local_rank: int
     local_size: int
     address: str
     port: int
@@ -56,13 +58,14 @@ def find_launch(environ: Mapping[str, str] = os.environ) -> Launch | None:
     launch = Launch(
         rank=int(environ["RANK"]),
         size=int(environ["WORLD_SIZE"]),
+        local_rank=int(environ["LOCAL_RANK"]),
         local_size=int(environ["LOCAL_WORLD_SIZE"]),
         address=environ["MASTER_ADDR"],
         port=int(environ["MASTER_PORT"]),
         max_restarts=int(environ.get("TORCHELASTIC_MAX_RESTARTS", "0")),
         uses_agent_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
-    if launch.uses_agent_store and launch.max_restarts > 0:
+    if launch.uses_agent_store:
         # Processes would find addresses of an earlier start there, and fail to connect (pytorch issue 135712).
         raise ValueError(
             "torchrun shares one store among all its starts, so a host that leaves could not join again: set "

@@ -71,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words[0] in ("list", "completion") or asks_for_help(words) else 1
     except ValueError as error:
         print(fit(f"fastac: {error}", sys.stderr), file=sys.stderr)
-        _give_up()
+        _give_up(words[0])
         return 2
     except RuntimeError as error:
-        return _tell_failure(error)
+        return _tell_failure(error, words[0])
     except KeyboardInterrupt as error:  # while starting or evaluating; a training run handles signals itself
         number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
         if argv is None:
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + number
 
 
-def _tell_failure(error: RuntimeError) -> int:
+def _tell_failure(error: RuntimeError, command: str) -> int:
     """Report a failed environment, disk or non-finite number; any other error is a bug and keeps its traceback."""
     from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
     from fastac.runs.files import RecordError
@@ -93,13 +93,13 @@ def _tell_failure(error: RuntimeError) -> int:
     print(_find_traceback(error), end="", file=sys.stderr)
     print(fit(f"fastac: {error}", sys.stderr), file=sys.stderr)
     if not isinstance(error, WorkerFailure):
-        _give_up()
+        _give_up(command)
     return 1 if isinstance(error, NonFiniteError | WorkerFailure) else 2
 
 
-def _give_up() -> None:
-    """End torchrun, if it has started this process: it would start the same again and again."""
-    if is_launched():
+def _give_up(command: str) -> None:
+    """End torchrun, if it has started this training: it would start the same again and again."""
+    if is_launched() and command == "train":
         end_agent()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class HostsOptions:
     processes: int = 1
     """Processes per host. 1: its workers share memory. On GPUs: one per GPU."""
     endpoint: str = "HOST:29400"
-    """Address and port where the hosts meet; one of them holds this place with --serve."""
+    """shell: address and port where the hosts meet; one of them holds this place with --serve."""
     way: _WAYS = "shell"
     """How they are started: shell (a command per host), slurm (a script for sbatch), kubernetes (a PyTorchJob)."""
     serve: str | None = None
@@ -165,7 +166,7 @@ kill %1"""
 
 
 def _write_kubernetes(options: HostsOptions, command: Sequence[str]) -> str:
-    arguments = ", ".join(f'"{word}"' for word in ["-m", "fastac", *command])
+    arguments = ", ".join(json.dumps(word) for word in ["-m", "fastac", *command])
     conf = "\n".join(
         f"      - {{key: {name}, value: '{value}'}}" for name, value in _RENDEZVOUS.items() if name != "is_host"
     )

@@ -17,7 +17,7 @@ from fastac.config import Config, ConfigValue, with_home
 from fastac.garbage import loading
 from fastac.presets import find
 from fastac.text import fit, fit_command
-from fastac.torchrun import find_launch, is_launched
+from fastac.torchrun import end_agent, end_with_agent, find_launch, is_launched
 
 if TYPE_CHECKING:
     from fastac.runs import Session
@@ -181,6 +181,8 @@ def _configure(env_id: str, preset: object, settings: Mapping[str, ConfigValue])
 
 def train(words: Sequence[str]) -> int:
     """Run `fastac train`."""
+    if is_launched():
+        end_with_agent()
     with loading():
         options, asked = read_settings("train", TrainOptions, words)
     config = _take_tuned(asked.config, asked.settings) if options.tuned else asked.config
@@ -349,13 +351,15 @@ def _follow(session: Session | Follower | None, as_json: bool) -> int:
     if not isinstance(session, Session):
         if session is not None:
             session.run()
+            if session.stop_signal:
+                end_agent()
         return 0
     try:
         for _ in session:
             pass
         summary = session.finish(measure_efficiency=True)
     except (EnvFailure, WorkerFailure, KeyboardInterrupt) as error:
-        if not session.is_saved:
+        if not session.is_saved or is_launched():  # torchrun starts it again
             raise
         hint = f"continue from the last checkpoint with: fastac resume {session.directory.path}"
         raise type(error)(f"{str(error).removesuffix('.') or name_of(error)}; {hint}") from error
@@ -364,4 +368,7 @@ def _follow(session: Session | Follower | None, as_json: bool) -> int:
     if as_json:
         print(json.dumps(summary, allow_nan=False))
     # Under torchrun a run that its user has stopped must not begin again, which another exit code would mean.
-    return 0 if session.stop_signal is None or is_launched() else 128 + session.stop_signal
+    if session.stop_signal is not None and is_launched():
+        end_agent()  # which would wait for those that the user has ended
+        return 0
+    return 0 if session.stop_signal is None else 128 + session.stop_signal

@@ -212,7 +212,9 @@ class RunConfig:
     checkpoint_every: int = 250_000
     """Environment steps between checkpoints; 0 saves only at the end."""
     checkpoint_minutes: float = 5.0
-    """Minutes between checkpoints at most; a run on several hosts loses no more by a failure."""
+    """On several hosts: minutes between checkpoints at most, and what a failure may cost."""
+    host_timeout_s: float = 3.0
+    """On several hosts: seconds without a sign of life after which a host is lost."""
     keep_checkpoints: int = 3
     """Number of latest checkpoints to keep, besides the best."""
     tensorboard: bool = True
@@ -247,6 +249,7 @@ class RunConfig:
         if self.until_return is not None and not self.eval:
             raise ValueError(f"until_return is {self.until_return:g} without evaluations, which it needs: drop one.")
         check(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "at least 0")
+        check(self.host_timeout_s >= 1.0, "host_timeout_s", self.host_timeout_s, "at least 1")
         check(self.checkpoint_minutes > 0.0, "checkpoint_minutes", self.checkpoint_minutes, "above 0")
         check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
 

@@ -98,5 +98,6 @@ class TrainSettings(TypedDict, total=False):
     eval_actions: ActionChoice
     checkpoint_every: float
     checkpoint_minutes: float
+    host_timeout_s: float
     keep_checkpoints: int
     tensorboard: bool

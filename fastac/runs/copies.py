@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fastac.runs.checkpoint import find_checkpoint, run_ids, saved_steps, write_checkpoint
-from fastac.runs.files import read_regular, replace_file, write_durably
+from fastac.runs.files import RecordError, describe, read_regular, replace_file, write_durably
 
 Copy: TypeAlias = Mapping[str, bytes]  # files by their paths in the run directory
 
@@ -23,10 +23,17 @@ def newest_checkpoint(run_dir: Path) -> tuple[int, str]:
 
 
 def read_copy(run_dir: Path, *checkpoints: Path) -> Copy:
-    """Read the configuration and checkpoints of a run, by default the last and the best."""
+    """Read the configuration and checkpoints of a run, by default the last and the best.
+
+    Raises:
+        RecordError: a file cannot be read.
+    """
     folders = checkpoints or {find_checkpoint(run_dir, "last"), find_checkpoint(run_dir, "best")}
     paths = [run_dir / _CONFIG, *(path for folder in sorted(folders) for path in sorted(folder.iterdir()))]
-    return {str(path.relative_to(run_dir)): read_regular(path) for path in paths}
+    try:
+        return {str(path.relative_to(run_dir)): read_regular(path) for path in paths}
+    except OSError as error:
+        raise RecordError(f"cannot read {error.filename or run_dir} for the other hosts: {describe(error)}.") from error
 
 
 def write_copy(run_dir: Path, files: Copy) -> None:

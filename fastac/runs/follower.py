@@ -27,6 +27,11 @@ class Follower:
         """Take this host's part of the training, and close it in `run`."""
         self.config, self.run_dir, self._training, self._hosts = config, run_dir, training, hosts
 
+    @property
+    def stop_signal(self) -> int:
+        """The number of the signal by which a user has ended the run, or 0."""
+        return self._hosts.signal
+
     def run(self) -> None:
         """Train until the first host ends the run.
 
@@ -71,8 +76,8 @@ class Follower:
                 return order
 
     def _take_copy(self) -> None:
-        """Write the first host's checkpoint, unless its disk is this one's."""
+        """Write the first host's checkpoint, if this host writes for its disk."""
         files: Copy = self._hosts.broadcast(None, 0)
-        if self._hosts.has_own_disk:
+        if self._hosts.writes_copies:
             write_copy(self.run_dir, files)
             prune_checkpoints(self.run_dir, self.config.run.keep_checkpoints)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import platform
 import time
 import uuid
@@ -16,6 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 
 from fastac.build import EncoderFactory, EnvFactory, Streams, assemble, resolve_shards, restart_seed
 from fastac.config import Config, JsonValue
@@ -26,7 +28,15 @@ from fastac.runs.copies import newest_checkpoint, read_copy, write_copy
 from fastac.runs.files import RecordError, describe
 from fastac.runs.follower import Follower
 from fastac.runs.provenance import versions
-from fastac.runs.resuming import check_spaces, flatten, rerun_config, why_complete, why_one_host
+from fastac.runs.resuming import (
+    check_spaces,
+    flatten,
+    rerun_config,
+    settings_apart,
+    tell_changes,
+    why_complete,
+    why_one_host,
+)
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.session import Session
 from fastac.runs.worker_count import choose_workers_of_host
@@ -35,9 +45,7 @@ from fastac.workers import Division, Hosts
 
 log = logging.getLogger("fastac")
 
-_SILENT_S = 3.0  # a host without a sign of life for so long is lost
 _LOCK_S = 30.0  # until a process that is being ended has left the run directory
-_READY_S = 1800.0  # until the slowest host has compiled its kernels and built its environments
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,7 @@ class _Facts:
         name: of the machine.
         versions: of Python, the packages and fastac's own code.
         settings: the flat configuration as given, except for the workers.
-        is_same_disk: whether its run directory is that of the first host.
+        leader: the lowest rank that has the same run directory.
         newest: env steps of its newest checkpoint, -1 without.
         run_id: of the run that wrote it.
     """
@@ -79,7 +87,7 @@ class _Facts:
     name: str
     versions: dict[str, str]
     settings: dict[str, JsonValue]
-    is_same_disk: bool
+    leader: int
     newest: int
     run_id: str
 
@@ -104,56 +112,75 @@ def begin_on_hosts(config: Config, run: HostRun) -> Session | Follower | None:
     reason = why_one_host(config)
     if reason is not None:
         raise ValueError(reason)
-    hosts = Hosts(run.launch, config.run.device, config.env.env_timeout_s or ANSWER_TIMEOUT_S, _SILENT_S)
+    hosts = Hosts(
+        run.launch, config.run.device, config.env.env_timeout_s or ANSWER_TIMEOUT_S, config.run.host_timeout_s
+    )
     try:
-        checkpoint = _agree(hosts, config, run.run_dir, run.must_share)
+        config, checkpoint = _agree(hosts, config, run, run.run_dir)
         return _assemble(hosts, config, run, run.run_dir, checkpoint, began)
     except BaseException:
         hosts.abandon()
         raise
 
 
-def _agree(hosts: Hosts, config: Config, run_dir: Path, must_share: bool) -> Checkpoint | None:
-    """Check that the hosts agree; return the newest checkpoint of any of them, or None if there is none."""
-    is_same_disk = _is_same_disk(hosts, run_dir)
+def _agree(hosts: Hosts, config: Config, run: HostRun, run_dir: Path) -> tuple[Config, Checkpoint | None]:
+    """Check that the hosts agree; return what they train, and the newest checkpoint of any of them, if there is one."""
+    leader, is_new = _find_leader(hosts, run_dir)
     newest, run_id = newest_checkpoint(run_dir)
     settings = {name: value for name, value in flatten(config).items() if name != "workers"}
-    own = _Facts(platform.node(), versions() | {"code": _digest_code()}, settings, is_same_disk, newest, run_id)
-    facts = hosts.share(own)
-    _check_facts(facts, run_dir, must_share)
-    hosts.has_own_disk, hosts.have_copies = not is_same_disk, not all(each.is_same_disk for each in facts)
-    newest = max(each.newest for each in facts)
-    if newest < 0:
-        return None
+    own = _Facts(platform.node(), versions() | {"code": _digest_code()}, settings, leader, newest, run_id)
+    try:
+        facts = hosts.share(own)
+        _check_facts(facts, run_dir, run.must_share)
+        hosts.writes_copies = leader == hosts.rank > 0
+        hosts.have_copies = any(each.leader > 0 for each in facts)
+        newest = max(each.newest for each in facts)
+        if newest < 0:
+            # Workers may raise the number of shards, and each host may have been given others.
+            shards = hosts.broadcast(resolve_shards(config, run.env_factory).num_shards, 0)
+            return config.replace(shards=shards, workers=_at_most(config, shards)), None
+    finally:
+        if is_new:
+            with suppress(OSError):  # it is not empty any more
+                run_dir.rmdir()
     owner = next(host for host, each in enumerate(facts) if each.newest == newest)
-    writes = hosts.rank == 0 or not is_same_disk
     if any(each.newest < newest for each in facts):
         files = hosts.broadcast(read_copy(run_dir) if hosts.rank == owner else None, owner)
-        if own.newest < newest and writes:
+        if own.newest < newest and leader == hosts.rank:
             log.info("taking the checkpoint of step %d from host %d", newest, owner)
             write_copy(run_dir, files)
         hosts.share(None)  # a host that reads another's disk waits for it
-    return RunDirectory.open(run_dir).load_checkpoint("last")
+    checkpoint = RunDirectory.open(run_dir).load_checkpoint("last")
+    again = rerun_config(checkpoint.config, config, run_dir)
+    told = tell_changes(checkpoint.config, again, checkpoint.env_steps)
+    if told and hosts.rank == 0:
+        log.warning("from step %d on: %s", checkpoint.env_steps, told)
+    return again, checkpoint
 
 
-def _is_same_disk(hosts: Hosts, run_dir: Path) -> bool:
-    """Return whether the run directory is that of the first host, which leaves a file there for a moment."""
-    mark = run_dir / f".host-0-{uuid.uuid4().hex}"
-    is_new = not run_dir.exists()
-    if hosts.rank == 0:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            mark.touch()
-        except OSError as error:
-            raise RecordError(f"cannot write into the run directory {run_dir}: {describe(error)}.") from error
-    name = hosts.broadcast(mark.name, 0)
-    found = (run_dir / name).exists()
+def _at_most(config: Config, shards: int) -> int | Literal["auto"]:
+    """Return the given number of workers, or that of the shards if there are less."""
+    return "auto" if config.run.workers == "auto" else min(config.run.workers, shards)
+
+
+def _find_leader(hosts: Hosts, run_dir: Path) -> tuple[int, bool]:
+    """Return the lowest rank with the same run directory, and whether this host has just made it.
+
+    Every host leaves a file there for a moment.
+    """
+    mark = run_dir / f".host-{uuid.uuid4().hex}"
+    try:
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not run_dir.is_dir()
+        run_dir.mkdir(exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        raise RecordError(f"cannot write into the run directory {run_dir}: {describe(error)}.") from error
+    marks = hosts.share(mark.name)
+    found = set(os.listdir(run_dir))  # reads the directory anew, also on a network's disk
     hosts.share(None)  # all have looked
-    if hosts.rank == 0:
-        mark.unlink()
-        if is_new:
-            run_dir.rmdir()
-    return found
+    mark.unlink()
+    return next(rank for rank, name in enumerate(marks) if name in found), is_new
 
 
 def _digest_code() -> str:
@@ -182,7 +209,7 @@ def _check_facts(facts: Sequence[_Facts], run_dir: Path, must_share: bool) -> No
                     f"{whose} was started with {name} {each.settings[name]!r}, and {others} with {value!r}: start the "
                     "same command on every host."
                 )
-        if must_share and not each.is_same_disk:
+        if must_share and each.leader > 0:
             raise ValueError(
                 f"{whose} has another {run_dir} than {others}, expected one that all hosts share: mount the same disk, "
                 "or leave out --shared-run-dir, and each keeps copies of the checkpoints."
@@ -197,11 +224,6 @@ def _assemble(
     hosts: Hosts, config: Config, run: HostRun, run_dir: Path, checkpoint: Checkpoint | None, began: float
 ) -> Session | Follower | None:
     """Build this host's part of the run, and wait until all have theirs."""
-    config = (
-        resolve_shards(config, run.env_factory)
-        if checkpoint is None
-        else rerun_config(checkpoint.config, config, run_dir)
-    )
     if hosts.broadcast(checkpoint is not None and _is_complete(config, checkpoint, run_dir), 0):
         hosts.leave()
         return None
@@ -224,7 +246,7 @@ def _assemble(
             log.warning("%s", caution)
         if checkpoint is not None:
             check_spaces(training.envs, checkpoint)
-        hosts.wait_ready(_READY_S)
+        hosts.wait_ready()
         part = f"shards {own[0]} to {own[-1]}" if len(own) > 1 else f"shard {own[0]}"
         log.info("host %d of %d: %s of %d, workers %d", hosts.rank, hosts.size, part, shards, config.num_workers)
         if hosts.rank > 0:
@@ -247,7 +269,7 @@ def _assemble(
                 state,
                 run.verbose,
                 run.command,
-                hosts,
+                hosts if hosts.size > 1 else None,
             )
 
 
@@ -261,12 +283,31 @@ def _is_complete(config: Config, checkpoint: Checkpoint, run_dir: Path) -> bool:
 def _open_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None, held: ExitStack) -> RunDirectory:
     """Create the run's directory, or take it over from a process that may be about to end."""
     if checkpoint is None:
-        with suppress(ValueError):  # what a run that was killed before its first checkpoint has left
-            RunDirectory.open(run_dir).clear()
+        _clear(config, run_dir)
         directory = RunDirectory.create(run_dir, config)
-    else:
+        held.enter_context(directory.held())
+        return directory
+    directory = RunDirectory.open(run_dir)
+    directory.check_checkpoints()
+    _take_over(directory, held)
+    return directory
+
+
+def _clear(config: Config, run_dir: Path) -> None:
+    """Remove what this run has left if it was killed before its first checkpoint.
+
+    Raises:
+        ValueError: another run has left it.
+    """
+    with suppress(ValueError), ExitStack() as held:
         directory = RunDirectory.open(run_dir)
-        directory.check_checkpoints()
+        if not directory.has_ended and not settings_apart(directory.read_config(), config):
+            _take_over(directory, held)
+            directory.clear()
+
+
+def _take_over(directory: RunDirectory, held: ExitStack) -> None:
+    """Lock a run's directory, which the process before this one may hold for another moment."""
     deadline = time.monotonic() + _LOCK_S
     while True:
         try:
@@ -276,4 +317,4 @@ def _open_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None
                 raise WorkerFailure(str(error)) from error
             time.sleep(0.2)
         else:
-            return directory
+            return

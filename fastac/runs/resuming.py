@@ -63,14 +63,22 @@ def rerun_config(saved: Config, given: Config, run_dir: Path) -> Config:
         ValueError: the command has another setting that may not change.
     """
     before, now = flatten(saved), flatten(given)
-    for name, value in now.items():
-        is_open = name in CHANGEABLE or (name == "shards" and value == "auto")
-        if not is_open and value != before[name]:
-            raise ValueError(
-                f"{run_dir} holds a run with {name} {before[name]!r}, and the command says {value!r}, which cannot "
-                "change while it goes on: give the command that began it, or another --run-dir."
-            )
-    return saved.replace(**{name: getattr(given.run, name) for name in CHANGEABLE if name != "learning_rate"})
+    for name in settings_apart(saved, given):
+        raise ValueError(
+            f"{run_dir} holds a run with {name} {before[name]!r}, and the command says {now[name]!r}, which cannot "
+            "change while it goes on: give the command that began it, or another --run-dir."
+        )
+    changes = {name: value for name, value in given.to_flat().items() if name in CHANGEABLE}
+    if isinstance(changes["workers"], int):
+        changes["workers"] = min(changes["workers"], saved.num_shards)
+    return saved.replace(**changes)
+
+
+def settings_apart(saved: Config, given: Config) -> list[str]:
+    """Return the settings that may not change and that a run's command gives otherwise; shards may be left to auto."""
+    before, now = flatten(saved), flatten(given)
+    free = {*CHANGEABLE, *(["shards"] if now["shards"] == "auto" else [])}
+    return [name for name in now if name not in free and now[name] != before[name]]
 
 
 def why_complete(config: Config, checkpoint: Checkpoint, directory: RunDirectory) -> str | None:

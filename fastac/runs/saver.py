@@ -18,6 +18,7 @@ from fastac.runs.recorder import Recorder
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.state import Progress, env_steps_of, last_report
 from fastac.runs.tracker import ReturnTracker
+from fastac.torchrun import is_launched
 from fastac.workers import Hosts, Training
 
 log = logging.getLogger("fastac")
@@ -59,7 +60,9 @@ class Saver:
 
     @property
     def is_due(self) -> bool:
-        """Whether `checkpoint_minutes` have passed since the latest checkpoint."""
+        """Whether `checkpoint_minutes` have passed since the latest checkpoint, where torchrun starts runs again."""
+        if not is_launched():
+            return False
         return perf_counter() - self._saved_s >= 60.0 * self._config.run.checkpoint_minutes
 
     @property

@@ -35,6 +35,7 @@ from fastac.runs.state import Ending, Progress
 from fastac.runs.summary import summarize
 from fastac.runs.threads import steps_on_its_threads
 from fastac.runs.tracker import ReturnTracker
+from fastac.torchrun import is_launched
 from fastac.workers import Hosts, Training
 
 log = logging.getLogger("fastac")
@@ -320,7 +321,7 @@ class Session:
 
         Under torchrun the run goes on from the last checkpoint instead, with the same results as without the failure.
         """
-        if self._hosts is not None:
+        if is_launched():
             return
         last = self.training.trainer.halt()
         self.training.drop_workers()  # synchronous workers are in the middle of an iteration
@@ -453,7 +454,9 @@ class Session:
         self._opened.close()  # closes all of them even if one raises
 
     def _abandon(self) -> None:
-        """Close after an error; ignore a second disk-full error."""
+        """Close after an error; ignore a second disk-full error. The other hosts see that this one has gone."""
+        if self._hosts is not None:
+            self._hosts.abandon()
         with suppress(RecordError):
             self._close()
 

@@ -43,8 +43,3 @@ class Division:
     def own(self) -> range:
         """The shards of this host."""
         return self.hosts[self.host]
-
-    @property
-    def most_shards(self) -> int:
-        """The largest number of shards that a host has."""
-        return max(map(len, self.hosts))

@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # torch's own hints lack it
 
 from fastac.contract import Episodes, Extras, WorkerFailure
 from fastac.rollout import join_episodes
@@ -34,6 +33,7 @@ log = logging.getLogger("fastac")
 Shared = TypeVar("Shared")
 
 _ROOM = 64  # finished episodes that go in a round with other numbers; more of them take a round of their own
+_LONGEST_S = 3600.0  # of a collective between iterations; `Membership` finds a host that is gone much sooner
 _NUM_HEADER = 3  # flags, number of episodes, whether they have extras
 _PAUSE, _SIGNAL = 1, 2  # of the flags: the lowest bit, and the factor of a signal's number
 
@@ -48,8 +48,8 @@ class Hosts:
             whether this host wants all hosts to pause then.
         own_signal: the number of the signal by which the user of this host wants to stop, or 0.
         signal: the one that all hosts know of since the first exchange of an iteration, or 0.
-        has_own_disk: whether this host's run directory is not that of the first host.
-        have_copies: whether that is so for any host: they get copies of the checkpoints.
+        writes_copies: whether this host's run directory is not that of the first host, and no lower rank writes it.
+        have_copies: whether any host does: they get copies of the checkpoints.
         waited_s: seconds spent in exchanges so far.
     """
 
@@ -59,7 +59,7 @@ class Hosts:
         Args:
             launch: how torchrun started this process.
             device: where the model is.
-            timeout_s: time limit for a wait for another host that is alive.
+            timeout_s: time limit for the wait in an exchange for another host that is alive.
             silent_s: a host without a sign of life for so long is lost.
 
         Raises:
@@ -68,7 +68,7 @@ class Hosts:
         self.rank, self.size = launch.rank, launch.size
         self.wish: Callable[[int], bool] = lambda env_steps: False
         self.own_signal = self.signal = 0
-        self.has_own_disk = self.have_copies = False
+        self.writes_copies = self.have_copies = False
         self.waited_s = 0.0
         self._flags, self._orders = _PAUSE, 0  # the others wait for the first order
         self._find_episodes: Callable[[], Episodes] | None = None
@@ -79,13 +79,17 @@ class Hosts:
             self._store = open_store(launch)
             self._membership = Membership(launch, self._store, silent_s)
             if self.size > 1:
+                from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # torch's own hints lack it
+
                 choose_interface(self._store, launch)
+                if device == "cuda":  # a process per GPU
+                    torch.cuda.set_device(launch.local_rank)
                 dist.init_process_group(
                     "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
                     store=PrefixStore("group", self._store),
                     rank=self.rank,
                     world_size=self.size,
-                    timeout=timedelta(seconds=timeout_s),
+                    timeout=timedelta(seconds=_LONGEST_S),
                 )
 
     @contextmanager
@@ -93,6 +97,8 @@ class Hosts:
         """Report what torch raises when another host is gone."""
         try:
             yield
+        except WorkerFailure:
+            raise
         except RuntimeError as error:  # also torch's errors of stores and of collectives
             reason = " ".join(str(error).split())[:200]
             raise WorkerFailure(f"host {self.rank} has lost another one ({reason})") from error
@@ -181,9 +187,16 @@ class Hosts:
         """Wait for a collective. Looking at it again and again keeps the core awake: that halves its mean time."""
         assert work is not None, "this process is in the group"
         began = perf_counter()
-        wait_until(work.is_completed, lambda waited_s: None)
+        wait_until(work.is_completed, self._watch)
         work.wait()  # raises if it has failed
         self.waited_s += perf_counter() - began
+
+    def _watch(self, waited_s: float) -> None:
+        if waited_s > self._timeout_s:
+            raise WorkerFailure(
+                f"another host kept host {self.rank} waiting for {waited_s:.0f} s (raise env_timeout_s if steps take "
+                "longer)."
+            )
 
     # ---- Between iterations -----------------------------------------------------------------------
 
@@ -240,11 +253,14 @@ class Hosts:
         if self.is_paused and self.rank == 0:
             self.give_order("go")
 
-    def wait_ready(self, timeout_s: float) -> None:
-        """Wait until all hosts have got here, at most `timeout_s` seconds."""
+    def wait_ready(self) -> None:
+        """Wait until all hosts have got here; from now on a host that is gone is noticed soon."""
         with self._losing():
             self._store.set(f"ready/{self.rank}", "")
-            self._store.wait([f"ready/{host}" for host in range(self.size)], timedelta(seconds=timeout_s))
+            for host in range(self.size):
+                while not self._has(f"ready/{host}"):
+                    pass
+        self._membership.tighten()
 
     def leave(self) -> None:
         """End together with the others: the first host gives the order, and waits until they have heard it."""

@@ -15,15 +15,19 @@ import sys
 import threading
 from datetime import timedelta
 from time import monotonic
-
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # torch's own hints lack them
+from typing import TYPE_CHECKING
 
 from fastac.contract import WorkerFailure
 from fastac.torchrun import Launch
 
+if TYPE_CHECKING:  # not every build of torch has it
+    from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # torch's own hints lack them
+
 log = logging.getLogger("fastac")
 
-_JOIN_S = 60.0  # until the process of the first host listens: it imports torch first
+_JOIN_S = 300.0  # until all hosts have imported fastac, which may compile its kernels first
+_STARTING_S = 60.0  # a host without a sign of life for so long is lost while it starts
+_LEAVE_S = 1.0
 _TIMES = 6  # signs of life within the time after which a host is lost
 
 
@@ -33,6 +37,10 @@ def open_store(launch: Launch, limit_s: float = _JOIN_S) -> TCPStore:
     Raises:
         WorkerFailure: nobody listens at its address.
     """
+    try:
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    except ImportError as error:
+        raise ValueError("this build of torch has no torch.distributed: install one that has it.") from error
     is_holder = launch.rank == 0 and not launch.uses_agent_store
     limit = timedelta(seconds=limit_s)
     try:
@@ -92,20 +100,31 @@ class Membership:
     """
 
     def __init__(self, launch: Launch, store: TCPStore, silent_s: float) -> None:
-        """Begin; a host without a sign of life for `silent_s` seconds is lost."""
+        """Begin; a host without a sign of life for `silent_s` seconds is lost, and for longer until `tighten`."""
         self._ended = threading.Event()
+        # A process that loads libraries and builds environments may not get to it for a while.
+        self._rank, self._later_s, self._silent_s = launch.rank, silent_s, max(silent_s, _STARTING_S)
+        self._every_s = silent_s / _TIMES
+        self._threads: list[threading.Thread] = []
         if launch.size == 1:
             return
-        self._rank, self._silent_s, self._every_s = launch.rank, silent_s, silent_s / _TIMES
         self._keys = [f"alive/{host}" for host in range(launch.size)]
         store.set(self._keys[self._rank], "0")
         store.wait(self._keys, timedelta(seconds=_JOIN_S))
         # A connection of its own: one that waits for an order would keep this one waiting.
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
         limit = timedelta(seconds=_JOIN_S)
         self._store = TCPStore(launch.address, launch.port, None, False, limit, wait_for_workers=False)
         self._seen = [monotonic()] * launch.size  # when each host has given its latest sign of life
-        for work in (self._talk, self._watch):
-            threading.Thread(target=work, name=f"membership{work.__name__}", daemon=True).start()
+        works = self._talk, self._watch
+        self._threads = [threading.Thread(target=work, name=work.__name__, daemon=True) for work in works]
+        for thread in self._threads:
+            thread.start()
+
+    def tighten(self) -> None:
+        """Expect the others' signs of life in time from now on."""
+        self._silent_s = self._later_s
 
     def _talk(self) -> None:
         """Give signs of life, and note those of the others."""
@@ -152,3 +171,5 @@ class Membership:
     def close(self) -> None:
         """Give no more signs of life, and watch nobody; safe to call twice."""
         self._ended.set()
+        for thread in self._threads:  # one that is inside of torch would abort the interpreter's exit
+            thread.join(_LEAVE_S)

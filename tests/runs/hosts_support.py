@@ -37,6 +37,7 @@ def start_hosts(commands: Sequence[Sequence[str]], folders: Sequence[Path]) -> l
                 "TORCHELASTIC_MAX_RESTARTS": "0",
                 "RANK": str(rank),
                 "WORLD_SIZE": str(len(commands)),
+                "LOCAL_RANK": "0",
                 "LOCAL_WORLD_SIZE": "1",
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),

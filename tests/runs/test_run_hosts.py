@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,38 @@ def test_a_stopped_host_is_noticed(tmp_path):
     assert code == 1 and "host 1 has given no sign of life for 3 s" in " ".join(said[0].split()), said
 
 
+def test_an_interrupt_stops_a_host_that_trains_alone(tmp_path):
+    words = ["train", *LONG, "--total-env-steps", "1e8", "--run-dir", "run"]
+    hosts = start_hosts([words], [tmp_path])
+    wait_for_rows(tmp_path / "run", 1000)
+    hosts[0].send_signal(signal.SIGINT)
+    codes, said = finish(hosts)
+    assert codes == [0] and "Stopped by SIGINT" in said[0], said
+
+
+@pytest.mark.slow
+def test_hosts_with_other_workers_and_one_disk_of_two(tmp_path):
+    # The last two share a disk that is not the first one's: one of them writes the copies.
+    folders = [tmp_path / "a", tmp_path / "b", tmp_path / "b"]
+    for folder in set(folders):
+        folder.mkdir()
+    shared = ["train", *A2C, "--shards", "auto", "--run-dir", "run"]
+    codes, said = finish(start_hosts([[*shared, "--workers", workers] for workers in "412"], folders))
+    assert codes == [0, 0, 0], said
+    assert digest(folders[1] / "run") == digest(folders[0] / "run")
+
+
+def test_a_directory_of_another_run_is_left_alone(tmp_path):
+    other = tmp_path / "run"
+    assert main(["train", "CartPole-v1", "--algo", "ppo", *SMALL, "--run-dir", str(other)]) == 0
+    for path in other.glob("checkpoints/*"):
+        shutil.rmtree(path)
+    before = sorted((path, path.stat().st_size) for path in other.rglob("*"))
+    codes, said = finish(start_hosts([["train", *A2C, "--run-dir", "run"]], [tmp_path]))
+    assert codes == [2] and "already holds a run" in " ".join(said[0].split())
+    assert sorted((path, path.stat().st_size) for path in other.rglob("*")) == before
+
+
 @pytest.mark.parametrize("which", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_interrupt_on_any_host_stops_all_and_saves(tmp_path, which):
     words = ["train", *LONG, "--workers", "1", "--run-dir", "run"]
@@ -208,17 +241,17 @@ def is_running(pid: int) -> bool:
 
 
 def test_an_endpoint_where_nobody_listens_is_told():
-    launch = Launch(1, 2, 1, "127.0.0.1", free_port(), 0, False)
+    launch = Launch(1, 2, 0, 1, "127.0.0.1", free_port(), 0, False)
     with pytest.raises(WorkerFailure, match=r"nobody answers at 127\.0\.0\.1:"):
         open_store(launch, 1.0)
 
 
 def test_a_store_shared_by_all_starts_is_refused():
-    told = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    told = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     told |= {"MASTER_ADDR": "a", "MASTER_PORT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    assert find_launch(told) is not None  # nobody joins again
     with pytest.raises(ValueError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        find_launch({**told, "TORCHELASTIC_MAX_RESTARTS": "3"})
+        find_launch(told)
+    assert find_launch({**told, "TORCHELASTIC_USE_AGENT_STORE": "False"}) is not None
     assert find_launch({}) is None
 
 
@@ -230,7 +263,9 @@ def test_every_shard_has_one_host_and_one_worker(shards, workers, hosts):
     assert all(len(division.workers) <= workers for division in divisions)
 
 
-def test_start_under_torchrun_says_what_to_call(monkeypatch):
+def test_what_torchrun_does_itself_says_so(monkeypatch, tmp_path):
     monkeypatch.setitem(os.environ, "TORCHELASTIC_RUN_ID", "x")
     with pytest.raises(ValueError, match=r"call fastac\.train instead"):
         fastac.start("CartPole-v1")
+    with pytest.raises(ValueError, match="torchrun continues a run by itself"):
+        fastac.resume(tmp_path)
