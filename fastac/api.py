@@ -154,12 +154,12 @@ def _train(
     if verbose and is_launched():
         lasting.enter_context(log_on_stderr())
     begun = _begin(env, algo, preset, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings}))
-    if isinstance(begun, Session):
+    if begun is not None and not isinstance(begun, Follower):
         return complete(begun, checkpoint)
-    assert run_dir is not None
     if begun is not None:
         begun.run()
         _end_if_stopped(begun.stop_signal)
+    assert run_dir is not None, "a run on hosts has a directory that was given"
     return load(run_dir, checkpoint=checkpoint, encoder=encoder)
 
 
@@ -222,8 +222,7 @@ def start(
     if is_launched():
         raise ValueError("fastac.start trains on one host, and torchrun is for several: call fastac.train instead.")
     begun = _begin(env, algo, preset, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings}))
-    assert isinstance(begun, Session)
-    return begun
+    return cast(Session, begun)  # only torchrun starts others
 
 
 def _begin(

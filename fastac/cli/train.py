@@ -345,14 +345,15 @@ def resume(words: Sequence[str]) -> int:
 def _follow(session: Session | Follower | None, as_json: bool) -> int:
     """Consume a session's stream to its end and report how it ended; None has nothing left to do."""
     from fastac.contract import EnvFailure, WorkerFailure
-    from fastac.runs import Session
     from fastac.runs.ending import describe_end
+    from fastac.runs.follower import Follower
 
-    if not isinstance(session, Session):
-        if session is not None:
-            session.run()
-            if session.stop_signal:
-                end_agent()
+    if session is None:
+        return 0
+    if isinstance(session, Follower):
+        session.run()
+        if session.stop_signal:
+            end_agent()
         return 0
     try:
         for _ in session:

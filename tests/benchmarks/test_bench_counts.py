@@ -229,7 +229,7 @@ def test_an_allocation_more_with_no_op_more(committed, monkeypatch):
         (FusedActor, "act", "collect: sample_categorical", STEPS, CONFIG),
         (EpisodeCounter, "count", "other: find_episodes", 1, CONFIG),
         (Learner, "_estimate", "advantages: gae", 1, CONFIG),
-        (Learner, "_update", "update: batch_moments", 2, PPO),
+        (Learner, "_look_ahead", "update: batch_moments", 2, PPO),
     ],
 )
 def test_a_call_more(monkeypatch, owner, method, name, number, config):
