@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +26,7 @@ _RENDEZVOUS = {
     "is_host": 0,
     "last_call_timeout": 1,
     "keep_alive_interval": 1,
-    "keep_alive_max_attempt": 2,
+    "keep_alive_max_attempt": 4,  # with 2, an agent that is alone drops itself, and nobody joins it
 }
 _RESTARTS = 100  # failures of a host; hosts that leave and join do not count
 
@@ -96,6 +97,9 @@ def _check(options: HostsOptions, given: Sequence[str]) -> None:
     for name in ("hosts", "processes"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} is {getattr(options, name)}, expected at least 1.")
+    host, _, port = options.endpoint.rpartition(":")
+    if options.way == "shell" and not (host and port.isdigit()):
+        raise ValueError(f"endpoint is {options.endpoint!r}, expected HOST:PORT, such as 10.0.0.1:29400.")
     train, asked = read_settings("hosts", TrainOptions, given)
     if train.run_dir is None:
         raise ValueError("hosts needs a place from which a run goes on after a failure: give --run-dir DIR.")
@@ -125,6 +129,11 @@ def _write(options: HostsOptions, command: Sequence[str]) -> str:
             return _write_kubernetes(options, command)
 
 
+def _run_id(command: Sequence[str]) -> str:
+    """Return a name for the meeting: two runs, or the same with another budget, must not mix."""
+    return f"fastac-{zlib.crc32(shlex.join(command).encode()):08x}"
+
+
 def _torchrun(options: HostsOptions, run_id: str, endpoint: str, command: Sequence[str]) -> str:
     conf = ",".join(f"{name}={value}" for name, value in _RENDEZVOUS.items())
     return " \\\n    ".join(
@@ -147,7 +156,7 @@ fastac hosts --serve {options.endpoint}
 # On every host, at any time, and again after it was gone. Add --local-addr=ADDRESS before -m if the host's own name
 # does not lead the others to it.
 {exported}
-{_torchrun(options, "fastac", options.endpoint, command)}"""
+{_torchrun(options, _run_id(command), options.endpoint, command)}"""
 
 
 def _write_slurm(options: HostsOptions, command: Sequence[str]) -> str:

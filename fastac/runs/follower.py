@@ -72,6 +72,7 @@ class Follower:
             else:
                 assert order in ("go", "end"), order
                 if order == "end":
+                    log.info("host 0 has ended the run after %d env steps", self._training.trainer.env_steps)
                     self._hosts.leave()
                 return order
 

@@ -152,7 +152,7 @@ def _agree(hosts: Hosts, config: Config, run: HostRun, run_dir: Path) -> tuple[C
         hosts.share(None)  # a host that reads another's disk waits for it
     checkpoint = RunDirectory.open(run_dir).load_checkpoint("last")
     again = rerun_config(checkpoint.config, config, run_dir)
-    told = tell_changes(checkpoint.config, again, checkpoint.env_steps)
+    told = tell_changes(checkpoint.config, again.replace(workers=checkpoint.config.run.workers), checkpoint.env_steps)
     if told and hosts.rank == 0:
         log.warning("from step %d on: %s", checkpoint.env_steps, told)
     return again, checkpoint
@@ -250,6 +250,7 @@ def _assemble(
         part = f"shards {own[0]} to {own[-1]}" if len(own) > 1 else f"shard {own[0]}"
         log.info("host %d of %d: %s of %d, workers %d", hosts.rank, hosts.size, part, shards, config.num_workers)
         if hosts.rank > 0:
+            log.info("host 0 shows the progress and writes %s", run_dir)
             if checkpoint is not None:
                 training.set_state(read_branch(checkpoint.state, "training"))
             opened.pop_all()
@@ -290,6 +291,8 @@ def _open_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None
     directory = RunDirectory.open(run_dir)
     directory.check_checkpoints()
     _take_over(directory, held)
+    if newest_checkpoint(run_dir)[0] != checkpoint.env_steps:
+        raise WorkerFailure(f"another process has trained on in {run_dir} meanwhile: starting again from there.")
     return directory
 
 

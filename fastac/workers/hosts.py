@@ -100,8 +100,11 @@ class Hosts:
         except WorkerFailure:
             raise
         except RuntimeError as error:  # also torch's errors of stores and of collectives
-            reason = " ".join(str(error).split())[:200]
-            raise WorkerFailure(f"host {self.rank} has lost another one ({reason})") from error
+            log.debug("%s", error)  # paths of torch's source, mostly
+            raise WorkerFailure(
+                f"host {self.rank} has lost the connection to another one; torchrun starts it again from the last "
+                "checkpoint"
+            ) from error
 
     # ---- What is trained with ---------------------------------------------------------------------
 

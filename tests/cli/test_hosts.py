@@ -37,6 +37,7 @@ def test_kubernetes_gets_a_job_with_the_command(capsys):
         (["CartPole-v1", "--run-dir", "x", "--hosts", "0"], "hosts is 0, expected at least 1"),
         (["CartPole-v1", "--run-dir", "x", "--way", "lsf"], "expected one of shell, slurm, kubernetes"),
         (["CartPole-v1", "--run-dir", "x", "--hots", "2"], "did you mean --hosts"),
+        (["CartPole-v1", "--run-dir", "x", "--endpoint", "10.0.0.1"], "endpoint is '10.0.0.1', expected HOST:PORT"),
         (["--serve", "here"], "the endpoint is 'here', expected HOST:PORT"),
     ],
 )

@@ -152,7 +152,9 @@ def test_a_killed_host_ends_the_other_and_both_go_on_to_the_same_bits(tmp_path):
     began = time.monotonic()
     codes, said = finish(hosts)
     assert codes == [1, -9] and time.monotonic() - began < 30.0, said
-    assert "lost another one" in " ".join(said[0].split()) or "no sign of life" in " ".join(said[0].split())
+    assert "lost the connection to another one" in " ".join(said[0].split()) or "no sign of life" in " ".join(
+        said[0].split()
+    )
     codes, said = finish(start_hosts([words] * 2, [tmp_path] * 2))
     assert codes == [0, 0] and "continuing from step" in said[0], said
     assert digest(tmp_path / "run") == train_alone(LONG, tmp_path)
