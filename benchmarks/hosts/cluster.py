@@ -21,7 +21,7 @@ from fastac.runs.checkpoint import find_checkpoint, load_checkpoint
 PORT = 29400
 BEGUN = "host 0 of"  # in the log of a host that has just begun to train, or to train again
 _ENVIRONMENT = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-_RENDEZVOUS = "is_host=0,last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=4"
+_RENDEZVOUS = "is_host=0,last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=3"
 
 
 @dataclass

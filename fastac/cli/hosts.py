@@ -26,7 +26,7 @@ _RENDEZVOUS = {
     "is_host": 0,
     "last_call_timeout": 1,
     "keep_alive_interval": 1,
-    "keep_alive_max_attempt": 4,  # with 2, an agent that is alone drops itself, and nobody joins it
+    "keep_alive_max_attempt": 3,  # with 2, an agent that is alone drops itself, and nobody joins it
 }
 _RESTARTS = 100  # failures of a host; hosts that leave and join do not count
 
