@@ -137,30 +137,16 @@ def train(
     """
     _check_which(checkpoint)
     with _giving_up(), ExitStack() as lasting:
-        return _train(env, algo, preset, run_dir, encoder, verbose, {**settings}, checkpoint, lasting)
-
-
-def _train(
-    env: EnvLike,
-    algo: AlgoName | None,
-    preset: str | None,
-    run_dir: Path | str | None,
-    encoder: str | EncoderFactory | None,
-    verbose: bool,
-    settings: Mapping[str, object],
-    checkpoint: Which,
-    lasting: ExitStack,
-) -> Run:
-    if verbose and is_launched():
-        lasting.enter_context(log_on_stderr())
-    begun = _begin(env, algo, preset, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings}))
-    if begun is not None and not isinstance(begun, Follower):
-        return complete(begun, checkpoint)
-    if begun is not None:
-        begun.run()
-        _end_if_stopped(begun.stop_signal)
-    assert run_dir is not None, "a run on hosts has a directory that was given"
-    return load(run_dir, checkpoint=checkpoint, encoder=encoder)
+        if verbose and is_launched():
+            lasting.enter_context(log_on_stderr())
+        begun = _begin(env, algo, preset, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings}))
+        if begun is not None and not isinstance(begun, Follower):
+            return complete(begun, checkpoint)
+        if begun is not None:
+            begun.run()
+            _end_if_stopped(begun.stop_signal)
+        assert run_dir is not None, "a run on hosts has a directory that was given"
+        return load(run_dir, checkpoint=checkpoint, encoder=encoder)
 
 
 def _end_if_stopped(stop_signal: int | None) -> None:

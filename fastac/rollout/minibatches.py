@@ -76,8 +76,13 @@ class Minibatches(Protocol):
         Batches of one rollout that have the same size are one object, filled anew.
         """
 
+    def split(self, rollout: Rollout) -> Iterator[Batch]:
+        """Begin an epoch and yield its batches."""
+        self.begin_epoch(rollout)
+        yield from self.batches()
 
-class FlatMinibatches:
+
+class FlatMinibatches(Minibatches):
     """Rows in random order, for models without recurrence; a single minibatch is the rollout itself, without a copy."""
 
     def __init__(self, num_minibatches: int, generator: Generator) -> None:
@@ -104,11 +109,6 @@ class FlatMinibatches:
             return []
         torch.randperm(rollout.valid.numel(), generator=self._generator, out=self._order.rows)
         return self._order.preview()
-
-    def split(self, rollout: Rollout) -> Iterator[Batch]:
-        """Begin an epoch and yield its batches."""
-        self.begin_epoch(rollout)
-        yield from self.batches()
 
     def batches(self) -> Iterator[Batch]:
         """Yield minibatches `[B / num_minibatches, ...]`."""
@@ -138,7 +138,7 @@ class FlatMinibatches:
         self._gather = _prepare_gather(rollout, self._index, self._part)
 
 
-class SequenceMinibatches:
+class SequenceMinibatches(Minibatches):
     """Whole sequences of some envs, for recurrent models; a single minibatch is the rollout itself, without a copy."""
 
     def __init__(self, num_minibatches: int, generator: Generator) -> None:
@@ -172,11 +172,6 @@ class SequenceMinibatches:
         for index, rows in zip(self._envs.chunk(self._num), self._order.parts, strict=True):
             torch.index_select(self._rows, 1, index, out=rows.view(rollout.num_steps, len(index)))
         return self._order.preview()
-
-    def split(self, rollout: Rollout) -> Iterator[Batch]:
-        """Begin an epoch and yield its batches."""
-        self.begin_epoch(rollout)
-        yield from self.batches()
 
     def batches(self) -> Iterator[Batch]:
         """Yield minibatches `[T, N / num_minibatches, ...]`, of unequal sizes if that leaves a rest."""

@@ -38,18 +38,22 @@ def open_store(launch: Launch, limit_s: float = _JOIN_S) -> TCPStore:
         WorkerFailure: nobody listens at its address.
     """
     try:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
-    except ImportError as error:
-        raise ValueError("this build of torch has no torch.distributed: install one that has it.") from error
-    is_holder = launch.rank == 0 and not launch.uses_agent_store
-    limit = timedelta(seconds=limit_s)
-    try:
-        return TCPStore(launch.address, launch.port, None, is_holder, limit, wait_for_workers=False)
+        return _connect(launch, limit_s, is_holder=launch.rank == 0)
     except (RuntimeError, OSError) as error:
         raise WorkerFailure(
             f"nobody answers at {launch.address}:{launch.port}, where the first host should listen: check its address, "
             "and that its firewall lets hosts of this run through"
         ) from error
+
+
+def _connect(launch: Launch, limit_s: float, is_holder: bool = False) -> TCPStore:
+    """Connect to the store, or hold it."""
+    try:
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch's own hints lack it
+    except ImportError as error:
+        raise ValueError("this build of torch has no torch.distributed: install one that has it.") from error
+    limit = timedelta(seconds=limit_s)
+    return TCPStore(launch.address, launch.port, None, is_holder, limit, wait_for_workers=False)
 
 
 def choose_interface(store: Store, launch: Launch) -> None:
@@ -112,10 +116,7 @@ class Membership:
         store.set(self._keys[self._rank], "0")
         store.wait(self._keys, timedelta(seconds=_JOIN_S))
         # A connection of its own: one that waits for an order would keep this one waiting.
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-        limit = timedelta(seconds=_JOIN_S)
-        self._store = TCPStore(launch.address, launch.port, None, False, limit, wait_for_workers=False)
+        self._store = _connect(launch, _JOIN_S)
         self._seen = [monotonic()] * launch.size  # when each host has given its latest sign of life
         works = self._talk, self._watch
         self._threads = [threading.Thread(target=work, name=work.__name__, daemon=True) for work in works]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+from benchmarks.hosts.cluster import digest
 
-from fastac.runs.checkpoint import find_checkpoint, load_checkpoint
+__all__ = ["SMALL", "digest", "finish", "free_port", "start_hosts", "train_on_hosts"]
 
 SMALL = ("--total-env-steps", "6000", "--no-eval", "--no-tensorboard")
 
@@ -69,22 +68,3 @@ def train_on_hosts(size: int, words: Sequence[str], folder: Path, *more: str) ->
     codes, said = finish(start_hosts([["train", *words, *more, "--run-dir", str(run_dir)]] * size, [folder] * size))
     assert codes == [0] * size, said
     return digest(run_dir)
-
-
-def digest(run_dir: Path) -> str:
-    """Return a digest of all that a run has learned and goes on from, without times."""
-    state = load_checkpoint(find_checkpoint(run_dir, "last")).state
-    found = hashlib.sha256()
-    _add(found, {name: state[name] for name in ("training", "tracker")})
-    return found.hexdigest()[:12]
-
-
-def _add(found: hashlib._Hash, tree: Mapping[str, object]) -> None:
-    for name in sorted(tree):
-        value = tree[name]
-        if name in ("phases", "train_wall_s"):
-            continue
-        if isinstance(value, Mapping):
-            _add(found, value)
-        else:
-            found.update(name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()))
