@@ -248,8 +248,7 @@ def _configure(
         )
     given_kwargs = Config().replace(env_kwargs=settings.pop("env_kwargs", {})).env.env_kwargs
     kwargs = cast("dict[str, JsonValue]", {**named.kwargs, **given_kwargs})
-    is_pool = settings.get("vectorization") == "envpool"
-    defaults = default_config(named.env_id, algo, preset, named.given, kwargs, is_pool)
+    defaults = default_config(named.env_id, algo, preset, named.given, {**settings, "env_kwargs": kwargs})
     config = apply_settings(defaults, {**settings, "env_kwargs": kwargs})
     name, factory = name_encoder(encoder)
     config = config if name is None else config.replace(encoder=name)

@@ -19,6 +19,9 @@ EVERY_FIELD = {
     "start_timeout_s": 30.0,
     "env_timeout_s": 90.0,
     "squash_actions": True,
+    "mask_actions": False,
+    "drop_keys": ("mission", "goal/colour"),
+    "critic_keys": ("state",),
     "encoder": "mlp",
     "hidden_sizes": (32, 16, 8),
     "actor_sizes": (16,),
@@ -31,6 +34,7 @@ EVERY_FIELD = {
     "dependent_std": True,
     "normalize_obs": True,
     "normalize_reward": True,
+    "pixel_scale": 0.1,
     "algo": "ppo",
     "collect": "steps",
     "num_steps": 9,
@@ -113,6 +117,9 @@ OUT_OF_RANGE = {
     "core": ["rnn"],
     "lstm_size": [0, NAN],
     "log_std_init": [-20.5, 2.5, NAN, INF],
+    "pixel_scale": [0.0, -1.0, NAN, INF],
+    "drop_keys": [(3,), "mission"],
+    "critic_keys": [(3,), "state", ("state",)],  # the last with a shared trunk
     "algo": ["A2C", "dqn"],
     "collect": ["rows"],
     "num_steps": [0, NAN],
@@ -261,7 +268,7 @@ def test_a_value_out_of_range_is_refused_by_name_and_value(name, value):
 
 def test_every_field_with_a_range_is_in_the_table_of_ranges():
     free = {"eval", "shared_trunk", "normalize_obs", "normalize_reward", "baseline", "normalize_advantage"}
-    free |= {"tensorboard", "reuse_forward", "lock", "squash_actions", "dependent_std"}
+    free |= {"tensorboard", "reuse_forward", "lock", "squash_actions", "dependent_std", "mask_actions"}
     assert set(EVERY_FIELD) - set(OUT_OF_RANGE) == free | {"device"}  # the machine tells which devices there are
 
 

@@ -33,6 +33,19 @@ class MyEnv(gym.Env):
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.env, self.reset, self.step = env, env.reset, env.step
 
+class MyDictEnv(gym.Env):
+    observation_space = gym.spaces.Dict(
+        mission=gym.spaces.Text(9), image=gym.spaces.Box(0, 255, (8, 8, 3), "uint8"), state=gym.spaces.Discrete(2)
+    )
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 1.0, self.np_random.random() < 0.1, False, {}
+
 def make_encoder(space):
     return nn.Linear(space.shape[0], 8)
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast, get_args
 
 import numpy as np
@@ -39,7 +40,7 @@ from fastac.build.shares import (
 )
 from fastac.build.sync import assemble_sync, build
 from fastac.build.worker import allocate_rollout, build_rule
-from fastac.config import AlgoName, Config, EnvArguments, EnvConfig, is_atari, with_home
+from fastac.config import AlgoName, Config, ConfigValue, EnvConfig, is_atari, with_home
 from fastac.envs import has_native, is_image, name_env, take_env
 from fastac.envs.saved_spaces import Spaces, load_spaces, save_spaces
 from fastac.presets import describe_untuned
@@ -116,8 +117,7 @@ def default_config(
     algo: str | None,
     preset: str | None,
     factory: EnvFactory | None = None,
-    env_kwargs: EnvArguments | None = None,
-    is_pool: bool = False,
+    given: Mapping[str, ConfigValue] | None = None,
 ) -> Config:
     """Return the preset for an environment and algorithm, or else defaults for its kind of action space.
 
@@ -126,8 +126,7 @@ def default_config(
         algo: name of an algorithm; None: a2c, or the preset's algorithm.
         preset: name of a preset; None: the algorithm's preset.
         factory: the environment's factory, if its name is not enough.
-        env_kwargs: arguments of the environment.
-        is_pool: whether it is EnvPool's, which has ids that Gymnasium does not have.
+        given: settings by name; those of the environments decide what their spaces are.
 
     Raises:
         ValueError: unknown algorithm, preset or environment, or the preset is for another algorithm.
@@ -149,12 +148,22 @@ def default_config(
     if is_atari(env_id):
         has_native(EnvConfig(env_id))  # raises for an unknown game
         return presets.default(env_id, name, "image")
-    one = EnvConfig(env_id, 1, "envpool" if is_pool else "sync", env_kwargs=env_kwargs or {})
-    envs = build_envs(one, np.random.SeedSequence(0), factory)
+    return presets.default(env_id, name, _find_kind(env_id, factory, given or {}))
+
+
+# Settings on which the spaces of an environment depend.
+_SPACES = ("env_kwargs", "mask_actions", "drop_keys", "critic_keys")
+
+
+def _find_kind(env_id: str, factory: EnvFactory | None, given: Mapping[str, ConfigValue]) -> presets.Kind:
+    """Build one environment, and return which defaults fit its spaces."""
+    chosen = {name: given[name] for name in _SPACES if given.get(name) is not None}
+    vectorization = "envpool" if given.get("vectorization") == "envpool" else "sync"  # it has ids of its own
+    one = Config().replace(env_id=env_id, num_envs=1, vectorization=vectorization, shared_trunk=False, **chosen)
+    envs = build_envs(one.env, np.random.SeedSequence(0), factory)
     try:
-        kind: presets.Kind = "continuous" if isinstance(envs.single_action_space, Box) else "discrete"
         if is_image(envs.single_observation_space):
-            kind = "image"
+            return "image"
+        return "continuous" if isinstance(envs.single_action_space, Box) else "discrete"
     finally:
         envs.close()
-    return presets.default(env_id, name, kind)

@@ -19,6 +19,7 @@ from fastac.contract import HasSpaces
 from fastac.envs import is_image, observation_dtype
 from fastac.envs.failure import describe
 from fastac.envs.importing import find_thing, is_unnamed, name_of
+from fastac.envs.rows import FlatBox
 from fastac.models import (
     ActorCritic,
     CategoricalHead,
@@ -29,6 +30,7 @@ from fastac.models import (
     GRUCore,
     Head,
     IdentityCore,
+    KeyedEncoder,
     LSTMCore,
     MLPEncoder,
     MultiCategoricalHead,
@@ -90,8 +92,9 @@ def build_model(
     Raises:
         ValueError: settings that do not fit the spaces, or an encoder that fails or does not fit the observations.
     """
-    space = envs.single_observation_space
-    assert isinstance(space, Box)  # envs/ accepts nothing else
+    row = envs.single_observation_space
+    assert isinstance(row, Box)  # envs/ accepts nothing else
+    space = _without_mask(row)
     if config.normalize_obs and is_image(space):
         raise ValueError(
             f"normalize_obs is True, expected False: observations are images {list(space.shape)}, and only vectors "
@@ -110,12 +113,28 @@ def build_model(
         )
     with _seeding, torch.random.fork_rng(devices=[]), torch_threads(1):
         torch.manual_seed(seed)
-        trunks = [_build_trunk(part, make, space) for part in _split_sizes(config)]
+        parts = _split_sizes(config)
+        trunks = [_build_trunk(part, make, space, is_actors=len(parts) == 2 and part is parts[0]) for part in parts]
         head = build_head(envs.single_action_space, trunks[0].core.output_size, config)
-        normalizer = ObsNormalizer(space.shape) if config.normalize_obs else NoObsNormalizer()
+        normalizer = _build_normalizer(space) if config.normalize_obs else NoObsNormalizer()
         # Always in evaluation mode. Dropout or batch statistics would make the forward pass of an update differ from
         # the one that acted, and evaluations would change the model.
-        return ActorCritic(trunks, head, normalizer).eval()
+        return ActorCritic(trunks, head, normalizer, row.shape[0] - space.shape[0] if space is not row else 0).eval()
+
+
+def _without_mask(row: Box) -> Box:
+    """Return the space of what encoders read of a row."""
+    if not isinstance(row, FlatBox) or not row.reading.mask_size:
+        return row
+    return FlatBox(row.original, replace(row.reading, mask_size=0))
+
+
+def _build_normalizer(space: Box) -> ObsNormalizer:
+    """Standardise numbers; categories are 0 or 1 already, and images have a scale."""
+    if not isinstance(space, FlatBox):
+        return ObsNormalizer(space.shape)
+    columns = [column for part in space.parts if part.kind == "numbers" for column in range(part.begin, part.end)]
+    return ObsNormalizer(space.shape, None if len(columns) == space.num_inputs else columns)
 
 
 def _split_sizes(config: ModelConfig) -> list[ModelConfig]:
@@ -126,12 +145,14 @@ def _split_sizes(config: ModelConfig) -> list[ModelConfig]:
     return [replace(config, hidden_sizes=config.hidden_sizes if own is None else own) for own in sizes]
 
 
-def build_encoder(config: ModelConfig, space: Box) -> nn.Module:
-    """Build the configured encoder for an observation space.
+def build_encoder(config: ModelConfig, space: Box, is_actors: bool = False) -> nn.Module:
+    """Build the configured encoder for an observation space; the actor's own does not read what is the critic's.
 
     Raises:
         ValueError: the encoder does not support such observations, or not this image size.
     """
+    if isinstance(space, FlatBox) and (space.has_images or space.reading.critic_keys):
+        return _build_keyed(config, space, is_actors)
     if not is_image(space):
         if config.encoder not in ("auto", "mlp"):
             raise ValueError(
@@ -139,6 +160,26 @@ def build_encoder(config: ModelConfig, space: Box) -> nn.Module:
                 f"{space.shape[0]} numbers."
             )
         return MLPEncoder(space.shape[0], config.hidden_sizes, config.activation)
+    return _build_conv(config, space)
+
+
+def _build_keyed(config: ModelConfig, space: FlatBox, is_actors: bool) -> KeyedEncoder:
+    """Build an encoder for every image, and an MLP for all other keys together."""
+    read = [part for part in space.parts if not (is_actors and part.is_critics)]
+    flat, images = [part for part in read if part.kind != "image"], [part for part in read if part.kind == "image"]
+    parts: list[tuple[slice, tuple[int, ...], nn.Module]] = []
+    if flat:
+        columns = slice(flat[0].begin, flat[-1].end)
+        size = flat[-1].end - flat[0].begin
+        parts.append((columns, (size,), MLPEncoder(size, config.hidden_sizes, config.activation)))
+    for part in images:
+        image = part.leaf.space
+        assert isinstance(image, Box)
+        parts.append((slice(part.begin, part.end), image.shape, _build_conv(config, image)))
+    return KeyedEncoder(parts)
+
+
+def _build_conv(config: ModelConfig, space: Box) -> ConvEncoder:
     rows, columns, last = space.shape
     obs_shape = rows, columns, last
     if config.encoder == "mlp":
@@ -147,7 +188,7 @@ def build_encoder(config: ModelConfig, space: Box) -> nn.Module:
         )
     net = pick_net(obs_shape) if config.encoder == "auto" else cast(ConvName, config.encoder)
     is_byte = space.dtype == np.uint8 and bool((space.high == 255).all())
-    return ConvEncoder(obs_shape, net, 1.0 / 255.0 if is_byte else 1.0)
+    return ConvEncoder(obs_shape, net, config.pixel_scale or (1.0 / 255.0 if is_byte else 1.0))
 
 
 def _find_encoder(config: ModelConfig) -> EncoderFactory | None:
@@ -163,10 +204,10 @@ def _find_encoder(config: ModelConfig) -> EncoderFactory | None:
     return cast(EncoderFactory, found)
 
 
-def _build_trunk(config: ModelConfig, make: EncoderFactory | None, space: Box) -> Trunk:
+def _build_trunk(config: ModelConfig, make: EncoderFactory | None, space: Box, is_actors: bool) -> Trunk:
     """Build an encoder, with the user's function if there is one, and its core."""
     probe = torch.from_numpy(np.zeros((2, *space.shape), observation_dtype(space)))
-    encoder, features = _build_own(make, space, probe) if make else _build_named(config, space, probe)
+    encoder, features = _build_own(make, space, probe) if make else _build_named(config, space, is_actors, probe)
     if features.dim() != 2 or features.shape[0] != 2:
         raise ValueError(f"the encoder maps {list(probe.shape)} to {list(features.shape)}, expected [2, D].")
     size = features.shape[1]
@@ -179,8 +220,8 @@ def _build_core(config: ModelConfig, size: int) -> Core:
     return GRUCore(size, config.lstm_size) if config.core == "gru" else IdentityCore(size)
 
 
-def _build_named(config: ModelConfig, space: Box, probe: Tensor) -> tuple[nn.Module, Tensor]:
-    encoder = build_encoder(config, space)
+def _build_named(config: ModelConfig, space: Box, is_actors: bool, probe: Tensor) -> tuple[nn.Module, Tensor]:
+    encoder = build_encoder(config, space, is_actors)
     return encoder, encoder(probe)
 
 

@@ -167,15 +167,8 @@ def _configure(env_id: str, preset: object, settings: Mapping[str, ConfigValue])
     """Return the preset updated with the given settings."""
     from fastac.build import apply_settings, default_config
 
-    algo, kwargs = settings.get("algo"), settings.get("env_kwargs") or {}
-    config = default_config(
-        env_id,
-        cast("str | None", algo),
-        cast("str | None", preset),
-        None,
-        cast("Mapping[str, object]", kwargs),
-        settings.get("vectorization") == "envpool",
-    )
+    algo = cast("str | None", settings.get("algo"))
+    config = default_config(env_id, algo, cast("str | None", preset), None, settings)
     return apply_settings(config, settings)
 
 

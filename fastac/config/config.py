@@ -55,6 +55,8 @@ class ModelConfig:
     """Standardise observations with running statistics saved in the model."""
     normalize_reward: bool = False
     """Scale rewards by the running standard deviation of the discounted return."""
+    pixel_scale: float | None = None
+    """Factor for the numbers of images; None: 1/255 for bytes up to 255, else 1. Symbols up to 10 need about 0.1."""
 
     def __post_init__(self) -> None:
         """Validate the section."""
@@ -70,6 +72,8 @@ class ModelConfig:
         check_choice("core", self.core, CoreName)
         check(self.lstm_size >= 1, "lstm_size", self.lstm_size, "at least 1")
         check(-20.0 <= self.log_std_init <= 2.0, "log_std_init", self.log_std_init, "a number from -20 to 2")
+        if self.pixel_scale is not None:
+            check(0.0 < self.pixel_scale < math.inf, "pixel_scale", self.pixel_scale, "above 0, or None")
 
     @property
     def is_recurrent(self) -> bool:
@@ -283,6 +287,11 @@ class Config:
                 f"num_minibatches is {self.algo.num_minibatches}, expected a divisor of {sliced // parts}, "
                 f"which is {what}{f' of one {whose}' if parts > 1 else ''}."
             )
+        if self.env.critic_keys and self.model.shared_trunk:
+            raise ValueError(
+                f"critic_keys is {self.env.critic_keys}, expected () with shared_trunk True: a trunk that is shared "
+                "shows the actor what the critic reads; give --no-shared-trunk."
+            )
         if self.env.clip_rewards and self.model.normalize_reward:
             raise ValueError(
                 "clip_rewards and normalize_reward are both True, expected one of them: give --clip-rewards False or "
@@ -360,7 +369,7 @@ class Config:
         """Whether the first update reuses the forward pass from acting; its batch must be the whole rollout."""
         return self.run.reuse_forward and self.algo.num_minibatches == 1
 
-    def replace(self, **changes: ConfigValue | Sequence[int]) -> Config:
+    def replace(self, **changes: ConfigValue | Sequence[int] | Sequence[str]) -> Config:
         """Return a copy with fields changed by their flat names; 1e6 is accepted as an integer.
 
         Raises:

@@ -32,6 +32,12 @@ class EnvConfig:
     """Environments of each worker; num_envs is then this number times workers."""
     env_kwargs: EnvArguments = field(default_factory=dict, hash=False)
     """Keyword arguments of the environment, as JSON '{"level": 3}' or as level=3,size=9."""
+    mask_actions: bool = True
+    """Never choose actions that the environment's action mask rules out, if it has one."""
+    drop_keys: tuple[str, ...] = ()
+    """Keys of a Dict observation that nothing is learned from, such as a text."""
+    critic_keys: tuple[str, ...] = ()
+    """Keys of a Dict observation that only the critic reads; needs trunks that are not shared."""
     start_timeout_s: float = 120.0
     """Time limit in seconds for another process to start and build its environments."""
     env_timeout_s: float | None = None
@@ -79,6 +85,8 @@ class EnvConfig:
             check(name not in self.env_kwargs, "env_kwargs", self.env_kwargs, f"none of {name}, which fastac gives")
         if is_atari(self.env_id):
             check(not self.env_kwargs, "env_kwargs", self.env_kwargs, "{}: a game of ALE/ has settings of its own")
+            for name in ("drop_keys", "critic_keys"):
+                check(not getattr(self, name), name, getattr(self, name), "none: a game of ALE/ shows images alone")
             self._resolve_protocol()
             return
         self._check_threads(has_threads=self.vectorization == "envpool")

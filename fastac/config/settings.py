@@ -28,6 +28,9 @@ class TrainSettings(TypedDict, total=False):
     vectorization: Vectorization
     envs_per_worker: int | None
     env_kwargs: EnvArguments
+    mask_actions: bool
+    drop_keys: Sequence[str]
+    critic_keys: Sequence[str]
     start_timeout_s: float
     env_timeout_s: float | None
     squash_actions: bool
@@ -56,6 +59,7 @@ class TrainSettings(TypedDict, total=False):
     dependent_std: bool
     normalize_obs: bool
     normalize_reward: bool
+    pixel_scale: float | None
 
     collect: CollectMode
     num_steps: int

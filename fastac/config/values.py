@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from typing import Literal, TypeAlias, get_args, get_origin
 
 JsonValue: TypeAlias = str | int | float | bool | list["JsonValue"] | dict[str, "JsonValue"] | None
-ConfigValue: TypeAlias = str | int | float | bool | tuple[int, ...] | Mapping[str, JsonValue] | None
+ConfigValue: TypeAlias = str | int | float | bool | tuple[int, ...] | tuple[str, ...] | Mapping[str, JsonValue] | None
 EnvArguments: TypeAlias = Mapping[str, object]  # JSON values; the flag parser recognises this type
 
 
@@ -84,11 +84,20 @@ def coerce(name: str, kind: object, value: object) -> ConfigValue:
             return float(value)
         if int in kinds and float(value).is_integer():
             return int(value) if isinstance(value, Integral) else int(float(value))
-    elif isinstance(value, Sequence) and any(get_origin(k) is tuple for k in kinds):
-        whole = tuple(int(v) for v in value if isinstance(v, Integral) and not isinstance(v, bool))
-        if len(whole) == len(value):
-            return whole
+    elif isinstance(value, Sequence):
+        several = _to_tuple(kinds, value)
+        if several is not None:
+            return several
     raise ValueError(f"{name} is {value!r}, expected {_describe(kind)}.")
+
+
+def _to_tuple(kinds: Sequence[object], value: Sequence[object]) -> tuple[int, ...] | tuple[str, ...] | None:
+    """Return several values of a kind in `kinds`, or None if they are none of it."""
+    texts = tuple(each for each in value if isinstance(each, str))
+    if tuple[str, ...] in kinds and len(texts) == len(value):
+        return texts
+    whole = tuple(int(each) for each in value if isinstance(each, Integral) and not isinstance(each, bool))
+    return whole if tuple[int, ...] in kinds and len(whole) == len(value) else None
 
 
 def _to_arguments(name: str, value: object) -> dict[str, JsonValue]:
@@ -116,7 +125,7 @@ def _describe(kind: object) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
     if get_origin(kind) is tuple:
-        return "whole numbers, such as (64, 64)"
+        return "texts, such as ('goal',)" if str in get_args(kind) else "whole numbers, such as (64, 64)"
     if type(None) not in get_args(kind):
         return "a whole number or auto"
     return _describe(get_args(kind)[0]).replace(" or ", ", ") + " or None"

@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode
 
 from fastac.contract import ActionArray, BoolArray, EnvFailure, Extras, ObsArray, StateTree, StepRow, read_array
 from fastac.envs.cautions import ignores_seeds
-from fastac.envs.failure import check_obs, describe
+from fastac.envs.failure import check_obs, make_failure
 from fastac.envs.flatten import FlattenedBatch
 from fastac.envs.infos import ENVPOOLS, NOTHING, InfoReader
 from fastac.envs.limits import find_time_limit
@@ -28,9 +28,15 @@ class VectorAdapter(ABC):
     frame_stack: int = 1
 
     def __init__(
-        self, env: BatchedEnv, seed: int, description: str, squashes: bool = False, cautions: tuple[str, ...] = ()
+        self,
+        env: BatchedEnv,
+        seed: int,
+        description: str,
+        squashes: bool = False,
+        cautions: tuple[str, ...] = (),
+        first_obs: ObsArray | None = None,
     ) -> None:
-        """Wrap `env`, which the adapter closes; with `squashes`, squash actions instead of clipping them."""
+        """Wrap `env`; see `wrap`."""
         self.num_envs = env.num_envs
         self.max_episode_steps = find_time_limit(env)
         self.single_observation_space = env.single_observation_space
@@ -38,6 +44,7 @@ class VectorAdapter(ABC):
         self.description, self.cautions = description, cautions
         self._env = env
         self._seed: int | None = seed
+        self._first_obs = first_obs
         self._takes_seed = not ignores_seeds(env)  # EnvPool warns of a seed
         self._name = type(env.unwrapped).__name__
         self._to_env = map_actions(self.single_action_space)
@@ -60,6 +67,7 @@ class VectorAdapter(ABC):
 
     def reseed(self, seed: np.random.SeedSequence) -> None:
         """Seed the next reset."""
+        self._first_obs = None
         self._seed = draw_batch_seed(seed, self.num_envs)
 
     def rest(self, mask: BoolArray) -> None:  # noqa: B027, no-op on purpose
@@ -78,6 +86,7 @@ class VectorAdapter(ABC):
         """Continue from a `get_state` of the same environment."""
         env, done = subtree(state, "env"), read_array(state, "done", self._done)
         restore(self._env, env)
+        self._first_obs = None
         self._done[...] = done
         if read_seeded(state):
             self._seed = None
@@ -87,11 +96,14 @@ class VectorAdapter(ABC):
         self._env.close()
 
     def _reset_env(self, mask: BoolArray | None) -> ObsArray:
+        if self._first_obs is not None:
+            obs, self._first_obs, self._seed = self._first_obs, None, None
+            return check_obs(obs, self._obs_shape, self.single_observation_space, _WHO)
         options = None if mask is None else {"reset_mask": mask.copy()}  # Gymnasium removes the key from the dict
         try:
             obs, _ = self._env.reset(seed=self._seed if self._takes_seed else None, options=options)
         except Exception as error:
-            raise EnvFailure(f"{_WHO} ({self._name}) raised {describe(error)} in reset.") from error
+            raise make_failure(error, f"{_WHO} ({self._name})", "in reset") from error
         self._seed = None
         return check_obs(obs, self._obs_shape, self.single_observation_space, _WHO)
 
@@ -101,7 +113,7 @@ class VectorAdapter(ABC):
             obs, reward, terminated, truncated, infos = self._env.step(self._to_env(action))
             shapes = (reward.shape, terminated.shape, truncated.shape)
         except Exception as error:
-            raise EnvFailure(f"{_WHO} ({self._name}) raised {describe(error)} in step.") from error
+            raise make_failure(error, f"{_WHO} ({self._name})", "in step") from error
         if shapes != self._flat_shapes:
             raise EnvFailure(
                 f"{_WHO} returned reward, terminated and truncated of shapes {shapes}, expected {self._flat_shapes}."
@@ -129,10 +141,16 @@ class OutOfBandAdapter(VectorAdapter):
     """No reset-only rows: step returns the reset observation and, separately, the final one."""
 
     def __init__(
-        self, env: BatchedEnv, seed: int, description: str, squashes: bool = False, cautions: tuple[str, ...] = ()
+        self,
+        env: BatchedEnv,
+        seed: int,
+        description: str,
+        squashes: bool = False,
+        cautions: tuple[str, ...] = (),
+        first_obs: ObsArray | None = None,
     ) -> None:
         """Wrap `env` and allocate memory for final observations, overwritten by each `step`."""
-        super().__init__(env, seed, description, squashes, cautions)
+        super().__init__(env, seed, description, squashes, cautions, first_obs)
         dtype = space_dtype(env.single_observation_space)
         self._final: ObsArray = np.zeros(self._obs_shape, dtype)  # [N, *obs_shape]
 
@@ -193,7 +211,12 @@ _ADAPTERS: dict[AutoresetMode, type[NextStepAdapter | SameStepAdapter | Disabled
 
 
 def wrap(
-    env: BatchedEnv, seed: int, description: str, squashes: bool = False, cautions: tuple[str, ...] = ()
+    env: BatchedEnv,
+    seed: int,
+    description: str,
+    squashes: bool = False,
+    cautions: tuple[str, ...] = (),
+    first_obs: ObsArray | None = None,
 ) -> VectorAdapter:
     """Return the adapter of the environment's autoreset mode.
 
@@ -203,6 +226,7 @@ def wrap(
         description: for the log.
         squashes: squash actions into the action space, instead of clipping them.
         cautions: warnings for the log.
+        first_obs: what the first reset with `seed` returned, if it was made already.
 
     Raises:
         ValueError: the environment does not declare its mode, or `squashes` and its actions cannot be squashed.
@@ -213,4 +237,4 @@ def wrap(
             f"{type(env.unwrapped).__name__}.metadata['autoreset_mode'] is {mode!r}, expected a "
             "gymnasium.vector.AutoresetMode: without it nobody can tell which observations are final."
         )
-    return _ADAPTERS[mode](env, seed, description, squashes, cautions)
+    return _ADAPTERS[mode](env, seed, description, squashes, cautions, first_obs)

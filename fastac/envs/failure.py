@@ -14,6 +14,13 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def make_failure(error: Exception, who: str, when: str) -> EnvFailure:
+    """Return the failure to raise after an environment raised `error`, or returned what is described by it."""
+    if isinstance(error, EnvFailure):
+        return EnvFailure(f"{who}: {error}.")
+    return EnvFailure(f"{who} raised {describe(error)} {when}.")
+
+
 def check_obs(obs: ObsArray, shape: tuple[int, ...], space: ArraySpace, who: str) -> ObsArray:
     """Return `obs` as an array after checking it; NumPy would silently broadcast a wrong shape and truncate floats.
 

@@ -16,22 +16,24 @@ from gymnasium.vector import AsyncVectorEnv, VectorEnv
 from gymnasium.wrappers import PassiveEnvChecker
 
 from fastac.config import EnvConfig, is_atari
-from fastac.contract import EnvFailure, ObsArray, VecEnv
+from fastac.contract import ActionArray, EnvFailure, ObsArray, VecEnv
 from fastac.cpu import count_cores
 from fastac.envs.adapter import wrap
 from fastac.envs.atari import AtariEnvs, FilmedGame
 from fastac.envs.cautions import SEEDLESS, find_cautions, ignores_seeds
 from fastac.envs.compiled import CompiledEnv, CompiledVectorEnv, renders_nothing
-from fastac.envs.failure import check_obs, describe
-from fastac.envs.flatten import FlatBox, FlattenedBatch, flatten_env
+from fastac.envs.failure import check_obs, describe, make_failure
+from fastac.envs.flatten import FlattenedBatch, flatten_env, to_first_row
 from fastac.envs.mistakes import blame, check_reset
 from fastac.envs.offers import find_compiled, picks_compiled, picks_native
 from fastac.envs.pool import make_pool, read_spaces
 from fastac.envs.process import Build, ProcessEnvs
+from fastac.envs.reading import read_batch, read_single
 from fastac.envs.robots import quiet_mujoco_warnings
+from fastac.envs.rows import FlatBox, Reading, check_observation_space
 from fastac.envs.seeds import draw_batch_seed, draw_seeds
 from fastac.envs.source import EnvFunction, Given, Source, find_source, takes
-from fastac.envs.spaces import ArraySpace, SquashedBox, check_spaces, needs_flattening
+from fastac.envs.spaces import ArraySpace, SquashedBox, check_spaces, make_drawer, needs_flattening
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.envs.sync import SyncEnvs
 from fastac.install import INSTALL, Extra
@@ -150,14 +152,14 @@ def adapt(env: BatchedEnv, seed: np.random.SeedSequence, squashes: bool = False)
     Raises:
         ValueError: an unsupported space, or no autoreset mode in the metadata.
     """
-    return _put_behind(env, seed, "given", squashes)
+    return _put_behind(EnvConfig(squash_actions=squashes), env, seed, "given")
 
 
 def _put_behind(
+    config: EnvConfig,
     env: BatchedEnv,
     seed: np.random.SeedSequence,
     kind: str,
-    squashes: bool,
     has_seed: bool = False,
     cautions: tuple[str, ...] = (),
 ) -> VecEnv:
@@ -168,18 +170,36 @@ def _put_behind(
     if ignores_seeds(env):
         read_spaces(env)
         cautions += () if has_seed else (SEEDLESS,)
-    check_spaces(env.single_observation_space, env.single_action_space)
+    squashes = config.squash_actions
     if type(env) is CompiledVectorEnv:
         return _adapt_compiled(env.env, env.num_envs, seed, env.name, squashes)
+    batch_seed = draw_batch_seed(seed, env.num_envs)
+    reading, first = read_batch(config, env, batch_seed)
+    check_spaces(env.single_observation_space, env.single_action_space, reading)
     cautions += find_cautions(env)
-    if needs_flattening(env.single_observation_space):
-        env = FlattenedBatch(env)
+    first_obs = None if first is None else first[0]
+    if needs_flattening(env.single_observation_space, reading):
+        env = flattened = FlattenedBatch(env, FlatBox(env.single_observation_space, reading))
+        first_obs = None if first is None else _flatten_first(flattened, *first)
     description = f"{kind} ({type(env.unwrapped).__name__}){_describe_flat(env.single_observation_space)}"
-    return wrap(env, draw_batch_seed(seed, env.num_envs), description, squashes, cautions)
+    return wrap(env, batch_seed, description, squashes, cautions, first_obs)
+
+
+def _flatten_first(env: FlattenedBatch, obs: ObsArray, infos: dict[str, object]) -> ObsArray:
+    try:
+        return env.to_first_rows(obs, infos)
+    except Exception as error:
+        raise make_failure(error, f"the vector env ({type(env.unwrapped).__name__})", "in reset") from error
 
 
 def _describe_flat(space: ArraySpace) -> str:
-    return f", observations flattened to {space.shape[0]} numbers" if isinstance(space, FlatBox) else ""
+    if not isinstance(space, FlatBox):
+        return ""
+    mask = f", with masks of {space.reading.mask_size} actions" if space.reading.mask_size else ""
+    images = sum(part.kind == "image" for part in space.parts)
+    if images:
+        return f", observations of {len(space.parts)} keys, {images} of them images{mask}"
+    return f", observations flattened to {space.num_inputs} numbers{mask}"
 
 
 def _make_batch(config: EnvConfig, source: EnvFunction, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
@@ -199,7 +219,7 @@ def _make_batch(config: EnvConfig, source: EnvFunction, seed: np.random.SeedSequ
             )
         if env.num_envs != num_envs:
             raise ValueError(f"{config.env_id} returned {env.num_envs} envs, expected num_envs = {num_envs}.")
-        return _put_behind(env, seed, "given", config.squash_actions, source.takes_seed)
+        return _put_behind(config, env, seed, "given", source.takes_seed)
     except BaseException:
         if isinstance(env, VectorEnv | gym.Env):
             env.close()
@@ -211,7 +231,7 @@ def _make_pool(config: EnvConfig, seed: np.random.SeedSequence, num_envs: int) -
     pool = make_pool(config, num_envs, draw_batch_seed(seed, num_envs))
     kind = f"envpool, {pool.threads} thread{'s' * (pool.threads > 1)}"
     try:
-        return _put_behind(pool.env, seed, kind, config.squash_actions, has_seed=True, cautions=pool.cautions)
+        return _put_behind(config, pool.env, seed, kind, has_seed=True, cautions=pool.cautions)
     except BaseException:
         pool.env.close()
         raise
@@ -225,7 +245,7 @@ def _make_native(config: EnvConfig, source: Source, seed: np.random.SeedSequence
     except Exception as error:
         raise _explain(config.env_id, source, error) from error
     try:
-        return _put_behind(env, seed, "native", config.squash_actions)
+        return _put_behind(config, env, seed, "native")
     except BaseException:
         env.close()
         raise
@@ -234,6 +254,7 @@ def _make_native(config: EnvConfig, source: Source, seed: np.random.SeedSequence
 def _make_compiled(config: EnvConfig, source: Source, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
     env = find_compiled(config, source)
     assert env is not None and isinstance(source, EnvSpec)
+    check_observation_space(env.observation_space, Reading(config.drop_keys, config.critic_keys))
     return _adapt_compiled(env, num_envs, seed, source.id, config.squash_actions)
 
 
@@ -247,13 +268,14 @@ def _make_singles(
     config: EnvConfig, source: Source, seeds: list[int], render_mode: str | None, processes: int, why_sync: str
 ) -> VecEnv:
     """Build single environments, batched in this process or in at most `processes` processes."""
-    build = partial(_make_single, config, source)
     if isinstance(source, EnvSpec):
         quiet_mujoco_warnings(source)
     trial = _make_trial(config, source)
     try:
-        check_spaces(trial.observation_space, trial.action_space)
-        fitted = _fit(trial, config.squash_actions)
+        reading, first = read_single(config, trial, seeds[0])
+        check_spaces(trial.observation_space, trial.action_space, reading)
+        fitted = _fit(trial, config.squash_actions, reading)
+        build = partial(_make_single, config, source, reading)
         if render_mode is not None:
             trial.close()
             return SyncEnvs(partial(build, render_mode=render_mode), seeds, f"sync (renders {render_mode})")
@@ -263,7 +285,11 @@ def _make_singles(
         raise
     description = choice.description + _describe_flat(fitted.observation_space)
     if not choice.is_tried:
-        return SyncEnvs(build, seeds, description, first=_without_checker(fitted))
+        try:
+            first_obs = None if first is None else to_first_row(fitted, *first)
+        except Exception as error:
+            raise blame(error, "reset", fitted, "env 0", "in reset") from error
+        return SyncEnvs(build, seeds, description, first=_without_checker(fitted), first_obs=first_obs)
     trial.close()  # some simulators allow only one open environment
     if not choice.processes:
         return SyncEnvs(build, seeds, description)
@@ -285,11 +311,11 @@ def _start_processes(
     return SyncEnvs(build, seeds, description, cautions=(f"the environments are stepped in this process: {why}",))
 
 
-def _make_single(config: EnvConfig, source: Source, render_mode: str | None = None) -> SingleEnv:
+def _make_single(config: EnvConfig, source: Source, reading: Reading, render_mode: str | None = None) -> SingleEnv:
     """Build one environment and `_fit` it; workers run this."""
     if isinstance(source, EnvSpec):
         quiet_mujoco_warnings(source)  # again, since this may be another process
-    return _fit(_build_raw(config, source, render_mode), config.squash_actions)
+    return _fit(_build_raw(config, source, render_mode), config.squash_actions, reading)
 
 
 def _build_raw(config: EnvConfig, source: Source, render_mode: str | None, is_checked: bool = False) -> SingleEnv:
@@ -320,14 +346,14 @@ def _build_raw(config: EnvConfig, source: Source, render_mode: str | None, is_ch
     )
 
 
-def _fit(env: SingleEnv, squashes: bool) -> SingleEnv:
+def _fit(env: SingleEnv, squashes: bool, reading: Reading) -> SingleEnv:
     """Flatten the observations of an environment with supported spaces, and mark its actions for squashing.
 
     Raises:
         ValueError: `squashes`, and the action space cannot be squashed into.
     """
-    if needs_flattening(env.observation_space):
-        env = flatten_env(env)
+    if needs_flattening(env.observation_space, reading):
+        env = flatten_env(env, FlatBox(env.observation_space, reading))
     if squashes:
         env.action_space = SquashedBox(env.action_space)
     return env
@@ -399,28 +425,28 @@ def _measure_step_us(env_id: str, trial: SingleEnv) -> float:
     """
     costs_s: list[float] = []
     trial.action_space.seed(0)
-    _try_reset(env_id, trial, seed=0)
+    draw_action = make_drawer(trial.observation_space, trial.action_space)
+    obs = _try_reset(env_id, trial, seed=0)
     began_s = time.perf_counter()
     while len(costs_s) < _TRIAL_STEPS and time.perf_counter() - began_s < _TRIAL_S:
-        cost_s, is_over = _try_step(env_id, trial)
+        cost_s, is_over, obs = _try_step(env_id, trial, draw_action(obs))
         costs_s.append(cost_s)
         if is_over:
-            _try_reset(env_id, trial)
+            obs = _try_reset(env_id, trial)
     return median(costs_s) * 1e6
 
 
-def _try_reset(env_id: str, trial: SingleEnv, seed: int | None = None) -> None:
+def _try_reset(env_id: str, trial: SingleEnv, seed: int | None = None) -> ObsArray:
     try:
         returned = trial.reset(seed=seed)
     except Exception as error:
         raise blame(error, "reset", trial, env_id, _WHEN_TRIED) from error
     obs, _ = check_reset(returned, env_id)
-    _check_tried(env_id, trial, obs)
+    return _check_tried(env_id, trial, obs)
 
 
-def _try_step(env_id: str, trial: SingleEnv) -> tuple[float, bool]:
-    """Return the seconds of a random step, and whether the episode is over."""
-    action = trial.action_space.sample()
+def _try_step(env_id: str, trial: SingleEnv, action: ActionArray) -> tuple[float, bool, ObsArray]:
+    """Return the seconds of a step, whether the episode is over, and the observation."""
     began_s = time.perf_counter()
     try:
         obs, _, terminated, truncated, _ = trial.step(action)
@@ -428,13 +454,12 @@ def _try_step(env_id: str, trial: SingleEnv) -> tuple[float, bool]:
         is_over = bool(terminated or truncated)
     except Exception as error:
         raise blame(error, "step", trial, env_id, _WHEN_TRIED) from error
-    _check_tried(env_id, trial, obs)
-    return cost_s, is_over
+    return cost_s, is_over, _check_tried(env_id, trial, obs)
 
 
-def _check_tried(env_id: str, trial: SingleEnv, obs: ObsArray) -> None:
+def _check_tried(env_id: str, trial: SingleEnv, obs: ObsArray) -> ObsArray:
     space = trial.observation_space
-    check_obs(obs, space.shape or (), space, env_id)
+    return check_obs(obs, space.shape or (), space, env_id)
 
 
 def _find_game(spec: EnvSpec) -> str:

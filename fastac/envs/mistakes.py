@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Literal, TypeAlias
 
 from fastac.contract import EnvFailure, ObsArray
-from fastac.envs.failure import describe
+from fastac.envs.failure import make_failure
 from fastac.envs.source import takes
 from fastac.envs.state import SingleEnv
 
@@ -45,7 +45,7 @@ def blame(error: Exception, call: Call, env: SingleEnv, who: str, when: str) -> 
     if _is_by_caller(error):
         with suppress(Exception):  # foreign code that has already failed
             mistake = _find_mistake(call, env.unwrapped)
-    return EnvFailure(f"{who} raised {describe(error)} {when}." if mistake is None else f"{who}: {mistake}.")
+    return make_failure(error, who, when) if mistake is None else EnvFailure(f"{who}: {mistake}.")
 
 
 def _is_by_caller(error: Exception) -> bool:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from fastac.contract import HasSpaces, StateLeaf, StateTree
 from fastac.envs.failure import describe
-from fastac.envs.flatten import FlatBox
+from fastac.envs.masks import MASK_SOURCES
+from fastac.envs.rows import FlatBox, Reading
 from fastac.envs.spaces import ArraySpace, SquashedBox
 
 _Tree: TypeAlias = dict[str, "StateTree | StateLeaf"]
@@ -80,7 +81,17 @@ def _shrink(bound: NDArray[np.generic]) -> NDArray[np.generic]:
 
 @_save.register
 def _(space: FlatBox) -> _Tree:
-    return {"kind": "flat", "original": _save(space.original)}
+    reading = space.reading
+    keys = {name: _save_keys(getattr(reading, name)) for name in _KEYS}
+    mask = {"mask_source": reading.mask_source, "mask_size": reading.mask_size}
+    return {"kind": "flat", "original": _save(space.original), **keys, **mask}
+
+
+_KEYS = ("drop_keys", "critic_keys")
+
+
+def _save_keys(keys: tuple[str, ...]) -> StateTree:
+    return {str(i): key for i, key in enumerate(keys)}
 
 
 @_save.register
@@ -141,9 +152,23 @@ def _load_tuple(state: StateTree) -> Tuple[object]:
     return Tuple([_load(_branch(parts, str(i))) for i in range(len(parts))])
 
 
+def _load_reading(state: StateTree) -> Reading:
+    """Return what is read; versions before there were masks saved nothing of it."""
+    name, size = state.get("mask_source"), state.get("mask_size", 0)
+    source = next((known for known in MASK_SOURCES if known == name), None)
+    if (name is not None and source is None) or not isinstance(size, int):
+        raise ValueError(f"a space has a mask of {size!r} numbers from {name!r}")
+    drop_keys, critic_keys = (_load_keys(state, name) for name in _KEYS)
+    return Reading(drop_keys, critic_keys, source, size)
+
+
+def _load_keys(state: StateTree, name: str) -> tuple[str, ...]:
+    return tuple(map(str, _branch(state, name).values())) if name in state else ()
+
+
 _LOADERS: Mapping[str, Callable[[StateTree], Space[object]]] = {
     "box": _load_box,
-    "flat": lambda state: FlatBox(_load(_branch(state, "original"))),
+    "flat": lambda state: FlatBox(_load(_branch(state, "original")), _load_reading(state)),
     "squashed": lambda state: SquashedBox(_load(_branch(state, "original"))),
     "discrete": lambda state: Discrete(_number(state, "n"), start=_number(state, "start")),
     "multidiscrete": lambda state: MultiDiscrete(np.array(state["nvec"]), start=np.array(state["start"])),

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from numpy.typing import ArrayLike, NDArray
 
-from fastac.contract import ActionArray
-from fastac.envs.flatten import is_flattenable
+from fastac.contract import ActionArray, ObsArray
+from fastac.envs.masks import MaskReader, count_choices
+from fastac.envs.rows import EVERYTHING, FlatBox, Reading, check_observation_space
 
 ArraySpace: TypeAlias = Space[NDArray[np.generic]]
 
 
-def check_spaces(observation_space: ArraySpace, action_space: ArraySpace) -> None:
+def check_spaces(observation_space: ArraySpace, action_space: ArraySpace, reading: Reading = EVERYTHING) -> None:
     """Check that the models support the spaces.
 
     Raises:
         ValueError: an unsupported space; the message lists the supported ones.
     """
-    _check_observation_space(observation_space)
+    check_observation_space(observation_space, reading)
     _check_action_space(action_space)
-
-
-def _check_observation_space(space: ArraySpace) -> None:
-    if not is_flattenable(space):
-        raise ValueError(
-            f"the observation space is {space}, expected a Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or "
-            "Tuple of these: wrap the environment with gymnasium.wrappers.TransformObservation."
-        )
-    if 0 in (space.shape or ()):
-        raise ValueError(f"the observation space is {space}, which holds no numbers: return a constant instead.")
 
 
 def _check_action_space(space: ArraySpace) -> None:
@@ -47,9 +39,9 @@ def _check_action_space(space: ArraySpace) -> None:
     )
 
 
-def needs_flattening(space: ArraySpace) -> bool:
-    """Return whether observations are neither vectors nor images."""
-    return not (isinstance(space, Box) and len(space.shape) in (1, 3))
+def needs_flattening(space: ArraySpace, reading: Reading = EVERYTHING) -> bool:
+    """Return whether observations are neither vectors nor images, or have an action mask."""
+    return reading != EVERYTHING or not (isinstance(space, Box) and len(space.shape) in (1, 3))
 
 
 class SquashedBox(Box):
@@ -146,6 +138,15 @@ def map_actions(space: ArraySpace) -> ActionMap:
     return SquashedActions(space) if isinstance(space, SquashedBox) else ClippedActions(space)
 
 
+def make_drawer(row_space: ArraySpace, action_space: ArraySpace) -> Callable[[ObsArray], ActionArray]:
+    """Return the function that draws a random action of the environment for a row, a legal one if rows have masks."""
+    if not isinstance(row_space, FlatBox) or not row_space.reading.mask_size:
+        return lambda row: action_space.sample()
+    reader, rng = MaskReader(count_choices(action_space)), np.random.default_rng(0)
+    to_env, shape = map_actions(action_space), action_space.shape or ()
+    return lambda row: to_env(reader.draw(row[None], shape, rng))[0]
+
+
 def action_dtype(space: ArraySpace) -> np.dtype[np.generic]:
     """Return the dtype of a policy's actions: float32 for a Box, int64 otherwise."""
     return np.dtype(np.float32 if isinstance(space, Box) else np.int64)
@@ -157,8 +158,9 @@ def is_image(space: ArraySpace) -> bool:
 
 
 def observation_dtype(space: ArraySpace) -> np.dtype[np.generic]:
-    """Return the dtype in which observations are stored: uint8 for uint8 images, else float32."""
-    return np.dtype(np.uint8 if is_image(space) and space_dtype(space) == np.uint8 else np.float32)
+    """Return the dtype in which observations are stored: uint8 for uint8 images and rows of bytes, else float32."""
+    has_images = is_image(space) or (isinstance(space, FlatBox) and space.has_images)
+    return np.dtype(np.uint8 if has_images and space_dtype(space) == np.uint8 else np.float32)
 
 
 def space_dtype(space: ArraySpace) -> np.dtype[np.generic]:

@@ -29,7 +29,7 @@ from gymnasium.wrappers.utils import RunningMeanStd
 from numpy.typing import NDArray
 
 from fastac.contract import ActionArray, ObsArray, StateLeaf, StateTree
-from fastac.envs.flatten import FlattenedBatch
+from fastac.envs.flatten import FlattenedBatch, RowObservation
 from fastac.envs.robots import capture_robot, is_robot, restore_robot
 
 SingleEnv: TypeAlias = gym.Env[ObsArray, ActionArray]
@@ -44,6 +44,7 @@ _FIELDS: dict[type, dict[str, tuple[_Shape, str]]] = {
     OrderEnforcing: {"_has_reset": ((), "b")},
     FlattenObservation: {},
     FlattenedBatch: {},
+    RowObservation: {},
     NormalizeObservation: {},
     NormalizeReward: {"discounted_reward": ((1,), "f")},
     vector_wrappers.NormalizeObservation: {},

@@ -36,6 +36,7 @@ class SyncEnvs:
         first_index: int = 0,
         first: SingleEnv | None = None,
         cautions: tuple[str, ...] = (),
+        first_obs: ObsArray | None = None,
     ) -> None:
         """Build one environment per seed.
 
@@ -44,13 +45,14 @@ class SyncEnvs:
             seeds: one per environment, for its first reset.
             description: for the log.
             first_index: index of the first environment in messages and states.
-            first: an environment made by `build` and never reset, used as the first one.
+            first: an environment made by `build` and never stepped, used as the first one.
             cautions: warnings for the log, added to those found in the environments.
+            first_obs: what the first reset of `first` with its seed returned, if it was made already.
         """
         self.num_envs = len(seeds)
         self.description = description
         self._seeds: Sequence[int | None] = seeds
-        self._first_index = first_index
+        self._first_index, self._first_obs = first_index, first_obs
         self._done: BoolArray = np.zeros(self.num_envs, dtype=np.bool_)
         self._awake: Sequence[int] = range(self.num_envs)
         self._is_awake: BoolArray = np.ones(self.num_envs, dtype=np.bool_)
@@ -85,7 +87,7 @@ class SyncEnvs:
 
     def take_seeds(self, seeds: Sequence[int]) -> None:
         """Seed the next reset with one given seed per environment."""
-        self._seeds = seeds
+        self._seeds, self._first_obs = seeds, None
 
     def rest(self, mask: BoolArray) -> None:
         """Skip the environments in `mask`."""
@@ -134,7 +136,7 @@ class SyncEnvs:
         envs, done = subtree(state, "envs"), read_array(state, "done", self._done)
         for index, env in enumerate(self._envs, start=self._first_index):
             restore(env, subtree(envs, str(index)))
-        self._done[...] = done
+        self._done[...], self._first_obs = done, None
         if read_seeded(state):
             self._seeds = [None] * self.num_envs
 
@@ -147,6 +149,9 @@ class SyncEnvs:
         return f"env {self._first_index + index}"
 
     def _reset_one(self, index: int, seed: int | None) -> ObsArray:
+        if index == 0 and self._first_obs is not None:
+            obs, self._first_obs = self._first_obs, None
+            return check_obs(obs, self._obs_shape, self.single_observation_space, self._name(0))
         try:
             returned = self._envs[index].reset(seed=seed)
         except Exception as error:

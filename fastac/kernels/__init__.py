@@ -12,14 +12,23 @@ from fastac.kernels.gaussian_loss import gaussian_loss
 from fastac.kernels.gradients import SQUARES_BLOCK, clip_gradient, num_blocks, sum_gradients, sum_squares
 from fastac.kernels.kernel import cache_folder, compile_kernels
 from fastac.kernels.layer_gradients import Derivative, deactivate, heads_backward
-from fastac.kernels.layers import Activation, copy_row, dense, standardize, tanh, transpose, write_columns
+from fastac.kernels.layers import (
+    Activation,
+    copy_row,
+    dense,
+    standardize,
+    take_columns,
+    tanh,
+    transpose,
+    write_columns,
+)
 from fastac.kernels.losses import Surrogate
 from fastac.kernels.matrices import multiply_columns, multiply_rows
 from fastac.kernels.optimizers import adam_step, rmsprop_step
 from fastac.kernels.program import Op, Program, join_calls
 from fastac.kernels.recurrent import gru_backward, gru_forward, lstm_backward, lstm_forward
 from fastac.kernels.rows import as_bytes, copy_bytes, find_nonfinite, gather_rows, prepare_copy
-from fastac.kernels.sampling import greedy_categorical, sample_categorical, sample_gaussian
+from fastac.kernels.sampling import greedy_categorical, mask_logits, sample_categorical, sample_gaussian
 from fastac.kernels.statistics import column_moments, discounted_moments
 
 __all__ = [
@@ -55,6 +64,7 @@ __all__ = [
     "join_calls",
     "lstm_backward",
     "lstm_forward",
+    "mask_logits",
     "merge_moments",
     "multiply_columns",
     "multiply_rows",
@@ -69,6 +79,7 @@ __all__ = [
     "standardize",
     "sum_gradients",
     "sum_squares",
+    "take_columns",
     "tanh",
     "transpose",
     "weigh_rows",

@@ -46,9 +46,9 @@ def sample_categorical(
 ) -> None:
     """Sample an action per row, with its log-prob and the entropy of its distribution, in nats.
 
-    The cumulative distribution is inverted: the action is the number of its entries that do not exceed `uniform`. The
-    last entry is left out, because rounding may make it slightly smaller than a uniform close to 1. A NaN among a
-    row's logits makes its log-prob and entropy NaN; its action is still in range.
+    The cumulative distribution is inverted: the action is the number of its entries that do not exceed `uniform`, and
+    at most the last action whose logit is not -inf, because rounding may make the last entry slightly smaller than a
+    uniform close to 1. A NaN among a row's logits makes its log-prob and entropy NaN; its action is still in range.
 
     Args:
         logits: any magnitude.
@@ -59,9 +59,23 @@ def sample_categorical(
     """
     log_probs = torch.log_softmax(logits, dim=-1)  # [N, A]
     cdf = torch.softmax(logits, dim=-1).cumsum(dim=-1)  # [N, A]
-    action.copy_((cdf[:, :-1] <= uniform.unsqueeze(-1)).sum(dim=-1))
+    last = torch.where(logits == -math.inf, 0, torch.arange(logits.shape[1], device=logits.device)).amax(dim=-1)
+    action.copy_(torch.minimum((cdf <= uniform.unsqueeze(-1)).sum(dim=-1), last))
     log_prob.copy_(log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1))
     entropy.copy_(compute_entropy(log_probs))
+
+
+@kernel("N E A", is_step=True)
+def mask_logits(rows: Annotated[Tensor, "float32 N E"], logits: Annotated[Tensor, "float32 N A"]) -> None:
+    """Write -inf to the logits of illegal actions.
+
+    Then their probabilities and every gradient at them are 0, so no other kernel needs to know of masks.
+
+    Args:
+        rows: observations; the last A of E columns are the mask: 0 where an action is illegal.
+        logits: of all components of an action, side by side; written.
+    """
+    logits.masked_fill_(rows[:, rows.shape[1] - logits.shape[1] :] == 0.0, -math.inf)
 
 
 @kernel("N A", is_step=True)
@@ -103,6 +117,19 @@ _LOG_2PI = math.log(2.0 * math.pi)
 
 
 # ---- Numba ------------------------------------------------------------------------------------------
+
+
+_ILLEGAL = np.float32(-np.inf)
+
+
+@mask_logits.numba
+def _mask_logits_numba(num_rows: int, row_width: int, num_logits: int, rows: Floats, logits: Floats) -> None:
+    width, size = U(row_width), U(num_logits)
+    for n in range(U(num_rows)):
+        begin = n * width + (width - size)
+        for a in range(size):
+            logit = logits[n * size + a]
+            logits[n * size + a] = _ILLEGAL if rows[begin + a] == ZERO else logit
 
 
 @greedy_categorical.numba
@@ -194,8 +221,8 @@ def _draw(
         for n in range(size):
             row[CUMULATIVE, n] += weight[a - U(1), n] * row[INVERSE, n]
         for n in range(size):
-            beyond = row[CUMULATIVE, n] <= uniform[start + n]
             before, chosen, logit = action[start + n], row[LOG_PROB, n], shifted[a, n]
+            beyond = (row[CUMULATIVE, n] <= uniform[start + n]) & (logit > _ILLEGAL)
             action[start + n] = np.int64(a) if beyond else before
             row[LOG_PROB, n] = logit if beyond else chosen
     for n in range(size):
@@ -254,9 +281,10 @@ def _sample_rows(
     total = tl.sum(exps, axis=1)
     cdf = tl.cumsum(exps / total[:, None], axis=1)
     threshold = tl.load(uniform + row, mask=here, other=0.0)
-    # The last entry is left out, because rounding may make it slightly smaller than a uniform close to 1.
-    below = (cdf <= threshold[:, None]) & (column < num_actions - 1)
+    below = (cdf <= threshold[:, None]) & (column < num_actions)
     picked = tl.sum(below.to(tl.int32), axis=1)
+    # Rounding may make the last entry slightly smaller than a uniform close to 1.
+    picked = tl.minimum(picked, tl.max(tl.where(shifted > float("-inf"), column, 0), axis=1))
     of_action = tl.sum(tl.where(column == picked[:, None], shifted, 0.0), axis=1)
     tl.store(action + row, picked.to(tl.int64), mask=here)
     tl.store(log_prob + row, of_action - tl.log(total), mask=here)

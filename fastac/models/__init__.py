@@ -2,7 +2,7 @@
 
 from fastac.models.actor_critic import ActorCritic, Trunk
 from fastac.models.cores import Core, GRUCore, IdentityCore, LSTMCore
-from fastac.models.encoders import ConvEncoder, MLPEncoder, Shape, make_activation, pick_net
+from fastac.models.encoders import ConvEncoder, KeyedEncoder, MLPEncoder, Shape, make_activation, pick_net
 from fastac.models.heads import CategoricalHead, DependentGaussianHead, GaussianHead, Head, MultiCategoricalHead
 from fastac.models.loading import load_module
 from fastac.models.normalizers import (
@@ -26,6 +26,7 @@ __all__ = [
     "GaussianHead",
     "Head",
     "IdentityCore",
+    "KeyedEncoder",
     "LSTMCore",
     "MLPEncoder",
     "MultiCategoricalHead",

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from fastac.contract import Act
 from fastac.models.cores import Core
 from fastac.models.encoders import make_linear
-from fastac.models.heads import GaussianHead, Head
+from fastac.models.heads import ILLEGAL, GaussianHead, Head
 from fastac.models.normalizers import NoObsNormalizer, ObsNormalizer
 
 
@@ -39,6 +39,8 @@ class ActorCritic(nn.Module):
     Attributes:
         obs_normalizer: standardises raw observations, or is the identity; saved with the weights.
         state_size: size S of the recurrent state, concatenated over trunks; 0 without recurrence.
+        mask_size: M, the number of columns at the end of an observation that are its action mask: for each value of
+            each component of an action, whether it is legal. 0 without masks.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class ActorCritic(nn.Module):
         trunks: Sequence[Trunk],
         head: Head,
         obs_normalizer: ObsNormalizer | NoObsNormalizer,
+        mask_size: int = 0,
     ) -> None:
         """Store one trunk (shared) or two (the actor's, the critic's)."""
         super().__init__()
@@ -56,6 +59,7 @@ class ActorCritic(nn.Module):
         self.value_head = make_linear(trunks[-1].core.output_size, 1, gain=1.0)
         self._state_sizes = [trunk.core.state_size for trunk in trunks]
         self.state_size = sum(self._state_sizes)
+        self.mask_size = mask_size
 
     def forward(self, obs: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return distribution parameters `[..., P]`, values `[...]` and the next state `[N, S]`.
@@ -66,14 +70,19 @@ class ActorCritic(nn.Module):
             state: `[N, S]`, the recurrent state before the first row.
             start: `[N]` or `[T, N]` bool, True where a row begins an episode.
         """
+        mask = None
+        if self.mask_size:
+            obs, mask = obs.split([obs.shape[-1] - self.mask_size, self.mask_size], dim=-1)
         obs = self.obs_normalizer(obs)
         features, states = [], []
         for trunk, trunk_state in zip(self.trunks, state.split(self._state_sizes, dim=-1), strict=True):
             out, after = trunk(obs, trunk_state, start)
             features.append(out)
             states.append(after)
-        value = self.value_head(features[-1]).squeeze(-1)
-        return self.head(features[0]), value, states[0] if len(states) == 1 else torch.cat(states, dim=-1)
+        value, params = self.value_head(features[-1]).squeeze(-1), self.head(features[0])
+        if mask is not None:
+            params = params.masked_fill(mask == 0, ILLEGAL)
+        return params, value, states[0] if len(states) == 1 else torch.cat(states, dim=-1)
 
     def initial_state(self, num_envs: int) -> Tensor:
         """Return the zero recurrent state `[N, S]`."""

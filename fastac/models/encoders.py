@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -66,6 +67,27 @@ class MLPEncoder(nn.Module):
         """Encode observations."""
         features: Tensor = self.layers(obs)
         return features
+
+
+class KeyedEncoder(nn.Module):
+    """An encoder for each key that a trunk reads, side by side: rows `[..., D]` to `[..., sum of their sizes]`.
+
+    Vectors are one part together, since an MLP loses nothing by reading them side by side.
+    """
+
+    def __init__(self, parts: Sequence[tuple[slice, tuple[int, ...], nn.Module]]) -> None:
+        """Take the columns, the shape of an observation, and the encoder of each part."""
+        super().__init__()
+        self.places = [(columns, shape) for columns, shape, _ in parts]
+        self.encoders = nn.ModuleList(encoder for _, _, encoder in parts)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Encode observations."""
+        features = [
+            encoder(obs[..., columns].unflatten(-1, shape) if len(shape) > 1 else obs[..., columns].float())
+            for (columns, shape), encoder in zip(self.places, self.encoders, strict=True)
+        ]
+        return torch.cat(features, dim=-1)
 
 
 class _Conv(NamedTuple):

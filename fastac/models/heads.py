@@ -19,6 +19,9 @@ from fastac.models.encoders import make_linear
 _POLICY_GAIN = 0.01
 _LOG_2PI = math.log(2.0 * math.pi)
 
+# The logit of an illegal action: its probability is 0, and so is every gradient.
+ILLEGAL = -math.inf
+
 # Bounds of log deviations that depend on the observation. A deviation of 0.007 is almost deterministic; one of 7 is
 # almost uniform in bounds of 1, squashed or clipped.
 LEAST_LOG_STD, MOST_LOG_STD = -5.0, 2.0
@@ -28,14 +31,23 @@ _LOG_STD_MIDDLE, _LOG_STD_REACH = 0.5 * (MOST_LOG_STD + LEAST_LOG_STD), 0.5 * (M
 def _sample_categorical(logits: Tensor, uniform: Tensor) -> Tensor:
     """Invert the cumulative distribution: logits `[..., A]`, uniform `[...]` in [0, 1), to `[...]` int64."""
     cdf = torch.softmax(logits, dim=-1).cumsum(dim=-1)
-    # The last entry is left out, because rounding may make it slightly smaller than a uniform close to 1.
-    return (cdf[..., :-1] <= uniform.unsqueeze(-1)).sum(dim=-1)
+    drawn = (cdf <= uniform.unsqueeze(-1)).sum(dim=-1)
+    # Rounding may make the last entry slightly smaller than a uniform close to 1.
+    return torch.minimum(drawn, last_legal(logits))
+
+
+def last_legal(logits: Tensor) -> Tensor:
+    """Return the last action `[...]` whose logit `[..., A]` is not that of an illegal one."""
+    places = torch.arange(logits.shape[-1], device=logits.device)
+    return torch.where(logits == ILLEGAL, 0, places).amax(dim=-1)
 
 
 def _log_prob_entropy_categorical(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
     log_probs = torch.log_softmax(logits, dim=-1)  # [..., A]
     log_prob = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
-    entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+    probs = log_probs.exp()
+    # An action of probability 0 adds 0, not 0 times -inf.
+    entropy = -(probs * log_probs.masked_fill(probs == 0.0, 0.0)).sum(dim=-1)
     return log_prob, entropy
 
 

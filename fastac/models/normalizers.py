@@ -7,6 +7,7 @@ change them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -75,33 +76,55 @@ def merge_moments(known: NDArray[np.float64], part: NDArray[np.float64]) -> NDAr
 
 
 class ObsNormalizer(nn.Module):
-    """Standardises observations and clips them to +-10; the shape `[..., *obs_shape]` is unchanged."""
+    """Standardises observations and clips them to +-10; the shape `[..., *obs_shape]` is unchanged.
 
-    def __init__(self, obs_shape: tuple[int, ...]) -> None:
-        """Start as the identity (except for the clipping)."""
+    Attributes:
+        columns: the columns of a row that are standardised, K of them; the others (images, one-hot categories) stay.
+            None: all.
+    """
+
+    def __init__(self, obs_shape: tuple[int, ...], columns: Sequence[int] | None = None) -> None:
+        """Start as the identity (except for the clipping); see the class for `columns` of rows `[D]`."""
         super().__init__()
-        self.moments = RunningMoments(obs_shape)
+        self.moments = RunningMoments(obs_shape if columns is None else (len(columns),))
+        self.columns = None if columns is None else torch.tensor(columns, dtype=torch.int64)
+        self._width = math.prod(obs_shape)
 
     def forward(self, obs: Tensor) -> Tensor:
         """Normalise with the current statistics."""
-        mean, scale = self.constants()
-        return ((obs - mean) * scale).clamp(-CLIP, CLIP)
+        mean, scale = self._own_constants()
+        if self.columns is None:
+            return ((obs - mean) * scale).clamp(-CLIP, CLIP)
+        columns, out = self.columns.to(obs.device), obs.float()
+        standard = ((out[..., columns] - mean) * scale).clamp(-CLIP, CLIP)
+        return out.index_copy(-1, columns, standard)
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """Return the mean and the factor that `forward` currently applies, float32 `[*obs_shape]` each."""
+        mean, scale = self._own_constants()
+        if self.columns is None:
+            return mean, scale
+        columns = self.columns.to(mean.device)
+        return mean.new_zeros(self._width).index_copy(0, columns, mean), mean.new_ones(self._width).index_copy(
+            0, columns, scale
+        )
+
+    def _own_constants(self) -> tuple[Tensor, Tensor]:
         return self.moments.mean.float(), (self.moments.var + _EPS).rsqrt().float()
 
     def update(self, parts: Sequence[tuple[Tensor, Tensor]], group: Group) -> None:
         """Add observations to the statistics, and those of the other workers.
 
         Args:
-            parts: by shard of this worker, `obs` `[T, N, *obs_shape]`, on the CPU, and which rows count, `[T, N]`.
+            parts: by shard of this worker, `obs` `[T, N, *obs_shape]`, on the CPU, perhaps with masks at their end, and
+                which rows count, `[T, N]`.
             group: all shards.
         """
         moments = torch.empty(len(parts), 1 + 2 * self.moments.mean.numel(), dtype=torch.float64)
         for (obs, valid), part in zip(parts, moments, strict=True):
-            rows = obs.flatten(0, 1).flatten(1).float()  # no copy if they are float32
-            column_moments(rows, valid.flatten(), part)
+            rows = obs.flatten(0, 1).flatten(1)
+            rows = rows[:, : self._width] if self.columns is None else rows[:, self.columns]
+            column_moments(rows.float().contiguous(), valid.flatten(), part)  # no copy of float32 without masks
         self.moments.merge("obs", moments.numpy(), group)
 
 

@@ -30,9 +30,11 @@ from torch import Tensor
 from fastac import memory
 from fastac.build import EnvFactory, allocate_rollout, build_envs, shard_config, torch_threads
 from fastac.config import Config
-from fastac.contract import ActionArray, HasSpaces, VecEnv
+from fastac.contract import ActionArray, HasSpaces, ObsArray, StepRow, VecEnv
 from fastac.envs import observation_dtype
 from fastac.envs.adapter import NextStepAdapter, SameStepAdapter
+from fastac.envs.masks import MaskReader, count_choices
+from fastac.envs.rows import FlatBox
 from fastac.envs.spaces import ArraySpace, map_actions
 from fastac.learning.fused import Activations, FusedNetwork, is_fusable
 from fastac.learning.fused.gradient import chunk_rows
@@ -222,10 +224,26 @@ def _stepping(config: Config, envs: VecEnv, rng: np.random.Generator) -> Work:
     rollout = allocate_rollout(config.replace(num_steps=1, num_minibatches=1), envs, 0)
     (row,) = rollout.step_rows()
     envs.reset(rollout.obs[0].numpy(), rollout.start[0].numpy())
+    space = envs.single_observation_space
+    if isinstance(space, FlatBox) and space.reading.mask_size:
+        return _stepping_legally(envs, row, rollout.obs[0].numpy(), rng)
     actions = _draw_actions(envs.single_action_space, config.env.num_envs, rng)
     if isinstance(envs, NextStepAdapter | SameStepAdapter):
         return _in_turn(envs.batch.step, map(map_actions(envs.single_action_space), actions))
     return _in_turn(lambda action: envs.step(action, row), actions)
+
+
+def _stepping_legally(envs: VecEnv, row: StepRow, rows: ObsArray, rng: np.random.Generator) -> Work:
+    """Return a function that steps once with random legal actions; `rows` are those of the reset."""
+    space = envs.single_action_space
+    reader, shape = MaskReader(count_choices(space)), space.shape or ()
+
+    def step() -> None:
+        nonlocal rows
+        envs.step(reader.draw(rows, shape, rng), row)
+        rows = row.obs
+
+    return step
 
 
 def _draw_actions(space: ArraySpace, num_envs: int, rng: np.random.Generator) -> list[ActionArray]:

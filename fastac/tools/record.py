@@ -18,6 +18,8 @@ from fastac.config import EnvConfig, is_atari
 from fastac.contract import EnvFailure, Episode, ObsArray
 from fastac.envs import film_game, make_single
 from fastac.envs.failure import describe
+from fastac.envs.masks import MaskSource, ask_mask
+from fastac.envs.state import SingleEnv
 from fastac.install import INSTALL
 from fastac.runs.files import replace_file
 from fastac.tools.policy import Action, TrainedPolicy
@@ -210,15 +212,20 @@ def _play(policy: TrainedPolicy, env: RenderedEnv, film: Film, seed: int, max_st
     return_, length, is_over = 0.0, 0, False
     policy.reset()
     with _blaming("reset"):
-        obs, _ = env.reset(seed=seed)
+        obs, info = env.reset(seed=seed)
     film.add(_render(env))
     while not is_over and length < max_steps:
-        action = policy.act(obs, greedy)
+        action = policy.act(obs, greedy, _find_mask(env, info, policy.mask_source))
         with _blaming("step"):
-            obs, reward, terminated, truncated, _ = env.step(action)
+            obs, reward, terminated, truncated, info = env.step(action)
             return_, length, is_over = return_ + float(reward), length + 1, bool(terminated or truncated)
         film.add(_render(env))
     return Episode(return_, length)
+
+
+def _find_mask(env: RenderedEnv, info: dict[str, object], source: MaskSource | None) -> object:
+    """Return the action mask, unless it is in the observation."""
+    return ask_mask(cast(SingleEnv, env), info, source) if source in ("method", "info") else None
 
 
 def _render(env: RenderedEnv) -> Frame:

@@ -15,7 +15,7 @@ from probes import DictReward
 from fastac.config import EnvConfig
 from fastac.contract import EnvFailure, VecEnv
 from fastac.envs import adapt, make_vec
-from fastac.envs.flatten import FlatBox, flatten_obs
+from fastac.envs.rows import FlatBox
 from fastac.envs.sync import SyncEnvs
 
 PROBE = "probes:fastac/DictReward-v0"
@@ -30,7 +30,7 @@ SPACES = [
     Box(0, 1, (2, 2), np.bool_),
     Box(0, 255, (2, 3, 4, 2), np.uint8),
     Tuple((Discrete(3), Box(0, 1, (2,)))),
-    Dict(b=Dict(x=Box(0, 1, (2, 3, 4)), y=Tuple((MultiBinary(2),))), a=Discrete(2)),
+    Dict(b=Dict(x=Box(0, 1, (2, 3, 4, 1)), y=Tuple((MultiBinary(2),))), a=Discrete(2)),
 ]
 
 
@@ -41,9 +41,9 @@ def test_one_and_many_are_flattened_as_gymnasium_flattens_one(space: Space) -> N
     batched.seed(1)
     for _ in range(20):
         one, many = space.sample(), batched.sample()
-        np.testing.assert_array_equal(flatten_obs(space, one), flatten(space, one))
+        np.testing.assert_array_equal(FlatBox(space).flatten(one), flatten(space, one))
         expected = [flatten(space, each) for each in iterate(batched, many)]
-        np.testing.assert_array_equal(flatten_obs(space, many), expected)
+        np.testing.assert_array_equal(FlatBox(space).flatten(many), expected)
         assert all(flat.contains(each) for each in expected)
     assert flat.original == space
 
@@ -51,9 +51,9 @@ def test_one_and_many_are_flattened_as_gymnasium_flattens_one(space: Space) -> N
 def test_the_order_and_the_offset_by_hand() -> None:
     space = Dict(word=Discrete(3, start=-1), at=Tuple((MultiBinary(2), Box(-9, 9, (1, 2), np.float32))))
     obs = {"at": (np.array([1, 0]), np.array([[2.5, -3.0]])), "word": 1}
-    assert flatten_obs(space, obs).tolist() == [0, 0, 1, 1, 0, 2.5, -3.0]
+    assert FlatBox(space).flatten(obs).tolist() == [0, 0, 1, 1, 0, 2.5, -3.0]
     batch = {"at": (np.array([[1, 0]] * 2), np.array([[[2.5, -3.0]]] * 2)), "word": np.array([1, -1])}
-    assert flatten_obs(space, batch).tolist() == [[0, 0, 1, 1, 0, 2.5, -3.0], [1, 0, 0, 1, 0, 2.5, -3.0]]
+    assert FlatBox(space).flatten(batch).tolist() == [[0, 0, 1, 1, 0, 2.5, -3.0], [1, 0, 0, 1, 0, 2.5, -3.0]]
 
 
 @pytest.mark.parametrize(
@@ -76,19 +76,19 @@ def test_the_order_and_the_offset_by_hand() -> None:
 )
 def test_another_observation_is_refused_in_a_sentence(space: Space, obs: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        flatten_obs(space, obs)
+        FlatBox(space).flatten(obs)
 
 
 def own(seeds: list[int]) -> VecEnv:
     env = make_vec(EnvConfig(PROBE, len(seeds), "sync"), np.random.SeedSequence(0))
     assert isinstance(env, SyncEnvs)
-    env._seeds = seeds
+    env.take_seeds(seeds)
     return env
 
 
 def given(seeds: list[int], mode: AutoresetMode = AutoresetMode.NEXT_STEP) -> VecEnv:
     env = adapt(SyncVectorEnv([DictReward] * len(seeds), autoreset_mode=mode), np.random.SeedSequence(0))
-    env._seed = seeds
+    env._seed, env._first_obs = seeds, None
     return env
 
 
@@ -142,9 +142,8 @@ def test_a_wrong_observation_of_a_batch_is_said_in_one_sentence() -> None:
         def _show(self) -> dict:
             return super()._show() | {"word": np.int64(7)}
 
-    env = adapt(SyncVectorEnv([Wrong]), np.random.SeedSequence(0))
     with pytest.raises(EnvFailure, match=r"raised ValueError: the observation\['word'\] holds a number outside"):
-        begin(env)
+        begin(adapt(SyncVectorEnv([Wrong]), np.random.SeedSequence(0)))
 
 
 def test_a_user_batch_that_saves_itself_is_saved_flattened() -> None:

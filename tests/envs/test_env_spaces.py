@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from fastac.config import EnvConfig
 from fastac.contract import VecEnv
 from fastac.envs import adapt, check_spaces, is_image, make_vec, observation_dtype
+from fastac.envs.rows import Reading
 from fastac.envs.spaces import SquashedBox, map_actions, needs_flattening
 from fastac.envs.sync import SyncEnvs
 
@@ -83,8 +84,6 @@ def test_actions_are_taken(action_space: Space) -> None:
         Sequence(FLAT),
         Graph(FLAT, None),
         OneOf((FLAT, FLAT)),
-        Dict(a=FLAT, b=Dict(c=Text(3))),
-        Tuple((FLAT, Sequence(FLAT))),
         Dict(),
         Tuple(()),
     ],
@@ -95,6 +94,30 @@ def test_observations_of_no_fixed_size_are_refused(space: Space) -> None:
         ValueError, match=r"^the observation space is .*, expected a Box, Discrete, MultiDiscrete or Mu"
     ):
         check_spaces(space, Discrete(2))
+
+
+@pytest.mark.parametrize(
+    ("space", "drop_keys", "words"),
+    [
+        (
+            Dict(a=FLAT, b=Dict(c=Text(3))),
+            (),
+            "the observation's key 'b/c' is a Text, .* --drop-keys b/c, or drop_keys",
+        ),
+        (Dict(a=FLAT, b=Text(3), c=Graph(FLAT, None)), (), r"--drop-keys b c, or drop_keys=\('b', 'c'\) in Python"),
+        (Tuple((FLAT, Sequence(FLAT))), (), "the observation's key '1' is a Sequence"),
+        (Dict(a=FLAT, b=Text(3)), ("B",), "drop_keys has 'B', expected keys of the observation: a, b"),
+        (Dict(a=FLAT), ("a",), "holds no numbers"),
+        (FLAT, ("a",), "expected keys of the observation: none, since it is no Dict"),
+    ],
+)
+def test_keys_without_numbers_are_named(space: Space, drop_keys: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_spaces(space, Discrete(2), Reading(drop_keys))
+
+
+def test_keys_that_are_dropped_need_no_numbers() -> None:
+    check_spaces(Dict(a=FLAT, b=Dict(c=Text(3)), d=Text(3)), Discrete(2), Reading(("b", "d")))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 from fastac.config import Config
-from fastac.envs.flatten import FlatBox
+from fastac.envs.rows import FlatBox
 from fastac.envs.saved_spaces import Spaces, load_spaces, save_spaces
 from fastac.envs.spaces import SquashedBox
 from fastac.runs.checkpoint import load_checkpoint, save_checkpoint

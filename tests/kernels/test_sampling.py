@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernels_support import SEEDS, forms, generator, in_float64
 
-from fastac.kernels import greedy_categorical, sample_categorical, sample_gaussian
+from fastac.kernels import greedy_categorical, mask_logits, sample_categorical, sample_gaussian
 
 KERNELS = forms(sample_categorical, has_triton=True)
 BELOW_ONE = 1.0 - 2.0**-24
@@ -123,6 +123,32 @@ def test_masked_actions_are_neither_drawn_nor_counted(kernel):
     assert action.tolist() == [1, 3, 3]
     assert log_prob.tolist() == pytest.approx([-math.log(2.0)] * 3)
     assert entropy.tolist() == pytest.approx([math.log(2.0)] * 3)
+
+
+@KERNELS
+def test_no_rounding_draws_an_illegal_action(kernel):
+    """The sum of the legal probabilities is often below 1 - 2^-24, the largest uniform."""
+    rng = generator(0)
+    logits = 3.0 * torch.randn(2000, 7, generator=rng)
+    legal = torch.rand(2000, 7, generator=rng) < 0.5
+    legal[:, 3] = True
+    logits[~legal] = -torch.inf
+    assert (torch.softmax(logits, dim=1).cumsum(dim=1)[:, -1] <= BELOW_ONE).any()
+    for uniform in (0.0, 0.5, BELOW_ONE):
+        action, _, _ = sample(kernel, logits, torch.full((2000,), uniform))
+        assert legal.gather(1, action.unsqueeze(1)).all()
+
+
+@forms(mask_logits)
+@pytest.mark.parametrize(("num_rows", "width", "num_actions"), [(1, 1, 1), (5, 3, 3), (7, 9, 4), (300, 20, 17)])
+def test_illegal_actions_have_no_probability(kernel, num_rows, width, num_actions):
+    rows = torch.randn(num_rows, width)
+    mask = torch.rand(num_rows, num_actions) < 0.6
+    rows[:, width - num_actions :] = mask.float()
+    logits, before = torch.randn(num_rows, num_actions), torch.randn(num_rows, num_actions)
+    logits.copy_(before)
+    kernel(rows, logits)
+    assert torch.equal(logits, torch.where(mask, before, -torch.inf))
 
 
 @KERNELS

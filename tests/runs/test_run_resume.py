@@ -40,6 +40,7 @@ CASES = {
     "native reinforce": ("CartPole-v1", {**NATIVE, "algo": "reinforce", "num_steps": 500}),
     "sync a2c": ("CartPole-v1", {"vectorization": "sync"}),
     "sync ppo continuous": ("Pendulum-v1", {**PPO, **NORMALIZED, "vectorization": "sync", "optimizer": "rmsprop"}),
+    "masks, lstm": ("masked_envs:Masked", {**PPO, **NORMALIZED, "core": "lstm", "lstm_size": 8}),
     "own state": ("probes:fastac/ToyChain-v0", {"normalize_reward": True}),
     "masked lstm": ("fastac.envs.masked:fastac/MaskedCartPole-v1", {**PPO, "core": "lstm", "lstm_size": 8}),
 }

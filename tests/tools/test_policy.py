@@ -12,7 +12,7 @@ from torch import nn
 
 from fastac.build import build_model
 from fastac.config import ModelConfig
-from fastac.envs.flatten import FlatBox
+from fastac.envs.rows import FlatBox
 from fastac.envs.spaces import SquashedBox
 from fastac.tools.policy import TrainedPolicy
 

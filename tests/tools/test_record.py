@@ -175,7 +175,7 @@ def test_a_film_by_id_shows_the_episode_that_is_played_without_a_camera(env, tmp
 
 def test_a_film_of_500_cartpole_steps_is_small(tmp_path):
     class Balancing(TrainedPolicy):
-        def act(self, obs, greedy=True):
+        def act(self, obs, greedy=True, action_mask=None):
             return np.int64(3.0 * obs[2] + obs[3] + 0.1 * obs[0] + 0.3 * obs[1] > 0.0)
 
     trained = make_policy()
@@ -187,13 +187,15 @@ def test_a_film_of_500_cartpole_steps_is_small(tmp_path):
 class Pressing(TrainedPolicy):
     """Presses FIRE at whatever it sees, and keeps that and how it was asked."""
 
+    mask_source = None
+
     def __init__(self):
         self.action_space, self.seen, self.asked = Discrete(4), [], set()
 
     def reset(self):
         pass
 
-    def act(self, obs, greedy=True):
+    def act(self, obs, greedy=True, action_mask=None):
         self.seen.append(obs)
         self.asked.add(greedy)
         return np.int64(1)

@@ -255,6 +255,7 @@ OTHER_ENV = {
     "full_action_space": True,
     "max_frames": 1000,
     "clip_rewards": False,
+    "mask_actions": False,
 }
 
 
@@ -262,7 +263,7 @@ def test_every_setting_of_the_environments_counts():
     save_tuned(ATARI, replace(BEST, setting=Setting(8, 2, "native", False)))
     assert load_tuned(ATARI.replace(seed=3)) == Setting(8, 2, "native", False)
     # All but what is tuned, and what no game of Atari can have.
-    others = {"vectorization", "squash_actions", "env_kwargs"}
+    others = {"vectorization", "squash_actions", "env_kwargs", "drop_keys", "critic_keys"}
     assert OTHER_ENV.keys() == asdict(ATARI.env).keys() - others
     for name, value in OTHER_ENV.items():
         other = replace(ATARI, env=replace(ATARI.env, **{name: value}))  # alone, the protocol's name too

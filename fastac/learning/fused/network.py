@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastac import memory
-from fastac.kernels import Op, join_calls, scale_images, standardize
+from fastac.kernels import Op, join_calls, mask_logits, scale_images, standardize, take_columns
 from fastac.learning.fused.fusable import is_fusable
 from fastac.learning.fused.layers import Head, Layer, LinearLayer, bind_head, bind_heads, read_layers
 from fastac.learning.fused.recurrent import RecurrentLayer, Sequences, read_cores
@@ -75,7 +75,8 @@ class FusedNetwork:
         self.num_inputs = readers[0].num_inputs
         self.num_params = self.policy.num_outputs
         self.sees_images = isinstance(self._encoder, ConvEncoder)
-        self.reads_obs = not self.sees_images and isinstance(self._normalizer, NoObsNormalizer)
+        self._has_masks = model.mask_size > 0
+        self.reads_obs = not (self.sees_images or self._has_masks) and isinstance(self._normalizer, NoObsNormalizer)
         self._constants = self._read_constants()  # where `refresh` copies them
         self._refresh = join_calls([op for layer in self._all_layers for op in layer.refresh()])
         self.device = self.policy.weight.device
@@ -99,18 +100,26 @@ class FusedNetwork:
         """Return mean and factor of normalised observations."""
         return self._normalizer.constants() if isinstance(self._normalizer, ObsNormalizer) else ()
 
-    def prepare(self, obs: Tensor, x: Tensor) -> Op:
-        """Return the call that computes the first layers' inputs `x` `[M, D]` from raw observations `[M, *obs_shape]`.
+    def prepare(self, obs: Tensor, x: Tensor) -> list[Op]:
+        """Return the calls that compute the first layers' inputs `x` `[M, D]` from raw observations `[M, *obs_shape]`.
 
-        On the CPU it uses the statistics copied by `refresh_statistics`, which are constant until the rollout was
+        On the CPU they use the statistics copied by `refresh_statistics`, which are constant until the rollout was
         learned from.
         """
         if isinstance(self._encoder, ConvEncoder):
-            return _prepare_images(self._encoder, obs, x)
-        if obs.dtype == torch.float32 and not obs.is_cuda:
+            return [_prepare_images(self._encoder, obs, x)]
+        taken = [take_columns.prepare(obs, x)] if self._has_masks else []
+        if isinstance(self._normalizer, NoObsNormalizer):
+            return taken
+        source = x if self._has_masks else obs
+        if source.dtype == torch.float32 and not source.is_cuda:
             mean, scale = self._constants
-            return standardize.prepare(obs, mean, scale, CLIP, x)
-        return partial(self._normalize, obs, x)
+            return [*taken, standardize.prepare(source, mean, scale, CLIP, x)]
+        return [*taken, partial(self._normalize, source, x)]
+
+    def prepare_mask(self, obs: Tensor, params: Tensor) -> list[Op]:
+        """Return the calls that rule out illegal actions: they write -inf to their logits `[M, P]`."""
+        return [mask_logits.prepare(obs, params)] if self._has_masks else []
 
     def _normalize(self, obs: Tensor, x: Tensor) -> None:
         x.copy_(self._normalizer(obs))
@@ -321,10 +330,10 @@ class ForwardPass:
         """Make the calls for `obs`; `x` is the first layers' input, or `obs` itself."""
         assert memory.is_aligned(obs), "observations do not begin at a cache line"
         network = self._network
-        first: list[Op] = [] if x is obs else [network.prepare(obs, x)]
+        first: list[Op] = [] if x is obs else network.prepare(obs, x)
         trunks = [self._bind_trunk(index, x) for index in range(len(self.hidden))]
         features = [self._features(index, x) for index in range(len(self.hidden))]
-        policy = network.policy.forward(features[0], self.params)
+        policy = [*network.policy.forward(features[0], self.params), *network.prepare_mask(obs, self.params)]
         critic = network.critic.forward(features[-1], self._value)
         # The actor's head runs before the critic's trunk: layers that are left out have one buffer for both trunks.
         self._forward = join_calls([*first, *trunks[0], *policy, *chain(*trunks[1:]), *critic])
@@ -408,7 +417,7 @@ class BackwardPass(ForwardPass):
     def _bind(self, obs: Tensor, x: Tensor) -> None:
         super()._bind(obs, x)
         network, last = self._network, len(self.hidden) - 1
-        ops: list[Op] = [network.prepare(obs, x)] if self._leaves_images_out else []
+        ops: list[Op] = network.prepare(obs, x) if self._leaves_images_out else []
         for index, outputs in enumerate(self.hidden):
             heads: list[Head] = [(network.policy, self.d_params)] if index == 0 else []
             heads += [(network.critic, self._d_value)] if index == last else []
