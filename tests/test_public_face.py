@@ -50,6 +50,7 @@ def test_typed_settings_are_the_configurations_fields():
     }
     wider = {"hidden_sizes": Sequence[int], "total_env_steps": float, "checkpoint_every": float}
     wider["eval_every"] = float | None  # 1e6 goes for a whole number
+    wider |= dict.fromkeys(("drop_keys", "critic_keys"), Sequence[str])
     wider |= dict.fromkeys(("actor_sizes", "critic_sizes"), Sequence[int] | None)
     assert get_type_hints(TrainSettings) == fields | wider
 

@@ -33,7 +33,7 @@ from fastac.envs.robots import quiet_mujoco_warnings
 from fastac.envs.rows import FlatBox, Reading, check_observation_space
 from fastac.envs.seeds import draw_batch_seed, draw_seeds
 from fastac.envs.source import EnvFunction, Given, Source, find_source, takes
-from fastac.envs.spaces import ArraySpace, SquashedBox, check_spaces, make_drawer, needs_flattening
+from fastac.envs.spaces import ArraySpace, SquashedBox, make_drawer, needs_flattening
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.envs.sync import SyncEnvs
 from fastac.install import INSTALL, Extra
@@ -175,7 +175,6 @@ def _put_behind(
         return _adapt_compiled(env.env, env.num_envs, seed, env.name, squashes)
     batch_seed = draw_batch_seed(seed, env.num_envs)
     reading, first = read_batch(config, env, batch_seed)
-    check_spaces(env.single_observation_space, env.single_action_space, reading)
     cautions += find_cautions(env)
     first_obs = None if first is None else first[0]
     if needs_flattening(env.single_observation_space, reading):
@@ -273,7 +272,6 @@ def _make_singles(
     trial = _make_trial(config, source)
     try:
         reading, first = read_single(config, trial, seeds[0])
-        check_spaces(trial.observation_space, trial.action_space, reading)
         fitted = _fit(trial, config.squash_actions, reading)
         build = partial(_make_single, config, source, reading)
         if render_mode is not None:

@@ -24,7 +24,7 @@ from fastac.envs.masks import (
 )
 from fastac.envs.mistakes import blame, check_reset
 from fastac.envs.rows import Reading
-from fastac.envs.spaces import ArraySpace
+from fastac.envs.spaces import ArraySpace, check_spaces
 from fastac.envs.state import BatchedEnv, SingleEnv
 
 # What a first reset returned: observation and info.
@@ -35,8 +35,10 @@ def read_single(config: EnvConfig, env: SingleEnv, seed: int) -> tuple[Reading, 
     """Return what is read from one environment, and what its first reset returned if that was needed.
 
     Raises:
+        ValueError: unsupported spaces, or keys that it does not have.
         EnvFailure: it raised in `reset`.
     """
+    check_spaces(env.observation_space, env.action_space, _to_reading(config, env.action_space, None))
     if not config.mask_actions or not count_choices(env.action_space):
         return _to_reading(config, env.action_space, None), None
     source, first = find_mask_source(env, {}), None
@@ -59,8 +61,11 @@ def read_batch(config: EnvConfig, env: BatchedEnv, seed: int) -> tuple[Reading, 
     """Return what is read from a batch, and what its first reset returned if that was needed.
 
     Raises:
+        ValueError: unsupported spaces, or keys that it does not have.
         EnvFailure: it raised in `reset`.
     """
+    spaces = env.single_observation_space, env.single_action_space
+    check_spaces(*spaces, _to_reading(config, env.single_action_space, None))
     source: MaskSource | None = None
     first: FirstReset | None = None
     if config.mask_actions and count_choices(env.single_action_space):

@@ -182,7 +182,7 @@ def test_sync_is_gymnasiums_sync() -> None:
     seeds = [3, 1, 4, 1]
     ours = SyncEnvs(lambda: gym.make("CartPole-v1"), seeds, "")
     theirs = adapt(gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 4), np.random.SeedSequence(0))
-    theirs._seed = seeds
+    theirs._seed, theirs._first_obs = seeds, None
     np.testing.assert_array_equal(begin(ours), begin(theirs))
     actions = draw_actions(ours, 150)
     trace = exit_with_parent(ours, actions)
