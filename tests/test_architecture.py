@@ -23,6 +23,7 @@ TABLE = {
     "config": "",
     "kernels": "",
     "presets": "config",
+    "system": "",
     "fork_server": "",
     "pickling": "",
     "processes": "contract pickling",
@@ -35,7 +36,7 @@ TABLE = {
     "runs": (
         "torchrun text memory contract config kernels pickling processes rollout envs models learning workers build"
     ),
-    "tools": "text install cpu memory contract config rollout envs models learning runs build",
+    "tools": "text install cpu system memory contract config pickling rollout envs models learning runs build",
     "api": "torchrun text contract config pickling envs models workers build runs tools",
     "trials": "cpu pickling processes",
     "cli": "torchrun text garbage cpu contract config presets processes build runs tools api",

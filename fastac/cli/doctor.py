@@ -58,7 +58,7 @@ def doctor(words: Sequence[str]) -> int:
 
 def _examine(config: EnvConfig, options: DoctorOptions) -> int:
     with loading():
-        from fastac.envs import name_env
+        from fastac.build import name_env
         from fastac.tools.doctor import examine
         from fastac.tools.doctor.report import format_diagnosis, to_json
 

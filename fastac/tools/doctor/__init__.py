@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias, cast
 
 import gymnasium as gym
 import numpy as np
 
 from fastac.build import EnvFactory, name_env
-from fastac.config import Config, EnvArguments
+from fastac.config import Config, EnvArguments, JsonValue
 from fastac.tools.doctor.examination import examine
 from fastac.tools.doctor.findings import Diagnosis, Finding, Severity
 
@@ -35,6 +36,6 @@ def doctor(env: _Env, *, env_kwargs: EnvArguments | None = None, seconds: float 
         EnvFailure: the environment could not be built.
     """
     named = name_env(env)
-    kwargs = cast(EnvArguments, {**named.kwargs, **(env_kwargs or {})})
+    kwargs = cast("Mapping[str, JsonValue]", {**named.kwargs, **(env_kwargs or {})})
     config = Config().replace(env_id=named.env_id, env_kwargs=kwargs)
     return examine(config.env, named.given, seconds)

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
-from gymnasium.utils import env_checker
+from gymnasium.utils import env_checker, passive_env_checker
 
 from fastac.contract import EnvFailure
 from fastac.envs.failure import describe
@@ -29,13 +29,13 @@ def judge_gymnasium(env: SingleEnv) -> Iterator[Finding]:
 
 def _judge_gymnasium(env: SingleEnv) -> Iterator[Finding]:
     checks: tuple[Callable[[], object], ...] = (
-        partial(env_checker.check_action_space, env.action_space),
-        partial(env_checker.check_observation_space, env.observation_space),
+        partial(passive_env_checker.check_action_space, env.action_space),
+        partial(passive_env_checker.check_observation_space, env.observation_space),
         partial(env_checker.check_seed_deprecation, env),
         partial(env_checker.check_reset_return_info_deprecation, env),
         partial(env_checker.check_reset_options, env.unwrapped),
-        partial(env_checker.env_reset_passive_checker, env),
-        lambda: env_checker.env_step_passive_checker(env, env.action_space.sample()),
+        partial(passive_env_checker.env_reset_passive_checker, env),
+        lambda: passive_env_checker.env_step_passive_checker(env, env.action_space.sample()),
     )
     for check in checks:
         with warnings.catch_warnings(record=True) as caught:
@@ -78,9 +78,9 @@ def _name(space: ArraySpace) -> str:
 
 def try_borders(patient: Patient, budget: Budget) -> Iterator[Finding]:
     """Take the smallest and the largest action; changes the episode."""
-    tried = []
-    for action in border_actions(patient.action_space):
-        if tried and budget.is_spent:
+    actions = border_actions(patient.action_space)
+    for action in actions:
+        if budget.is_spent:
             return
         try:
             patient.reset(0)
@@ -89,8 +89,7 @@ def try_borders(patient: Patient, budget: Budget) -> Iterator[Finding]:
             text = f"the action {np.array2string(np.asarray(action), threshold=8)}, at the border of its space, failed"
             yield Finding("error", "actions", f"{text} ({str(error).removesuffix('.')}): accept all of action_space.")
             return
-        tried.append(action)
-    if tried:
+    if actions:
         yield Finding("ok", "actions", "the smallest and the largest are taken")
 
 

@@ -17,16 +17,22 @@ _LEAST_RESETS = 5  # first observations that tell where episodes begin
 _MARGIN = 0.05  # of their range, on each side
 
 
-def judge_ends(trial: Trial, limit: int | None) -> Iterator[Finding]:
-    """Look at the ends of a trial; `limit` is the time limit that the environment declares."""
-    yield from or_ok("ends", _judge_ends(trial, limit), _tell_ends(trial, limit))
+def judge_ends(trial: Trial, limit: int | None, first_length: int) -> Iterator[Finding]:
+    """Look at the ends of a trial.
+
+    Args:
+        trial: the record.
+        limit: the time limit that the environment declares.
+        first_length: steps of its very first episode.
+    """
+    yield from or_ok("ends", _judge_ends(trial, limit, first_length), _tell_ends(trial, limit))
 
 
-def _judge_ends(trial: Trial, limit: int | None) -> Iterator[Finding]:
+def _judge_ends(trial: Trial, limit: int | None, first_length: int) -> Iterator[Finding]:
     yield from _judge_endless(trial, limit)
     yield from _judge_flags(trial)
     yield from _judge_limit(trial, limit)
-    yield from _judge_begins(trial)
+    yield from _judge_begins(trial, first_length)
     yield from _judge_finals(trial)
     tried, going_on = trial.past_ends
     if going_on > tried / 2:
@@ -86,35 +92,37 @@ def _judge_flags(trial: Trial) -> Iterator[Finding]:
 
 
 def _judge_limit(trial: Trial, limit: int | None) -> Iterator[Finding]:
-    """Find a time limit that is reported as a termination: then the value of the last state would be taken for 0."""
-    terminated = [episode for episode in trial.episodes if episode.terminated and not episode.truncated]
-    at_limit = sum(episode.length == limit for episode in terminated)
-    if limit is not None and limit > 1 and at_limit:
+    """Find a time limit that is reported as a termination: then the value of the last state would be taken for 0.
+
+    Some episodes may really end at the step of the limit, so nothing is said if others were truncated there.
+    """
+    ends = Counter(episode.length for episode in trial.episodes if not episode.truncated)
+    truncated = {episode.length for episode in trial.episodes if episode.truncated}
+    longest, episodes = max(ends, default=0), len(trial.episodes)
+    if limit in ends and limit not in truncated and (ends[limit] >= _LEAST_ENDS or ends[limit] == episodes):
         yield Finding(
             "error",
             "ends",
-            f"{at_limit:,} episodes were terminated at the very step of the declared time limit, {limit:,}: return "
-            "truncated=True there, or the future after it counts as worth nothing.",
+            f"{ends[limit]:,} of {episodes:,} episodes were terminated at the very step of the declared time limit, "
+            f"{limit:,}, and none was truncated there: return truncated=True, or the future after it counts as worth "
+            "nothing.",
         )
-        return
-    lengths = Counter(episode.length for episode in terminated)
-    longest = max(lengths, default=0)
-    if longest >= _LEAST_LIMIT and lengths[longest] >= max(_LEAST_ENDS, _AT_LIMIT * len(trial.episodes)):
+    elif longest >= _LEAST_LIMIT and ends[longest] >= max(_LEAST_ENDS, _AT_LIMIT * episodes) and not truncated:
         yield Finding(
             "warning",
             "ends",
-            f"{lengths[longest]:,} of {len(trial.episodes):,} episodes were terminated after exactly {longest:,} "
-            "steps, and none later: if that is a time limit, return truncated=True in place of terminated=True.",
+            f"{ends[longest]:,} of {episodes:,} episodes were terminated after exactly {longest:,} steps, and none "
+            "later: if that is a time limit, return truncated=True in place of terminated=True.",
         )
 
 
-def _judge_begins(trial: Trial) -> Iterator[Finding]:
-    first, *others = [episode.length for episode in trial.episodes] or [0]
-    if first > 1 and len(others) >= _LEAST_ENDS and set(others) == {1}:
+def _judge_begins(trial: Trial, first_length: int) -> Iterator[Finding]:
+    lengths = [episode.length for episode in trial.episodes]
+    if first_length > 1 and len(lengths) >= _LEAST_ENDS and set(lengths) == {1}:
         yield Finding(
             "error",
             "ends",
-            f"all {len(others):,} episodes after the first one ended at their first step: let reset() clear what "
+            f"all {len(lengths):,} episodes after the first ones ended at their first step: let reset() clear what "
             "step() has set at the end.",
         )
 

@@ -32,14 +32,16 @@ STEPS = 10_000
 _SEED = 1
 
 
-def examine(config: EnvConfig, given: Given | None = None, seconds: float = 10.0, steps: int = STEPS) -> Diagnosis:
+def examine(
+    config: EnvConfig, given: Given | None = None, seconds: float = 10.0, steps: int | None = None
+) -> Diagnosis:
     """Examine the environment of a configuration; see `doctor`.
 
     Args:
         config: names the environment and its arguments.
         given: the environment itself, if its name is not enough.
         seconds: limit of the time.
-        steps: of the main trial, at most.
+        steps: of the main trial, at most; 10,000 by default.
 
     Raises:
         ValueError: see `doctor`.
@@ -52,7 +54,7 @@ def examine(config: EnvConfig, given: Given | None = None, seconds: float = 10.0
             f"env_id is {config.env_id!r}, expected an environment of your own or of Gymnasium: fastac plays the games "
             "of ALE/ in ALE's own batch, as its Atari settings say."
         )
-    began_s = time.monotonic()
+    began_s, steps = time.monotonic(), steps or STEPS
     with _global_streams_kept(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         examination = _Examination(config, given, Budget(seconds), steps)
@@ -95,7 +97,7 @@ class _Examination:
             first = walk_first(patient, self._budget.part(0.1))  # while it is new
             if isinstance(patient, Single):
                 yield from judge_gymnasium(patient.env)
-            yield from self._examine_steps()
+            yield from self._examine_steps(first.length)
             yield from self._examine_cost()
             yield from judge_repeats(repeat(first, patient, self._build))
         except EnvFailure as error:
@@ -107,13 +109,13 @@ class _Examination:
         for caution in find_cautions(patient.env):
             yield Finding("warning", "wrappers", f"{caution}.")
 
-    def _examine_steps(self) -> Iterator[Finding]:
+    def _examine_steps(self, first_length: int) -> Iterator[Finding]:
         """Take random steps, and judge what was returned."""
         patient = self._patient
         self.trial = trial = play(patient, self._steps, _SEED, self._budget.part(0.5))
         yield from judge_observations(trial)
         yield from judge_rewards(trial)
-        yield from judge_ends(trial, patient.max_episode_steps)
+        yield from judge_ends(trial, patient.max_episode_steps, first_length)
         yield from judge_infos(trial)
         if isinstance(patient, Batch):
             yield from judge_autoreset(patient)
@@ -124,7 +126,7 @@ class _Examination:
         assert trial is not None
         clock, patient.clock = patient.clock, Clock()  # what comes now is not typical
         yield from try_borders(patient, self._budget.part(0.1))
-        growth = measure_growth(patient, find_resident_growth(trial.resident), self._budget.part(0.5))
+        growth = measure_growth(patient, self._steps, find_resident_growth(trial.resident), self._budget.part(0.5))
         yield from judge_growth(growth, trial.steps)
         cost = profile(patient, self._budget.part(0.2))
         yield from judge_time(patient, clock, cost, self._config, self._given)

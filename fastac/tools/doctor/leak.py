@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import tracemalloc
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from fastac.tools.doctor.patient import Patient
 
 _OWN = (tracemalloc.Filter(False, str(Path(__file__).parent / "*")), tracemalloc.Filter(False, tracemalloc.__file__))
 _STEPS = 3_000  # under tracing, which makes them some times slower
-_PART = 1_000  # of them at least are compared
 _LEAST_STEPS = 20
 _LEAST_PER_STEP = 16.0  # bytes; a list of numbers grows by 8 to 40
 _LEAST_GROWTH = 4_096  # bytes, in each half
@@ -41,23 +41,21 @@ class Growth:
     resident: tuple[int, int]
 
 
-def measure_growth(patient: Patient, resident: tuple[int, int], budget: Budget) -> Growth:
-    """Step under `tracemalloc`, and compare the memory right after resets.
+def measure_growth(patient: Patient, steps: int, resident: tuple[int, int], budget: Budget) -> Growth:
+    """Take up to `steps` steps under `tracemalloc`, and compare the memory right after resets.
 
     Raises:
         EnvFailure: the environment failed.
     """
     patient.reset(0)
-    tracemalloc.start()
-    try:
-        warm = _stretch(patient, _STEPS // 3, budget.part(0.3))
+    third = max(1, min(steps, _STEPS) // 3)
+    with _tracing():
+        _stretch(patient, third, budget.part(0.3))
         begin = _take()
-        done = _stretch(patient, min(_PART, 2 * warm), budget.part(0.45))
+        half = _stretch(patient, third, budget.part(0.45))
         middle = _take()
-        done += _stretch(patient, done, budget, at_least=done)
+        done = half + _stretch(patient, half, Budget(2.0 * budget.left_s))  # as many, or no half is like the other
         end = _take()
-    finally:
-        tracemalloc.stop()
     grown = end.compare_to(middle, "lineno")
     first = sum(stat.size_diff for stat in middle.compare_to(begin, "lineno"))
     largest = max(grown, key=lambda stat: stat.size_diff, default=None)
@@ -65,10 +63,24 @@ def measure_growth(patient: Patient, resident: tuple[int, int], budget: Budget) 
     return Growth(done, first, sum(stat.size_diff for stat in grown), line, resident)
 
 
-def _stretch(patient: Patient, steps: int, budget: Budget, at_least: int = 1) -> int:
+@contextmanager
+def _tracing() -> Iterator[None]:
+    """Trace what Python allocates; collect garbage of that only, as the modules' objects are many."""
+    were_frozen = gc.get_freeze_count()
+    gc.freeze()
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
+        if not were_frozen:
+            gc.unfreeze()
+
+
+def _stretch(patient: Patient, steps: int, budget: Budget) -> int:
     """Take about `steps` steps, then reset; return how many there were."""
     done = 0
-    while done < steps and (done < at_least or not budget.is_spent):
+    while done < steps and (not done or not budget.is_spent):
         patient.step(patient.action_space.sample())
         done += 1
     patient.reset(None)

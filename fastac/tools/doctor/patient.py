@@ -81,12 +81,15 @@ class Clock:
 class Patient(Protocol):
     """An environment, or a batch of some."""
 
-    env: SingleEnv | BatchedEnv
     num_envs: int
     clock: Clock
     observation_space: ArraySpace  # of one environment
     action_space: ArraySpace  # what `step` takes: of one environment, or of the batch
     max_episode_steps: int | None
+
+    @property
+    def env(self) -> SingleEnv | BatchedEnv:
+        """The environment itself."""
 
     def reset(self, seed: int | None) -> list[Event]:
         """Begin an episode in every environment."""
@@ -114,7 +117,8 @@ class Single:
 
     def __init__(self, env: SingleEnv, name: str) -> None:
         """Take an environment that was not reset yet."""
-        self.env, self._name, self.clock = env, name, Clock()
+        self.env: SingleEnv = env
+        self._name, self.clock = name, Clock()
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.max_episode_steps = find_time_limit(env)
         self._ended = True
@@ -190,7 +194,8 @@ class Batch:
 
     def __init__(self, env: BatchedEnv, name: str) -> None:
         """Take a batch that was not reset yet."""
-        self.env, self._name, self.clock, self.num_envs = env, name, Clock(), env.num_envs
+        self.env: BatchedEnv = env
+        self._name, self.clock, self.num_envs = name, Clock(), env.num_envs
         self.observation_space, self.action_space = env.single_observation_space, env.action_space
         self.max_episode_steps = find_time_limit(env)
         mode = env.metadata.get("autoreset_mode")

@@ -131,10 +131,12 @@ class Recorder:
         nothing = np.zeros(0)
         self._first, self._before = [nothing] * patient.num_envs, [nothing] * patient.num_envs
         self._last: list[tuple[object, Vector]] = [(None, nothing)] * patient.num_envs
+        self._when = ""
 
     def see(self, event: Event) -> None:
         """Record a reset or a step."""
         trial, index = self.trial, event.env
+        self._when = f"at step {trial.steps + (not event.is_reset):,}"
         self._see_reuse(event)
         before, vector = self._last[index][1], to_vector(trial.space, event.obs)
         self._last[index] = (event.obs, vector)
@@ -164,10 +166,6 @@ class Recorder:
             return
         if not np.array_equal(to_vector(self.trial.space, obs), vector, equal_nan=True):
             self.trial.reused.add(self._when)
-
-    @property
-    def _when(self) -> str:
-        return f"at step {self.trial.steps:,}"
 
     def _see_obs(self, obs: object) -> None:
         trial = self.trial

@@ -31,7 +31,9 @@ def _judge_parts(trial: Trial) -> Iterator[Finding]:
     )
     for seen, what in checks:
         if seen.count:
-            yield _error(f"{_share(seen, trial)} {what} ({seen.example}): correct observation_space, or what is returned.")
+            yield _error(
+                f"{_share(seen, trial)} {what} ({seen.example}): correct observation_space, or what is returned."
+            )
     if trial.dtypes.count:
         yield Finding(
             "warning",
