@@ -99,11 +99,12 @@ def _judge_limit(trial: Trial, limit: int | None) -> Iterator[Finding]:
     ends = Counter(episode.length for episode in trial.episodes if not episode.truncated)
     truncated = {episode.length for episode in trial.episodes if episode.truncated}
     longest, episodes = max(ends, default=0), len(trial.episodes)
-    if limit in ends and limit not in truncated and (ends[limit] >= _LEAST_ENDS or ends[limit] == episodes):
+    at_limit = 0 if limit is None or limit in truncated else ends[limit]
+    if at_limit >= _LEAST_ENDS or 0 < at_limit == episodes:
         yield Finding(
             "error",
             "ends",
-            f"{ends[limit]:,} of {episodes:,} episodes were terminated at the very step of the declared time limit, "
+            f"{at_limit:,} of {episodes:,} episodes were terminated at the very step of the declared time limit, "
             f"{limit:,}, and none was truncated there: return truncated=True, or the future after it counts as worth "
             "nothing.",
         )

@@ -94,7 +94,7 @@ class _Examination:
         patient = self._patient
         try:
             yield from judge_spaces(patient)
-            first = walk_first(patient, self._budget.part(0.1))  # while it is new
+            first = walk_first(patient, self._budget.part(0.03))  # while it is new
             if isinstance(patient, Single):
                 yield from judge_gymnasium(patient.env)
             yield from self._examine_steps(first.length)
@@ -112,7 +112,7 @@ class _Examination:
     def _examine_steps(self, first_length: int) -> Iterator[Finding]:
         """Take random steps, and judge what was returned."""
         patient = self._patient
-        self.trial = trial = play(patient, self._steps, _SEED, self._budget.part(0.5))
+        self.trial = trial = play(patient, self._steps, _SEED, self._budget.part(0.45))
         yield from judge_observations(trial)
         yield from judge_rewards(trial)
         yield from judge_ends(trial, patient.max_episode_steps, first_length)
