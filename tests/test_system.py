@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,21 +55,15 @@ def test_training_with_all_fall_backs_gives_the_same_bits(tmp_path):
 
 
 # What only some systems have, to be used in `system` alone, and in the module that only a fork server imports.
-ONLY_SOME = {
-    *(
-        "fcntl",
-        "resource",
-        "grp",
-        "pwd",
-        "termios",
-        "msvcrt",
-        "ctypes.CDLL",
-        "multiprocessing.context.ForkServerContext",
-    ),
-    *("os.fork", "os.setsid", "os.getsid", "os.killpg", "os.sched_yield", "os.memfd_create", "os.eventfd"),
-    *("os.sched_getaffinity", "os.sched_setaffinity", "os.O_DIRECTORY", "os.O_NOFOLLOW", "select.poll", "select.epoll"),
-    *("signal.pthread_sigmask", "signal.SIGKILL", "signal.SIGALRM"),
-}
+ONLY_SOME = re.findall(
+    r"\S+",
+    """
+    fcntl resource grp pwd termios msvcrt ctypes.CDLL multiprocessing.context.ForkServerContext
+    os.fork os.getsid os.killpg os.setsid os.eventfd os.memfd_create os.O_DIRECTORY os.O_NOFOLLOW
+    os.sched_getaffinity os.sched_setaffinity os.sched_yield select.epoll select.poll
+    signal.pthread_sigmask signal.SIGALRM signal.SIGKILL
+    """,
+)
 FILES_OF_LINUX = ("/proc/", "/sys/", "/dev/shm")
 HOMES = {Path("fastac/system.py"), Path("fastac/fork_server.py")}
 # It also runs old revisions, which have no `system`.

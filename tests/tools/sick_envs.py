@@ -291,6 +291,17 @@ class Slow(Healthy):
         return super().step(action)
 
 
+class SlowReset(Healthy):
+    def draw(self) -> float:
+        time.sleep(0.05)
+        return super().draw()
+
+
+class CannotClose(Healthy):
+    def close(self) -> None:
+        raise OSError("no such window")
+
+
 class Blind(Healthy):
     def show(self) -> np.ndarray:
         return np.zeros(2, np.float32)
@@ -320,6 +331,11 @@ def make_limited() -> gym.Env:
 
 
 # --- batches ----------------------------------------------------------------------------------------
+
+
+def make_with(file: object, level: int = 1) -> gym.Env:
+    """Take something that is open."""
+    return Healthy(level)
 
 
 def make_healthy_batch(num_envs: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP) -> VectorEnv:

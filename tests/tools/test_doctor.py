@@ -6,6 +6,7 @@ import io
 import json
 import random
 import re
+import sys
 from functools import partial
 
 import gymnasium as gym
@@ -72,6 +73,8 @@ FAULTS = [
     (sick_envs.Falls, "error failure: .*Falls raised RuntimeError: the simulator fell over when it was examined"),
     (sick_envs.OldReset, "error failure: .*reset\\(\\) does not take seed and options"),
     (sick_envs.OldStep, "error failure: .*step\\(\\) returned 4 values"),
+    (sick_envs.CannotClose, "error failure: .* raised OSError: no such window in close"),
+    (partial(sick_envs.make_with, sys.stderr), "warning processes: other processes cannot build it"),
     (sick_envs.Draws, "warning time: render_mode is 'human'"),
     (sick_envs.Texts, "error spaces: fastac cannot train with these spaces: the observation space is Text"),
     (sick_envs.Warns, "note warnings: RuntimeWarning at .*sick_envs.py:[0-9]+: divide by zero"),
@@ -147,6 +150,12 @@ def test_a_slow_one_makes_fewer_steps():
     diagnosis = look_at(sick_envs.Slow, 10_000, seconds=0.6)
     assert diagnosis.is_cut and 1 <= diagnosis.env_steps < 100
     assert "note time: a step of 10" in tell(diagnosis)
+
+
+def test_what_there_is_no_time_for_is_named():
+    diagnosis = look_at(sick_envs.SlowReset, 10_000, seconds=0.04)
+    assert diagnosis.env_steps == 1 and diagnosis.wall_s < 30.0
+    assert "no time was left for these checks: actions, memory, time, gymnasium, seeds, state" in tell(diagnosis)
 
 
 def test_numbers_in_infos_are_named():

@@ -6,7 +6,7 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -24,7 +24,7 @@ from fastac.tools.doctor.findings import Diagnosis, Finding
 from fastac.tools.doctor.leak import find_resident_growth, judge_growth, measure_growth
 from fastac.tools.doctor.machine import judge_sending, judge_time, profile
 from fastac.tools.doctor.patient import Batch, Clock, Single, build_patient
-from fastac.tools.doctor.repeats import find_warnings, judge_repeats, repeat, walk_first
+from fastac.tools.doctor.repeats import FirstWalk, find_warnings, judge_repeats, repeat, walk_first
 from fastac.tools.doctor.trial import Trial, play
 from fastac.tools.doctor.values import judge_infos, judge_observations, judge_rewards
 
@@ -92,22 +92,35 @@ class _Examination:
     def run(self) -> Iterator[Finding]:
         """Examine; a failure of the environment ends it, and is a finding."""
         patient = self._patient
+        for caution in find_cautions(patient.env):
+            yield Finding("warning", "wrappers", f"{caution}.")
         try:
             yield from judge_spaces(patient)
             first = walk_first(patient, self._budget.part(0.03))  # while it is new
-            if isinstance(patient, Single):
-                yield from judge_gymnasium(patient.env)
             yield from self._examine_steps(first.length)
-            yield from self._examine_cost()
-            yield from judge_repeats(repeat(first, patient, self._build))
+            yield from self._examine_rest(first)
         except EnvFailure as error:
             yield Finding("error", "failure", str(error))
         finally:
             with suppress(Exception):  # some cannot be closed twice
                 patient.close()
         yield from judge_sending(self._config, self._given)
-        for caution in find_cautions(patient.env):
-            yield Finding("warning", "wrappers", f"{caution}.")
+
+    def _examine_rest(self, first: FirstWalk) -> Iterator[Finding]:
+        """Examine what there is still time for."""
+        patient = self._patient
+        parts: dict[str, Callable[[], Iterator[Finding]]] = {
+            "seeds, state": lambda: judge_repeats(repeat(first, patient, self._build)),  # closes it, so it comes last
+        }
+        if isinstance(patient, Single):
+            parts = {"gymnasium": partial(judge_gymnasium, patient.env)} | parts
+        parts = {"actions, memory, time": self._examine_cost} | parts
+        for done, examine_part in enumerate(parts.values()):
+            if self._budget.is_spent:
+                left_out = ", ".join(list(parts)[done:])
+                yield Finding("note", "seconds", f"no time was left for these checks: {left_out}; raise --seconds.")
+                return
+            yield from examine_part()
 
     def _examine_steps(self, first_length: int) -> Iterator[Finding]:
         """Take random steps, and judge what was returned."""

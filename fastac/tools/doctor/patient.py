@@ -107,7 +107,11 @@ class Patient(Protocol):
         """Continue after the state of an environment was restored."""
 
     def close(self) -> None:
-        """Close it."""
+        """Close it.
+
+        Raises:
+            EnvFailure: it raised.
+        """
 
 
 class Single:
@@ -177,7 +181,7 @@ class Single:
 
     def close(self) -> None:
         """See `Patient`."""
-        self.env.close()
+        _close(self.env, self._name)
 
 
 class Batch:
@@ -302,7 +306,14 @@ class Batch:
 
     def close(self) -> None:
         """See `Patient`."""
-        self.env.close()
+        _close(self.env, self._name)
+
+
+def _close(env: SingleEnv | BatchedEnv, name: str) -> None:
+    try:
+        env.close()
+    except Exception as error:
+        raise EnvFailure(f"{name} raised {describe(error)} in close {_WHEN}.") from error
 
 
 def build_patient(config: EnvConfig, given: Given | None) -> Single | Batch:
