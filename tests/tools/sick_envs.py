@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from typing import ClassVar
 
 import gymnasium as gym
@@ -285,15 +284,28 @@ class Draws(Healthy):
         return None
 
 
+class Clock:
+    """A clock that only slow environments advance."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
 class Slow(Healthy):
     def step(self, action: int) -> tuple:
-        time.sleep(0.01)
+        CLOCK.now += 0.01
         return super().step(action)
 
 
 class SlowReset(Healthy):
     def draw(self) -> float:
-        time.sleep(0.05)
+        CLOCK.now += 0.05
         return super().draw()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import random
 import re
 import sys
+from array import array
 from functools import partial
 
 import gymnasium as gym
@@ -21,9 +23,20 @@ from fastac.config import EnvConfig
 from fastac.envs import name_env
 from fastac.tools.doctor import Diagnosis, examine
 from fastac.tools.doctor.findings import Finding
+from fastac.tools.doctor.leak import Growth, find_resident_growth, judge_growth
+from fastac.tools.doctor.machine import Cost, judge_time
+from fastac.tools.doctor.patient import Clock, build_patient
 from fastac.tools.doctor.report import format_diagnosis
 
 STEPS = 300  # enough for ten episodes, and a leak
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """Take what is imported for permanent, as the command does: garbage is collected three times per examination."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def look_at(env: object, steps: int = STEPS, seconds: float = 60.0) -> Diagnosis:
@@ -146,16 +159,57 @@ def test_nothing_is_found_in_any_of_gymnasium(env_id):
     assert_nothing_is_wrong(env_id, 1_000 if "CarRacing" in env_id else 10_000)
 
 
-def test_a_slow_one_makes_fewer_steps():
-    diagnosis = look_at(sick_envs.Slow, 10_000, seconds=0.6)
-    assert diagnosis.is_cut and 1 <= diagnosis.env_steps < 100
-    assert "note time: a step of 10" in tell(diagnosis)
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr("fastac.tools.doctor.budget.time", sick_envs.CLOCK)
+    return sick_envs.CLOCK
 
 
-def test_what_there_is_no_time_for_is_named():
-    diagnosis = look_at(sick_envs.SlowReset, 10_000, seconds=0.04)
-    assert diagnosis.env_steps == 1 and diagnosis.wall_s < 30.0
+def test_a_slow_one_makes_fewer_steps(clock):
+    began = clock.now
+    diagnosis = look_at(sick_envs.Slow, 10_000, seconds=2.0)
+    assert diagnosis.is_cut and 50 <= diagnosis.env_steps <= 100  # 45 % of 200
+    assert clock.now - began < 2.5 and "no time was left" not in tell(diagnosis)
+
+
+def test_what_there_is_no_time_for_is_named(clock):
+    diagnosis = look_at(sick_envs.SlowReset, 10_000, seconds=0.06)
+    assert diagnosis.env_steps == 1
     assert "no time was left for these checks: actions, memory, time, gymnasium, seeds, state" in tell(diagnosis)
+
+
+def test_what_a_step_costs_is_told(monkeypatch):
+    monkeypatch.setattr("fastac.tools.doctor.machine.count_cores", lambda: 4)
+    patient = build_patient(EnvConfig("sick_envs:Healthy"), None)
+    clock = Clock(array("d", [0.002] * 3), array("d", [0.02]))
+    findings = [
+        *judge_time(patient, clock, Cost("physics (simulator.py:3)", 0.6), EnvConfig("sick_envs:Healthy"), None)
+    ]
+    assert [finding.severity for finding in findings] == ["ok", "note", "note"]
+    assert findings[0].text == (
+        "a step takes 2 ms, resets are 77% of the time, and physics (simulator.py:3) is 60% of a step"
+    )
+    assert "20 ms each" in findings[1].text and "uses 4 of them" in findings[2].text
+
+
+@pytest.mark.parametrize(
+    ("growth", "says"),
+    [
+        (Growth(200, 9_000, 9_000, "env.py:3", (0, 0)), "memory grows by 90 bytes per step (200 steps), most of it"),
+        (Growth(200, 9_000, 0, "env.py:3", (0, 0)), "does not grow"),  # a cache that is full
+        (Growth(200, 1_500, 1_500, "env.py:3", (0, 0)), "does not grow"),  # the interpreter's own
+        (Growth(200, 0, 0, "", (20_000_000, 20_000_000)), "the process grows by 40 kB per step (1,000 steps)"),
+        (Growth(200, 0, 0, "", (20_000_000, 0)), "does not grow"),
+    ],
+)
+def test_growth_in_both_halves_is_a_leak(growth, says):
+    (finding,) = judge_growth(growth, 1_000)
+    assert finding.text.startswith(says) and (finding.severity == "error") == ("grows by" in says)
+
+
+def test_the_first_quarter_of_the_memorys_readings_is_no_growth():
+    assert find_resident_growth([0, 50, 60, 60, 60, 70, 80, 90]) == (10, 20)
+    assert find_resident_growth([0, 50]) == (0, 0)
 
 
 def test_numbers_in_infos_are_named():
