@@ -7,7 +7,7 @@
 
 `fastac.train` trains to the end. `fastac.start` returns the loop, an iterator of reports, and `fastac.finish` ends it.
 `fastac.resume` returns the loop of an existing run, and `fastac.complete` trains such a loop to its end.
-`fastac.load` reads a run.
+`fastac.load` reads a run. `fastac.doctor` examines an environment.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ if TYPE_CHECKING:
     from fastac.runs import Session
     from fastac.runs.evaluate import Evaluation
     from fastac.runs.files import RecordError
+    from fastac.tools.doctor import Diagnosis, Finding, doctor
     from fastac.tools.policy import TrainedPolicy
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Config",
+    "Diagnosis",
     "EnvFailure",
     "Evaluation",
+    "Finding",
     "NonFiniteError",
     "RecordError",
     "Report",
@@ -46,6 +49,7 @@ __all__ = [
     "TrainedPolicy",
     "WorkerFailure",
     "complete",
+    "doctor",
     "evaluate",
     "finish",
     "load",
@@ -59,6 +63,7 @@ _HOMES = dict.fromkeys(("Run", "complete", "evaluate", "finish", "load", "resume
 _HOMES |= dict.fromkeys(("EnvFailure", "NonFiniteError", "Report", "WorkerFailure"), "fastac.contract")
 _HOMES |= dict.fromkeys(("Config", "TrainSettings"), "fastac.config")
 _HOMES |= {"RecordError": "fastac.runs.files", "Session": "fastac.runs"}
+_HOMES |= dict.fromkeys(("Diagnosis", "Finding", "doctor"), "fastac.tools.doctor")
 _HOMES |= {"Evaluation": "fastac.runs.evaluate", "TrainedPolicy": "fastac.tools.policy"}
 
 

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+from fastac.system import core_numbers, read_cpu_quota, read_siblings
 
 
 def count_cores() -> int:
     """Return the cores available to this process; in a container these may be fewer than the machine's."""
-    return min(len(_core_numbers()), _read_quota())
-
-
-def _read_quota() -> int:
-    """Return a container's CPU quota in cores (docker --cpus), or a huge number if there is no limit."""
-    try:
-        quota_us, period_us = _QUOTA.read_text().split()
-        return max(1, math.ceil(int(quota_us) / int(period_us)))
-    except (OSError, ValueError):  # no such file, or "max"
-        return 2**31
+    return _limit(len(core_numbers()))
 
 
 def count_physical_cores() -> int:
     """Return the physical cores among those available: two threads of one core compute no faster than one."""
-    siblings = (Path(f"/sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") for n in _core_numbers())
-    try:
-        return min(len({path.read_text() for path in siblings}), _read_quota())
-    except OSError:  # not Linux, or a container that hides it
-        return count_cores()
+    siblings = read_siblings(core_numbers())
+    return count_cores() if siblings is None else _limit(len(siblings))
 
 
-def _core_numbers() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+def _limit(cores: int) -> int:
+    """Return a number of cores, or a container's quota if that is less."""
+    quota = read_cpu_quota()
+    return cores if quota is None else min(cores, max(1, math.ceil(quota[0] / quota[1])))

@@ -9,23 +9,21 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
-import multiprocessing
 import os
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, Self, TypeAlias
 
 from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
 from fastac.pickling import GUARD, UNGUARDED, Pickled, suppress_script
+from fastac.system import start_context, stop_signals_blocked
 
 log = logging.getLogger("fastac")
 
@@ -356,44 +354,18 @@ def start(
     Raises:
         EnvFailure, WorkerFailure: there is not enough memory, or too many files are open.
     """
-    context = _get_context(preload)
+    context = start_context(["fastac.fork_server", preload])
     try:
         ours, theirs = context.Pipe()
         held, lifeline = context.Pipe(duplex=False)
-        process = context.Process(target=_live, args=(work, held, theirs), daemon=False)
-        with _without_signals(context), suppress_script(sent is None or not sent.needs_script):
+        process = context.Process(target=_live, args=(work, held, theirs), daemon=False)  # type: ignore[attr-defined]  # all have it
+        with stop_signals_blocked(), suppress_script(sent is None or not sent.needs_script):
             process.start()
     except (OSError, EOFError) as error:  # EOFError: the fork server failed to fork, and died
         raise failure(f"{name} could not be started ({error}).") from error
     for end in (theirs, held):
         end.close()  # else this process would keep a dead child's pipe open, and wait forever
     return Child(name, process, ours, lifeline, failure)
-
-
-def _get_context(preload: str) -> SpawnContext | ForkServerContext:
-    """Return a context that never forks this process; Windows has only spawn."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fastac.fork_server", preload])
-    return context
-
-
-@contextmanager
-def _without_signals(context: SpawnContext | ForkServerContext) -> Iterator[None]:
-    """Block SIGINT and SIGTERM, so that a fork server started meanwhile inherits the blocked mask.
-
-    `fastac.fork_server` unblocks them there. Otherwise a signal could hit the fork server during seconds of imports.
-    """
-    if not isinstance(context, ForkServerContext):
-        yield
-        return
-    resource_tracker.ensure_running()  # starting it later would unblock the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # --- the parent, seen from its child ---------------------------------------------------------------

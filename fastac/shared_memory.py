@@ -10,7 +10,6 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from ctypes import c_ubyte
-from functools import partial
 from math import prod
 from multiprocessing.sharedctypes import RawArray
 from typing import Generic, Protocol, TypeVar
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastac.memory import line_bytes, line_view, whole_lines
+from fastac.system import file_lock
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -62,19 +62,12 @@ class ProcessLock:
         Raises:
             ValueError: the operating system does not support such locks.
         """
-        try:
-            import fcntl
-        except ImportError as error:
-            raise ValueError(
-                "this operating system has no lock that a killed process releases: train without."
-            ) from error
         if fd is None:
             with tempfile.TemporaryFile() as file:
                 fd = os.dup(file.fileno())
         self._fd = fd
         weakref.finalize(self, os.close, fd)
-        self._take = partial(fcntl.lockf, fd, fcntl.LOCK_EX)
-        self._release = partial(fcntl.lockf, fd, fcntl.LOCK_UN)
+        self._take, self._release = file_lock(fd)
 
     def __enter__(self) -> None:
         """Wait for the lock and acquire it."""

@@ -7,14 +7,12 @@ be started again, since its input is wrong, ends its agent.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_PR_SET_PDEATHSIG = 1
+from fastac.system import die_with_parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +74,7 @@ def find_launch(environ: Mapping[str, str] = os.environ) -> Launch | None:
 
 def end_with_agent() -> None:
     """Let the system kill this process when its agent dies; a process left over would train on, unnoticed."""
-    if sys.platform != "linux":
-        return
-    agent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != agent:  # it died just before
-        os._exit(1)
+    die_with_parent()
 
 
 def end_agent() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import torch
 from fastac.cpu import count_cores
 from fastac.pickling import Pickled, pickled
 from fastac.processes import CHILD_FAILURES, Child, ChildFailure, Children, Parent, start
+from fastac.system import leave_terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -120,9 +120,7 @@ def _start(trial: Trial[Result], scratch: str, preload: str) -> Child:
 
 def _work(work: Pickled[Callable[[], Result]], scratch: str, parent: Parent) -> None:
     """Do one trial, in its own process, which ends with its parent."""
-    if hasattr(os, "setsid"):
-        # A run in here would take Ctrl-C as a request to end early, and half a run would look like a trial.
-        os.setsid()
+    leave_terminal()  # a run in here would end early on Ctrl-C, and half a run would look like a trial
     parent.listen(lambda message: None, grace_s=0.0)
     tempfile.tempdir = scratch
     torch.set_num_threads(1)

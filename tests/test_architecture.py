@@ -15,30 +15,32 @@ TABLE = {
     "text": "",
     "garbage": "",
     "install": "",
-    "cpu": "",
+    "system": "",
+    "cpu": "system",
     "memory": "",
-    "torchrun": "",
-    "shared_memory": "memory",
+    "torchrun": "system",
+    "shared_memory": "system memory",
     "contract": "",
     "config": "",
     "kernels": "",
     "presets": "config",
     "fork_server": "",
     "pickling": "",
-    "processes": "contract pickling",
+    "processes": "system contract pickling",
     "rollout": "memory contract kernels",
     "envs": "install cpu shared_memory contract config kernels pickling processes",
     "models": "contract config kernels",
     "learning": "memory contract config kernels rollout models",
-    "workers": "torchrun memory shared_memory contract config pickling processes rollout models learning",
+    "workers": "system torchrun memory shared_memory contract config pickling processes rollout models learning",
     "build": "cpu shared_memory contract config kernels presets processes rollout envs models learning workers",
     "runs": (
-        "torchrun text memory contract config kernels pickling processes rollout envs models learning workers build"
+        "system torchrun text memory contract config kernels pickling processes rollout envs models learning workers "
+        "build"
     ),
-    "tools": "text install cpu memory contract config rollout envs models learning runs build",
+    "tools": "text install cpu system memory contract config pickling rollout envs models learning runs build",
     "api": "torchrun text contract config pickling envs models workers build runs tools",
-    "trials": "cpu pickling processes",
-    "cli": "torchrun text garbage cpu contract config presets processes build runs tools api",
+    "trials": "system cpu pickling processes",
+    "cli": "system torchrun text garbage cpu contract config presets processes build runs tools api",
 }
 MAY_IMPORT = {room: set(names.split()) for room, names in TABLE.items()}
 # The two doors are no rooms: `python -m fastac` opens the command line, and the public face may show anything.

@@ -68,6 +68,7 @@ DOORS = {
     "plot": "fastac.tools.plot.plot",
     "tune": "fastac.tools.tune.Search",
     "gate": "fastac.tools.gate.repository.check",
+    "doctor": "fastac.tools.doctor.examine",
 }
 
 
@@ -194,7 +195,7 @@ def test_a_command_runs(own, command, page):
     for run_dir in [word for word in words if word.startswith("runs/") and not is_train]:
         fastac.train("CartPole-v1", run_dir=run_dir, num_envs=4, total_env_steps=512, eval_episodes=1)
     words += ["--total-env-steps", "2048", "--eval-episodes", "1"] if is_train else []
-    words += ["--seconds", "0.1"] if words[0] == "tune" else []
+    words += ["--seconds", "0.1"] if words[0] in ("tune", "doctor") else []
     if words[0] == "gate":
         make_repository(own)
         words = [*["HEAD" if word == "$BASE" else word for word in words], "--quick"]

@@ -244,7 +244,7 @@ def test_one_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch, fai
     def refuse() -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(processes, "_get_context", lambda _: SimpleNamespace(Pipe=refuse))
+    monkeypatch.setattr(processes, "start_context", lambda _: SimpleNamespace(Pipe=refuse))
     with pytest.raises(failure, match=r"^the child could not be started \(\[Errno 24\] Too many open files\)\.$"):
         begin(echo, None, failure)
 
@@ -260,7 +260,7 @@ def test_one_that_the_fork_server_cannot_fork_is_told(monkeypatch: pytest.Monkey
 
             return SimpleNamespace(start=start)
 
-    monkeypatch.setattr(processes, "_get_context", lambda _: Unforked)
+    monkeypatch.setattr(processes, "start_context", lambda _: Unforked)
     with pytest.raises(WorkerFailure, match=r"^the child could not be started \(unexpected EOF\)\.$"):
         begin(echo, None, WorkerFailure)
 

@@ -21,7 +21,7 @@ from fastac.cpu import count_cores
 from fastac.install import Extra
 from fastac.runs.files import read_json, replace_json
 from fastac.runs.provenance import git_commit, versions
-from fastac.tools.tune import cpu_model
+from fastac.system import cpu_model
 
 # Importable names of the packages that experiments use, by the fastac extra that installs them.
 EXTRAS: dict[Extra, tuple[str, ...]] = {

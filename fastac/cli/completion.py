@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fastac.cli.doctor import doctor_flags
 from fastac.cli.flags import build_parser, flags_of, read_options
 from fastac.cli.gate import gate_flags
 from fastac.cli.hosts import hosts_flags
@@ -41,10 +42,9 @@ def _build_whole() -> argparse.ArgumentParser:
     for name, kind in kinds.items():
         flags = [*flags_of(kind, "command"), *settings]
         commands.add_parser(name, parents=[build_parser(f"fastac {name}", "", flags)], add_help=False, help=name)
-    commands.add_parser("gate", parents=[build_parser("fastac gate", "", gate_flags())], add_help=False, help="gate")
-    commands.add_parser(
-        "hosts", parents=[build_parser("fastac hosts", "", hosts_flags())], add_help=False, help="hosts"
-    )
+    own = {"doctor": doctor_flags(), "gate": gate_flags(), "hosts": hosts_flags()}
+    for name, flags in own.items():
+        commands.add_parser(name, parents=[build_parser(f"fastac {name}", "", flags)], add_help=False, help=name)
     positional = ("run_dir", "run_dirs", "shell")
     others: dict[str, type] = {
         "resume": ResumeOptions,

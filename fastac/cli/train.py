@@ -264,7 +264,7 @@ def _print_trials(search: Search, trials: Iterator[Measurement], config: Config,
 
 def _tell_trials(search: Search, config: Config) -> str:
     from fastac.cpu import count_cores
-    from fastac.tools.tune import cpu_model
+    from fastac.system import cpu_model
 
     where = f"{config.env.env_id}, {config.algo.algo}, {count_cores()} cores ({cpu_model()})"
     head = f"{'envs':>8}{'workers':>9}  {'vectorization':<15}{'reuse-forward':<15}{'steps/s':>12}{'took':>9}"

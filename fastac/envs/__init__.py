@@ -4,7 +4,7 @@ Handles autoreset modes, flattening of observations, clipping and squashing of a
 and trial environments.
 """
 
-from fastac.envs.make import adapt, film_game, make_single, make_vec
+from fastac.envs.make import adapt, film_game, make_batch, make_single, make_vec
 from fastac.envs.offers import comes_batched, has_compiled, has_native, offered_vectorizations, picks_own_batch
 from fastac.envs.source import Given, Named, name_env, take_env
 from fastac.envs.spaces import check_spaces, is_image, observation_dtype
@@ -19,6 +19,7 @@ __all__ = [
     "has_compiled",
     "has_native",
     "is_image",
+    "make_batch",
     "make_single",
     "make_vec",
     "name_env",

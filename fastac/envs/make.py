@@ -114,6 +114,8 @@ def make_single(config: EnvConfig, render_mode: str | None = None, given: Given 
         _check_unrendered(config, render_mode)
     if render_mode is not None and isinstance(source, EnvSpec) and renders_nothing(source):
         raise ValueError(f"{config.env_id} cannot be filmed: it is a compiled environment, which renders nothing.")
+    if isinstance(source, EnvSpec):
+        quiet_mujoco_warnings(source)
     try:
         return _build_raw(config, source, render_mode)
     except Exception as error:
@@ -201,8 +203,31 @@ def _describe_flat(space: ArraySpace) -> str:
     return f", observations flattened to {space.num_inputs} numbers{mask}"
 
 
+def make_batch(config: EnvConfig, seed: np.random.SeedSequence, num_envs: int, given: Given | None) -> BatchedEnv:
+    """Build the batch of an environment that `comes_batched`, without fastac's wrappers, for example to examine it.
+
+    Raises:
+        ValueError: an unknown id, a missing package, or a function that returned something else.
+        EnvFailure: it could not be built.
+    """
+    if config.vectorization == "envpool":
+        return make_pool(config, num_envs, draw_batch_seed(seed, num_envs)).env
+    source = find_source(config, given)
+    assert isinstance(source, EnvFunction) and source.is_batch
+    return _build_batch(config, source, seed, num_envs)
+
+
 def _make_batch(config: EnvConfig, source: EnvFunction, seed: np.random.SeedSequence, num_envs: int) -> VecEnv:
     """Call the user's batch function, and adapt its result to the step contract."""
+    env = _build_batch(config, source, seed, num_envs)
+    try:
+        return _put_behind(config, env, seed, "given", source.takes_seed)
+    except BaseException:
+        env.close()
+        raise
+
+
+def _build_batch(config: EnvConfig, source: EnvFunction, seed: np.random.SeedSequence, num_envs: int) -> BatchedEnv:
     kwargs = dict(config.env_kwargs)
     if source.takes_seed:
         kwargs["seed"] = draw_batch_seed(seed, num_envs)
@@ -218,7 +243,7 @@ def _make_batch(config: EnvConfig, source: EnvFunction, seed: np.random.SeedSequ
             )
         if env.num_envs != num_envs:
             raise ValueError(f"{config.env_id} returned {env.num_envs} envs, expected num_envs = {num_envs}.")
-        return _put_behind(config, env, seed, "given", source.takes_seed)
+        return env
     except BaseException:
         if isinstance(env, VectorEnv | gym.Env):
             env.close()

@@ -33,9 +33,10 @@ from torch import Tensor
 
 from fastac.config import Config, JsonValue
 from fastac.contract import StateLeaf, StateTree
-from fastac.runs.files import RecordError, describe, one_sentence, read_regular, sync_directory, write_durably
+from fastac.runs.files import RecordError, describe, one_sentence, read_regular, write_durably
 from fastac.runs.older_checkpoints import OLDEST, upgrade
 from fastac.runs.provenance import versions
+from fastac.system import sync_directory
 
 SCHEMA = 4
 _FOLDER = "checkpoints"

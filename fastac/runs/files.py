@@ -14,6 +14,7 @@ from typing import cast
 
 from fastac.config import JsonValue
 from fastac.contract import WorkerFailure
+from fastac.system import sync_directory
 
 
 class RecordError(RuntimeError):
@@ -91,15 +92,6 @@ def write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Wait until the directory's entries are on disk, so that a rename in it survives a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _finite(value: JsonValue) -> JsonValue:

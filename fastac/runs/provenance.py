@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from fastac.system import peak_resident_bytes
 
 _DISTRIBUTIONS = ("fastac", "torch", "numpy", "gymnasium", "numba", "envpool")
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -49,9 +50,5 @@ def git_commit() -> str | None:
 
 def peak_rss_mb() -> float | None:
     """Return this process's peak resident memory in megabytes (10**6 bytes); None if the system does not report it."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (peak if sys.platform == "darwin" else peak * 1024) / 1e6  # bytes on macOS, KiB elsewhere
+    peak = peak_resident_bytes()
+    return None if peak is None else peak / 1e6

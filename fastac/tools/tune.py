@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -32,6 +31,7 @@ from fastac.cpu import count_cores, count_physical_cores
 from fastac.envs import offered_vectorizations
 from fastac.runs.files import RecordError, read_json, replace_json
 from fastac.runs.provenance import versions
+from fastac.system import cpu_model
 
 Measure: TypeAlias = Callable[[Config], float]  # steps/s of a configuration
 
@@ -306,13 +306,3 @@ def _key(config: Config) -> dict[str, JsonValue]:
         "cores": count_cores(),
         "fastac": versions().get("fastac"),
     }
-
-
-def cpu_model() -> str:
-    """Return the processor's name as reported by the system."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

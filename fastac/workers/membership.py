@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import struct
 import sys
 import threading
 from datetime import timedelta
@@ -18,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from fastac.contract import WorkerFailure
+from fastac.system import interface_of
 from fastac.torchrun import Launch
 
 if TYPE_CHECKING:  # not every build of torch has it
@@ -67,7 +67,7 @@ def choose_interface(store: Store, launch: Launch) -> None:
     else:
         address = _own_address(store.get("address/1").decode())
     if "GLOO_SOCKET_IFNAME" not in os.environ:
-        name = _interface_of(address)
+        name = interface_of(address)
         if name is not None:
             os.environ["GLOO_SOCKET_IFNAME"] = name
 
@@ -78,23 +78,6 @@ def _own_address(other: str) -> str:
     with socket.socket(family, kind) as probe:
         probe.connect(where)  # sends nothing
         return str(probe.getsockname()[0])
-
-
-def _interface_of(address: str) -> str | None:
-    """Return the name of the interface with an IPv4 address, or None if it is not found."""
-    if sys.platform != "linux" or ":" in address:
-        return None
-    import fcntl
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                found = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
-            except OSError:  # it has no address
-                continue
-            if socket.inet_ntoa(found[20:24]) == address:
-                return name
-    return None
 
 
 class Membership:

@@ -6,12 +6,12 @@ operating system would cost about 50 us.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
 
 from fastac.processes import Stopwatch
+from fastac.system import yield_core
 
 # Checks of the condition before the core is yielded to another process: about 50 us.
 _SPINS = 400
@@ -45,7 +45,7 @@ def wait_until(is_over: Callable[[], bool], watch: Callable[[float], None]) -> N
             watch(waited.look())
             watched = now
         if now - began < 0.002:
-            os.sched_yield() if hasattr(os, "sched_yield") else time.sleep(0)
+            yield_core()
         else:
             waited_s = now - began
             time.sleep(min(0.001, waited_s / 20.0) if waited_s < 1.0 else min(0.05, waited_s / 100.0))

@@ -23,7 +23,7 @@ from fastac.presets import PRESETS
 HELP = """
 import sys
 from fastac.cli import main
-commands = ("train", "resume", "tune", "eval", "record", "plot", "list", "gate")
+commands = ("train", "resume", "tune", "eval", "record", "plot", "list", "gate", "doctor")
 for words in (["--help"], *([command, "--help-all"] for command in commands)):
     try:
         code = main(words)
@@ -58,7 +58,7 @@ def test_help_and_list_wait_for_nothing():
     done = subprocess.run([sys.executable, "-W", "error", "-c", HELP], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    for command in ("train", "resume", "tune", "eval", "record", "plot", "list", "gate"):
+    for command in ("train", "resume", "tune", "eval", "record", "plot", "list", "gate", "doctor"):
         assert f"  {command} " in done.stdout
     for flag in ("--num-envs", "--[no-]baseline", "--until-return", "--total-env-steps", "--[no-]json", "--episodes"):
         assert flag in done.stdout

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import TypeAlias
 import numpy as np
 
 from fastac.config import ConfigValue
+from fastac.system import pinnable_cores
 from fastac.tools.gate.sides import DriverError, Side, Tree, Workloads
 from fastac.tools.gate.statistics import Comparison, FloatArray, compare
 
@@ -200,7 +200,7 @@ def find_cores() -> list[int]:
     Both processes of a pair use the same core. On a virtual machine one core may be slower than the other for as long
     as its neighbour works: between equal trees a pair's ratio varied by 4 % on one core, and by 11 % on any.
     """
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return pinnable_cores()
 
 
 def _take(part: str, processes: list[list[Seconds]]) -> FloatArray:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TypeAlias, cast
 
 from fastac.config import ConfigValue
+from fastac.system import keep_to_core
 
 # Settings that differ from the defaults, by the name of the workload.
 Workloads: TypeAlias = Mapping[str, Mapping[str, ConfigValue]]
@@ -101,7 +102,7 @@ class Side:
 
     def keep_to(self, core: int) -> None:
         """Run on one core from now on; what the process has started may use any."""
-        os.sched_setaffinity(self._process.pid, {core})
+        keep_to_core(self._process.pid, core)
 
     def memory(self) -> dict[str, float]:
         """Return bytes by name: the peak beyond the imports, and every workload's rollout."""
