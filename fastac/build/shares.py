@@ -11,7 +11,7 @@ from fastac.build.environments import EnvFactory, is_batched
 from fastac.config import Config, ConfigValue, is_atari
 from fastac.cpu import count_cores, count_physical_cores
 from fastac.envs import comes_batched, picks_own_batch
-from fastac.envs.make import PROCESS_WORTH_US
+from fastac.envs.trial import PROCESS_WORTH_US
 
 log = logging.getLogger("fastac")
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from statistics import median
 from typing import Any
 
 import gymnasium as gym
@@ -16,15 +14,15 @@ from gymnasium.vector import AsyncVectorEnv, VectorEnv
 from gymnasium.wrappers import PassiveEnvChecker
 
 from fastac.config import EnvConfig, is_atari
-from fastac.contract import ActionArray, EnvFailure, ObsArray, VecEnv
+from fastac.contract import EnvFailure, ObsArray, VecEnv
 from fastac.cpu import count_cores
 from fastac.envs.adapter import wrap
 from fastac.envs.atari import AtariEnvs, FilmedGame
 from fastac.envs.cautions import SEEDLESS, find_cautions, ignores_seeds
 from fastac.envs.compiled import CompiledEnv, CompiledVectorEnv, renders_nothing
-from fastac.envs.failure import check_obs, describe, make_failure
+from fastac.envs.failure import describe, make_failure
 from fastac.envs.flatten import FlattenedBatch, flatten_env, to_first_row
-from fastac.envs.mistakes import blame, check_reset
+from fastac.envs.mistakes import blame
 from fastac.envs.offers import find_compiled, picks_compiled, picks_native
 from fastac.envs.pool import make_pool, read_spaces
 from fastac.envs.process import Build, ProcessEnvs
@@ -33,19 +31,13 @@ from fastac.envs.robots import quiet_mujoco_warnings
 from fastac.envs.rows import FlatBox, Reading, check_observation_space
 from fastac.envs.seeds import draw_batch_seed, draw_seeds
 from fastac.envs.source import EnvFunction, Given, Source, find_source, takes
-from fastac.envs.spaces import ArraySpace, SquashedBox, make_drawer, needs_flattening
+from fastac.envs.spaces import ArraySpace, SquashedBox, needs_flattening
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.envs.sync import SyncEnvs
+from fastac.envs.trial import choose_processes
 from fastac.install import INSTALL, Extra
 from fastac.pickling import UnsendableError
 from fastac.processes import ANSWER_TIMEOUT_S
-
-# A step in another process costs a wake-up and two copies, about 100 us on a busy machine. If a step of one
-# environment costs less than this, stepping them one after the other in this process is as fast.
-PROCESS_WORTH_US = 300.0
-_TRIAL_STEPS = 50
-_TRIAL_S = 0.05
-_WHEN_TRIED = "when it was tried"
 
 # Gymnasium's families of environments that need an extra package.
 _EXTRAS: tuple[Extra, ...] = ("box2d", "mujoco")
@@ -302,7 +294,7 @@ def _make_singles(
         if render_mode is not None:
             trial.close()
             return SyncEnvs(partial(build, render_mode=render_mode), seeds, f"sync (renders {render_mode})")
-        choice = _choose(config, fitted, len(seeds), processes, why_sync)
+        choice = choose_processes(config, fitted, len(seeds), processes, why_sync)
     except BaseException:
         trial.close()
         raise
@@ -409,80 +401,6 @@ def _make_atari(config: EnvConfig, game: str, seeds: list[int], whole_stacks: bo
         return AtariEnvs(config, game, seeds, threads, whole_stacks)
     except Exception as error:
         raise _explain(config.env_id, find_source(config), error) from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """How single environments are batched.
-
-    Attributes:
-        processes: number of processes; 0: this process.
-        description: the choice and its reason.
-        is_tried: whether the trial environment cannot be reused: it was stepped, or the others are in processes.
-    """
-
-    processes: int
-    description: str
-    is_tried: bool
-
-
-def _choose(config: EnvConfig, trial: SingleEnv, num_envs: int, processes: int, why_sync: str) -> _Choice:
-    if config.vectorization == "process":
-        return _Choice(processes, f"process (as asked, {processes} workers)", True)
-    if config.vectorization == "sync":
-        return _Choice(0, f"sync ({why_sync})", False)
-    if processes == 1:
-        return _Choice(0, f"sync (one {'env' if num_envs == 1 else 'core'})", False)
-    cost_us = _measure_step_us(config.env_id, trial)
-    why = f"one step of {config.env_id} takes {cost_us:.0f} us"
-    if cost_us > PROCESS_WORTH_US:
-        return _Choice(processes, f"process ({why}, {processes} workers)", True)
-    return _Choice(0, f"sync ({why})", True)
-
-
-def _measure_step_us(env_id: str, trial: SingleEnv) -> float:
-    """Return the median cost of a random step in us; the median ignores the lazy imports of the first step.
-
-    Raises:
-        EnvFailure: the environment raised, or returned an invalid observation.
-    """
-    costs_s: list[float] = []
-    trial.action_space.seed(0)
-    draw_action = make_drawer(trial.observation_space, trial.action_space)
-    obs = _try_reset(env_id, trial, seed=0)
-    began_s = time.perf_counter()
-    while len(costs_s) < _TRIAL_STEPS and time.perf_counter() - began_s < _TRIAL_S:
-        cost_s, is_over, obs = _try_step(env_id, trial, draw_action(obs))
-        costs_s.append(cost_s)
-        if is_over:
-            obs = _try_reset(env_id, trial)
-    return median(costs_s) * 1e6
-
-
-def _try_reset(env_id: str, trial: SingleEnv, seed: int | None = None) -> ObsArray:
-    try:
-        returned = trial.reset(seed=seed)
-    except Exception as error:
-        raise blame(error, "reset", trial, env_id, _WHEN_TRIED) from error
-    obs, _ = check_reset(returned, env_id)
-    return _check_tried(env_id, trial, obs)
-
-
-def _try_step(env_id: str, trial: SingleEnv, action: ActionArray) -> tuple[float, bool, ObsArray]:
-    """Return the seconds of a step, whether the episode is over, and the observation."""
-    began_s = time.perf_counter()
-    try:
-        obs, _, terminated, truncated, _ = trial.step(action)
-        cost_s = time.perf_counter() - began_s
-        is_over = bool(terminated or truncated)
-    except Exception as error:
-        raise blame(error, "step", trial, env_id, _WHEN_TRIED) from error
-    return cost_s, is_over, _check_tried(env_id, trial, obs)
-
-
-def _check_tried(env_id: str, trial: SingleEnv, obs: ObsArray) -> ObsArray:
-    space = trial.observation_space
-    return check_obs(obs, space.shape or (), space, env_id)
 
 
 def _find_game(spec: EnvSpec) -> str:

@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from fastac.config import EnvConfig
 from fastac.contract import EnvFailure, VecEnv
-from fastac.envs import adapt, make, make_vec
+from fastac.envs import adapt, make, make_vec, trial
 from fastac.envs.process import ProcessEnvs
 from fastac.envs.sync import SyncEnvs
 
@@ -70,7 +70,7 @@ def test_cheap_env_is_sync_and_says_why() -> None:
 def test_dear_env_goes_to_processes(
     monkeypatch: pytest.MonkeyPatch, cores: int, num_envs: int, kind: type, why: str
 ) -> None:
-    monkeypatch.setattr(make, "_measure_step_us", lambda env_id, trial: 812.3)
+    monkeypatch.setattr(trial, "measure_step_us", lambda env_id, trial: 812.3)
     monkeypatch.setattr(make, "count_cores", lambda: cores)
     env = build("FrozenLake-v1", num_envs=num_envs)
     assert isinstance(env, kind)
@@ -79,7 +79,7 @@ def test_dear_env_goes_to_processes(
 
 
 def test_dear_env_that_cannot_be_sent_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make, "_measure_step_us", lambda env_id, trial: 812.3)
+    monkeypatch.setattr(trial, "measure_step_us", lambda env_id, trial: 812.3)
     monkeypatch.setattr(make, "count_cores", lambda: 2)
     monkeypatch.setitem(gym.registry, "Local-v0", gym.envs.registration.EnvSpec("Local-v0", lambda: None))
     gym.registry["Local-v0"].entry_point = lambda: gym.make("MountainCar-v0").unwrapped

@@ -209,7 +209,7 @@ def test_environments_may_have_processes_of_their_own() -> None:
 def test_what_processes_cannot_have_stays_here_and_a_caution_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fastac.envs.make._measure_step_us", lambda *_: 900.0)
+    monkeypatch.setattr("fastac.envs.trial.measure_step_us", lambda *_: 900.0)
     monkeypatch.setattr("fastac.envs.make.count_cores", lambda: 2)
     envs = build(lambda: Plain(), 2, "auto")
     assert envs.description == "sync (other processes cannot have them)"
@@ -223,7 +223,7 @@ def test_what_processes_cannot_have_stays_here_and_a_caution_says_so(
 def test_what_a_notebook_defines_stays_here_and_the_caution_says_how_it_would_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fastac.envs.make._measure_step_us", lambda *_: 900.0)
+    monkeypatch.setattr("fastac.envs.trial.measure_step_us", lambda *_: 900.0)
     monkeypatch.setattr("fastac.envs.make.count_cores", lambda: 2)
     main = ModuleType("__main__")
     main.InNotebook = InNotebook

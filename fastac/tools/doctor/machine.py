@@ -13,7 +13,7 @@ import numpy as np
 from fastac.config import EnvConfig
 from fastac.cpu import count_cores
 from fastac.envs import Given, has_compiled
-from fastac.envs.make import PROCESS_WORTH_US
+from fastac.envs.trial import PROCESS_WORTH_US
 from fastac.pickling import GUARD, UNSENDABLE, UnsendableError, pickled
 from fastac.tools.doctor.budget import Budget
 from fastac.tools.doctor.findings import Finding
