@@ -7,7 +7,7 @@
 
 `fastac.train` trains to the end. `fastac.start` returns the loop, an iterator of reports, and `fastac.finish` ends it.
 `fastac.resume` returns the loop of an existing run, and `fastac.complete` trains such a loop to its end.
-`fastac.load` reads a run.
+`fastac.load` reads a run. `fastac.train_seeds` trains one setting with many seeds.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fastac.runs import Session
     from fastac.runs.evaluate import Evaluation
     from fastac.runs.files import RecordError
+    from fastac.studies.seeds import SeedRun, SeedRuns, train_seeds
     from fastac.tools.policy import TrainedPolicy
 
 __version__ = "0.1.0"
@@ -41,6 +42,8 @@ __all__ = [
     "RecordError",
     "Report",
     "Run",
+    "SeedRun",
+    "SeedRuns",
     "Session",
     "TrainSettings",
     "TrainedPolicy",
@@ -52,6 +55,7 @@ __all__ = [
     "resume",
     "start",
     "train",
+    "train_seeds",
 ]
 
 # Imported on first use: `fastac --help` and worker processes should not wait seconds for torch.
@@ -60,6 +64,7 @@ _HOMES |= dict.fromkeys(("EnvFailure", "NonFiniteError", "Report", "WorkerFailur
 _HOMES |= dict.fromkeys(("Config", "TrainSettings"), "fastac.config")
 _HOMES |= {"RecordError": "fastac.runs.files", "Session": "fastac.runs"}
 _HOMES |= {"Evaluation": "fastac.runs.evaluate", "TrainedPolicy": "fastac.tools.policy"}
+_HOMES |= dict.fromkeys(("SeedRun", "SeedRuns", "train_seeds"), "fastac.studies.seeds")
 
 
 def __getattr__(name: str) -> object:

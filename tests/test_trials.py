@@ -64,8 +64,8 @@ def test_trials_of_one_core_run_side_by_side(tmp_path, monkeypatch):
 
 def test_one_that_needs_the_machine_has_it_alone_after_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr("fastac.trials.count_cores", lambda: 2)
-    names = {"whole": True, "one": False, "other": False}
-    collect([Trial(name, partial(log_span, tmp_path, name), whole) for name, whole in names.items()])
+    names = {"whole": 2, "one": 1, "other": 1}
+    collect([Trial(name, partial(log_span, tmp_path, name), cores) for name, cores in names.items()])
     spans = {name: tuple(map(float, (tmp_path / name).read_text().split())) for name in names}
     assert spans["whole"][0] >= max(spans["one"][1], spans["other"][1])
 

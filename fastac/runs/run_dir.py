@@ -17,6 +17,7 @@ from typing import Literal
 from fastac.config import Config, JsonValue
 from fastac.runs.checkpoint import Checkpoint, damaged_marks, find_checkpoint, load_checkpoint, run_ids
 from fastac.runs.files import RecordError, describe, one_sentence, read_json, remove_leftovers, replace_json
+from fastac.runs.locking import locked
 
 log = logging.getLogger("fastac")
 
@@ -51,40 +52,8 @@ class RunDirectory:
         Raises:
             ValueError: another session holds the lock.
         """
-        lock = self._lock()
-        try:
+        with locked(self.path / _CHECKPOINTS, self.path):
             yield
-        finally:
-            if lock is not None:
-                self._unlock(lock)
-
-    def _lock(self) -> int | None:
-        """Return a file descriptor that holds the lock, or None if locking is not possible."""
-        try:
-            import fcntl
-
-            lock = os.open(self.path / _CHECKPOINTS, os.O_RDONLY | os.O_DIRECTORY)  # opening a pipe would block
-        except (ImportError, AttributeError, OSError):  # Windows; or the folder was removed or replaced
-            return None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise ValueError(
-                f"{self.path} is open in another session, of this process or another: close that one first."
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        return lock
-
-    @staticmethod
-    def _unlock(lock: int) -> None:
-        """Release the lock, even if a process forked in the meantime has inherited the file descriptor."""
-        import fcntl
-
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_UN)
-        os.close(lock)
 
     @classmethod
     def create(cls, path: Path, config: Config) -> RunDirectory:
