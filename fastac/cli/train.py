@@ -128,7 +128,9 @@ class _Given:
     config: Config
 
 
-def read_settings(command: str, kind: type[Options], words: Sequence[str]) -> tuple[Options, _Given]:
+def read_settings(
+    command: str, kind: type[Options], words: Sequence[str], common: Sequence[str] = COMMON
+) -> tuple[Options, _Given]:
     """Return the command's own options and the given settings; the first argument is the environment id.
 
     Raises:
@@ -146,7 +148,7 @@ def read_settings(command: str, kind: type[Options], words: Sequence[str]) -> tu
             f"{kind.__doc__} {_MORE} Defaults are those for {env_id}.",
             [*own, *setting_flags(config)],
             words,
-            COMMON,
+            common,
         )
     values = read([*own, *setting_flags(Config())], words, prog)
     options = {flag.name: values.pop(flag.name) for flag in own if flag.name in values}

@@ -16,6 +16,20 @@ log = logging.getLogger("fastac")
 GRACE_S = 20.0  # for runs to save themselves after a signal
 
 
+class Warnings:
+    """Logs what runs warn of, once each."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._known: set[str] = set()
+
+    def take(self, name: str, message: Message) -> None:
+        """Log a trial's message if it is a new warning."""
+        if isinstance(message, Warned) and message.text not in self._known:
+            self._known.add(message.text)
+            log.warning("%s: %s", name, message.text)
+
+
 class RunsPlan:
     """Trains runs, those that are there and complete left out.
 
@@ -23,14 +37,15 @@ class RunsPlan:
         failures: by the task's name, in a sentence.
     """
 
-    def __init__(self, tasks: Sequence[Task], missing: Sequence[Task]) -> None:
-        """Take all tasks, and those that are to be trained."""
+    def __init__(self, tasks: Sequence[Task], missing: Sequence[Task], tells_each: bool = True) -> None:
+        """Take all tasks, those that are to be trained, and whether there is a line about each."""
+        self._tells_each = tells_each
         self.failures: dict[str, str] = {}
         self._tasks = {task.name: task for task in tasks}
         self._waiting = list(missing)
         self._done, self._total = len(tasks) - len(missing), len(tasks)
         self._moments: dict[str, Moment] = {}
-        self._warned: set[str] = set()
+        self._warnings = Warnings()
 
     def next(self) -> Trial[bool] | None:
         """See `trials.Plan`."""
@@ -43,14 +58,14 @@ class RunsPlan:
         """See `trials.Plan`."""
         if isinstance(message, Moment):
             self._moments[trial.name] = message
-        elif isinstance(message, Warned) and message.text not in self._warned:
-            self._warned.add(message.text)
-            log.warning("%s: %s", trial.name, message.text)
+        self._warnings.take(trial.name, message)
         return True
 
     def keep(self, trial: Trial[bool], result: bool, wall_s: float) -> str:
         """See `trials.Plan`."""
         self._end(trial)
+        if not self._tells_each:
+            return ""
         summary = RunDirectory.open(self._tasks[trial.name].run_dir).read_summary()
         reached, steps = summary.get("eval_mean_return"), summary.get("env_steps")
         told = f"mean return {reached:,.1f}" if isinstance(reached, float) else "nothing was evaluated"

@@ -230,7 +230,7 @@ def _sum_up(config: Config, directory: Path, tasks: Sequence[Task], failures: di
     picture = directory / "learning-curves.png"
     trained = [run.run_dir for run in runs if run.failure is None]
     failed = [run.run_dir for run in runs if run.failure is not None]
-    is_drawn = draw(trained, failed, picture)
+    is_drawn = draw(config, trained, failed, picture)
     done = SeedRuns(config, directory, runs, picture if is_drawn else None)
     replace_json(directory / "seeds.json", done.to_dict())
     return done

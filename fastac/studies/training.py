@@ -20,7 +20,8 @@ from fastac.runs import Session
 from fastac.runs.copies import newest_checkpoint
 from fastac.runs.resuming import rerun_config, why_complete
 from fastac.runs.run_dir import RunDirectory
-from fastac.studies.curves import Objective, read_curve, score, score_so_far
+from fastac.studies.curves import read_curve, score, score_so_far
+from fastac.studies.options import Objective
 from fastac.trials import consult
 
 _TELL_S = 0.25  # between two messages about progress
@@ -168,7 +169,7 @@ def train_trial(tasks: Sequence[Task], objective: Objective) -> list[float] | No
     config = tasks[0].config
     every, total = config.run.eval_every, config.run.total_env_steps
     assert every, "a trial's evaluations are what it is compared by"
-    with ExitStack() as opened:
+    with _telling_warnings(), ExitStack() as opened:
         streams: list[Iterator[Report]] = []
         sessions: list[Session] = []
         for task in tasks:
