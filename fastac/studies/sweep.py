@@ -53,7 +53,7 @@ class Candidate:
     Attributes:
         name: the trial, or "start": the settings without the sweep.
         config: complete.
-        search_score: the trial's own score, which is too good, since it was chosen by it; None if the start was no trial.
+        search_score: the trial's own score, which is too good, since it was chosen by it; None if there is none.
         scores: by fresh seed, higher is better; None for a seed that failed.
     """
 
@@ -323,7 +323,8 @@ def _confirm(
             configs[_START if config == problem.config else f"trial {trial.number}"] = (config, trial.value)
     if not seeds:
         return tuple(Candidate(name, config, value, ()) for name, (config, value) in configs.items()), None
-    configs.setdefault(_START, (problem.config, None))
+    own = (trial.value for trial in found.completed if problem.fit(trial.params) == problem.config)
+    configs.setdefault(_START, (problem.config, next(own, None)))
     fresh, folder = _fresh_seeds(problem, seeds), problem.directory / "fresh"
     tasks = {
         name: problem.tasks(name, config, folder / name.replace(" ", "-"), fresh)
@@ -350,7 +351,12 @@ def _confirm(
     ]
     if all(candidate.mean is None for candidate in candidates):
         raise WorkerFailure(f"every setting failed with a fresh seed, such as: {next(iter(plan.failures.values()))}")
-    return tuple(sorted(candidates, key=lambda each: -np.inf if each.mean is None else each.mean, reverse=True)), None
+    return tuple(sorted(candidates, key=_rank)), None
+
+
+def _rank(candidate: Candidate) -> tuple[float, bool]:
+    """Return what candidates are sorted by; of equal ones the start comes first, since it needs no change."""
+    return np.inf if candidate.mean is None else -candidate.mean, candidate.name != _START
 
 
 def _fresh_seeds(problem: Problem, seeds: int) -> range:
