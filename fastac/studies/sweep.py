@@ -31,6 +31,7 @@ from fastac.studies.search import Findings, Problem, Search, make_pruner, trial_
 from fastac.studies.seeds import check_packages, one_worker
 from fastac.studies.spaces import change_space, check_space, find_space
 from fastac.studies.stats import LEAST_FOR_INTERVAL, bootstrap_interval
+from fastac.studies.sweep_report import changes, write_report
 from fastac.studies.training import is_done
 from fastac.torchrun import is_launched
 from fastac.trials import run_plan
@@ -372,14 +373,10 @@ def _sum_up(
     seeds: int,
 ) -> Sweep:
     """Return what was found, and write the report."""
-    from fastac.studies.sweep_report import write_report
-
-    config, before = candidates[0].config, problem.config.to_flat()
-    settings = {each.name: config.to_flat()[each.name] for each in problem.space}
-    settings["num_steps"] = config.algo.num_steps  # which a large rollout may have cut
+    config = candidates[0].config
     done = Sweep(
         config,
-        {name: value for name, value in settings.items() if value != before[name]},
+        changes(config, problem.config),
         candidates,
         problem.directory,
         problem.objective,

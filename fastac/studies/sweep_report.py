@@ -27,7 +27,7 @@ _WHAT: dict[Objective, str] = {
     "area": "mean return over the whole training (area under the curve)",
     "seconds": "seconds of training until the target",
 }
-# Settings of the runs of a sweep alone.
+# Settings of the runs of a sweep alone, which another run need not have.
 _OWN = ("seed", "workers", "eval_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
 _MOST_SHOWN = 12  # importances
 
@@ -71,7 +71,8 @@ def _plain(value: ConfigValue) -> JsonValue:
 def tell(done: Sweep, command: str = "") -> str:
     """Return the report as text, in Markdown; `command` is a shell command already formatted, "" makes it."""
     ended = done.num_completed + done.num_pruned + done.num_failed
-    counts = f"{ended} trials: {done.num_completed} completed, {done.num_pruned} pruned, {done.num_failed} failed."
+    begun = f"{ended} trial{'s' if ended > 1 else ''}"
+    counts = f"{begun}: {done.num_completed} completed, {done.num_pruned} pruned, {done.num_failed} failed."
     parts = [f"{counts} Score: {_WHAT[done.objective]}, mean over seeds.", _table(done.candidates, done.objective)]
     if done.fresh_seeds:
         parts.append(
@@ -136,12 +137,18 @@ def to_command(done: Sweep) -> str:
     except ValueError:
         before = Config()
     words = ["fastac", "train", env, "--algo", algo]
-    flat, old = config.to_flat(), before.to_flat()
-    skipped = {*_OWN, "env_id", "algo", *(["num_envs"] if config.env.envs_per_worker is not None else [])}
-    for name, value in flat.items():
-        if name not in skipped and value != old[name]:
-            words += _to_words(name, value)
+    for name, value in changes(config, before).items():
+        words += _to_words(name, value)
     return shlex.join(words)
+
+
+def changes(config: Config, before: Config) -> dict[str, ConfigValue]:
+    """Return the settings by which one configuration becomes the other, except for environment and algorithm."""
+    skipped = {*_OWN, "env_id", "algo"}
+    if config.is_one_shard_per_worker:  # their number is part of the algorithm, and num_envs follows from it
+        skipped = skipped - {"workers"} | {"num_envs"}
+    old = before.to_flat()
+    return {name: value for name, value in config.to_flat().items() if name not in skipped and value != old[name]}
 
 
 def _to_words(name: str, value: ConfigValue) -> list[str]:
@@ -157,10 +164,8 @@ def _to_words(name: str, value: ConfigValue) -> list[str]:
 
 def to_preset(config: Config) -> str:
     """Return the function that a preset is, indented as code."""
-    flat, plain = config.to_flat(), Config().to_flat()
     name = re.sub(r"\W+", "_", f"{config.env.env_id.rpartition(':')[2]}_{config.algo.algo}").lower().strip("_")
-    shown = {key: value for key, value in flat.items() if key not in _OWN and value != plain[key]}
-    shown = {"env_id": config.env.env_id, "algo": config.algo.algo, **shown}
+    shown = {"env_id": config.env.env_id, "algo": config.algo.algo, **changes(config, Config())}
     lines = [
         f"def {name}() -> Config:",
         f'    """{config.algo.algo.upper()} on {config.env.env_id}, found by a sweep."""',
