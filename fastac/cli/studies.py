@@ -52,6 +52,7 @@ def train_seeds(options: TrainOptions, seeds: int, config: Config, has_workers: 
     if options.json:
         print(json.dumps(done.to_dict(), allow_nan=False))
     else:
+        print(file=sys.stderr)
         print(fit(tell(done), sys.stdout))
     print(fit(f"Everything is in {done.directory}{picture}", sys.stderr), file=sys.stderr)
     return 1 if done.failed else 0
