@@ -9,7 +9,7 @@ import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, cast
@@ -18,7 +18,7 @@ import numpy as np
 
 from fastac.api import EnvLike, configure
 from fastac.build import EncoderFactory, EnvFactory, build_envs, describe_untuned, name_env
-from fastac.config import AlgoName, Config, ConfigValue, JsonValue, TrainSettings
+from fastac.config import AlgoName, Config, ConfigValue, JsonValue, TrainSettings, Vectorization
 from fastac.contract import WorkerFailure
 from fastac.install import INSTALL
 from fastac.pickling import end_where_imported
@@ -235,11 +235,14 @@ def _pose(
     encoder: EncoderFactory | None,
 ) -> Problem:
     """Return the problem: the search space of one environment, and the settings of trials."""
-    one = start.replace(num_envs=1, vectorization="envpool" if start.env.vectorization == "envpool" else "auto")
-    with closing(build_envs(one.env, np.random.SeedSequence(0), env_factory)) as envs:
+    pool: Vectorization = "envpool" if start.env.vectorization == "envpool" else "auto"
+    one = replace(start.env, num_envs=1, envs_per_worker=None, vectorization=pool)
+    with closing(build_envs(one, np.random.SeedSequence(0), env_factory)) as envs:
         space = find_space(start, envs.single_observation_space, envs.single_action_space, given)
     if options.space is not None:
         space = change_space(space, options.space)
+    for name in sorted({each.name for each in space} & set(given)):
+        raise ValueError(f"{name} is given, and the search space names it: leave out one of them.")
     config = trial_config(start, given)
     check_space(config, space)
     return Problem(
@@ -291,9 +294,11 @@ def _open_study(problem: Problem, options: SweepOptions) -> optuna.Study:
         return study
     for what in posed:
         if before.get(what) != posed[what]:
+            apart = f"{what} {before.get(what)!r}, and the command says {posed[what]!r}"
+            apart = "another search space" if what == "space" else apart
             raise ValueError(
-                f"{problem.directory} holds a sweep with {what} {before.get(what)!r}, and the command says "
-                f"{posed[what]!r}: give the command that began it, or another --run-dir."
+                f"{options.storage or problem.directory} holds a sweep with {apart}: give the command that began it, "
+                f"or another {'--study' if options.storage else '--run-dir'}."
             )
     return study
 
@@ -302,9 +307,9 @@ def _describe(problem: Problem) -> dict[str, JsonValue]:
     """Return what must be the same when a sweep goes on, in JSON types."""
     flat = {name: value for section in problem.config.to_dict().values() for name, value in _items(section)}
     searched = {each.name for each in problem.space}
-    described = {name: value for name, value in flat.items() if name not in searched}
+    described: dict[str, object] = {"space": [asdict(each) for each in problem.space]}
+    described |= {name: value for name, value in flat.items() if name not in searched}
     described |= {"objective": problem.objective, "seeds_per_trial": problem.seeds, "pruner": problem.pruner}
-    described["space"] = [asdict(each) for each in problem.space]
     plain: dict[str, JsonValue] = json.loads(json.dumps(described))
     return plain
 

@@ -16,6 +16,7 @@ import optuna
 import pytest
 
 import fastac
+from fastac.build import default_config
 from fastac.cli import main
 from fastac.cli.train import TrainOptions, read_settings
 from fastac.config import Config
@@ -24,7 +25,7 @@ from fastac.studies.curves import NEVER_S
 from fastac.studies.options import SweepOptions
 from fastac.studies.search import _suggest
 from fastac.studies.spaces import SPACES, fit_settings
-from fastac.studies.sweep import Candidate, Sweep, _rank
+from fastac.studies.sweep import Candidate, Sweep, _pose, _rank
 from fastac.studies.sweep_report import _OWN, tell, to_command, to_dict, to_preset, write_report
 
 FRESH = (10, 11, 12, 13, 14)
@@ -165,7 +166,20 @@ def test_the_command(tmp_path, capsys):
     ]
     assert fastac.load(next((folder / "fresh").glob("*/seed2"))).config.env.num_envs == 4
     assert main([*words, "--trials", "2", "--gamma", "0.5"]) == 2
-    assert "holds a sweep with" in capsys.readouterr().err
+    assert "holds a sweep with another search space: give the command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("env_id", "algo"), [("CartPole-v1", "a3c"), ("Pendulum-v1", "ppo"), ("CartPole-v1", "reinforce")]
+)
+def test_a_problem_is_posed_for_every_algorithm(tmp_path, env_id, algo):
+    start = default_config(env_id, algo, None)
+    problem = _pose(start, ["gamma"], SweepOptions(), tmp_path, None, None)
+    names = {each.name for each in problem.space}
+    assert "learning_rate" in names and "gamma" not in names
+    assert ("log_std_init" in names) == (env_id == "Pendulum-v1")
+    with pytest.raises(ValueError, match="gamma is given, and the search space names it"):
+        _pose(start, ["gamma"], SweepOptions(space={"gamma": {"choices": [0.9]}}), tmp_path, None, None)
 
 
 def count_completed(folder: Path) -> int:
