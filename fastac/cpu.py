@@ -7,11 +7,18 @@ import os
 from pathlib import Path
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_share = 2**31  # of this process, see `use_cores`
+
+
+def use_cores(number: int) -> None:
+    """Let this process take only so many of the cores, as one of several that share the machine."""
+    global _share
+    _share = number
 
 
 def count_cores() -> int:
     """Return the cores available to this process; in a container these may be fewer than the machine's."""
-    return min(len(_core_numbers()), _read_quota())
+    return min(len(_core_numbers()), _read_quota(), _share)
 
 
 def _read_quota() -> int:
@@ -27,7 +34,7 @@ def count_physical_cores() -> int:
     """Return the physical cores among those available: two threads of one core compute no faster than one."""
     siblings = (Path(f"/sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") for n in _core_numbers())
     try:
-        return min(len({path.read_text() for path in siblings}), _read_quota())
+        return min(len({path.read_text() for path in siblings}), _read_quota(), _share)
     except OSError:  # not Linux, or a container that hides it
         return count_cores()
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 import torch
 
-from fastac.cpu import count_cores
+from fastac.cpu import count_cores, use_cores
 from fastac.pickling import Pickled, pickled
 from fastac.processes import CHILD_FAILURES, Child, ChildFailure, Children, Message, Parent, start
 
@@ -251,7 +251,7 @@ class _Fixed(Generic[Result]):
 
 def _start(trial: Trial[Result], scratch: str, preload: str) -> Child:
     work = pickled(trial.work, f"{trial.name} is done in another process: define its function at the top of a module")
-    return start(trial.name, partial(_work, work, scratch), preload, work)
+    return start(trial.name, partial(_work, work, trial.cores, scratch), preload, work)
 
 
 # The process of a trial: its parent, and the answers of `consult`, which another thread receives.
@@ -259,7 +259,7 @@ _parent: Parent | None = None
 _answers: SimpleQueue[bool] = SimpleQueue()
 
 
-def _work(work: Pickled[Callable[[], Result]], scratch: str, parent: Parent) -> None:
+def _work(work: Pickled[Callable[[], Result]], cores: int, scratch: str, parent: Parent) -> None:
     """Do one trial, in its own process, which ends with its parent."""
     global _parent
     if hasattr(os, "setsid"):
@@ -268,6 +268,7 @@ def _work(work: Pickled[Callable[[], Result]], scratch: str, parent: Parent) -> 
     _parent = parent
     parent.listen(_answers.put, grace_s=0.0)
     tempfile.tempdir = scratch
+    use_cores(cores)
     torch.set_num_threads(1)
     began = time.perf_counter()
     result = work.load()()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastac.contract import WorkerFailure
+from fastac.cpu import count_cores
 from fastac.processes import was_sent
 from fastac.trials import Standing, Trial, consult, run_plan, run_trials
 
@@ -203,3 +204,9 @@ def test_no_trial_is_asked_for_before_there_is_a_core(monkeypatch):
     plan.next = lambda: begun.append(len(plan.kept)) or ask()
     assert run_plan(plan, PRELOAD, is_shown=False) is None
     assert begun == [0, 1, 2, 3]  # each after the one before it is done
+
+
+def test_a_trial_sees_only_the_cores_that_it_has(monkeypatch):
+    monkeypatch.setattr("fastac.trials.count_cores", lambda: 2)
+    kept = collect([Trial("one", count_cores), Trial("all", count_cores, 99)])
+    assert kept[0][0] == 1 and kept[1][0] == count_cores()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,6 +15,19 @@ from fastac.trials import Standing, Trial
 log = logging.getLogger("fastac")
 
 GRACE_S = 20.0  # for runs to save themselves after a signal
+
+
+def end_by(stopped: signal.Signals | None) -> None:
+    """End the caller as `fastac.train` does, if a signal has stopped the runs.
+
+    Raises:
+        KeyboardInterrupt: SIGINT.
+        SystemExit: SIGTERM.
+    """
+    if stopped == signal.SIGTERM:
+        raise SystemExit(128 + signal.SIGTERM)
+    if stopped is not None:
+        raise KeyboardInterrupt("all is saved: the same call with the same run_dir goes on")
 
 
 class Warnings:

@@ -21,7 +21,7 @@ from fastac.pickling import end_where_imported
 from fastac.runs.files import replace_json
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.worker_count import choose_workers
-from fastac.studies.plan import GRACE_S, RunsPlan, log
+from fastac.studies.plan import GRACE_S, RunsPlan, end_by, log
 from fastac.studies.seeds_picture import draw
 from fastac.studies.stats import LEAST_FOR_INTERVAL, bootstrap_interval, interquartile_mean, median_with_none_last
 from fastac.studies.training import Task, check_task, is_done
@@ -148,14 +148,15 @@ def train_seeds(
         ValueError: the settings are not valid, or the directory holds runs of other settings, or a package is missing.
         RecordError: a file cannot be written.
         KeyboardInterrupt: Ctrl-C; what is there is saved, and the same call continues.
+        SystemExit: SIGTERM; the same.
     """
     end_where_imported()
     named = name_env(env)
     config, factory = configure(named, algo, preset, encoder, cast("dict[str, ConfigValue]", {**settings}))
     config = one_worker(config, named.given, factory, is_asked="workers" in settings)
     done, stopped = run_seeds(config, seeds, None if run_dir is None else Path(run_dir), named.given, factory, verbose)
-    if stopped is not None or done is None:
-        raise KeyboardInterrupt("all is saved: the same call with the same run_dir goes on")
+    end_by(stopped)
+    assert done is not None
     return done
 
 

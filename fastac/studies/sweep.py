@@ -26,7 +26,7 @@ from fastac.runs.files import RecordError, describe
 from fastac.runs.locking import locked
 from fastac.studies.curves import check_objective, read_curve, score
 from fastac.studies.options import Objective, SweepOptions
-from fastac.studies.plan import GRACE_S, RunsPlan
+from fastac.studies.plan import GRACE_S, RunsPlan, end_by
 from fastac.studies.search import Findings, Problem, Search, make_pruner, trial_config
 from fastac.studies.seeds import check_packages, one_worker
 from fastac.studies.spaces import change_space, check_space, find_space
@@ -139,6 +139,7 @@ def sweep(
         EnvFailure, NonFiniteError, WorkerFailure: all of the first trials failed.
         RecordError: a file cannot be written.
         KeyboardInterrupt: Ctrl-C; what is there is saved, and the same call continues.
+        SystemExit: SIGTERM; the same.
     """
     end_where_imported()
     named = name_env(env)
@@ -146,9 +147,9 @@ def sweep(
     config, factory = configure(named, algo, preset, encoder, given)
     config = one_worker(config, named.given, factory, is_asked="workers" in given)
     directory = default_directory(config) if run_dir is None else Path(run_dir)
-    done, _ = run_sweep(config, list(given), options or SweepOptions(), directory, named.given, factory, verbose)
-    if done is None:
-        raise KeyboardInterrupt("all is saved: the same call with the same run_dir goes on")
+    done, stopped = run_sweep(config, list(given), options or SweepOptions(), directory, named.given, factory, verbose)
+    end_by(stopped)
+    assert done is not None
     return done
 
 
