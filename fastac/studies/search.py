@@ -235,12 +235,13 @@ class Search:
         return f"failed: {error}"
 
     def _end(self, asked: optuna.trial.Trial, state: optuna.trial.TrialState, value: float | None = None) -> None:
-        """Tell the study how a trial ended, and drop the checkpoints, which only a trial in progress needs."""
+        """Tell the study how a trial ended, and keep only settings and evaluations of its runs, which may be many."""
         self._study.tell(asked, value, state)
         self._study.set_user_attr(self._spent_key, self.spent_s)
         self._found = Findings.read(self._study)
-        for run in (self._problem.directory / "trials" / asked.user_attrs[_FOLDER]).glob("seed*/checkpoints"):
-            shutil.rmtree(run, ignore_errors=True)
+        for run in (self._problem.directory / "trials" / asked.user_attrs[_FOLDER]).glob("seed*"):
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+            (run / "progress.jsonl").unlink(missing_ok=True)
 
     def tell(self, running: Sequence[str]) -> Standing:
         """See `trials.Plan`."""

@@ -245,6 +245,8 @@ def _pose(
     for name in sorted({each.name for each in space} & set(given)):
         raise ValueError(f"{name} is given, and the search space names it: leave out one of them.")
     config = trial_config(start, given)
+    if not config.run.eval or not config.run.eval_every:
+        raise ValueError("a sweep compares trials by their evaluations: leave out --no-eval and --eval-every 0.")
     check_space(config, space)
     return Problem(
         config,

@@ -199,11 +199,12 @@ def test_machines_that_share_a_study_leave_each_others_trials_alone(problem, tmp
     assert [trial.state.name for trial in study.get_trials()] == ["RUNNING", "RUNNING"]
 
 
-def test_checkpoints_of_ended_trials_are_dropped(problem):
+def test_of_ended_trials_only_the_evaluations_stay(problem):
     search = Search(problem, make_study(problem), 10, None)
     trial = search.next()
     run_dir = tasks_of(trial)[0].run_dir
     (run_dir / "checkpoints" / "step-1").mkdir(parents=True)
-    (run_dir / "evaluations.jsonl").touch()
+    for name in ("evaluations.jsonl", "progress.jsonl"):
+        (run_dir / name).touch()
     search.keep(trial, [1.0, 1.0], 0.1)
     assert [path.name for path in run_dir.iterdir()] == ["evaluations.jsonl"]

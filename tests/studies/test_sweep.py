@@ -132,6 +132,8 @@ WORDS = ("sweep", "CartPole-v1", "--algo", "a2c", *TINY, "--seeds-per-trial", "2
     ("flags", "told"),
     [
         (("--objective", "seconds"), "give --until-return"),
+        (("--no-eval",), "leave out --no-eval"),
+        (("--eval-every", "0"), "leave out --no-eval and --eval-every 0"),
         (("--until-return", "475"), "expected objective 'seconds'"),
         (("--storage", "nosuch://nowhere"), "the storage nosuch://nowhere cannot be opened"),
         (("--space", "nowhere.toml"), "nowhere.toml cannot be read"),
