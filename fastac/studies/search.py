@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,24 +100,10 @@ def trial_config(config: Config, given: Collection[str]) -> Config:
     return config.replace(**{name: value for name, value in changes.items() if name not in given})
 
 
-Train: TypeAlias = Callable[[Sequence[Task], Objective], Scores]
-
-
 class Search:
-    """The plan of a sweep's trials; the study keeps everything that it knows.
+    """The plan of a sweep's trials; the study keeps everything that it knows."""
 
-    Attributes:
-        is_over: whether the minutes are spent.
-    """
-
-    def __init__(
-        self,
-        problem: Problem,
-        study: optuna.Study,
-        trials: int,
-        minutes: float | None,
-        train: Train = train_trial,
-    ) -> None:
+    def __init__(self, problem: Problem, study: optuna.Study, trials: int, minutes: float | None) -> None:
         """Take over a study, and queue the trials that were interrupted here again.
 
         Args:
@@ -125,9 +111,8 @@ class Search:
             study: new, or of the same problem.
             trials: at most, those that are there included.
             minutes: at most, those before included; None: any.
-            train: trains the seeds of a trial.
         """
-        self._problem, self._study, self._most, self._train = problem, study, trials, train
+        self._problem, self._study, self._most = problem, study, trials
         self._minutes, self._began = minutes, time.monotonic()
         self._spent_s = float(study.user_attrs.get(self._spent_key, 0.0))
         self._running: dict[str, optuna.trial.Trial] = {}
@@ -163,21 +148,29 @@ class Search:
 
     def next(self) -> Trial[Scores] | None:
         """See `trials.Plan`."""
-        self._found = Findings.read(self._study)
-        if self._found.num_begun >= self._most or self.is_over:
-            return None
-        self._study.sampler = self._make_sampler(self._found.num_begun)
-        asked = self._study.ask()
-        folder = asked.user_attrs.get(_FOLDER, f"{asked.number:04d}")
-        asked.set_user_attr(_FOLDER, folder)
-        asked.set_user_attr(_PLACE, self._problem.place)
-        params = {each.name: _suggest(asked, each) for each in self._problem.space}
-        config = self._problem.fit(params)
+        while True:
+            self._found = Findings.read(self._study)
+            if self._found.num_begun >= self._most or self.is_over:
+                return None
+            self._study.sampler = self._make_sampler(self._found.num_begun)
+            asked = self._study.ask()
+            folder = asked.user_attrs.get(_FOLDER, f"{asked.number:04d}")
+            asked.set_user_attr(_FOLDER, folder)
+            asked.set_user_attr(_PLACE, self._problem.place)
+            params = {each.name: _suggest(asked, each) for each in self._problem.space}
+            try:
+                config = self._problem.fit(params)
+            except ValueError as error:  # a combination of the user's space that `check_space` has not drawn
+                self._fail(asked, str(error), is_of_settings=True)
+                continue
+            return self._make_trial(asked, config, folder)
+
+    def _make_trial(self, asked: optuna.trial.Trial, config: Config, folder: str) -> Trial[Scores]:
         first, name = config.run.seed, f"trial {asked.number}"
         seeds = range(first, first + self._problem.seeds)
         tasks = self._problem.tasks(name, config, self._problem.directory / "trials" / folder, seeds)
         self._running[name] = asked
-        return Trial(name, partial(self._train, tasks, self._problem.objective), config.num_workers)
+        return Trial(name, partial(train_trial, tasks, self._problem.objective), config.num_workers)
 
     def _make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
         """Return a sampler whose seed is the trial's: so an interrupted sweep goes on like an uninterrupted one."""
@@ -223,16 +216,21 @@ class Search:
         Raises:
             EnvFailure, NonFiniteError, WorkerFailure: all of the first trials fail, so the fault is not a setting's.
         """
-        from optuna.trial import TrialState
-
-        asked = self._running.pop(trial.name)
-        asked.set_user_attr(_FAILED, str(error))
-        # A pruned trial counts as worse than all that were completed, which the sampler learns from; a failed one says
-        # nothing about its settings.
-        self._end(asked, TrialState.PRUNED if isinstance(error, NonFiniteError) else TrialState.FAIL)
+        self._fail(self._running.pop(trial.name), str(error), isinstance(error, NonFiniteError))
         if self._found.best is None and self._found.num_failed >= _MOST_FAILED:
             raise type(error)(f"the first {_MOST_FAILED} trials failed, the last of them {error}") from error.__cause__
         return f"failed: {error}"
+
+    def _fail(self, asked: optuna.trial.Trial, why: str, is_of_settings: bool) -> None:
+        """Tell the study that a trial failed.
+
+        By its settings: then it is pruned, which counts as worse than all that were completed, and the sampler learns
+        from it. Another failure says nothing about them.
+        """
+        from optuna.trial import TrialState
+
+        asked.set_user_attr(_FAILED, why)
+        self._end(asked, TrialState.PRUNED if is_of_settings else TrialState.FAIL)
 
     def _end(self, asked: optuna.trial.Trial, state: optuna.trial.TrialState, value: float | None = None) -> None:
         """Tell the study how a trial ended, and keep only settings and evaluations of its runs, which may be many."""

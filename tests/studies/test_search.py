@@ -111,6 +111,20 @@ def test_failures_are_counted_and_not_worse_than_a_crash(problem):
     assert search.tell([]).text == "best 1.0, 2 failed"
 
 
+def test_a_combination_that_does_not_work_is_a_failed_trial(problem):
+    from dataclasses import replace
+
+    study = make_study(problem)
+    search = Search(replace(problem, space=(Dimension("gamma", "float", 0.5, 2.0),)), study, 30, None)
+    values = []
+    while (trial := search.next()) is not None:
+        values.append(tasks_of(trial)[0].config.algo.gamma)
+        search.keep(trial, [1.0, 1.0], 0.1)
+    found = Findings.read(study)
+    assert 0 < len(values) < 30 and all(value <= 1.0 for value in values)
+    assert found.num_failed == 30 - len(values) and found.num_ended == 30
+
+
 def test_if_all_of_the_first_fail_the_sweep_ends(problem):
     search = Search(problem, make_study(problem), 100, None)
     with pytest.raises(EnvFailure, match="the first 5 trials failed, the last of them it broke"):
