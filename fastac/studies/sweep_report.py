@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastac.build import default_config
 from fastac.config import Config, ConfigValue, JsonValue
 from fastac.runs.files import replace_file, replace_json, write_durably
 from fastac.studies.curves import NEVER_S, tell_score
@@ -126,16 +127,12 @@ def _first_number(text: str) -> float:
 
 
 def to_command(done: Sweep) -> str:
-    """Return the command that trains the best settings."""
-    from fastac.build import default_config
-
+    """Return the command that trains the best settings, or the Python of an environment that has no name."""
     config = done.config
     env, algo = config.env.env_id, config.algo.algo
-    # Of an environment that is given as an object there is no command; its name stands for it.
-    try:
-        before = default_config(env, algo, None, None, config.env.env_kwargs, config.env.vectorization == "envpool")
-    except ValueError:
-        before = Config()
+    if env.startswith("<"):
+        return f"fastac.train(YOUR_ENV, {algo!r}, **{dict(done.settings)!r})"
+    before = default_config(env, algo, None, None, config.env.env_kwargs, config.env.vectorization == "envpool")
     words = ["fastac", "train", env, "--algo", algo]
     for name, value in changes(config, before).items():
         words += _to_words(name, value)

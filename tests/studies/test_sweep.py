@@ -65,6 +65,12 @@ def test_the_command_and_the_preset_are_the_settings(tmp_path, env_id, algo):
         assert flat(names[f"{env_id.lower().replace('-', '_')}_{algo}"]()) == flat(config)
 
 
+def test_an_environment_without_a_name_is_trained_from_python(tmp_path):
+    done = made(tmp_path, config=Config().replace(env_id="<__main__:MyEnv>"))
+    expected = "fastac.train(YOUR_ENV, 'a2c', **{'learning_rate': 0.00123, 'hidden_sizes': (32, 32)})"
+    assert to_command(done) == expected and expected in tell(done)
+
+
 def test_the_report_by_hand(tmp_path, drawn):
     done = made(tmp_path)
     write_report(done)
