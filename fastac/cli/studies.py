@@ -78,6 +78,7 @@ def sweep(words: Sequence[str]) -> int:
         print(json.dumps(to_dict(done), allow_nan=False))
     else:
         print(fit(tell(done, fit_command(to_command(done), sys.stdout)), sys.stdout))
-    told = f"Everything is in {done.directory}: report.md, sweep.json, sweep.png and the policies of the fresh seeds"
+    more = ", and the runs of the fresh seeds" if done.fresh_seeds else ""
+    told = f"Everything is in {done.directory}: report.md, sweep.json, sweep.png{more}"
     print(fit(told, sys.stderr), file=sys.stderr)
     return 0

@@ -6,10 +6,12 @@ import json
 import logging
 import re
 import signal
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, cast
@@ -44,6 +46,7 @@ log = logging.getLogger("fastac")
 _START = "start"  # the settings without the sweep
 _BEST = 5  # settings that are trained with fresh seeds
 _PROBLEM = "problem"  # an attribute of the study
+_TABLES_S = 2.0  # until another machine has made a database's tables
 _LEAST_FOR_IMPORTANCE = 10  # completed trials
 
 
@@ -277,15 +280,10 @@ def _open_study(problem: Problem, options: SweepOptions) -> optuna.Study:
     Raises:
         ValueError: the storage cannot be opened, or has another problem's study.
     """
-    import optuna
-
     url = options.storage or f"sqlite:///{problem.directory.resolve() / 'study.db'}"
     name = options.study or (_slug(problem.config) if options.storage else "sweep")
     try:
-        pruner = make_pruner(problem.pruner)
-        study = optuna.create_study(
-            storage=url, study_name=name, direction="maximize", load_if_exists=True, pruner=pruner
-        )
+        study = _create_study(url, name, problem)
     except Exception as error:  # Optuna's, SQLAlchemy's, and those of the database's driver
         raise ValueError(f"the storage {url} cannot be opened: {str(error).splitlines()[0]}") from error
     posed = _describe(problem)
@@ -304,6 +302,27 @@ def _open_study(problem: Problem, options: SweepOptions) -> optuna.Study:
                 f"or another {'--study' if options.storage else '--run-dir'}."
             )
     return study
+
+
+def _create_study(url: str, name: str, problem: Problem) -> optuna.Study:
+    """Create or open a study; once more after a moment if another machine was just making the same tables."""
+    import optuna
+    from sqlalchemy.exc import DBAPIError
+
+    pruner = make_pruner(problem.pruner)
+    make = partial(
+        optuna.create_study,
+        storage=url,
+        study_name=name,
+        direction="maximize",
+        load_if_exists=True,
+        pruner=pruner,
+    )
+    try:
+        return make()
+    except DBAPIError:
+        time.sleep(_TABLES_S)
+        return make()
 
 
 def _describe(problem: Problem) -> dict[str, JsonValue]:
