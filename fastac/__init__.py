@@ -7,7 +7,8 @@
 
 `fastac.train` trains to the end. `fastac.start` returns the loop, an iterator of reports, and `fastac.finish` ends it.
 `fastac.resume` returns the loop of an existing run, and `fastac.complete` trains such a loop to its end.
-`fastac.load` reads a run. `fastac.doctor` examines an environment.
+`fastac.load` reads a run. `fastac.train_seeds` trains one setting with many seeds, and
+`fastac.sweep` searches for settings. `fastac.doctor` examines an environment.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ if TYPE_CHECKING:
     from fastac.runs import Session
     from fastac.runs.evaluate import Evaluation
     from fastac.runs.files import RecordError
+    from fastac.studies.options import SweepOptions
+    from fastac.studies.seeds import SeedRun, SeedRuns, train_seeds
+    from fastac.studies.sweep import Candidate, Sweep, sweep
     from fastac.tools.doctor import Diagnosis, Finding, doctor
     from fastac.tools.policy import TrainedPolicy
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Candidate",
     "Config",
     "Diagnosis",
     "EnvFailure",
@@ -44,7 +49,11 @@ __all__ = [
     "RecordError",
     "Report",
     "Run",
+    "SeedRun",
+    "SeedRuns",
     "Session",
+    "Sweep",
+    "SweepOptions",
     "TrainSettings",
     "TrainedPolicy",
     "WorkerFailure",
@@ -55,7 +64,9 @@ __all__ = [
     "load",
     "resume",
     "start",
+    "sweep",
     "train",
+    "train_seeds",
 ]
 
 # Imported on first use: `fastac --help` and worker processes should not wait seconds for torch.
@@ -65,6 +76,9 @@ _HOMES |= dict.fromkeys(("Config", "TrainSettings"), "fastac.config")
 _HOMES |= {"RecordError": "fastac.runs.files", "Session": "fastac.runs"}
 _HOMES |= dict.fromkeys(("Diagnosis", "Finding", "doctor"), "fastac.tools.doctor")
 _HOMES |= {"Evaluation": "fastac.runs.evaluate", "TrainedPolicy": "fastac.tools.policy"}
+_HOMES |= dict.fromkeys(("SeedRun", "SeedRuns", "train_seeds"), "fastac.studies.seeds")
+_HOMES |= dict.fromkeys(("Candidate", "Sweep", "sweep"), "fastac.studies.sweep")
+_HOMES |= {"SweepOptions": "fastac.studies.options"}
 
 
 def __getattr__(name: str) -> object:

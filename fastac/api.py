@@ -227,14 +227,14 @@ def _begin(
         if verbose:
             held.enter_context(log_on_stderr())
         named = name_env(env)
-        config, factory = _configure(named, algo, preset, encoder, settings)
+        config, factory = configure(named, algo, preset, encoder, settings)
         directory = None if run_dir is None else Path(run_dir)
         if launch is not None:
             return begin_on_hosts(config, HostRun(launch, directory, named.given, factory, verbose))
         return start_config(config, directory, named.given, factory, verbose, held=held)
 
 
-def _configure(
+def configure(
     named: Named,
     algo: AlgoName | None,
     preset: str | None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-Extra: TypeAlias = Literal["atari", "box2d", "envpool", "experiments", "mujoco", "plot", "video"]
+Extra: TypeAlias = Literal["atari", "box2d", "envpool", "experiments", "mujoco", "plot", "sweep", "video"]
 
 INSTALL: dict[Extra, str] = {
     "atari": "pip install 'ale-py>=0.12'",
@@ -16,6 +16,7 @@ INSTALL: dict[Extra, str] = {
     "envpool": "pip install 'envpool>=1.2'",
     "experiments": "pip install 'gymnasium[box2d]' 'matplotlib>=3.8' 'scipy>=1.15' 'stable-baselines3>=2.7'",
     "mujoco": "pip install 'gymnasium[mujoco]'",
-    "plot": "pip install 'matplotlib>=3.8'",
+    "plot": "pip install 'matplotlib>=3.8' 'scipy>=1.15'",
+    "sweep": "pip install 'matplotlib>=3.8' 'optuna>=5.0' 'scipy>=1.15'",
     "video": "pip install 'gymnasium[classic-control]' 'imageio[ffmpeg]>=2.34'",
 }

@@ -40,7 +40,8 @@ TABLE = {
     "tools": "text install cpu system memory contract config pickling rollout envs models learning runs build",
     "api": "torchrun text contract config pickling envs models workers build runs tools",
     "trials": "system cpu pickling processes",
-    "cli": "system torchrun text garbage cpu contract config presets processes build runs tools api",
+    "studies": "torchrun text install contract config pickling processes build runs tools api trials",
+    "cli": "system torchrun text garbage cpu contract config presets processes build runs tools api studies",
 }
 MAY_IMPORT = {room: set(names.split()) for room, names in TABLE.items()}
 # The two doors are no rooms: `python -m fastac` opens the command line, and the public face may show anything.

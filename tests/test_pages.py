@@ -67,9 +67,17 @@ DOORS = {
     "record": "fastac.api.load",
     "plot": "fastac.tools.plot.plot",
     "tune": "fastac.tools.tune.Search",
+    "sweep": "fastac.studies.sweep.run_sweep",
     "gate": "fastac.tools.gate.repository.check",
     "doctor": "fastac.tools.doctor.examine",
 }
+
+
+def door_of(words: list[str]) -> str:
+    """Return where the work of a command begins."""
+    if "--tuned" in words:
+        return DOORS["tune"]
+    return "fastac.studies.seeds.run_seeds" if "--seeds" in words else DOORS[words[0]]
 
 
 def test_the_readme_is_read_in_minutes():
@@ -111,7 +119,7 @@ def test_a_command_is_taken(own, monkeypatch, capsys, command, page):
         raise ValueError("the work begins")
 
     monkeypatch.setattr("fastac.tools.tune.load_tuned", lambda config: None)
-    monkeypatch.setattr(DOORS["tune"] if "--tuned" in words else DOORS[words[0]], open_door)
+    monkeypatch.setattr(door_of(words), open_door)
     assert main(words) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "fastac: the work begins", page
 
@@ -138,6 +146,13 @@ class Short:
 
     def start(self, *arguments, **settings):
         return fastac.start(*arguments, **{"total_env_steps": 2048, "eval_episodes": 1, **settings})
+
+    def train_seeds(self, *arguments, **settings):
+        return fastac.train_seeds(*arguments, **{"total_env_steps": 2048, "eval_episodes": 1, **settings})
+
+    def sweep(self, *arguments, options, **settings):
+        options = fastac.SweepOptions(trials=1, seeds_per_trial=1, confirm_seeds=0)
+        return fastac.sweep(*arguments, options=options, **{**settings, "total_env_steps": 2048})
 
     def resume(self, run_dir, total_env_steps=1e6):
         return fastac.resume(run_dir, total_env_steps=total_env_steps / 500)
@@ -194,7 +209,10 @@ def test_a_command_runs(own, command, page):
     is_train = words[0] == "train"
     for run_dir in [word for word in words if word.startswith("runs/") and not is_train]:
         fastac.train("CartPole-v1", run_dir=run_dir, num_envs=4, total_env_steps=512, eval_episodes=1)
-    words += ["--total-env-steps", "2048", "--eval-episodes", "1"] if is_train else []
+    words += ["--total-env-steps", "2048", "--eval-episodes", "1"] if words[0] in ("train", "sweep") else []
+    words += ["--trials", "1", "--seeds-per-trial", "1", "--confirm-seeds", "0"] if words[0] == "sweep" else []
+    if "--storage" in words:
+        words[words.index("--storage") + 1] = f"sqlite:///{own / 'shared.db'}"
     words += ["--seconds", "0.1"] if words[0] in ("tune", "doctor") else []
     if words[0] == "gate":
         make_repository(own)

@@ -1,6 +1,7 @@
 """Trials: results are kept as they come, cores are shared out, and what fails is told at the end."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from fastac.contract import WorkerFailure
+from fastac.cpu import count_cores
 from fastac.processes import was_sent
-from fastac.trials import Trial, run_trials
+from fastac.trials import Standing, Trial, consult, run_plan, run_trials
 
 PRELOAD = "fastac.trials"
 
@@ -64,8 +66,8 @@ def test_trials_of_one_core_run_side_by_side(tmp_path, monkeypatch):
 
 def test_one_that_needs_the_machine_has_it_alone_after_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr("fastac.trials.count_cores", lambda: 2)
-    names = {"whole": True, "one": False, "other": False}
-    collect([Trial(name, partial(log_span, tmp_path, name), whole) for name, whole in names.items()])
+    names = {"whole": 2, "one": 1, "other": 1}
+    collect([Trial(name, partial(log_span, tmp_path, name), cores) for name, cores in names.items()])
     spans = {name: tuple(map(float, (tmp_path / name).read_text().split())) for name in names}
     assert spans["whole"][0] >= max(spans["one"][1], spans["other"][1])
 
@@ -117,3 +119,94 @@ def leave_something() -> Path:
     import tempfile
 
     return Path(tempfile.mkdtemp())
+
+
+class Counting:
+    """A plan of trials that count up, and are told to end at a number."""
+
+    def __init__(self, trials, most):
+        self.waiting, self.most = list(trials), most
+        self.heard, self.kept, self.failed = [], {}, {}
+
+    def next(self):
+        return self.waiting.pop(0) if self.waiting else None
+
+    def hear(self, trial, message):
+        self.heard.append((trial.name, message))
+        return message < self.most
+
+    def keep(self, trial, result, wall_s):
+        self.kept[trial.name] = result
+        return f"{trial.name} is over"
+
+    def fail(self, trial, error):
+        self.failed[trial.name] = str(error)
+        return ""
+
+    def tell(self, running):
+        return Standing(len(self.kept) + len(self.failed), 3)
+
+
+def count_up(to):
+    for number in range(to):
+        if not consult(number):
+            return f"stopped at {number}"
+    return "done"
+
+
+def test_a_plan_hears_its_trials_and_may_end_them(capsys):
+    plan = Counting([Trial("long", partial(count_up, 9)), Trial("short", partial(count_up, 2))], most=3)
+    assert run_plan(plan, PRELOAD) is None
+    assert plan.kept == {"long": "stopped at 3", "short": "done"}
+    assert [number for name, number in plan.heard if name == "long"] == [0, 1, 2, 3]
+    assert sorted(capsys.readouterr().err.splitlines())[:1] == ["0 of 3 trials are there"]
+
+
+def test_a_plan_goes_on_after_a_failure_and_may_be_silent(capsys):
+    plan = Counting([Trial("a", partial(fail, 1)), Trial("b", partial(square, 2))], most=1)
+    assert run_plan(plan, PRELOAD, is_shown=False) is None
+    assert plan.kept == {"b": 4} and plan.failed == {"a": "a: raised RuntimeError: no 1"}
+    assert capsys.readouterr().err == ""
+
+
+def wait_for_the_end(folder):
+    (folder / "here").touch()
+    while consult(0):
+        time.sleep(0.01)
+    (folder / "ended").touch()
+
+
+class Stopping(Counting):
+    """Sends this process a signal as soon as a trial runs."""
+
+    def hear(self, trial, message):
+        if not self.heard:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().hear(trial, message)
+
+
+def test_after_a_signal_trials_have_time_to_end_and_nothing_is_kept(tmp_path):
+    plan = Stopping([Trial("a", partial(wait_for_the_end, tmp_path)), Trial("b", partial(count_up, 1))], most=1)
+    plan.waiting = plan.waiting[:1]
+    assert run_plan(plan, PRELOAD, grace_s=60.0, is_shown=False) == signal.SIGINT
+    assert (tmp_path / "ended").exists() and plan.kept == {}
+
+
+def test_outside_of_a_trial_nobody_ends_it():
+    assert consult("whatever")
+
+
+def test_no_trial_is_asked_for_before_there_is_a_core(monkeypatch):
+    monkeypatch.setattr("fastac.trials.count_cores", lambda: 1)
+    plan = Counting([Trial(str(n), partial(count_up, 1)) for n in range(3)], most=1)
+    begun = []
+    ask = plan.next
+    plan.next = lambda: begun.append(len(plan.kept)) or ask()
+    assert run_plan(plan, PRELOAD, is_shown=False) is None
+    assert begun == [0, 1, 2, 3]  # each after the one before it is done
+
+
+def test_a_trial_sees_only_the_cores_that_it_has(monkeypatch):
+    monkeypatch.setattr("fastac.trials.count_cores", lambda: 2)
+    kept = collect([Trial("one", count_cores), Trial("all", count_cores, 99)])
+    assert kept[0][0] == 1 and kept[1][0] == count_cores()

@@ -11,9 +11,9 @@ import numpy as np
 
 from benchmarks.experiments.definition import Arm, CurvePlot, Experiment, Measurement, Number, ValuePlot
 from benchmarks.experiments.jobs import flatten
-from benchmarks.experiments.stats import LEAST_FOR_INTERVAL, Floats, bootstrap_interval, median_with_none_last
 from fastac.install import INSTALL
 from fastac.runs.files import replace_file
+from fastac.studies.stats import LEAST_FOR_INTERVAL, Floats, bootstrap_interval, median_with_none_last
 from fastac.tools.plot import COLORS, STYLE, align
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ import numpy as np
 from benchmarks.experiments.definition import Column, Experiment, Number
 from benchmarks.experiments.jobs import Saved, check_out, flatten, list_jobs, load_measurement
 from benchmarks.experiments.picture import Measured, draw
-from benchmarks.experiments.stats import (
+from fastac.config import JsonValue
+from fastac.runs.files import replace_file, replace_json, write_durably
+from fastac.studies.stats import (
     LEAST_FOR_INTERVAL,
     bootstrap_interval,
     interquartile_mean,
     median_with_none_last,
 )
-from fastac.config import JsonValue
-from fastac.runs.files import replace_file, replace_json, write_durably
 
 Json: TypeAlias = dict[str, JsonValue]
 Summaries: TypeAlias = dict[str, Json]  # by the value's name

@@ -19,6 +19,7 @@ from benchmarks.experiments.jobs import (
 )
 from fastac import trials
 from fastac.build import resolve_workers
+from fastac.cpu import count_cores
 from fastac.runs.files import RecordError, describe
 from fastac.trials import Trial
 
@@ -46,11 +47,16 @@ def run_experiment(experiment: Experiment, seeds: int, out: Path) -> signal.Sign
         save_measurement(missing[at], out, measurement, wall_s, machine)
 
     return trials.run_trials(
-        [Trial(str(job), partial(_measure, job), resolve_workers(job.config).run.workers != 1) for job in missing],
+        [Trial(str(job), partial(_measure, job), _cores(job)) for job in missing],
         keep,
         preload="benchmarks.experiments.measures",
         num_done=len(jobs) - len(missing),
     )
+
+
+def _cores(job: Job) -> int:
+    """Return the cores of a trial: all if it has several workers, which a trial beside them would slow down."""
+    return 1 if resolve_workers(job.config).run.workers == 1 else count_cores()
 
 
 def _measure(job: Job) -> Measurement:

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from fastac import __version__
-from fastac.cli import completion, doctor, gate, hosts, policy, train
+from fastac.cli import completion, doctor, gate, hosts, policy, studies, train
 from fastac.cli.flags import asks_for_help
 from fastac.cli.interrupts import Terminated, hearing_sigterm, name_of
 from fastac.text import StderrHandler, fit
@@ -30,6 +30,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "resume": (train.resume, "continue a run: fastac resume DIR"),
     "tune": (train.tune, "find the fastest settings on this machine: fastac tune CartPole-v1"),
     "doctor": (doctor.doctor, "examine an environment before training: fastac doctor mymodule:MyEnv"),
+    "sweep": (studies.sweep, "search for settings: fastac sweep CartPole-v1 --algo a2c --minutes 30"),
     "hosts": (hosts.hosts, "train on several machines: fastac hosts CartPole-v1 --hosts 2"),
     "eval": (policy.evaluate, "play episodes: fastac eval DIR --episodes 100"),
     "record": (policy.record, "record an episode as GIF or MP4: fastac record DIR"),

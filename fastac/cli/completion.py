@@ -12,6 +12,7 @@ from fastac.cli.flags import build_parser, flags_of, read_options
 from fastac.cli.gate import gate_flags
 from fastac.cli.hosts import hosts_flags
 from fastac.cli.policy import EvalOptions, ListOptions, PlotOptions, RecordOptions
+from fastac.cli.studies import SweepCommand
 from fastac.cli.train import ResumeOptions, TrainOptions, TuneOptions, setting_flags
 from fastac.config import Config
 
@@ -38,7 +39,7 @@ def _build_whole() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="fastac")
     commands = whole.add_subparsers()
     settings = setting_flags(Config())
-    kinds: dict[str, type] = {"train": TrainOptions, "tune": TuneOptions}
+    kinds: dict[str, type] = {"train": TrainOptions, "tune": TuneOptions, "sweep": SweepCommand}
     for name, kind in kinds.items():
         flags = [*flags_of(kind, "command"), *settings]
         commands.add_parser(name, parents=[build_parser(f"fastac {name}", "", flags)], add_help=False, help=name)

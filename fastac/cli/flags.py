@@ -85,7 +85,11 @@ def flags_of(kind: type, group: str, default: object = None, positional: Sequenc
 
 @cache
 def _docstrings(kind: type) -> dict[str, str]:
-    """Return the docstrings below a class's fields."""
+    """Return the docstrings below a class's fields, those of the classes that it extends included."""
+    return {name: told for each in reversed(kind.__mro__[:-1]) for name, told in _own_docstrings(each).items()}
+
+
+def _own_docstrings(kind: type) -> dict[str, str]:
     (body,) = parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ClassDef)
     return {

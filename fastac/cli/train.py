@@ -37,6 +37,8 @@ class TrainOptions:
     """Use workers, vectorization and reuse-forward as found by fastac tune, unless given; tune first if needed."""
     json: bool = False
     """Print summary.json as the last line of stdout."""
+    seeds: int | None = None
+    """Train this many seeds from --seed on, side by side, each with a run directory below --run-dir; then sum up."""
     shared_run_dir: bool = False
     """On several hosts (see fastac hosts): refuse to train unless all of them have the same run directory."""
 
@@ -75,7 +77,18 @@ class ResumeOptions:
 
 # The flags that --help shows; --help-all shows the rest, too.
 COMMON = (
-    *("algo", "preset", "seed", "total_env_steps", "budget_minutes", "until_return", "eval", "num_envs", "num_steps"),
+    *(
+        "algo",
+        "preset",
+        "seed",
+        "seeds",
+        "total_env_steps",
+        "budget_minutes",
+        "until_return",
+        "eval",
+        "num_envs",
+        "num_steps",
+    ),
     *("workers", "shards", "env_kwargs", "encoder", "hidden_sizes", "core", "learning_rate", "gamma", "ent_coef"),
     *("normalize_obs", "run_dir", "json"),
 )
@@ -115,7 +128,9 @@ class _Given:
     config: Config
 
 
-def read_settings(command: str, kind: type[Options], words: Sequence[str]) -> tuple[Options, _Given]:
+def read_settings(
+    command: str, kind: type[Options], words: Sequence[str], common: Sequence[str] = COMMON
+) -> tuple[Options, _Given]:
     """Return the command's own options and the given settings; the first argument is the environment id.
 
     Raises:
@@ -133,7 +148,7 @@ def read_settings(command: str, kind: type[Options], words: Sequence[str]) -> tu
             f"{kind.__doc__} {_MORE} Defaults are those for {env_id}.",
             [*own, *setting_flags(config)],
             words,
-            COMMON,
+            common,
         )
     values = read([*own, *setting_flags(Config())], words, prog)
     options = {flag.name: values.pop(flag.name) for flag in own if flag.name in values}
@@ -180,6 +195,10 @@ def train(words: Sequence[str]) -> int:
         options, asked = read_settings("train", TrainOptions, words)
     config = _take_tuned(asked.config, asked.settings) if options.tuned else asked.config
     command = shlex.join(["fastac", "train", *words])
+    if options.seeds is not None:
+        from fastac.cli.studies import train_seeds
+
+        return train_seeds(options, options.seeds, config, "workers" in asked.settings, command)
     launch = find_launch()
     with loading():
         from fastac.api import start_config

@@ -17,7 +17,7 @@ from typing import Literal
 from fastac.config import Config, JsonValue
 from fastac.runs.checkpoint import Checkpoint, damaged_marks, find_checkpoint, load_checkpoint, run_ids
 from fastac.runs.files import RecordError, describe, one_sentence, read_json, remove_leftovers, replace_json
-from fastac.system import lock_directory
+from fastac.runs.locking import locked
 
 log = logging.getLogger("fastac")
 
@@ -52,17 +52,8 @@ class RunDirectory:
         Raises:
             ValueError: another session holds the lock.
         """
-        try:
-            unlock = lock_directory(self.path / _CHECKPOINTS)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{self.path} is open in another session, of this process or another: close that one first."
-            ) from error
-        try:
+        with locked(self.path / _CHECKPOINTS, self.path):
             yield
-        finally:
-            if unlock is not None:
-                unlock()
 
     @classmethod
     def create(cls, path: Path, config: Config) -> RunDirectory:

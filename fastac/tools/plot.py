@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 Floats: TypeAlias = NDArray[np.float64]
 XAxis: TypeAlias = Literal["env_steps", "seconds"]
 
-_SIZE_IN = (8.0, 4.5)  # of one panel
-_DPI = 150
+SIZE_IN = (8.0, 4.5)  # of one panel
+DPI = 150
 _GRID_POINTS = 500
-_X_LABELS: dict[XAxis, str] = {"env_steps": "environment steps", "seconds": "training time (s)"}
-_Y_LABEL = "episode return, mean of the last 100"
+X_LABELS: dict[XAxis, str] = {"env_steps": "environment steps", "seconds": "training time (s)"}
+Y_LABEL = "episode return, mean of the last 100"
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLE: dict[RcKeyType, object] = {
@@ -89,21 +89,21 @@ def plot(runs: Sequence[Path], output: Path, x: XAxis = "env_steps") -> None:
         from matplotlib.ticker import EngFormatter
     except ImportError as error:
         raise ValueError(f"plotting needs matplotlib, which is not installed: {INSTALL['plot']}.") from error
-    panels = _group([_read_curve(run, x) for run in runs], lambda config: config.env.env_id)
+    panels = _group([read_curve(run, x) for run in runs], lambda config: config.env.env_id)
     algos = sorted({curve.config.algo.algo for curves in panels.values() for curve in curves})
     colors: dict[str, str] = {algo: COLORS[index % len(COLORS)] for index, algo in enumerate(algos)}
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     with matplotlib.rc_context(STYLE), replace_file(output) as temporary:
         # A separate Figure, without pyplot, does not affect the caller's backend and open figures.
-        figure = Figure(figsize=(columns * _SIZE_IN[0], rows * _SIZE_IN[1]), layout="constrained")
+        figure = Figure(figsize=(columns * SIZE_IN[0], rows * SIZE_IN[1]), layout="constrained")
         for index, (env_id, curves) in enumerate(panels.items(), start=1):
             axes = figure.add_subplot(rows, columns, index)
             _draw_panel(axes, curves, colors)
-            axes.set(title=env_id, xlabel=_X_LABELS[x], ylabel=_Y_LABEL)
+            axes.set(title=env_id, xlabel=X_LABELS[x], ylabel=Y_LABEL)
             if x == "env_steps":
                 axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k
-        figure.savefig(temporary, dpi=_DPI)
+        figure.savefig(temporary, dpi=DPI)
 
 
 def _check_arguments(runs: Sequence[Path], output: Path, x: XAxis) -> None:
@@ -111,8 +111,8 @@ def _check_arguments(runs: Sequence[Path], output: Path, x: XAxis) -> None:
         raise ValueError("no run directory was given, expected at least one.")
     if output.suffix.lower() != ".png":
         raise ValueError(f"the picture is to be {str(output)!r}, expected a file that ends with .png.")
-    if x not in _X_LABELS:
-        raise ValueError(f"x is {x!r}, expected one of {', '.join(_X_LABELS)}.")
+    if x not in X_LABELS:
+        raise ValueError(f"x is {x!r}, expected one of {', '.join(X_LABELS)}.")
 
 
 def _group(curves: Sequence[Curve], key: Callable[[Config], str]) -> dict[str, list[Curve]]:
@@ -122,7 +122,12 @@ def _group(curves: Sequence[Curve], key: Callable[[Config], str]) -> dict[str, l
     return dict(sorted(groups.items()))
 
 
-def _read_curve(path: Path, x: XAxis) -> Curve:
+def read_curve(path: Path, x: XAxis) -> Curve:
+    """Read the records of a run.
+
+    Raises:
+        ValueError: there is no run, or no episode of it has ended yet.
+    """
     run = RunDirectory.open(path)
     config = run.read_config()
     steps, seconds, returns = _read_columns(run.progress_path, ("env_steps", "train_wall_s", "mean_return"))

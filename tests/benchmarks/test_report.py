@@ -17,8 +17,8 @@ from benchmarks.experiments.__main__ import main
 from benchmarks.experiments.definition import Column, Measurement
 from benchmarks.experiments.jobs import list_jobs, save_measurement
 from benchmarks.experiments.report import format_cell, summarise
-from benchmarks.experiments.stats import bootstrap_interval, interquartile_mean
 from fastac.install import INSTALL
+from fastac.studies.stats import bootstrap_interval, interquartile_mean
 
 MACHINE = {"cpu": "an abacus", "cores": 2, "versions": {"python": "3.11", "fastac": "0.1"}, "commit": "abc"}
 

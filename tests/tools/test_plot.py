@@ -168,5 +168,5 @@ def test_wrong_arguments_are_told(tmp_path):
 def test_missing_matplotlib_is_told_with_the_extra(tmp_path, monkeypatch):
     run = make_run(tmp_path / "a")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r"matplotlib.*pip install 'matplotlib>=3\.8'\.$"):
+    with pytest.raises(ValueError, match=r"matplotlib.*pip install 'matplotlib>=3\.8' 'scipy>=1\.15'\.$"):
         plot([run], tmp_path / "out.png")

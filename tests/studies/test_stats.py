@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.experiments.stats import bootstrap_interval, interquartile_mean
+from fastac.studies.stats import bootstrap_interval, interquartile_mean
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Many runs: one setting over seeds, and the search for better settings."""
