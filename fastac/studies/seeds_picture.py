@@ -24,14 +24,15 @@ _MEAN, _MIDDLE, _FAILED = COLORS[0], COLORS[1], "#777777"
 def draw(config: Config, trained: Sequence[Path], failed: Sequence[Path], output: Path) -> bool:
     """Draw the curves of runs to a .png file; return False if there are none yet.
 
-    They show the evaluations, or the training episodes where a run evaluates only at its end. The mean, the
-    interquartile mean and the 95 % bootstrap interval of the mean are of the runs that did not fail. A run that ended
-    at its target counts as staying there. Thin lines are single runs.
+    They show the evaluations if there is a target or `eval_every` is given, else the training episodes: by default a
+    run is evaluated too seldom for a curve. The mean, the interquartile mean and the 95 % bootstrap interval of the
+    mean are of the runs that did not fail. A run that ended at its target counts as staying there. Thin lines are
+    single runs.
 
     Raises:
         RecordError: the file cannot be written.
     """
-    has_evaluations = config.run.eval and config.run.eval_every != 0
+    has_evaluations = config.run.eval and (config.run.until_return is not None or bool(config.run.eval_every))
     read = _read_evaluations if has_evaluations else _read_episodes
     curves, broken = ([(x, y) for x, y in map(read, runs) if len(x)] for runs in (trained, failed))
     if not curves and not broken:

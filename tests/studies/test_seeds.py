@@ -93,7 +93,7 @@ def test_the_picture_shows_means_over_seeds(tmp_path, drawn):
     runs = [rows(tmp_path / f"r{n}", (0, 0.0), (100, 10.0 * n)) for n in range(4)]
     runs.append(rows(tmp_path / "r4", (0, 0.0), (100, 1000.0), (200, 1000.0)))
     broken = rows(tmp_path / "broken", (0, 0.0), (10, 1.0))
-    assert draw(Config(), runs, [broken], tmp_path / "picture.png")
+    assert draw(Config().replace(eval_every=50), runs, [broken], tmp_path / "picture.png")
     (axes,) = drawn[0].axes
     lines = {line.get_label(): line for line in axes.lines}
     assert {"mean", "interquartile mean", "single seeds", "1 failed"} <= set(lines)
