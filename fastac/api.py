@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +34,10 @@ from fastac.build import (
     take_env,
     torch_threads,
 )
-from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue, TrainSettings
+from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue, TrainSettings, WrapperFactory
 from fastac.contract import WorkerFailure, read_branch
 from fastac.envs.source import Named
+from fastac.envs.wrappers import name_wrappers
 from fastac.models import load_module
 from fastac.pickling import end_where_imported
 from fastac.runs import Session
@@ -248,9 +249,10 @@ def _configure(
         )
     given_kwargs = Config().replace(env_kwargs=settings.pop("env_kwargs", {})).env.env_kwargs
     kwargs = cast("dict[str, JsonValue]", {**named.kwargs, **given_kwargs})
+    wrappers = name_wrappers(cast("Sequence[str | WrapperFactory]", settings.pop("wrappers", ())))
     is_pool = settings.get("vectorization") == "envpool"
-    defaults = default_config(named.env_id, algo, preset, named.given, kwargs, is_pool)
-    config = apply_settings(defaults, {**settings, "env_kwargs": kwargs})
+    defaults = default_config(named.env_id, algo, preset, named.given, kwargs, is_pool, wrappers)
+    config = apply_settings(defaults, {**settings, "env_kwargs": kwargs, "wrappers": wrappers})
     name, factory = name_encoder(encoder)
     config = config if name is None else config.replace(encoder=name)
     return shorten_rollout(config, is_asked="num_steps" in settings), factory

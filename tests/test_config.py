@@ -16,6 +16,7 @@ EVERY_FIELD = {
     "vectorization": "sync",
     "envs_per_worker": 6,
     "env_kwargs": {"level": 3, "sizes": [1, 2], "deep": {"x": None}},
+    "wrappers": ("gymnasium.wrappers:TimeLimit max_episode_steps=9", "mymodule:Other"),
     "start_timeout_s": 30.0,
     "env_timeout_s": 90.0,
     "squash_actions": True,
@@ -103,6 +104,7 @@ OUT_OF_RANGE = {
     "vectorization": ["threads", ""],
     "envs_per_worker": [0, -1, NAN],
     "env_kwargs": [3, {3: 4}, {"level": NAN}, {"level": object}, {"render_mode": "human"}, {"num_envs": 3}],
+    "wrappers": [("TimeLimit",), ("gymnasium.wrappers:TimeLimit 9",), ("a:b 'level=3",), (":b",), ("",)],
     "start_timeout_s": [0.0, -1.0, NAN, INF],
     "env_timeout_s": [0.0, -1.0, NAN, INF],
     "encoder": ["cnn"],
@@ -152,6 +154,7 @@ OUT_OF_RANGE = {
 }
 
 ATARI_OUT_OF_RANGE = {
+    "wrappers": [("mymodule:Other",)],
     "vectorization": ["sync", "process"],
     "env_threads": [0, 1025],
     "atari_protocol": ["DQN", "v5"],
@@ -219,6 +222,8 @@ def test_unknown_sections_and_misplaced_keys_are_refused():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("wrappers", "gymnasium.wrappers:FlattenObservation"),
+        ("wrappers", [3]),
         ("num_envs", "16"),
         ("num_envs", True),
         ("num_envs", None),

@@ -118,6 +118,7 @@ def default_config(
     factory: EnvFactory | None = None,
     env_kwargs: EnvArguments | None = None,
     is_pool: bool = False,
+    wrappers: tuple[str, ...] = (),
 ) -> Config:
     """Return the preset for an environment and algorithm, or else defaults for its kind of action space.
 
@@ -128,6 +129,7 @@ def default_config(
         factory: the environment's factory, if its name is not enough.
         env_kwargs: arguments of the environment.
         is_pool: whether it is EnvPool's, which has ids that Gymnasium does not have.
+        wrappers: of the environment.
 
     Raises:
         ValueError: unknown algorithm, preset or environment, or the preset is for another algorithm.
@@ -149,7 +151,7 @@ def default_config(
     if is_atari(env_id):
         has_native(EnvConfig(env_id))  # raises for an unknown game
         return presets.default(env_id, name, "image")
-    one = EnvConfig(env_id, 1, "envpool" if is_pool else "sync", env_kwargs=env_kwargs or {})
+    one = EnvConfig(env_id, 1, "envpool" if is_pool else "sync", env_kwargs=env_kwargs or {}, wrappers=wrappers)
     envs = build_envs(one, np.random.SeedSequence(0), factory)
     try:
         kind: presets.Kind = "continuous" if isinstance(envs.single_action_space, Box) else "discrete"

@@ -76,8 +76,8 @@ class ResumeOptions:
 # The flags that --help shows; --help-all shows the rest, too.
 COMMON = (
     *("algo", "preset", "seed", "total_env_steps", "budget_minutes", "until_return", "eval", "num_envs", "num_steps"),
-    *("workers", "shards", "env_kwargs", "encoder", "hidden_sizes", "core", "learning_rate", "gamma", "ent_coef"),
-    *("normalize_obs", "run_dir", "json"),
+    *("workers", "shards", "env_kwargs", "wrappers", "encoder", "hidden_sizes", "core", "learning_rate", "gamma"),
+    *("ent_coef", "normalize_obs", "run_dir", "json"),
 )
 _GROUPS = {
     "env": "environments",
@@ -175,6 +175,7 @@ def _configure(env_id: str, preset: object, settings: Mapping[str, ConfigValue])
         None,
         cast("Mapping[str, object]", kwargs),
         settings.get("vectorization") == "envpool",
+        cast("tuple[str, ...]", settings.get("wrappers", ())),
     )
     return apply_settings(config, settings)
 

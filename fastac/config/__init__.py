@@ -17,7 +17,17 @@ from fastac.config.config import (
 )
 from fastac.config.environments import EnvConfig, Vectorization, is_atari
 from fastac.config.settings import TrainSettings
-from fastac.config.values import OTHER_NAMES, OWN_ENVS, ConfigValue, EnvArguments, JsonValue, is_json, with_home
+from fastac.config.values import (
+    OTHER_NAMES,
+    OWN_ENVS,
+    ConfigValue,
+    EnvArguments,
+    JsonValue,
+    is_json,
+    read_word,
+    with_home,
+)
+from fastac.config.wrappers import WrapperFactory, read_wrapper
 
 __all__ = [
     "OTHER_NAMES",
@@ -40,8 +50,11 @@ __all__ = [
     "Schedule",
     "TrainSettings",
     "Vectorization",
+    "WrapperFactory",
     "is_atari",
     "is_json",
+    "read_word",
+    "read_wrapper",
     "setting_names",
     "with_home",
 ]

@@ -16,6 +16,7 @@ from fastac.config.config import (
 )
 from fastac.config.environments import AtariProtocol, Vectorization
 from fastac.config.values import EnvArguments
+from fastac.config.wrappers import WrapperFactory
 
 
 class TrainSettings(TypedDict, total=False):
@@ -28,6 +29,7 @@ class TrainSettings(TypedDict, total=False):
     vectorization: Vectorization
     envs_per_worker: int | None
     env_kwargs: EnvArguments
+    wrappers: Sequence[str | WrapperFactory]
     start_timeout_s: float
     env_timeout_s: float | None
     squash_actions: bool

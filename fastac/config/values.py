@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from typing import Literal, TypeAlias, get_args, get_origin
 
 JsonValue: TypeAlias = str | int | float | bool | list["JsonValue"] | dict[str, "JsonValue"] | None
-ConfigValue: TypeAlias = str | int | float | bool | tuple[int, ...] | Mapping[str, JsonValue] | None
+ConfigValue: TypeAlias = str | int | float | bool | tuple[int, ...] | tuple[str, ...] | Mapping[str, JsonValue] | None
 EnvArguments: TypeAlias = Mapping[str, object]  # JSON values; the flag parser recognises this type
 
 
@@ -85,10 +85,18 @@ def coerce(name: str, kind: object, value: object) -> ConfigValue:
         if int in kinds and float(value).is_integer():
             return int(value) if isinstance(value, Integral) else int(float(value))
     elif isinstance(value, Sequence) and any(get_origin(k) is tuple for k in kinds):
-        whole = tuple(int(v) for v in value if isinstance(v, Integral) and not isinstance(v, bool))
-        if len(whole) == len(value):
-            return whole
+        several = _to_texts(value) if kind == tuple[str, ...] else _to_whole_numbers(value)
+        if len(several) == len(value):
+            return several
     raise ValueError(f"{name} is {value!r}, expected {_describe(kind)}.")
+
+
+def _to_texts(values: Sequence[object]) -> tuple[str, ...]:
+    return tuple(value for value in values if isinstance(value, str))
+
+
+def _to_whole_numbers(values: Sequence[object]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values if isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def _to_arguments(name: str, value: object) -> dict[str, JsonValue]:
@@ -97,6 +105,15 @@ def _to_arguments(name: str, value: object) -> dict[str, JsonValue]:
         raise ValueError(f"{name} is {value!r}, expected a dict of JSON's values by name, such as {{'level': 3}}.")
     arguments: dict[str, JsonValue] = json.loads(json.dumps(dict(value)))
     return arguments
+
+
+def read_word(word: str) -> JsonValue:
+    """Return a word as the JSON value or the Python constant that it spells, else as it is."""
+    try:
+        value: JsonValue = json.loads(word)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(word, word)
+    return value
 
 
 def is_json(value: object) -> bool:
@@ -116,7 +133,7 @@ def _describe(kind: object) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
     if get_origin(kind) is tuple:
-        return "whole numbers, such as (64, 64)"
+        return "a list of texts" if get_args(kind)[0] is str else "whole numbers, such as (64, 64)"
     if type(None) not in get_args(kind):
         return "a whole number or auto"
     return _describe(get_args(kind)[0]).replace(" or ", ", ") + " or None"
