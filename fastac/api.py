@@ -18,11 +18,9 @@ from fastac.build import (
     EncoderFactory,
     EnvFactory,
     Streams,
-    apply_settings,
     assemble,
     build_evaluation_envs,
     build_model,
-    default_config,
     describe_untuned,
     evaluation_seed,
     evaluation_width,
@@ -42,6 +40,7 @@ from fastac.models import load_module
 from fastac.pickling import end_where_imported
 from fastac.runs import Session
 from fastac.runs.checkpoint import Checkpoint
+from fastac.runs.configuring import Base, ConfigLike, configure
 from fastac.runs.evaluate import MOST_STEPS, Evaluation, Tell, action_noise
 from fastac.runs.evaluate import evaluate as play_episodes
 from fastac.runs.files import one_sentence
@@ -95,10 +94,11 @@ class Run:
 
 
 def train(
-    env: EnvLike,
+    env: EnvLike | None = None,
     algo: AlgoName | None = None,
     *,
     preset: str | None = None,
+    config: ConfigLike | None = None,
     run_dir: Path | str | None = None,
     encoder: str | EncoderFactory | None = None,
     verbose: bool = False,
@@ -113,8 +113,11 @@ def train(
             environment. A function with a parameter `num_envs`, or with a required parameter, builds a
             `gymnasium.vector.VectorEnv` of that many (and receives a `seed` if it has such a parameter). Also a spec
             from `gymnasium.spec(...)`, or an environment from `gymnasium.make(...)`. `env_kwargs` are passed to it.
+            None if `config` names one.
         algo: a2c (the default without a preset), a3c, ppo or reinforce.
         preset: a preset's name; by default the algorithm's own preset.
+        config: settings below those given one by one and above the preset: a .json, .yaml or .toml file, the
+            directory of an earlier run, a `Config`, or a mapping, flat or in sections.
         run_dir: a new directory; by default a dated one under `runs/`.
         encoder: an encoder's name as in the configuration (auto, mlp, nature, a3c, minatar or `module:name` of a
             function); or a function that builds an `nn.Module` for an observation space, replacing the configured
@@ -140,7 +143,9 @@ def train(
     with _giving_up(), ExitStack() as lasting:
         if verbose and is_launched():
             lasting.enter_context(log_on_stderr())
-        begun = _begin(env, algo, preset, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings}))
+        begun = _begin(
+            env, algo, preset, config, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings})
+        )
         if begun is not None and not isinstance(begun, Follower):
             return complete(begun, checkpoint)
         if begun is not None:
@@ -193,10 +198,11 @@ def complete(session: Session, checkpoint: Which = "best") -> Run:
 
 
 def start(
-    env: EnvLike,
+    env: EnvLike | None = None,
     algo: AlgoName | None = None,
     *,
     preset: str | None = None,
+    config: ConfigLike | None = None,
     run_dir: Path | str | None = None,
     encoder: str | EncoderFactory | None = None,
     verbose: bool = False,
@@ -208,14 +214,15 @@ def start(
     """
     if is_launched():
         raise ValueError("fastac.start trains on one host, and torchrun is for several: call fastac.train instead.")
-    begun = _begin(env, algo, preset, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings}))
+    begun = _begin(env, algo, preset, config, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings}))
     return cast(Session, begun)  # only torchrun starts others
 
 
 def _begin(
-    env: EnvLike,
+    env: EnvLike | None,
     algo: AlgoName | None,
     preset: str | None,
+    config: ConfigLike | None,
     run_dir: Path | str | None,
     encoder: str | EncoderFactory | None,
     verbose: bool,
@@ -227,12 +234,17 @@ def _begin(
     with ExitStack() as held:
         if verbose:
             held.enter_context(log_on_stderr())
-        named = name_env(env)
-        config, factory = _configure(named, algo, preset, encoder, settings)
+        base = Base.read(config)
+        if env is None and "env_id" not in base.settings:
+            raise ValueError(
+                "env is None, expected an environment's id, class or function, or a config that names one."
+            )
+        named = name_env(str(base.settings["env_id"]) if env is None else env)
+        complete, factory = _configure(named, algo, preset, encoder, base, settings)
         directory = None if run_dir is None else Path(run_dir)
         if launch is not None:
-            return begin_on_hosts(config, HostRun(launch, directory, named.given, factory, verbose))
-        return start_config(config, directory, named.given, factory, verbose, held=held)
+            return begin_on_hosts(complete, HostRun(launch, directory, named.given, factory, verbose))
+        return start_config(complete, directory, named.given, factory, verbose, held=held)
 
 
 def _configure(
@@ -240,6 +252,7 @@ def _configure(
     algo: AlgoName | None,
     preset: str | None,
     encoder: str | EncoderFactory | None,
+    base: Base,
     settings: dict[str, ConfigValue],
 ) -> tuple[Config, EncoderFactory | None]:
     """Return the preset updated with the given settings, and the encoder function if `encoder` is one."""
@@ -247,15 +260,15 @@ def _configure(
         raise ValueError(
             f"env_id is {settings['env_id']!r} beside the environment {named.env_id!r}, expected only the latter."
         )
-    given_kwargs = Config().replace(env_kwargs=settings.pop("env_kwargs", {})).env.env_kwargs
-    kwargs = cast("dict[str, JsonValue]", {**named.kwargs, **given_kwargs})
-    wrappers = name_wrappers(cast("Sequence[str | WrapperFactory]", settings.pop("wrappers", ())))
-    is_pool = settings.get("vectorization") == "envpool"
-    defaults = default_config(named.env_id, algo, preset, named.given, kwargs, is_pool, wrappers)
-    config = apply_settings(defaults, {**settings, "env_kwargs": kwargs, "wrappers": wrappers})
+    if named.kwargs or "env_kwargs" in settings:
+        given_kwargs = Config().replace(env_kwargs=settings.get("env_kwargs", {})).env.env_kwargs
+        settings["env_kwargs"] = cast("dict[str, JsonValue]", {**named.kwargs, **given_kwargs})
+    if "wrappers" in settings:
+        settings["wrappers"] = name_wrappers(cast("Sequence[str | WrapperFactory]", settings["wrappers"]))
     name, factory = name_encoder(encoder)
-    config = config if name is None else config.replace(encoder=name)
-    return shorten_rollout(config, is_asked="num_steps" in settings), factory
+    settings |= {key: value for key, value in {"algo": algo, "encoder": name}.items() if value is not None}
+    config, given = configure(named.env_id, preset, settings, base, named.given)
+    return shorten_rollout(config, is_asked="num_steps" in given), factory
 
 
 def start_config(

@@ -65,6 +65,7 @@ EVERY_FIELD = {
     "host_timeout_s": 10.0,
     "keep_checkpoints": 1,
     "tensorboard": False,
+    "init_from": "runs/x",
     "eval": True,
     "eval_max_steps": 77,
     "workers": 1,
@@ -151,6 +152,7 @@ OUT_OF_RANGE = {
     "torch_threads": [0, -1, 1025, NAN],
     "shards": [0, -1, 1025, NAN, "two"],
     "max_restarts": [-1, NAN],
+    "init_from": [""],
 }
 
 ATARI_OUT_OF_RANGE = {

@@ -13,6 +13,8 @@ import pytest
 
 import fastac
 from fastac.cli import main
+from fastac.config import Config
+from fastac.runs.run_dir import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -78,6 +80,7 @@ def test_links_and_pictures_are_there(page):
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """A folder with what a user of these pages has, to be in."""
+    (tmp_path / "my.yaml").write_text("env_id: CartPole-v1\ngamma: 0.98")
     (tmp_path / "mymodule.py").write_text(OWN)
     (tmp_path / "gridworld.py").write_text(python_blocks(ROOT / "fastac/guides/compiled.md")[0])
     monkeypatch.chdir(tmp_path)
@@ -89,7 +92,9 @@ def own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("command", "page"), COMMANDS)
 def test_a_command_is_taken(own, monkeypatch, capsys, command, page):
     _, *words = shlex.split(command)
-    if words[0] in ("list", "hosts"):
+    if "runs/mine" in words[1:] and words[0] == "train":  # whose configuration is read before the work begins
+        RunDirectory.create(Path("runs/mine"), Config())
+    if words[0] in ("list", "hosts", "config"):
         assert main(words) == 0
         return
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fastac.cli.config import ConfigOptions
 from fastac.cli.flags import build_parser, flags_of, read_options
 from fastac.cli.gate import gate_flags
 from fastac.cli.hosts import hosts_flags
@@ -37,7 +38,7 @@ def _build_whole() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="fastac")
     commands = whole.add_subparsers()
     settings = setting_flags(Config())
-    kinds: dict[str, type] = {"train": TrainOptions, "tune": TuneOptions}
+    kinds: dict[str, type] = {"train": TrainOptions, "config": ConfigOptions, "tune": TuneOptions}
     for name, kind in kinds.items():
         flags = [*flags_of(kind, "command"), *settings]
         commands.add_parser(name, parents=[build_parser(f"fastac {name}", "", flags)], add_help=False, help=name)

@@ -55,7 +55,7 @@ class Flag:
     @property
     def word(self) -> str:
         """The flag as written on the command line; in the singular if it is repeatable."""
-        name = self.name.removesuffix("s") if self.is_repeatable else self.name
+        name = self.name.removesuffix("s" if self.is_repeatable else "_")  # from_, since from is a word of Python's
         return "--" + name.replace("_", "-")
 
     @property

@@ -31,6 +31,10 @@ class TrainOptions:
 
     preset: str | None = None
     """Name of a preset, instead of the one named like the algorithm (see fastac list)."""
+    config: Path | None = None
+    """File of settings (.json, .yaml, .toml), flat or as in config.json; flags win over it, it wins over the preset."""
+    from_: Path | None = None
+    """Directory of a run to do again, with the changes that --config and flags say. ENV_ID may be left out."""
     run_dir: Path | None = None
     """New directory for the run. Default: a dated one under runs/."""
     tuned: bool = False
@@ -107,26 +111,29 @@ class _Given:
     """The parsed arguments.
 
     Attributes:
-        settings: the given configuration settings, by name.
         config: the resulting configuration.
+        settings: the settings given by flags, files and earlier runs, by name.
     """
 
-    settings: Mapping[str, ConfigValue]
     config: Config
+    settings: Mapping[str, ConfigValue]
 
 
 def read_settings(command: str, kind: type[Options], words: Sequence[str]) -> tuple[Options, _Given]:
     """Return the command's own options and the given settings; the first argument is the environment id.
 
+    It may be left out if a file or an earlier run names the environment.
+
     Raises:
         ValueError: the arguments are invalid; the message is one sentence.
         SystemExit: after --help.
     """
-    env_id, words = _take_env_id(words, command)
+    named, words = _take_env_id(words, command)
     prog = f"fastac {command} ENV_ID"
     own = flags_of(kind, "command")
     if asks_for_help(words):
         asked = [word for word in words if word not in HELP]
+        env_id = named or "CartPole-v1"
         config = _configure_for_help(env_id, read([*own, *setting_flags(Config())], asked, prog))
         show_help(
             prog,
@@ -138,21 +145,33 @@ def read_settings(command: str, kind: type[Options], words: Sequence[str]) -> tu
     values = read([*own, *setting_flags(Config())], words, prog)
     options = {flag.name: values.pop(flag.name) for flag in own if flag.name in values}
     settings = cast("dict[str, ConfigValue]", values)
-    if settings.get("env_id", env_id) != env_id:
-        raise ValueError(f"the environment is named twice, {env_id} and --env-id {settings['env_id']}.")
+    if named and settings.get("env_id", named) != named:
+        raise ValueError(f"the environment is named twice, {named} and --env-id {settings['env_id']}.")
     if {"num_envs", "envs_per_worker"} <= settings.keys():
         raise ValueError("num_envs and envs_per_worker are both given, expected one of them.")
-    return kind(**options), _Given(settings, _configure(env_id, options.get("preset"), settings))
+    from fastac.runs.configuring import Base, configure
+
+    base = Base.read(*(cast("Path | None", options.get(name)) for name in ("from_", "config")))
+    found = named or settings.get("env_id") or base.settings.get("env_id")
+    if found is None:
+        raise _needs_env_id(command)
+    return kind(**options), _Given(*configure(str(found), cast("str | None", options.get("preset")), settings, base))
 
 
-def _take_env_id(words: Sequence[str], command: str) -> tuple[str, list[str]]:
-    """Return the environment id, which comes first, and the other arguments; a default id if only help is wanted."""
+def _take_env_id(words: Sequence[str], command: str) -> tuple[str | None, list[str]]:
+    """Return the environment id, which comes first, and the other arguments; None if a file may name it."""
     if words and not words[0].startswith("-"):
         return words[0], list(words[1:])
     if asks_for_help(words):
         is_next = len(words) > 1 and words[0] in HELP and not words[1].startswith("-")
-        return (words[1], [words[0], *words[2:]]) if is_next else ("CartPole-v1", list(words))
-    raise ValueError(f"{command} needs an environment id first, such as: fastac {command} CartPole-v1")
+        return (words[1], [words[0], *words[2:]]) if is_next else (None, list(words))
+    if any(word.partition("=")[0] in ("--config", "--from") for word in words):
+        return None, list(words)
+    raise _needs_env_id(command)
+
+
+def _needs_env_id(command: str) -> ValueError:
+    return ValueError(f"{command} needs an environment id first, such as: fastac {command} CartPole-v1")
 
 
 def _configure_for_help(env_id: str, values: Mapping[str, object]) -> Config:
@@ -161,23 +180,6 @@ def _configure_for_help(env_id: str, values: Mapping[str, object]) -> Config:
     config = find(with_home(env_id), str(name)) or Config().replace(env_id=env_id)
     protocol = values.get("atari_protocol")
     return config if protocol is None else config.replace(atari_protocol=str(protocol))
-
-
-def _configure(env_id: str, preset: object, settings: Mapping[str, ConfigValue]) -> Config:
-    """Return the preset updated with the given settings."""
-    from fastac.build import apply_settings, default_config
-
-    algo, kwargs = settings.get("algo"), settings.get("env_kwargs") or {}
-    config = default_config(
-        env_id,
-        cast("str | None", algo),
-        cast("str | None", preset),
-        None,
-        cast("Mapping[str, object]", kwargs),
-        settings.get("vectorization") == "envpool",
-        cast("tuple[str, ...]", settings.get("wrappers", ())),
-    )
-    return apply_settings(config, settings)
 
 
 def train(words: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """Settings: frozen dataclasses, validated once, and the same settings as typed keyword arguments."""
 
+from fastac.config.atari_protocols import PROTOCOLS
 from fastac.config.config import (
     ActionChoice,
     ActivationName,
@@ -13,9 +14,11 @@ from fastac.config.config import (
     OptimConfig,
     RunConfig,
     Schedule,
+    read_settings,
     setting_names,
 )
 from fastac.config.environments import EnvConfig, Vectorization, is_atari
+from fastac.config.files import FileFormat, read_settings_file, write_settings
 from fastac.config.settings import TrainSettings
 from fastac.config.values import (
     OTHER_NAMES,
@@ -32,6 +35,7 @@ from fastac.config.wrappers import WrapperFactory, read_wrapper
 __all__ = [
     "OTHER_NAMES",
     "OWN_ENVS",
+    "PROTOCOLS",
     "ActionChoice",
     "ActivationName",
     "AlgoConfig",
@@ -43,6 +47,7 @@ __all__ = [
     "EnvArguments",
     "EnvConfig",
     "ExchangeName",
+    "FileFormat",
     "JsonValue",
     "ModelConfig",
     "OptimConfig",
@@ -53,8 +58,11 @@ __all__ = [
     "WrapperFactory",
     "is_atari",
     "is_json",
+    "read_settings",
+    "read_settings_file",
     "read_word",
     "read_wrapper",
     "setting_names",
     "with_home",
+    "write_settings",
 ]

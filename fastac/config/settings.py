@@ -103,3 +103,4 @@ class TrainSettings(TypedDict, total=False):
     host_timeout_s: float
     keep_checkpoints: int
     tensorboard: bool
+    init_from: str | None
