@@ -20,11 +20,9 @@ from fastac.build import (
     Streams,
     assemble,
     build_evaluation_envs,
-    build_model,
     describe_untuned,
     evaluation_seed,
     evaluation_width,
-    load_spaces,
     name_encoder,
     name_env,
     restart_seed,
@@ -33,22 +31,21 @@ from fastac.build import (
     torch_threads,
 )
 from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue, TrainSettings, WrapperFactory
-from fastac.contract import WorkerFailure, read_branch
+from fastac.contract import WorkerFailure
 from fastac.envs.source import Named
 from fastac.envs.wrappers import name_wrappers
-from fastac.models import load_module
 from fastac.pickling import end_where_imported
 from fastac.runs import Session
 from fastac.runs.checkpoint import Checkpoint
 from fastac.runs.configuring import Base, ConfigLike, configure
 from fastac.runs.evaluate import MOST_STEPS, Evaluation, Tell, action_noise
 from fastac.runs.evaluate import evaluate as play_episodes
-from fastac.runs.files import one_sentence
 from fastac.runs.follower import Follower
 from fastac.runs.on_hosts import HostRun, begin_on_hosts
 from fastac.runs.player import make_player
 from fastac.runs.resuming import check_spaces, continued_config, tell_changes, tell_jumps, why_complete
 from fastac.runs.run_dir import RunDirectory
+from fastac.runs.transfer import begin_with, load_model, read_origin
 from fastac.runs.worker_count import choose_workers
 from fastac.text import log_on_stderr
 from fastac.tools.policy import TrainedPolicy
@@ -286,6 +283,7 @@ def start_config(
     """
     end_where_imported()
     began = perf_counter()
+    origin = read_origin(config, encoder)
     config = choose_workers(config, env_factory, encoder)
     untuned = describe_untuned(config)
     if untuned is not None:
@@ -294,6 +292,8 @@ def start_config(
         training = assemble(config, Streams.spawn(config.run.seed).env, env_factory, encoder)
         with _closing_on_error(training):
             _log_cautions(training)
+            if origin is not None:
+                log.info("%s", begin_with(training, origin))
             directory = RunDirectory.create_default(config) if run_dir is None else RunDirectory.create(run_dir, config)
             lasting.enter_context(directory.held())
             try:
@@ -425,15 +425,11 @@ def load(
     """
     _check_which(checkpoint)
     directory = RunDirectory.open(Path(run_dir))
-    saved = directory.load_checkpoint(checkpoint)
-    config = saved.config
-    factory = _pick_encoder(encoder, config)
-    with one_sentence(f"the {checkpoint} checkpoint in {directory.path} cannot be loaded"):
-        spaces = load_spaces(read_branch(saved.state, "spaces"))
-        model = build_model(config.model, spaces, encoder=factory)
-        load_module(model, read_branch(read_branch(saved.state, "training"), "model"))
+    saved, spaces, model = load_model(directory, checkpoint, _pick_encoder(encoder, directory.read_config()))
     policy = TrainedPolicy(model, spaces.single_observation_space, spaces.single_action_space)
-    return Run(config, directory.path, policy, directory.read_summary() if directory.has_ended else {}, checkpoint)
+    return Run(
+        saved.config, directory.path, policy, directory.read_summary() if directory.has_ended else {}, checkpoint
+    )
 
 
 def evaluate(

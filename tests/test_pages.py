@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,6 +50,7 @@ def commands() -> Iterator[tuple[str, str]]:
 
 COMMANDS = sorted({(command, page) for page, command in commands()})
 # By their first word: where the work begins that this test leaves out.
+READS = {"--from", "--init-from"}  # flags of train that name an earlier run
 DOORS = {
     "train": "fastac.api.start_config",
     "resume": "fastac.api.resume",
@@ -92,7 +94,7 @@ def own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("command", "page"), COMMANDS)
 def test_a_command_is_taken(own, monkeypatch, capsys, command, page):
     _, *words = shlex.split(command)
-    if "runs/mine" in words[1:] and words[0] == "train":  # whose configuration is read before the work begins
+    if READS & set(words):  # the run's configuration, before the work begins
         RunDirectory.create(Path("runs/mine"), Config())
     if words[0] in ("list", "hosts", "config"):
         assert main(words) == 0
@@ -183,7 +185,8 @@ def test_a_command_runs(own, command, page):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(own)])}
     _, *words = shlex.split(command)
     is_train = words[0] == "train"
-    for run_dir in [word for word in words if word.startswith("runs/") and not is_train]:
+    read = [word for before, word in pairwise(words) if not is_train or before in READS]
+    for run_dir in [word for word in read if word.startswith("runs/")]:
         fastac.train("CartPole-v1", run_dir=run_dir, num_envs=4, total_env_steps=512, eval_episodes=1)
     words += ["--total-env-steps", "2048", "--eval-episodes", "1"] if is_train else []
     words += ["--seconds", "0.1"] if words[0] == "tune" else []

@@ -79,7 +79,7 @@ def _read(source: ConfigLike) -> tuple[dict[str, ConfigValue], str]:
     if isinstance(source, Mapping):
         return read_settings(source), "config"
     path = Path(source)
-    if not path.is_dir():
+    if path.suffix and not path.is_dir():
         return read_settings_file(path), str(path)
     directory = RunDirectory.open(path)
     return directory.read_config().to_flat(), str(directory.config_path)

@@ -39,6 +39,7 @@ from fastac.runs.resuming import (
 )
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.session import Session
+from fastac.runs.transfer import begin_with, read_origin
 from fastac.runs.worker_count import choose_workers_of_host
 from fastac.torchrun import Launch, end_with_agent
 from fastac.workers import Division, Hosts
@@ -239,9 +240,12 @@ def _assemble(
     config = choose_workers_of_host(config, len(own), most, run.env_factory, run.encoder, done)
     streams = Streams.spawn(config.run.seed)
     seed = streams.env if checkpoint is None else restart_seed(config.run.seed, done)
+    origin = None if checkpoint is not None else read_origin(config, run.encoder)
     training = assemble(config, seed, run.env_factory, run.encoder, hosts if hosts.size > 1 else None)
     with ExitStack() as opened:
         opened.callback(training.close)
+        if origin is not None:
+            log.info("%s", begin_with(training, origin))
         for caution in training.envs.cautions:
             log.warning("%s", caution)
         if checkpoint is not None:

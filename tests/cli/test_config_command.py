@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from run_support import SMALL
@@ -81,7 +82,7 @@ def test_what_a_given_setting_decides_is_not_taken_from_the_file():
         ("train CartPole-v1 --config typo.json", "typo.json: 'gama' is not a fastac setting. Did you mean gamma"),
         ("train --config unnamed.toml", "train needs an environment id first"),
         ("train --config wrong.toml --gamma 4", "fastac: gamma is 4.0, expected a number from 0 to 1"),
-        ("train --from nowhere", "nowhere'? is a directory|config is 'nowhere'"),
+        ("train --from nowhere", "nowhere holds no fastac run, expected a directory with config.json"),
         ("config CartPole-v1 --format xml", "'xml' is not known"),
     ],
 )
@@ -91,14 +92,14 @@ def test_what_is_wrong_is_one_sentence(capsys, tmp_path, words, says):
     (tmp_path / "typo.json").write_text('{"gama": 0.9}')
     assert main(words.split()) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and pytest.importorskip("re").search(says, err), err
+    assert err.count("\n") == 1 and re.search(says, err), err
 
 
 def test_python_takes_files_runs_and_mappings(run):
     for config in ("mine.yaml", {"gamma": 0.9, "optim": {"learning_rate": 1e-3}}, run.directory, run.config):
         made, _ = configure("CartPole-v1", None, {"ent_coef": 0.3}, Base.read(config))
         assert made.algo.gamma in (0.8, 0.9) and made.algo.ent_coef == 0.3
-    with pytest.raises(ValueError, match="env is None, expected an environment, or a config that names one"):
+    with pytest.raises(ValueError, match=r"env is None, expected .* or a config that names one"):
         fastac.train(config={"gamma": 0.9})
     session = fastac.start(config="mine.yaml", run_dir="new", **{**SMALL, "hidden_sizes": (4,)}, total_env_steps=64)
     assert (session.config.algo.gamma, session.config.model.hidden_sizes) == (0.9, (4,))
