@@ -293,7 +293,7 @@ def start_config(
         with _closing_on_error(training):
             _log_cautions(training)
             if origin is not None:
-                log.info("%s", begin_with(training, origin))
+                log.info("%s", begin_with(training, origin, config.model))
             directory = RunDirectory.create_default(config) if run_dir is None else RunDirectory.create(run_dir, config)
             lasting.enter_context(directory.held())
             try:

@@ -245,7 +245,7 @@ def _assemble(
     with ExitStack() as opened:
         opened.callback(training.close)
         if origin is not None:
-            log.info("%s", begin_with(training, origin))
+            log.info("%s", begin_with(training, origin, config.model))
         for caution in training.envs.cautions:
             log.warning("%s", caution)
         if checkpoint is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,16 +9,18 @@ from typing import Literal
 from torch import nn
 
 from fastac.build import EncoderFactory, Spaces, Training, build_model, load_spaces
-from fastac.config import Config
-from fastac.contract import StateLeaf, StateTree, read_branch
+from fastac.config import Config, ModelConfig
+from fastac.contract import StateTree, read_branch
 from fastac.envs.importing import is_unnamed
 from fastac.models import ActorCritic, load_module
 from fastac.runs.checkpoint import Checkpoint
 from fastac.runs.files import one_sentence
 from fastac.runs.run_dir import RunDirectory
 
+# Parts of a network, and what is saved beside it, in a log's words.
+_ACTORS, _CRITICS = "actor's ", "critic's "
+_HEAD = "policy head"
 _REWARDS = "reward statistics"
-_CRITIC = "value head"
 
 
 def load_model(
@@ -51,13 +52,13 @@ class Origin:
         path: the directory of its run.
         env_steps: how long it was trained.
         model: its network.
-        reward_normalizer: the state of its reward normaliser.
+        reward_moments: the statistics of its reward normaliser; empty without one.
     """
 
     path: Path
     env_steps: int
     model: ActorCritic
-    reward_normalizer: StateTree
+    reward_moments: StateTree
 
 
 def read_origin(config: Config, encoder: EncoderFactory | None) -> Origin | None:
@@ -76,12 +77,11 @@ def read_origin(config: Config, encoder: EncoderFactory | None) -> Origin | None
     own = encoder if is_unnamed(directory.read_config().model.encoder) else None
     saved, _, model = load_model(directory, "best", own)
     with one_sentence(f"the best checkpoint in {directory.path} cannot be loaded"):
-        training = read_branch(saved.state, "training")  # a3c's workers have no shards of their own
-        first = training if "reward_normalizer" in training else read_branch(read_branch(training, "shards"), "0")
-        return Origin(directory.path, saved.env_steps, model, read_branch(first, "reward_normalizer"))
+        training = read_branch(saved.state, "training")
+        return Origin(directory.path, saved.env_steps, model, _moments_of(training))
 
 
-def begin_with(training: Training, origin: Origin) -> str:
+def begin_with(training: Training, origin: Origin, config: ModelConfig) -> str:
     """Give a new training the parts of a trained policy that fit; return a line that says which.
 
     A part fits if it is built in the same way: an encoder for observations of the same shape, a head for the same
@@ -90,21 +90,22 @@ def begin_with(training: Training, origin: Origin) -> str:
     Raises:
         ValueError: no part fits.
     """
-    state = training.get_state()
     old, new = _find_parts(origin.model), _find_parts(training.model)
     taken = [name for name, part in new.items() if name in old and _is_alike(part, old[name])]
     if not taken:
         raise ValueError(
-            f"init_from is {str(origin.path)!r}, but no part of its network fits this run: its spaces or its layers are "
-            "others."
+            f"init_from is {str(origin.path)!r}, but no part of its network fits this run: both its spaces and its "
+            "layers are others."
         )
     model = dict(training.model.state_dict())
     for name in taken:
         prefix = new[name].prefix
         model.update({f"{prefix}.{key}": value for key, value in old[name].module.state_dict().items()})
-    rewards = _take_rewards(state, origin) if _CRITIC in taken else None
-    taken += [_REWARDS] if rewards else []
-    training.set_state(_replace(state, model, rewards))
+    # The critic's values are in units of these statistics.
+    has_critic = all(name in taken for name in new if name != _HEAD and not name.startswith(_ACTORS))
+    moments = origin.reward_moments if has_critic and config.normalize_reward else {}
+    taken += [_REWARDS] if moments else []
+    training.begin_with(model, moments)
     return _tell(origin, taken, [name for name in new if name not in taken], [name for name in old if name not in new])
 
 
@@ -118,12 +119,12 @@ class _Part:
 
 def _find_parts(model: ActorCritic) -> dict[str, _Part]:
     """Return the parts that have tensors, by the names that a log shows."""
-    whose = [""] if len(model.trunks) == 1 else ["actor's ", "critic's "]
+    whose = [""] if len(model.trunks) == 1 else [_ACTORS, _CRITICS]
     parts = {"observation statistics": _Part(model.obs_normalizer, "obs_normalizer")}
     for number, owner in enumerate(whose):
         for kind in ("encoder", "core"):
             parts[owner + kind] = _Part(getattr(model.trunks[number], kind), f"trunks.{number}.{kind}")
-    parts |= {"policy head": _Part(model.head, "head"), _CRITIC: _Part(model.value_head, "value_head")}
+    parts |= {_HEAD: _Part(model.head, "head"), "value head": _Part(model.value_head, "value_head")}
     return {name: part for name, part in parts.items() if part.module.state_dict()}
 
 
@@ -138,28 +139,11 @@ def _describe(module: nn.Module) -> tuple[object, ...]:
     return type(module).__qualname__, repr(module), plain, shapes
 
 
-def _take_rewards(state: StateTree, origin: Origin) -> StateTree | None:
-    """Return the state of a reward normaliser with the statistics of the earlier run; None if one of them has none."""
-    own = _reward_normalizer_of(state)
-    names = [name for name in own if name.startswith("moments.")]
-    if not names or not set(names) <= origin.reward_normalizer.keys():
-        return None
-    return {**own, **{name: origin.reward_normalizer[name] for name in names}}
-
-
-def _reward_normalizer_of(state: StateTree) -> StateTree:
-    first = state if "reward_normalizer" in state else read_branch(read_branch(state, "shards"), "0")
-    return read_branch(first, "reward_normalizer")
-
-
-def _replace(state: StateTree, model: Mapping[str, StateLeaf], rewards: StateTree | None) -> StateTree:
-    """Return the state of a training with another model; its environments begin as they would have begun."""
-    changed = {**state, "model": model}
-    rewards = _reward_normalizer_of(state) if rewards is None else rewards
-    if "reward_normalizer" in state:
-        return {**changed, "reward_normalizer": rewards}
-    # All shards of this state are as if their worker was lost: they keep their own streams.
-    return {**changed, "shards": {"0": {"envs": None, "reward_normalizer": rewards}}}
+def _moments_of(training: StateTree) -> StateTree:
+    """Return the statistics of a saved training's reward normaliser, which all shards have alike; a3c has them once."""
+    shards = read_branch(training, "shards") if "shards" in training else {"0": training}
+    normalizer = read_branch(read_branch(shards, "0"), "reward_normalizer")
+    return {name: value for name, value in normalizer.items() if name.startswith("moments.")}
 
 
 def _tell(origin: Origin, taken: list[str], made: list[str], unused: list[str]) -> str:
