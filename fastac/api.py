@@ -30,7 +30,16 @@ from fastac.build import (
     take_env,
     torch_threads,
 )
-from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue, TrainSettings, WrapperFactory
+from fastac.config import (
+    ActionChoice,
+    AlgoName,
+    Config,
+    ConfigValue,
+    JsonValue,
+    ResumeSettings,
+    TrainSettings,
+    WrapperFactory,
+)
 from fastac.contract import WorkerFailure
 from fastac.envs.source import Named
 from fastac.envs.wrappers import name_wrappers
@@ -43,7 +52,7 @@ from fastac.runs.evaluate import evaluate as play_episodes
 from fastac.runs.follower import Follower
 from fastac.runs.on_hosts import HostRun, begin_on_hosts
 from fastac.runs.player import make_player
-from fastac.runs.resuming import check_spaces, continued_config, tell_changes, tell_jumps, why_complete
+from fastac.runs.resuming import check_spaces, continued_config, log_changes, why_complete
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.transfer import begin_with, load_model, read_origin
 from fastac.runs.worker_count import choose_workers
@@ -310,14 +319,9 @@ def resume(
     *,
     env: EnvLike | None = None,
     encoder: str | EncoderFactory | None = None,
-    total_env_steps: float | None = None,
-    budget_minutes: float | None = None,
-    until_return: float | None = None,
-    learning_rate: float | None = None,
-    eval: bool | None = None,
-    workers: int | Literal["auto"] | None = None,
     verbose: bool = False,
     command: str = "",
+    **settings: Unpack[ResumeSettings],
 ) -> Session:
     """Return a session that continues a run from its last checkpoint; bit-exact if the environments support capture.
 
@@ -329,38 +333,27 @@ def resume(
         run_dir: the run's directory.
         env: the class or function of the environment, if the run began with one that cannot be imported.
         encoder: the encoder function, if it cannot be imported; a name must be the run's own.
-        total_env_steps: a new budget; None keeps the run's.
-        budget_minutes: a new budget, including the minutes up to the checkpoint; None keeps the run's.
-        until_return: a new return to stop at; None keeps the run's.
-        learning_rate: a new learning rate; None keeps the run's. A schedule still spans all steps of the run.
-        eval: False stops further evaluations; None keeps the run's.
-        workers: how many processes train from now on, with the same results; None keeps the run's number.
         verbose: see `train`.
         command: stored in the summary.
+        settings: new values, such as `total_env_steps`, `learning_rate` or `ent_coef`; what is not given stays. Each
+            change is logged and written to `changes.jsonl`. Schedules still span all steps of the run, and
+            `budget_minutes` includes the minutes up to the checkpoint. With other `workers` results are the same.
 
     Raises:
         ValueError: there is no run or no checkpoint, the checkpoint is damaged or of another run, `config.json` was
-            edited, or the run is complete.
+            edited, the run is complete, or a setting cannot change while a run goes on.
     """
     if is_launched():
         raise ValueError("torchrun continues a run by itself: start it with the command that began the run.")
     end_where_imported()
     began = perf_counter()
-    changes: dict[str, ConfigValue] = {
-        "total_env_steps": total_env_steps,
-        "budget_minutes": budget_minutes,
-        "until_return": until_return,
-        "learning_rate": learning_rate,
-        "eval": eval,
-        "workers": workers,
-    }
     directory = RunDirectory.open(Path(run_dir))
     with ExitStack() as held:
         if verbose:
             held.enter_context(log_on_stderr())
         held.enter_context(directory.held())  # lock first: another session may be about to save
         checkpoint = directory.load_checkpoint("last")
-        config = _continue(directory, checkpoint, changes)
+        config = _continue(directory, checkpoint, cast("dict[str, ConfigValue]", {**settings}))
         factory, given = _pick_encoder(encoder, config), _find_given(env, config)
         config = choose_workers(config, given, factory, checkpoint.env_steps)
         # Saved streams overwrite those of these environments; streams that could not be saved start from a new seed.
@@ -368,13 +361,8 @@ def resume(
         with _closing_on_error(training):
             _log_cautions(training)
             check_spaces(training.envs, checkpoint)
-            session = Session(
-                config, directory, training, began, held, given, factory, checkpoint.state, verbose, command
-            )
-        told = tell_changes(checkpoint.config, config, checkpoint.env_steps)
-        if told:
-            is_jump = tell_jumps(checkpoint.config, config, checkpoint.env_steps)
-            log.log(logging.WARNING if is_jump else logging.INFO, "from step %d on: %s", checkpoint.env_steps, told)
+            session = Session(config, directory, training, began, held, given, factory, checkpoint, verbose, command)
+        log_changes(checkpoint.config, config, checkpoint.env_steps)
         return session
 
 

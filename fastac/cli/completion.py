@@ -12,7 +12,7 @@ from fastac.cli.flags import build_parser, flags_of, read_options
 from fastac.cli.gate import gate_flags
 from fastac.cli.hosts import hosts_flags
 from fastac.cli.policy import EvalOptions, ListOptions, PlotOptions, RecordOptions
-from fastac.cli.train import ResumeOptions, TrainOptions, TuneOptions, setting_flags
+from fastac.cli.train import TrainOptions, TuneOptions, resume_flags, setting_flags
 from fastac.config import Config
 
 
@@ -46,9 +46,11 @@ def _build_whole() -> argparse.ArgumentParser:
     commands.add_parser(
         "hosts", parents=[build_parser("fastac hosts", "", hosts_flags())], add_help=False, help="hosts"
     )
+    commands.add_parser(
+        "resume", parents=[build_parser("fastac resume", "", resume_flags())], add_help=False, help="resume"
+    )
     positional = ("run_dir", "run_dirs", "shell")
     others: dict[str, type] = {
-        "resume": ResumeOptions,
         "eval": EvalOptions,
         "record": RecordOptions,
         "plot": PlotOptions,

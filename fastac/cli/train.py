@@ -6,14 +6,14 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO, cast, get_type_hints
+from typing import TYPE_CHECKING, TextIO, cast, get_type_hints
 
-from fastac.cli.flags import HELP, Flag, Options, asks_for_help, flags_of, read, read_run_options, show_help
+from fastac.cli.flags import HELP, Flag, Options, asks_for_help, flags_of, read, show_help
 from fastac.cli.interrupts import name_of
-from fastac.config import Config, ConfigValue, with_home
+from fastac.config import Config, ConfigValue, ResumeSettings, with_home
 from fastac.garbage import loading
 from fastac.presets import find
 from fastac.text import fit, fit_command
@@ -57,22 +57,10 @@ class TuneOptions:
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Continue a run from its last checkpoint."""
+    """Continue a run from its last checkpoint; settings stay as they are, apart from those that are given."""
 
     run_dir: Path
     """The run's directory."""
-    total_env_steps: int | None = None
-    """New budget in environment steps."""
-    budget_minutes: float | None = None
-    """New budget in minutes of wall-clock time; it includes the time up to the last checkpoint."""
-    until_return: float | None = None
-    """New target mean return."""
-    learning_rate: float | None = None
-    """New learning rate. Default: the run's own."""
-    eval: bool = True
-    """Continue evaluations, if the run has any."""
-    workers: int | Literal["auto"] | None = None
-    """Processes that train from now on, at most one per shard, or auto; results stay the same. Default: as before."""
     json: bool = False
     """Print summary.json as the last line of stdout."""
 
@@ -82,6 +70,11 @@ COMMON = (
     *("algo", "preset", "seed", "total_env_steps", "budget_minutes", "until_return", "eval", "num_envs", "num_steps"),
     *("workers", "shards", "env_kwargs", "wrappers", "encoder", "hidden_sizes", "core", "learning_rate", "gamma"),
     *("ent_coef", "normalize_obs", "run_dir", "json"),
+)
+# The same for resume.
+_RESUMED = (
+    *("total_env_steps", "budget_minutes", "until_return", "eval", "workers", "learning_rate"),
+    *("learning_rate_schedule", "gamma", "ent_coef", "clip_coef", "num_epochs", "num_minibatches"),
 )
 _GROUPS = {
     "env": "environments",
@@ -327,22 +320,36 @@ def _print_tuned(search: Search, command: Sequence[str], kept: str) -> None:
 
 def resume(words: Sequence[str]) -> int:
     """Run `fastac resume`."""
-    options = read_run_options(ResumeOptions, words, "resume")
+    prog = "fastac resume"
+    show_help(prog, f"{ResumeOptions.__doc__} {_MORE}", resume_flags(), words, ("run_dir", *_RESUMED, "json"))
+    values = read([*resume_flags(), *_fixed_flags()], words, prog)
+    if "run_dir" not in values:
+        raise ValueError("resume needs a run's directory, such as: fastac resume runs/...")
+    run_dir, as_json = Path(str(values.pop("run_dir"))), bool(values.pop("json", False))
     with loading():
         from fastac import api
 
-        session = api.resume(
-            options.run_dir,
-            total_env_steps=options.total_env_steps,
-            budget_minutes=options.budget_minutes,
-            until_return=options.until_return,
-            learning_rate=options.learning_rate,
-            eval=None if options.eval else False,
-            workers=options.workers,
-            verbose=True,
-            command=shlex.join(["fastac", "resume", *words]),
-        )
-    return _follow(session, options.json)
+        settings = cast("ResumeSettings", values)  # what may not change is refused there
+        session = api.resume(run_dir, verbose=True, command=shlex.join([*prog.split(), *words]), **settings)
+    return _follow(session, as_json)
+
+
+def resume_flags() -> list[Flag]:
+    """Return the flags of `fastac resume`: its own, and the settings that may change."""
+    return [*flags_of(ResumeOptions, "command", None, ["run_dir"]), *_flags_of_run(is_changeable=True)]
+
+
+def _fixed_flags() -> list[Flag]:
+    """Return the settings that may not change, which are read to say why."""
+    return _flags_of_run(is_changeable=False)
+
+
+def _flags_of_run(is_changeable: bool) -> list[Flag]:
+    """Return settings of an existing run as flags; their defaults are its own."""
+    changeable = ResumeSettings.__annotations__
+    return [
+        replace(flag, default=None) for flag in setting_flags(Config()) if (flag.name in changeable) == is_changeable
+    ]
 
 
 def _follow(session: Session | Follower | None, as_json: bool) -> int:

@@ -19,7 +19,7 @@ from fastac.config.config import (
 )
 from fastac.config.environments import EnvConfig, Vectorization, is_atari
 from fastac.config.files import FileFormat, read_settings_file, write_settings
-from fastac.config.settings import TrainSettings
+from fastac.config.settings import ResumeSettings, TrainSettings
 from fastac.config.values import (
     OTHER_NAMES,
     OWN_ENVS,
@@ -51,6 +51,7 @@ __all__ = [
     "JsonValue",
     "ModelConfig",
     "OptimConfig",
+    "ResumeSettings",
     "RunConfig",
     "Schedule",
     "TrainSettings",

@@ -31,9 +31,9 @@ from fastac.runs.provenance import versions
 from fastac.runs.resuming import (
     check_spaces,
     flatten,
+    log_changes,
     rerun_config,
     settings_apart,
-    tell_changes,
     why_complete,
     why_one_host,
 )
@@ -153,9 +153,8 @@ def _agree(hosts: Hosts, config: Config, run: HostRun, run_dir: Path) -> tuple[C
         hosts.share(None)  # a host that reads another's disk waits for it
     checkpoint = RunDirectory.open(run_dir).load_checkpoint("last")
     again = rerun_config(checkpoint.config, config, run_dir)
-    told = tell_changes(checkpoint.config, again.replace(workers=checkpoint.config.run.workers), checkpoint.env_steps)
-    if told and hosts.rank == 0:
-        log.warning("from step %d on: %s", checkpoint.env_steps, told)
+    if hosts.rank == 0:
+        log_changes(checkpoint.config, again.replace(workers=checkpoint.config.run.workers), checkpoint.env_steps)
     return again, checkpoint
 
 
@@ -261,7 +260,6 @@ def _assemble(
             return Follower(config, run_dir, training, hosts)
         with ExitStack() as held:
             directory = _open_directory(config, run_dir, checkpoint, held)
-            state = None if checkpoint is None else checkpoint.state
             opened.pop_all()
             return Session(
                 config,
@@ -271,7 +269,7 @@ def _assemble(
                 held,
                 run.env_factory,
                 run.encoder,
-                state,
+                checkpoint,
                 run.verbose,
                 run.command,
                 hosts if hosts.size > 1 else None,

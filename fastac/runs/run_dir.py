@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -12,16 +13,27 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from fastac.config import Config, JsonValue
 from fastac.runs.checkpoint import Checkpoint, damaged_marks, find_checkpoint, load_checkpoint, run_ids
-from fastac.runs.files import RecordError, describe, one_sentence, read_json, remove_leftovers, replace_json
+from fastac.runs.files import (
+    RecordError,
+    describe,
+    one_sentence,
+    read_json,
+    read_regular,
+    remove_leftovers,
+    replace_file,
+    replace_json,
+    write_durably,
+)
 
 log = logging.getLogger("fastac")
 
 _CONFIG = "config.json"
 _SUMMARY = "summary.json"
+_CHANGES = "changes.jsonl"
 _CHECKPOINTS = "checkpoints"
 _RUN_ID = "run_id"  # a key of config.json beside the sections
 
@@ -233,6 +245,25 @@ class RunDirectory:
             (self.path / _SUMMARY).unlink(missing_ok=True)
         except OSError as error:
             raise RecordError(f"cannot remove {self.path / _SUMMARY}: {describe(error)}.") from error
+
+    def write_changes(self, env_steps: int, changes: Mapping[str, tuple[JsonValue, JsonValue]]) -> None:
+        """Add the settings that are others from `env_steps` on to `changes.jsonl`, in place of rows from there on.
+
+        Raises:
+            RecordError: the disk is full or not writable.
+        """
+        path = self.path / _CHANGES
+        rows: list[dict[str, JsonValue]] = []
+        with suppress(OSError, ValueError):  # there is none yet, or it is damaged
+            rows = [json.loads(line) for line in read_regular(path).splitlines()]
+        kept = [row for row in rows if cast(int, row["env_steps"]) < env_steps]
+        kept += [
+            {"env_steps": env_steps, "setting": name, "before": before, "after": after}
+            for name, (before, after) in changes.items()
+        ]
+        if kept != rows:
+            with replace_file(path) as temporary:
+                write_durably(temporary, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def check_there(self) -> None:
         """Detect early that the directory is gone, so that records are not lost; takes 2 us.
