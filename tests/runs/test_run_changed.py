@@ -17,7 +17,7 @@ CHANGES = {
     "start_timeout_s": 60.0,
     "env_timeout_s": 50.0,
     "gamma": 0.9,
-    "gae_lambda": 0.8,
+    "gae_lambda": 0.7,
     "normalize_advantage": True,
     "vf_coef": 0.25,
     "ent_coef": 0.0,
