@@ -242,9 +242,7 @@ def _begin(
             held.enter_context(log_on_stderr())
         base = Base.read(config)
         if env is None and "env_id" not in base.settings:
-            raise ValueError(
-                "env is None, expected an environment's id, class or function, or a config that names one."
-            )
+            raise ValueError("env is None, expected an environment, or a config that names one.")
         named = name_env(str(base.settings["env_id"]) if env is None else env)
         complete, factory = _configure(named, algo, preset, encoder, base, settings)
         directory = None if run_dir is None else Path(run_dir)

@@ -132,8 +132,8 @@ class Short:
     def start(self, *arguments, **settings):
         return fastac.start(*arguments, **{"total_env_steps": 2048, "eval_episodes": 1, **settings})
 
-    def resume(self, run_dir, total_env_steps=1e6):
-        return fastac.resume(run_dir, total_env_steps=total_env_steps / 500)
+    def resume(self, run_dir, total_env_steps=1e6, **settings):
+        return fastac.resume(run_dir, total_env_steps=total_env_steps / 500, **settings)
 
 
 @pytest.mark.slow

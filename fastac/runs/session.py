@@ -95,7 +95,6 @@ class Session:
         self._summary: dict[str, JsonValue] = {}
         self._closed = False
         _log_start(config, training, directory)
-        self._is_new = checkpoint is None
         self._before = None if checkpoint is None else checkpoint.config
         self._has_begun = False  # a resumed directory stays untouched until training starts
         if checkpoint is not None:
@@ -110,7 +109,7 @@ class Session:
             self._saver = Saver(config, directory, training, recorder, self.progress, saved_at, began, hosts)
             evaluations = Evaluations(config, training, env_factory, encoder, recorder, self._saver)
             self.evaluations = opened.enter_context(closing(evaluations))
-            if self._is_new:
+            if self._before is None:
                 self._begin()
             self._opened = opened.pop_all()
         weakref.finalize(self, _close_quietly, self._opened)
@@ -178,7 +177,7 @@ class Session:
                 self._save_without_workers()
             finally:
                 self._abandon()
-                if self._is_new and self._report is None:
+                if self._before is None and self._report is None:
                     self.directory.discard()
             raise
         except (Exception, KeyboardInterrupt):
@@ -264,8 +263,7 @@ class Session:
             return
         self._recorder.begin()
         if self._before is not None:
-            self.directory.reopen(self.config)
-            self.directory.write_changes(self.report.env_steps, find_changes(self._before, self.config))
+            self.directory.reopen(self.config, self.report.env_steps, find_changes(self._before, self.config))
             prune_checkpoints(self.directory.path, self.config.run.keep_checkpoints)  # a kill may have prevented it
             log.info("continuing from step %d", self.report.env_steps)
         self._has_begun = True
@@ -474,12 +472,11 @@ def _log_start(config: Config, training: Training, directory: RunDirectory) -> N
         f" in {config.num_shards} shards" if config.num_shards > 1 and not config.is_one_shard_per_worker else "",
         training.info.description,
     )
-    workers = config.run.workers
     log.info(
         "rollout %.2f MB, activations %.2f MB%s, device %s, run directory %s",
         training.info.rollout_nbytes / 1e6,
         training.info.activations_nbytes / 1e6,
-        f" in each of {workers} workers" if workers != 1 else "",
+        f" in each of {config.run.workers} workers" if config.run.workers != 1 else "",
         config.run.device,
         directory.path,
     )
