@@ -186,7 +186,7 @@ def test_a_command_runs(own, command, page):
     _, *words = shlex.split(command)
     is_train = words[0] == "train"
     read = [word for before, word in pairwise(words) if not is_train or before in READS]
-    for run_dir in [word for word in read if word.startswith("runs/")]:
+    for run_dir in {word for word in read if word.startswith("runs/")}:
         fastac.train("CartPole-v1", run_dir=run_dir, num_envs=4, total_env_steps=512, eval_episodes=1)
     words += ["--total-env-steps", "2048", "--eval-episodes", "1"] if is_train else []
     words += ["--seconds", "0.1"] if words[0] == "tune" else []

@@ -244,7 +244,8 @@ def _assemble(
     with ExitStack() as opened:
         opened.callback(training.close)
         if origin is not None:
-            log.info("%s", begin_with(training, origin, config.model))
+            told = begin_with(training, origin, config.model)
+            log.log(logging.INFO if hosts.rank == 0 else logging.DEBUG, "%s", told)
         for caution in training.envs.cautions:
             log.warning("%s", caution)
         if checkpoint is not None:
