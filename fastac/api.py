@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,11 @@ from fastac.build import (
     EncoderFactory,
     EnvFactory,
     Streams,
-    apply_settings,
     assemble,
     build_evaluation_envs,
-    build_model,
-    default_config,
     describe_untuned,
     evaluation_seed,
     evaluation_width,
-    load_spaces,
     name_encoder,
     name_env,
     restart_seed,
@@ -34,21 +30,31 @@ from fastac.build import (
     take_env,
     torch_threads,
 )
-from fastac.config import ActionChoice, AlgoName, Config, ConfigValue, JsonValue, TrainSettings
-from fastac.contract import WorkerFailure, read_branch
+from fastac.config import (
+    ActionChoice,
+    AlgoName,
+    Config,
+    ConfigValue,
+    JsonValue,
+    ResumeSettings,
+    TrainSettings,
+    WrapperFactory,
+)
+from fastac.contract import WorkerFailure
 from fastac.envs.source import Named
-from fastac.models import load_module
+from fastac.envs.wrappers import name_wrappers
 from fastac.pickling import end_where_imported
 from fastac.runs import Session
 from fastac.runs.checkpoint import Checkpoint
+from fastac.runs.configuring import Base, ConfigLike, configure
 from fastac.runs.evaluate import MOST_STEPS, Evaluation, Tell, action_noise
 from fastac.runs.evaluate import evaluate as play_episodes
-from fastac.runs.files import one_sentence
 from fastac.runs.follower import Follower
 from fastac.runs.on_hosts import HostRun, begin_on_hosts
 from fastac.runs.player import make_player
-from fastac.runs.resuming import check_spaces, continued_config, tell_changes, tell_jumps, why_complete
+from fastac.runs.resuming import check_spaces, continued_config, log_changes, why_complete
 from fastac.runs.run_dir import RunDirectory
+from fastac.runs.transfer import begin_with, load_model, read_origin
 from fastac.runs.worker_count import choose_workers
 from fastac.text import log_on_stderr
 from fastac.tools.policy import TrainedPolicy
@@ -94,10 +100,11 @@ class Run:
 
 
 def train(
-    env: EnvLike,
+    env: EnvLike | None = None,
     algo: AlgoName | None = None,
     *,
     preset: str | None = None,
+    config: ConfigLike | None = None,
     run_dir: Path | str | None = None,
     encoder: str | EncoderFactory | None = None,
     verbose: bool = False,
@@ -112,8 +119,11 @@ def train(
             environment. A function with a parameter `num_envs`, or with a required parameter, builds a
             `gymnasium.vector.VectorEnv` of that many (and receives a `seed` if it has such a parameter). Also a spec
             from `gymnasium.spec(...)`, or an environment from `gymnasium.make(...)`. `env_kwargs` are passed to it.
+            None if `config` names one.
         algo: a2c (the default without a preset), a3c, ppo or reinforce.
         preset: a preset's name; by default the algorithm's own preset.
+        config: settings below those given one by one and above the preset: a .json, .yaml or .toml file, the
+            directory of an earlier run, a `Config`, or a mapping, flat or in sections.
         run_dir: a new directory; by default a dated one under `runs/`.
         encoder: an encoder's name as in the configuration (auto, mlp, nature, a3c, minatar or `module:name` of a
             function); or a function that builds an `nn.Module` for an observation space, replacing the configured
@@ -139,7 +149,9 @@ def train(
     with _giving_up(), ExitStack() as lasting:
         if verbose and is_launched():
             lasting.enter_context(log_on_stderr())
-        begun = _begin(env, algo, preset, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings}))
+        begun = _begin(
+            env, algo, preset, config, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings})
+        )
         if begun is not None and not isinstance(begun, Follower):
             return complete(begun, checkpoint)
         if begun is not None:
@@ -192,10 +204,11 @@ def complete(session: Session, checkpoint: Which = "best") -> Run:
 
 
 def start(
-    env: EnvLike,
+    env: EnvLike | None = None,
     algo: AlgoName | None = None,
     *,
     preset: str | None = None,
+    config: ConfigLike | None = None,
     run_dir: Path | str | None = None,
     encoder: str | EncoderFactory | None = None,
     verbose: bool = False,
@@ -207,14 +220,15 @@ def start(
     """
     if is_launched():
         raise ValueError("fastac.start trains on one host, and torchrun is for several: call fastac.train instead.")
-    begun = _begin(env, algo, preset, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings}))
+    begun = _begin(env, algo, preset, config, run_dir, encoder, verbose, cast("dict[str, ConfigValue]", {**settings}))
     return cast(Session, begun)  # only torchrun starts others
 
 
 def _begin(
-    env: EnvLike,
+    env: EnvLike | None,
     algo: AlgoName | None,
     preset: str | None,
+    config: ConfigLike | None,
     run_dir: Path | str | None,
     encoder: str | EncoderFactory | None,
     verbose: bool,
@@ -226,19 +240,23 @@ def _begin(
     with ExitStack() as held:
         if verbose:
             held.enter_context(log_on_stderr())
-        named = name_env(env)
-        config, factory = configure(named, algo, preset, encoder, settings)
+        base = Base.read(config)
+        if env is None and "env_id" not in base.settings:
+            raise ValueError("env is None, expected an environment, or a config that names one.")
+        named = name_env(str(base.settings["env_id"]) if env is None else env)
+        complete, factory = configure_named(named, algo, preset, encoder, base, settings)
         directory = None if run_dir is None else Path(run_dir)
         if launch is not None:
-            return begin_on_hosts(config, HostRun(launch, directory, named.given, factory, verbose))
-        return start_config(config, directory, named.given, factory, verbose, held=held)
+            return begin_on_hosts(complete, HostRun(launch, directory, named.given, factory, verbose))
+        return start_config(complete, directory, named.given, factory, verbose, held=held)
 
 
-def configure(
+def configure_named(
     named: Named,
     algo: AlgoName | None,
     preset: str | None,
     encoder: str | EncoderFactory | None,
+    base: Base,
     settings: dict[str, ConfigValue],
 ) -> tuple[Config, EncoderFactory | None]:
     """Return the preset updated with the given settings, and the encoder function if `encoder` is one."""
@@ -246,13 +264,15 @@ def configure(
         raise ValueError(
             f"env_id is {settings['env_id']!r} beside the environment {named.env_id!r}, expected only the latter."
         )
-    given_kwargs = Config().replace(env_kwargs=settings.pop("env_kwargs", {})).env.env_kwargs
-    kwargs = cast("dict[str, JsonValue]", {**named.kwargs, **given_kwargs})
-    defaults = default_config(named.env_id, algo, preset, named.given, {**settings, "env_kwargs": kwargs})
-    config = apply_settings(defaults, {**settings, "env_kwargs": kwargs})
+    if named.kwargs or "env_kwargs" in settings:
+        given_kwargs = Config().replace(env_kwargs=settings.get("env_kwargs", {})).env.env_kwargs
+        settings["env_kwargs"] = cast("dict[str, JsonValue]", {**named.kwargs, **given_kwargs})
+    if "wrappers" in settings:
+        settings["wrappers"] = name_wrappers(cast("Sequence[str | WrapperFactory]", settings["wrappers"]))
     name, factory = name_encoder(encoder)
-    config = config if name is None else config.replace(encoder=name)
-    return shorten_rollout(config, is_asked="num_steps" in settings), factory
+    settings |= {key: value for key, value in {"algo": algo, "encoder": name}.items() if value is not None}
+    config, given = configure(named.env_id, preset, settings, base, named.given)
+    return shorten_rollout(config, is_asked="num_steps" in given), factory
 
 
 def start_config(
@@ -270,6 +290,7 @@ def start_config(
     """
     end_where_imported()
     began = perf_counter()
+    origin = read_origin(config, encoder)
     config = choose_workers(config, env_factory, encoder)
     untuned = describe_untuned(config)
     if untuned is not None:
@@ -278,6 +299,8 @@ def start_config(
         training = assemble(config, Streams.spawn(config.run.seed).env, env_factory, encoder)
         with _closing_on_error(training):
             _log_cautions(training)
+            if origin is not None:
+                log.info("%s", begin_with(training, origin, config.model))
             directory = RunDirectory.create_default(config) if run_dir is None else RunDirectory.create(run_dir, config)
             lasting.enter_context(directory.held())
             try:
@@ -294,14 +317,9 @@ def resume(
     *,
     env: EnvLike | None = None,
     encoder: str | EncoderFactory | None = None,
-    total_env_steps: float | None = None,
-    budget_minutes: float | None = None,
-    until_return: float | None = None,
-    learning_rate: float | None = None,
-    eval: bool | None = None,
-    workers: int | Literal["auto"] | None = None,
     verbose: bool = False,
     command: str = "",
+    **settings: Unpack[ResumeSettings],
 ) -> Session:
     """Return a session that continues a run from its last checkpoint; bit-exact if the environments support capture.
 
@@ -313,38 +331,27 @@ def resume(
         run_dir: the run's directory.
         env: the class or function of the environment, if the run began with one that cannot be imported.
         encoder: the encoder function, if it cannot be imported; a name must be the run's own.
-        total_env_steps: a new budget; None keeps the run's.
-        budget_minutes: a new budget, including the minutes up to the checkpoint; None keeps the run's.
-        until_return: a new return to stop at; None keeps the run's.
-        learning_rate: a new learning rate; None keeps the run's. A schedule still spans all steps of the run.
-        eval: False stops further evaluations; None keeps the run's.
-        workers: how many processes train from now on, with the same results; None keeps the run's number.
         verbose: see `train`.
         command: stored in the summary.
+        settings: new values, such as `total_env_steps`, `learning_rate` or `ent_coef`; what is not given stays. Each
+            change is logged and written to `changes.jsonl`. Schedules still span all steps of the run, and
+            `budget_minutes` includes the minutes up to the checkpoint. With other `workers` results are the same.
 
     Raises:
         ValueError: there is no run or no checkpoint, the checkpoint is damaged or of another run, `config.json` was
-            edited, or the run is complete.
+            edited, the run is complete, or a setting cannot change while a run goes on.
     """
     if is_launched():
         raise ValueError("torchrun continues a run by itself: start it with the command that began the run.")
     end_where_imported()
     began = perf_counter()
-    changes: dict[str, ConfigValue] = {
-        "total_env_steps": total_env_steps,
-        "budget_minutes": budget_minutes,
-        "until_return": until_return,
-        "learning_rate": learning_rate,
-        "eval": eval,
-        "workers": workers,
-    }
     directory = RunDirectory.open(Path(run_dir))
     with ExitStack() as held:
         if verbose:
             held.enter_context(log_on_stderr())
         held.enter_context(directory.held())  # lock first: another session may be about to save
         checkpoint = directory.load_checkpoint("last")
-        config = _continue(directory, checkpoint, changes)
+        config = _continue(directory, checkpoint, cast("dict[str, ConfigValue]", {**settings}))
         factory, given = _pick_encoder(encoder, config), _find_given(env, config)
         config = choose_workers(config, given, factory, checkpoint.env_steps)
         # Saved streams overwrite those of these environments; streams that could not be saved start from a new seed.
@@ -352,13 +359,8 @@ def resume(
         with _closing_on_error(training):
             _log_cautions(training)
             check_spaces(training.envs, checkpoint)
-            session = Session(
-                config, directory, training, began, held, given, factory, checkpoint.state, verbose, command
-            )
-        told = tell_changes(checkpoint.config, config, checkpoint.env_steps)
-        if told:
-            is_jump = tell_jumps(checkpoint.config, config, checkpoint.env_steps)
-            log.log(logging.WARNING if is_jump else logging.INFO, "from step %d on: %s", checkpoint.env_steps, told)
+            session = Session(config, directory, training, began, held, given, factory, checkpoint, verbose, command)
+        log_changes(checkpoint.config, config, checkpoint.env_steps)
         return session
 
 
@@ -409,15 +411,11 @@ def load(
     """
     _check_which(checkpoint)
     directory = RunDirectory.open(Path(run_dir))
-    saved = directory.load_checkpoint(checkpoint)
-    config = saved.config
-    factory = _pick_encoder(encoder, config)
-    with one_sentence(f"the {checkpoint} checkpoint in {directory.path} cannot be loaded"):
-        spaces = load_spaces(read_branch(saved.state, "spaces"))
-        model = build_model(config.model, spaces, encoder=factory)
-        load_module(model, read_branch(read_branch(saved.state, "training"), "model"))
+    saved, spaces, model = load_model(directory, checkpoint, _pick_encoder(encoder, directory.read_config()))
     policy = TrainedPolicy(model, spaces.single_observation_space, spaces.single_action_space)
-    return Run(config, directory.path, policy, directory.read_summary() if directory.has_ended else {}, checkpoint)
+    return Run(
+        saved.config, directory.path, policy, directory.read_summary() if directory.has_ended else {}, checkpoint
+    )
 
 
 def evaluate(

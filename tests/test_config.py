@@ -16,6 +16,7 @@ EVERY_FIELD = {
     "vectorization": "sync",
     "envs_per_worker": 6,
     "env_kwargs": {"level": 3, "sizes": [1, 2], "deep": {"x": None}},
+    "wrappers": ("gymnasium.wrappers:TimeLimit max_episode_steps=9", "mymodule:Other"),
     "start_timeout_s": 30.0,
     "env_timeout_s": 90.0,
     "squash_actions": True,
@@ -68,6 +69,7 @@ EVERY_FIELD = {
     "host_timeout_s": 10.0,
     "keep_checkpoints": 1,
     "tensorboard": False,
+    "init_from": "runs/x",
     "eval": True,
     "eval_max_steps": 77,
     "workers": 1,
@@ -107,6 +109,7 @@ OUT_OF_RANGE = {
     "vectorization": ["threads", ""],
     "envs_per_worker": [0, -1, NAN],
     "env_kwargs": [3, {3: 4}, {"level": NAN}, {"level": object}, {"render_mode": "human"}, {"num_envs": 3}],
+    "wrappers": [("TimeLimit",), ("gymnasium.wrappers:TimeLimit 9",), ("a:b 'level=3",), (":b",), ("",)],
     "start_timeout_s": [0.0, -1.0, NAN, INF],
     "env_timeout_s": [0.0, -1.0, NAN, INF],
     "encoder": ["cnn"],
@@ -156,9 +159,11 @@ OUT_OF_RANGE = {
     "torch_threads": [0, -1, 1025, NAN],
     "shards": [0, -1, 1025, NAN, "two"],
     "max_restarts": [-1, NAN],
+    "init_from": [""],
 }
 
 ATARI_OUT_OF_RANGE = {
+    "wrappers": [("mymodule:Other",)],
     "vectorization": ["sync", "process"],
     "env_threads": [0, 1025],
     "atari_protocol": ["DQN", "v5"],
@@ -226,6 +231,8 @@ def test_unknown_sections_and_misplaced_keys_are_refused():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("wrappers", "gymnasium.wrappers:FlattenObservation"),
+        ("wrappers", [3]),
         ("num_envs", "16"),
         ("num_envs", True),
         ("num_envs", None),

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,8 @@ import pytest
 
 import fastac
 from fastac.cli import main
+from fastac.config import Config
+from fastac.runs.run_dir import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -60,6 +63,7 @@ def commands() -> Iterator[tuple[str, str]]:
 
 COMMANDS = sorted({(command, page) for page, command in commands()})
 # By their first word: where the work begins that this test leaves out.
+READS = {"--from", "--init-from"}  # flags of train that name an earlier run
 DOORS = {
     "train": "fastac.api.start_config",
     "resume": "fastac.api.resume",
@@ -100,6 +104,7 @@ def test_links_and_pictures_are_there(page):
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """A folder with what a user of these pages has, to be in."""
+    (tmp_path / "my.yaml").write_text("env_id: CartPole-v1\ngamma: 0.98")
     (tmp_path / "mymodule.py").write_text(OWN)
     (tmp_path / "gridworld.py").write_text(python_blocks(ROOT / "fastac/guides/compiled.md")[0])
     monkeypatch.chdir(tmp_path)
@@ -111,7 +116,9 @@ def own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("command", "page"), COMMANDS)
 def test_a_command_is_taken(own, monkeypatch, capsys, command, page):
     _, *words = shlex.split(command)
-    if words[0] in ("list", "hosts"):
+    if READS & set(words):  # the run's configuration, before the work begins
+        RunDirectory.create(Path("runs/mine"), Config())
+    if words[0] in ("list", "hosts", "config"):
         assert main(words) == 0
         return
 
@@ -154,8 +161,8 @@ class Short:
         options = fastac.SweepOptions(trials=1, seeds_per_trial=1, confirm_seeds=0)
         return fastac.sweep(*arguments, options=options, **{**settings, "total_env_steps": 2048})
 
-    def resume(self, run_dir, total_env_steps=1e6):
-        return fastac.resume(run_dir, total_env_steps=total_env_steps / 500)
+    def resume(self, run_dir, total_env_steps=1e6, **settings):
+        return fastac.resume(run_dir, total_env_steps=total_env_steps / 500, **settings)
 
 
 @pytest.mark.slow
@@ -207,7 +214,8 @@ def test_a_command_runs(own, command, page):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(own)])}
     _, *words = shlex.split(command)
     is_train = words[0] == "train"
-    for run_dir in [word for word in words if word.startswith("runs/") and not is_train]:
+    read = [word for before, word in pairwise(words) if not is_train or before in READS]
+    for run_dir in {word for word in read if word.startswith("runs/")}:
         fastac.train("CartPole-v1", run_dir=run_dir, num_envs=4, total_env_steps=512, eval_episodes=1)
     words += ["--total-env-steps", "2048", "--eval-episodes", "1"] if words[0] in ("train", "sweep") else []
     words += ["--trials", "1", "--seeds-per-trial", "1", "--confirm-seeds", "0"] if words[0] == "sweep" else []

@@ -152,7 +152,7 @@ def default_config(
 
 
 # Settings on which the spaces of an environment depend.
-_SPACES = ("env_kwargs", "mask_actions", "drop_keys", "critic_keys")
+_SPACES = ("env_kwargs", "wrappers", "mask_actions", "drop_keys", "critic_keys")
 
 
 def _find_kind(env_id: str, factory: EnvFactory | None, given: Mapping[str, ConfigValue]) -> presets.Kind:

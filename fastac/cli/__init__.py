@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from fastac import __version__
-from fastac.cli import completion, doctor, gate, hosts, policy, studies, train
+from fastac.cli import completion, config, doctor, gate, hosts, policy, studies, train
 from fastac.cli.flags import asks_for_help
 from fastac.cli.interrupts import Terminated, hearing_sigterm, name_of
 from fastac.text import StderrHandler, fit
@@ -28,6 +28,7 @@ __all__ = ["main"]
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train.train, "train an agent: fastac train CartPole-v1"),
     "resume": (train.resume, "continue a run: fastac resume DIR"),
+    "config": (config.config, "print a run's complete configuration, as a file: fastac config CartPole-v1"),
     "tune": (train.tune, "find the fastest settings on this machine: fastac tune CartPole-v1"),
     "doctor": (doctor.doctor, "examine an environment before training: fastac doctor mymodule:MyEnv"),
     "sweep": (studies.sweep, "search for settings: fastac sweep CartPole-v1 --algo a2c --minutes 30"),
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _COMMANDS[words[0]][0](words[1:])
     except BrokenPipeError:  # the reader, such as head, has closed the pipe; no error for commands that only print
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0 if words[0] in ("list", "completion") or asks_for_help(words) else 1
+        return 0 if words[0] in ("list", "config", "completion") or asks_for_help(words) else 1
     except ValueError as error:
         print(fit(f"fastac: {error}", sys.stderr), file=sys.stderr)
         _give_up(words[0])

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fastac.cli.config import ConfigOptions
 from fastac.cli.doctor import doctor_flags
 from fastac.cli.flags import build_parser, flags_of, read_options
 from fastac.cli.gate import gate_flags
 from fastac.cli.hosts import hosts_flags
 from fastac.cli.policy import EvalOptions, ListOptions, PlotOptions, RecordOptions
 from fastac.cli.studies import SweepCommand
-from fastac.cli.train import ResumeOptions, TrainOptions, TuneOptions, setting_flags
+from fastac.cli.train import TrainOptions, TuneOptions, resume_flags, setting_flags
 from fastac.config import Config
 
 
@@ -39,16 +40,18 @@ def _build_whole() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="fastac")
     commands = whole.add_subparsers()
     settings = setting_flags(Config())
-    kinds: dict[str, type] = {"train": TrainOptions, "tune": TuneOptions, "sweep": SweepCommand}
-    for name, kind in kinds.items():
-        flags = [*flags_of(kind, "command"), *settings]
-        commands.add_parser(name, parents=[build_parser(f"fastac {name}", "", flags)], add_help=False, help=name)
-    own = {"doctor": doctor_flags(), "gate": gate_flags(), "hosts": hosts_flags()}
+    kinds: dict[str, type] = {
+        "train": TrainOptions,
+        "config": ConfigOptions,
+        "tune": TuneOptions,
+        "sweep": SweepCommand,
+    }
+    own = {name: [*flags_of(kind, "command"), *settings] for name, kind in kinds.items()}
+    own |= {"doctor": doctor_flags(), "gate": gate_flags(), "hosts": hosts_flags(), "resume": resume_flags()}
     for name, flags in own.items():
         commands.add_parser(name, parents=[build_parser(f"fastac {name}", "", flags)], add_help=False, help=name)
     positional = ("run_dir", "run_dirs", "shell")
     others: dict[str, type] = {
-        "resume": ResumeOptions,
         "eval": EvalOptions,
         "record": RecordOptions,
         "plot": PlotOptions,

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import inspect
 import json
+import shlex
 import textwrap
 from ast import AnnAssign, ClassDef, Constant, Expr, Name, parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fastac.config import OTHER_NAMES, EnvArguments, JsonValue
+from fastac.config import OTHER_NAMES, EnvArguments, JsonValue, read_word
 
 Options = TypeVar("Options")
 Reader = Callable[[str], object]
@@ -53,8 +54,14 @@ class Flag:
 
     @property
     def word(self) -> str:
-        """The flag as written on the command line."""
-        return "--" + self.name.replace("_", "-")
+        """The flag as written on the command line; in the singular if it is repeatable."""
+        name = self.name.removesuffix("s" if self.is_repeatable else "_")  # from_, since from is a word of Python's
+        return "--" + name.replace("_", "-")
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether each use adds one text, which may have several words."""
+        return self.kind == tuple[str, ...] and self.name == "wrappers"
 
     @property
     def is_bool(self) -> bool:
@@ -154,6 +161,9 @@ def _add(group: argparse._ArgumentGroup, flag: Flag, hidden: bool) -> None:
     reader = partial(_read_one, reader) if flag.takes_several else reader
     told = argparse.SUPPRESS if hidden else f"{flag.what} {_tell_default(flag)}".replace("%", "%%").strip()
     nargs = "*" if flag.takes_several else None
+    if flag.is_repeatable:
+        group.add_argument(flag.word, dest=flag.name, nargs="+", action="append", metavar="TEXT", help=told)
+        return
     if flag.is_positional:
         missing = dataclasses.MISSING  # not a string, which argparse would parse
         group.add_argument(
@@ -187,6 +197,8 @@ def _tell_default(flag: Flag) -> str:
     if flag.is_positional or flag.default is None or flag.default is dataclasses.MISSING or "Default:" in flag.what:
         return ""
     value = flag.default
+    if value == ():
+        return ""
     if isinstance(value, tuple):
         value = " ".join(map(str, value))
     return f"(default: {json.dumps(value) if isinstance(value, Mapping) else value})"
@@ -203,6 +215,8 @@ def read(flags: Sequence[Flag], words: Sequence[str], prog: str) -> dict[str, ob
     if unknown:
         raise ValueError(f"{unknown[0]!r} is one word too many for {prog}: see {prog} --help.")
     values = {name: value for name, value in vars(given).items() if value is not dataclasses.MISSING}
+    lines = {flag.name for flag in flags if flag.is_repeatable}
+    values |= {name: tuple(map(shlex.join, values[name])) for name in lines & values.keys()}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
@@ -414,18 +428,9 @@ def to_arguments(word: str) -> dict[str, JsonValue]:
         pairs = [pair.partition("=") for pair in word.split(",")]
         if not all(name.isidentifier() and equals for name, equals, _ in pairs):
             raise ValueError(f"{word!r} is neither JSON such as '{{\"level\": 3}}' nor level=3,size=9.")
-        return {name: _to_value(value) for name, _, value in pairs}
+        return {name: read_word(value) for name, _, value in pairs}
     try:
         arguments: dict[str, JsonValue] = json.loads(word)
     except ValueError as error:
         raise ValueError(f"{word!r} is not JSON ({error}).") from error
     return arguments
-
-
-def _to_value(word: str) -> JsonValue:
-    """Return the word as a JSON value, or as it is if it is not JSON."""
-    try:
-        value: JsonValue = json.loads(word)
-    except ValueError:
-        return {"True": True, "False": False, "None": None}.get(word, word)
-    return value

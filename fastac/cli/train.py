@@ -6,14 +6,14 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO, cast, get_type_hints
+from typing import TYPE_CHECKING, TextIO, cast, get_type_hints
 
-from fastac.cli.flags import HELP, Flag, Options, asks_for_help, flags_of, read, read_run_options, show_help
+from fastac.cli.flags import HELP, Flag, Options, asks_for_help, flags_of, read, show_help
 from fastac.cli.interrupts import name_of
-from fastac.config import Config, ConfigValue, with_home
+from fastac.config import Config, ConfigValue, ResumeSettings, with_home
 from fastac.garbage import loading
 from fastac.presets import find
 from fastac.text import fit, fit_command
@@ -31,6 +31,10 @@ class TrainOptions:
 
     preset: str | None = None
     """Name of a preset, instead of the one named like the algorithm (see fastac list)."""
+    config: Path | None = None
+    """File of settings (.json, .yaml, .toml), flat or as in config.json; flags win over it, it wins over the preset."""
+    from_: Path | None = None
+    """Directory of a run to do again, with the changes that --config and flags say. ENV_ID may be left out."""
     run_dir: Path | None = None
     """New directory for the run. Default: a dated one under runs/."""
     tuned: bool = False
@@ -55,42 +59,24 @@ class TuneOptions:
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Continue a run from its last checkpoint."""
+    """Continue a run from its last checkpoint; settings stay as they are, apart from those that are given."""
 
     run_dir: Path
     """The run's directory."""
-    total_env_steps: int | None = None
-    """New budget in environment steps."""
-    budget_minutes: float | None = None
-    """New budget in minutes of wall-clock time; it includes the time up to the last checkpoint."""
-    until_return: float | None = None
-    """New target mean return."""
-    learning_rate: float | None = None
-    """New learning rate. Default: the run's own."""
-    eval: bool = True
-    """Continue evaluations, if the run has any."""
-    workers: int | Literal["auto"] | None = None
-    """Processes that train from now on, at most one per shard, or auto; results stay the same. Default: as before."""
     json: bool = False
     """Print summary.json as the last line of stdout."""
 
 
 # The flags that --help shows; --help-all shows the rest, too.
 COMMON = (
-    *(
-        "algo",
-        "preset",
-        "seed",
-        "seeds",
-        "total_env_steps",
-        "budget_minutes",
-        "until_return",
-        "eval",
-        "num_envs",
-        "num_steps",
-    ),
-    *("workers", "shards", "env_kwargs", "encoder", "hidden_sizes", "core", "learning_rate", "gamma", "ent_coef"),
-    *("normalize_obs", "run_dir", "json"),
+    *("algo", "preset", "seed", "seeds", "total_env_steps", "budget_minutes", "until_return", "eval", "num_envs"),
+    *("num_steps", "workers", "shards", "env_kwargs", "wrappers", "encoder", "hidden_sizes", "core", "learning_rate"),
+    *("gamma", "ent_coef", "normalize_obs", "run_dir", "json"),
+)
+# The same for resume.
+_RESUMED = (
+    *("total_env_steps", "budget_minutes", "until_return", "eval", "workers", "learning_rate"),
+    *("learning_rate_schedule", "gamma", "ent_coef", "clip_coef", "num_epochs", "num_minibatches"),
 )
 _GROUPS = {
     "env": "environments",
@@ -120,12 +106,12 @@ class _Given:
     """The parsed arguments.
 
     Attributes:
-        settings: the given configuration settings, by name.
         config: the resulting configuration.
+        settings: the settings given by flags, files and earlier runs, by name.
     """
 
-    settings: Mapping[str, ConfigValue]
     config: Config
+    settings: Mapping[str, ConfigValue]
 
 
 def read_settings(
@@ -133,15 +119,18 @@ def read_settings(
 ) -> tuple[Options, _Given]:
     """Return the command's own options and the given settings; the first argument is the environment id.
 
+    It may be left out if a file or an earlier run names the environment.
+
     Raises:
         ValueError: the arguments are invalid; the message is one sentence.
         SystemExit: after --help.
     """
-    env_id, words = _take_env_id(words, command)
+    named, words = _take_env_id(words, command)
     prog = f"fastac {command} ENV_ID"
     own = flags_of(kind, "command")
     if asks_for_help(words):
         asked = [word for word in words if word not in HELP]
+        env_id = named or "CartPole-v1"
         config = _configure_for_help(env_id, read([*own, *setting_flags(Config())], asked, prog))
         show_help(
             prog,
@@ -153,21 +142,33 @@ def read_settings(
     values = read([*own, *setting_flags(Config())], words, prog)
     options = {flag.name: values.pop(flag.name) for flag in own if flag.name in values}
     settings = cast("dict[str, ConfigValue]", values)
-    if settings.get("env_id", env_id) != env_id:
-        raise ValueError(f"the environment is named twice, {env_id} and --env-id {settings['env_id']}.")
+    if named and settings.get("env_id", named) != named:
+        raise ValueError(f"the environment is named twice, {named} and --env-id {settings['env_id']}.")
     if {"num_envs", "envs_per_worker"} <= settings.keys():
         raise ValueError("num_envs and envs_per_worker are both given, expected one of them.")
-    return kind(**options), _Given(settings, _configure(env_id, options.get("preset"), settings))
+    from fastac.runs.configuring import Base, configure
+
+    base = Base.read(*(cast("Path | None", options.get(name)) for name in ("from_", "config")))
+    found = named or settings.get("env_id") or base.settings.get("env_id")
+    if found is None:
+        raise _needs_env_id(command)
+    return kind(**options), _Given(*configure(str(found), cast("str | None", options.get("preset")), settings, base))
 
 
-def _take_env_id(words: Sequence[str], command: str) -> tuple[str, list[str]]:
-    """Return the environment id, which comes first, and the other arguments; a default id if only help is wanted."""
+def _take_env_id(words: Sequence[str], command: str) -> tuple[str | None, list[str]]:
+    """Return the environment id, which comes first, and the other arguments; None if a file may name it."""
     if words and not words[0].startswith("-"):
         return words[0], list(words[1:])
     if asks_for_help(words):
         is_next = len(words) > 1 and words[0] in HELP and not words[1].startswith("-")
-        return (words[1], [words[0], *words[2:]]) if is_next else ("CartPole-v1", list(words))
-    raise ValueError(f"{command} needs an environment id first, such as: fastac {command} CartPole-v1")
+        return (words[1], [words[0], *words[2:]]) if is_next else (None, list(words))
+    if any(word.partition("=")[0] in ("--config", "--from") for word in words):
+        return None, list(words)
+    raise _needs_env_id(command)
+
+
+def _needs_env_id(command: str) -> ValueError:
+    return ValueError(f"{command} needs an environment id first, such as: fastac {command} CartPole-v1")
 
 
 def _configure_for_help(env_id: str, values: Mapping[str, object]) -> Config:
@@ -176,15 +177,6 @@ def _configure_for_help(env_id: str, values: Mapping[str, object]) -> Config:
     config = find(with_home(env_id), str(name)) or Config().replace(env_id=env_id)
     protocol = values.get("atari_protocol")
     return config if protocol is None else config.replace(atari_protocol=str(protocol))
-
-
-def _configure(env_id: str, preset: object, settings: Mapping[str, ConfigValue]) -> Config:
-    """Return the preset updated with the given settings."""
-    from fastac.build import apply_settings, default_config
-
-    algo = cast("str | None", settings.get("algo"))
-    config = default_config(env_id, algo, cast("str | None", preset), None, settings)
-    return apply_settings(config, settings)
 
 
 def train(words: Sequence[str]) -> int:
@@ -336,22 +328,36 @@ def _print_tuned(search: Search, command: Sequence[str], kept: str) -> None:
 
 def resume(words: Sequence[str]) -> int:
     """Run `fastac resume`."""
-    options = read_run_options(ResumeOptions, words, "resume")
+    prog = "fastac resume"
+    show_help(prog, f"{ResumeOptions.__doc__} {_MORE}", resume_flags(), words, ("run_dir", *_RESUMED, "json"))
+    values = read([*resume_flags(), *_fixed_flags()], words, prog)
+    if "run_dir" not in values:
+        raise ValueError("resume needs a run's directory, such as: fastac resume runs/...")
+    run_dir, as_json = Path(str(values.pop("run_dir"))), bool(values.pop("json", False))
     with loading():
         from fastac import api
 
-        session = api.resume(
-            options.run_dir,
-            total_env_steps=options.total_env_steps,
-            budget_minutes=options.budget_minutes,
-            until_return=options.until_return,
-            learning_rate=options.learning_rate,
-            eval=None if options.eval else False,
-            workers=options.workers,
-            verbose=True,
-            command=shlex.join(["fastac", "resume", *words]),
-        )
-    return _follow(session, options.json)
+        settings = cast("ResumeSettings", values)  # what may not change is refused there
+        session = api.resume(run_dir, verbose=True, command=shlex.join([*prog.split(), *words]), **settings)
+    return _follow(session, as_json)
+
+
+def resume_flags() -> list[Flag]:
+    """Return the flags of `fastac resume`: its own, and the settings that may change."""
+    return [*flags_of(ResumeOptions, "command", None, ["run_dir"]), *_flags_of_run(is_changeable=True)]
+
+
+def _fixed_flags() -> list[Flag]:
+    """Return the settings that may not change, which are read to say why."""
+    return _flags_of_run(is_changeable=False)
+
+
+def _flags_of_run(is_changeable: bool) -> list[Flag]:
+    """Return settings of an existing run as flags; their defaults are its own."""
+    changeable = ResumeSettings.__annotations__
+    return [
+        replace(flag, default=None) for flag in setting_flags(Config()) if (flag.name in changeable) == is_changeable
+    ]
 
 
 def _follow(session: Session | Follower | None, as_json: bool) -> int:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, cast, get_args, get_type_hints
 
 from fastac.config.atari_protocols import PROTOCOLS
 from fastac.config.environments import EnvConfig
@@ -223,6 +223,8 @@ class RunConfig:
     """Number of latest checkpoints to keep, besides the best."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
+    init_from: str | None = None
+    """Directory of a run whose best policy this run begins with; its network is the default. None: new weights."""
 
     def __post_init__(self) -> None:
         """Validate the section."""
@@ -255,6 +257,7 @@ class RunConfig:
         check(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "at least 0")
         check(self.host_timeout_s >= 1.0, "host_timeout_s", self.host_timeout_s, "at least 1")
         check(self.checkpoint_minutes > 0.0, "checkpoint_minutes", self.checkpoint_minutes, "above 0")
+        check(self.init_from != "", "init_from", self.init_from, "a run's directory, or None")
         check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
 
 
@@ -411,14 +414,10 @@ class Config:
         Raises:
             ValueError: an unknown section or key, or a value of the wrong type or out of range.
         """
-        flat: dict[str, ConfigValue] = {}
         for section, values in data.items():
             if section not in _SECTIONS or not isinstance(values, Mapping):
                 raise ValueError(f"{section!r} is not a section of a fastac config, expected " + ", ".join(_SECTIONS))
-            for name, value in values.items():
-                if _section_of(name) != section:
-                    raise ValueError(f"config key {name!r} stands in {section!r}, expected in {_section_of(name)!r}.")
-                flat[name] = value
+        flat = _open_sections(data)
         if "shards" not in flat and isinstance(flat.get("workers"), int):
             flat["shards"] = flat["workers"]  # saved before there were shards: every worker was one
         return cls().replace(**flat)
@@ -434,6 +433,34 @@ _SECTIONS: dict[str, type] = {
 _SECTION_OF: dict[str, str] = {f.name: section for section, kind in _SECTIONS.items() for f in fields(kind)}
 _KIND_OF: dict[str, object] = {n: k for kind in _SECTIONS.values() for n, k in get_type_hints(kind).items()}
 assert len(_SECTION_OF) == sum(len(fields(kind)) for kind in _SECTIONS.values()), "field names must be unique"
+
+
+def read_settings(data: Mapping[str, object]) -> dict[str, ConfigValue]:
+    """Return settings by flat names from plain data, in which they are flat or in sections; "None" means None.
+
+    Raises:
+        ValueError: an unknown key, or a value of the wrong type.
+    """
+    settings = {}
+    for name, value in _open_sections(data).items():
+        kind = _KIND_OF[name]
+        settings[name] = coerce(name, kind, None if value == "None" and type(None) in get_args(kind) else value)
+    return settings
+
+
+def _open_sections(data: Mapping[str, object]) -> dict[str, ConfigValue]:
+    """Return the values by flat names; values are not checked."""
+    flat: dict[str, ConfigValue] = {}
+    for key, value in data.items():
+        is_section = key in _SECTIONS and isinstance(value, Mapping)
+        for name, item in cast(Mapping[str, ConfigValue], value if is_section else {key: value}).items():
+            section = _section_of(name)
+            if is_section and section != key:
+                raise ValueError(f"config key {name!r} stands in {key!r}, expected in {section!r}.")
+            if name in flat:
+                raise ValueError(f"config key {name!r} stands there twice, expected once.")
+            flat[name] = item
+    return flat
 
 
 def setting_names() -> list[str]:

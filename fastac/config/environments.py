@@ -8,6 +8,7 @@ from typing import Literal
 
 from fastac.config.atari_protocols import PROTOCOLS
 from fastac.config.values import EnvArguments, check, check_choice
+from fastac.config.wrappers import is_wrapper
 
 Vectorization = Literal["auto", "compiled", "native", "sync", "process", "envpool"]
 AtariProtocol = Literal["dqn", "machado", "a3c"]
@@ -32,6 +33,8 @@ class EnvConfig:
     """Environments of each worker; num_envs is then this number times workers."""
     env_kwargs: EnvArguments = field(default_factory=dict, hash=False)
     """Keyword arguments of the environment, as JSON '{"level": 3}' or as level=3,size=9."""
+    wrappers: tuple[str, ...] = ()
+    """Wrapper of each environment: module:name, with arguments as level=3; repeatable, the first is the innermost."""
     mask_actions: bool = True
     """Never choose actions that the environment's action mask rules out, if it has one."""
     drop_keys: tuple[str, ...] = ()
@@ -83,6 +86,7 @@ class EnvConfig:
             check(0.0 < self.env_timeout_s < math.inf, "env_timeout_s", self.env_timeout_s, "above 0, or None")
         for name in ("num_envs", "render_mode", "vectorization_mode"):
             check(name not in self.env_kwargs, "env_kwargs", self.env_kwargs, f"none of {name}, which fastac gives")
+        self._check_wrappers()
         if is_atari(self.env_id):
             check(not self.env_kwargs, "env_kwargs", self.env_kwargs, "{}: a game of ALE/ has settings of its own")
             for name in ("drop_keys", "critic_keys"):
@@ -95,6 +99,19 @@ class EnvConfig:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, expected None: {self.env_id} is no Atari game of ALE/."
                 )
+
+    def _check_wrappers(self) -> None:
+        wrappers = self.wrappers
+        check(all(map(is_wrapper, wrappers)), "wrappers", wrappers, "module:name of each, with arguments as level=3")
+        if wrappers and is_atari(self.env_id):
+            raise ValueError(
+                f"wrappers is {wrappers}, expected none: games of ALE/ run in a batch, and have settings of their own."
+            )
+        if wrappers and self.vectorization in ("compiled", "native", "envpool"):
+            raise ValueError(
+                f"vectorization is {self.vectorization!r} with wrappers, expected auto, sync or process: a wrapper "
+                "goes around one environment, and these come in batches."
+            )
 
     def _check_threads(self, has_threads: bool) -> None:
         if self.env_threads is None:

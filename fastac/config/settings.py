@@ -16,9 +16,54 @@ from fastac.config.config import (
 )
 from fastac.config.environments import AtariProtocol, Vectorization
 from fastac.config.values import EnvArguments
+from fastac.config.wrappers import WrapperFactory
 
 
-class TrainSettings(TypedDict, total=False):
+class ResumeSettings(TypedDict, total=False):
+    """The settings that may change when a run is resumed: what is saved keeps its meaning with them."""
+
+    start_timeout_s: float
+    env_timeout_s: float | None
+    env_threads: int | None
+
+    gamma: float
+    gae_lambda: float
+    normalize_advantage: bool
+    vf_coef: float
+    ent_coef: float
+    num_epochs: int
+    num_minibatches: int
+    clip_coef: float
+
+    learning_rate: float
+    optimizer_eps: float
+    max_grad_norm: float | None
+    learning_rate_schedule: Schedule
+    ent_coef_schedule: Schedule
+    clip_coef_schedule: Schedule
+
+    workers: int | Literal["auto"]
+    torch_threads: int
+    lock: bool
+    max_restarts: int
+    reuse_forward: bool
+    total_env_steps: float
+    budget_minutes: float | None
+    until_return: float | None
+    eval: bool
+    eval_every: float | None
+    eval_from_return: float | None
+    eval_episodes: int | None
+    eval_max_steps: int | None
+    eval_actions: ActionChoice
+    checkpoint_every: float
+    checkpoint_minutes: float
+    host_timeout_s: float
+    keep_checkpoints: int
+    tensorboard: bool
+
+
+class TrainSettings(ResumeSettings, total=False):
     """Every field of the configuration by its flat name, except those that are arguments of `fastac.train`.
 
     `fastac.config` documents each field. Numbers of steps may be written as 1e6.
@@ -28,13 +73,11 @@ class TrainSettings(TypedDict, total=False):
     vectorization: Vectorization
     envs_per_worker: int | None
     env_kwargs: EnvArguments
+    wrappers: Sequence[str | WrapperFactory]
     mask_actions: bool
     drop_keys: Sequence[str]
     critic_keys: Sequence[str]
-    start_timeout_s: float
-    env_timeout_s: float | None
     squash_actions: bool
-    env_threads: int | None
     atari_protocol: AtariProtocol | None
     sticky_actions: float | None
     noop_max: int | None
@@ -63,45 +106,13 @@ class TrainSettings(TypedDict, total=False):
 
     collect: CollectMode
     num_steps: int
-    gamma: float
-    gae_lambda: float
     baseline: bool
-    normalize_advantage: bool
-    vf_coef: float
-    ent_coef: float
-    num_epochs: int
-    num_minibatches: int
-    clip_coef: float
 
     optimizer: OptimizerName
-    learning_rate: float
-    optimizer_eps: float
-    max_grad_norm: float | None
-    learning_rate_schedule: Schedule
-    ent_coef_schedule: Schedule
-    clip_coef_schedule: Schedule
 
     seed: int
     device: str
-    workers: int | Literal["auto"]
     shards: int | Literal["auto"]
     exchange: ExchangeName
     sync_every: int
-    torch_threads: int
-    lock: bool
-    max_restarts: int
-    reuse_forward: bool
-    total_env_steps: float
-    budget_minutes: float | None
-    until_return: float | None
-    eval: bool
-    eval_every: float | None
-    eval_from_return: float | None
-    eval_episodes: int | None
-    eval_max_steps: int | None
-    eval_actions: ActionChoice
-    checkpoint_every: float
-    checkpoint_minutes: float
-    host_timeout_s: float
-    keep_checkpoints: int
-    tensorboard: bool
+    init_from: str | None

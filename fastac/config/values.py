@@ -108,6 +108,15 @@ def _to_arguments(name: str, value: object) -> dict[str, JsonValue]:
     return arguments
 
 
+def read_word(word: str) -> JsonValue:
+    """Return a word as the JSON value or the Python constant that it spells, else as it is."""
+    try:
+        value: JsonValue = json.loads(word)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(word, word)
+    return value
+
+
 def is_json(value: object) -> bool:
     """Return whether a value survives JSON unchanged, except that tuples become lists."""
     if isinstance(value, Mapping):

@@ -35,6 +35,7 @@ from fastac.envs.spaces import ArraySpace, SquashedBox, needs_flattening
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.envs.sync import SyncEnvs
 from fastac.envs.trial import choose_processes
+from fastac.envs.wrappers import wrap_single
 from fastac.install import INSTALL, Extra
 from fastac.pickling import UnsendableError
 from fastac.processes import ANSWER_TIMEOUT_S
@@ -220,6 +221,11 @@ def _make_batch(config: EnvConfig, source: EnvFunction, seed: np.random.SeedSequ
 
 
 def _build_batch(config: EnvConfig, source: EnvFunction, seed: np.random.SeedSequence, num_envs: int) -> BatchedEnv:
+    if config.wrappers:
+        raise ValueError(
+            f"wrappers is {config.wrappers}, expected none: {config.env_id} builds batches of environments, so wrap "
+            "them in it."
+        )
     kwargs = dict(config.env_kwargs)
     if source.takes_seed:
         kwargs["seed"] = draw_batch_seed(seed, num_envs)
@@ -334,12 +340,16 @@ def _make_single(config: EnvConfig, source: Source, reading: Reading, render_mod
 
 
 def _build_raw(config: EnvConfig, source: Source, render_mode: str | None, is_checked: bool = False) -> SingleEnv:
-    """Build one environment without fastac's wrappers.
+    """Build one environment with the user's wrappers, without fastac's.
 
     Raises:
-        ValueError: a function returned something else.
-        Exception: raised by the function or the environment.
+        ValueError: a function returned something else, or as `wrap_single`.
+        Exception: raised by the function, the environment or a wrapper.
     """
+    return wrap_single(_build_bare(config, source, render_mode, is_checked), config)
+
+
+def _build_bare(config: EnvConfig, source: Source, render_mode: str | None, is_checked: bool) -> SingleEnv:
     kwargs: dict[str, Any] = {**config.env_kwargs}  # arguments of gym.make or of the environment
     if isinstance(source, EnvSpec):
         if not is_checked:
@@ -414,7 +424,9 @@ def _find_game(spec: EnvSpec) -> str:
 def _explain(env_id: str, source: Source, error: Exception) -> Exception:
     """Return the error to raise if an environment could not be built."""
     if isinstance(error, ValueError) and str(error).startswith(env_id):
-        return error  # raised in this module
+        return error  # raised in this module, or about a wrapper
+    if isinstance(error, EnvFailure):
+        return EnvFailure(str(error))  # a wrapper raised; a new one, since an error must not be its own cause
     if isinstance(error, (gym.error.DependencyNotInstalled, ImportError)):
         entry_point = str(source.entry_point) if isinstance(source, EnvSpec) else ""
         hints = [INSTALL[extra] for extra in _EXTRAS if f".{extra}" in entry_point]

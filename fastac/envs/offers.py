@@ -33,7 +33,7 @@ def offered_vectorizations(config: EnvConfig, given: Given | None = None) -> tup
         "native": has_native(config, given),
         "sync": True,
         "process": True,
-        "envpool": given is None and has_pool(config.env_id),
+        "envpool": given is None and not config.wrappers and has_pool(config.env_id),
     }
     return tuple(name for name, is_offered in offers.items() if is_offered)
 
@@ -44,8 +44,11 @@ def has_native(config: EnvConfig, given: Given | None = None) -> bool:
     Raises:
         ValueError: an unknown id.
     """
-    source = find_source(config, given)
-    return isinstance(source, EnvSpec) and has_batch(source, config.env_kwargs)
+    return _is_native(config, find_source(config, given))
+
+
+def _is_native(config: EnvConfig, source: Source) -> bool:
+    return isinstance(source, EnvSpec) and not config.wrappers and has_batch(source, config.env_kwargs)
 
 
 def comes_batched(config: EnvConfig, given: Given | None = None) -> bool:
@@ -80,8 +83,10 @@ def picks_own_batch(config: EnvConfig, num_envs: int, given: Given | None = None
 
 
 def find_compiled(config: EnvConfig, source: Source) -> CompiledEnv | None:
-    """Return the compiled version of an environment with the configured arguments, or None."""
-    return find_declaration(source, config.env_kwargs) if isinstance(source, EnvSpec) else None
+    """Return the compiled version of an environment with the configured arguments, or None; wrappers have none."""
+    if config.wrappers or not isinstance(source, EnvSpec):
+        return None
+    return find_declaration(source, config.env_kwargs)
 
 
 def picks_compiled(config: EnvConfig, source: Source) -> bool:
@@ -99,7 +104,7 @@ def picks_compiled(config: EnvConfig, source: Source) -> bool:
 
 def picks_native(config: EnvConfig, source: Source, num_envs: int) -> bool:
     """Return whether the environments are the id's own batch; ValueError if that was asked for and there is none."""
-    offered = isinstance(source, EnvSpec) and has_batch(source, config.env_kwargs)
+    offered = _is_native(config, source)
     if config.vectorization == "native" and not offered:
         others = "auto, compiled or sync" if find_compiled(config, source) is not None else "auto or sync"
         raise ValueError(f"vectorization is 'native' but {config.env_id} has no batched version: use {others}.")

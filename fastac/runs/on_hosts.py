@@ -31,14 +31,15 @@ from fastac.runs.provenance import versions
 from fastac.runs.resuming import (
     check_spaces,
     flatten,
+    log_changes,
     rerun_config,
     settings_apart,
-    tell_changes,
     why_complete,
     why_one_host,
 )
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.session import Session
+from fastac.runs.transfer import begin_with, read_origin
 from fastac.runs.worker_count import choose_workers_of_host
 from fastac.torchrun import Launch, end_with_agent
 from fastac.workers import Division, Hosts
@@ -152,9 +153,8 @@ def _agree(hosts: Hosts, config: Config, run: HostRun, run_dir: Path) -> tuple[C
         hosts.share(None)  # a host that reads another's disk waits for it
     checkpoint = RunDirectory.open(run_dir).load_checkpoint("last")
     again = rerun_config(checkpoint.config, config, run_dir)
-    told = tell_changes(checkpoint.config, again.replace(workers=checkpoint.config.run.workers), checkpoint.env_steps)
-    if told and hosts.rank == 0:
-        log.warning("from step %d on: %s", checkpoint.env_steps, told)
+    if hosts.rank == 0:
+        log_changes(checkpoint.config, again.replace(workers=checkpoint.config.run.workers), checkpoint.env_steps)
     return again, checkpoint
 
 
@@ -239,9 +239,13 @@ def _assemble(
     config = choose_workers_of_host(config, len(own), most, run.env_factory, run.encoder, done)
     streams = Streams.spawn(config.run.seed)
     seed = streams.env if checkpoint is None else restart_seed(config.run.seed, done)
+    origin = None if checkpoint is not None else read_origin(config, run.encoder)
     training = assemble(config, seed, run.env_factory, run.encoder, hosts if hosts.size > 1 else None)
     with ExitStack() as opened:
         opened.callback(training.close)
+        if origin is not None:
+            told = begin_with(training, origin, config.model)
+            log.log(logging.INFO if hosts.rank == 0 else logging.DEBUG, "%s", told)
         for caution in training.envs.cautions:
             log.warning("%s", caution)
         if checkpoint is not None:
@@ -257,7 +261,6 @@ def _assemble(
             return Follower(config, run_dir, training, hosts)
         with ExitStack() as held:
             directory = _open_directory(config, run_dir, checkpoint, held)
-            state = None if checkpoint is None else checkpoint.state
             opened.pop_all()
             return Session(
                 config,
@@ -267,7 +270,7 @@ def _assemble(
                 held,
                 run.env_factory,
                 run.encoder,
-                state,
+                checkpoint,
                 run.verbose,
                 run.command,
                 hosts if hosts.size > 1 else None,

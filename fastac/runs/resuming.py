@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import cast, get_type_hints
 
-from fastac.config import Config, ConfigValue, JsonValue
+from fastac.config import Config, ConfigValue, JsonValue, ResumeSettings
 from fastac.contract import VecEnv, read_branch
 from fastac.envs.saved_spaces import load_spaces
 from fastac.learning.schedules import anneal
@@ -14,8 +16,24 @@ from fastac.runs.files import one_sentence
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.state import wall_minutes_of
 
+log = logging.getLogger("fastac")
+
 # The settings that may change when a run is resumed.
-CHANGEABLE = ("total_env_steps", "budget_minutes", "until_return", "learning_rate", "workers", "eval")
+CHANGEABLE = tuple(get_type_hints(ResumeSettings))
+
+# Why the others may not: single settings, and whole sections of the configuration.
+_WHY = {
+    "seed": "its random streams go on",
+    "device": "its numbers are those of this device",
+    "shards": "each shard has random streams of its own",
+    "exchange": "its sums of gradients are taken in this way",
+    "sync_every": "its hosts take steps in this way",
+    "init_from": "it has begun",
+    "env": "its episodes and statistics are those of these environments",
+    "model": "its weights and statistics are those of this network",
+    "algo": "its rollouts and counts are those of this form of training",
+    "optim": "what the optimiser has saved is its own",
+}
 
 
 def continued_config(saved: Config, written: Config, where: Path, changes: Mapping[str, ConfigValue]) -> Config:
@@ -25,17 +43,23 @@ def continued_config(saved: Config, written: Config, where: Path, changes: Mappi
         saved: the checkpoint's configuration, used for training up to there.
         written: the configuration in `config.json`; it takes precedence for settings that may change.
         where: the path of that file.
-        changes: new values for settings that may change, with the highest precedence; None keeps a setting.
+        changes: new values for settings that may change, with the highest precedence.
 
     Raises:
-        ValueError: `config.json` differs in a setting that may not change.
+        ValueError: `config.json` or `changes` differ in a setting that may not change.
     """
     before, now = flatten(saved), flatten(written)
     for name in now:
         if now[name] != before[name] and name not in CHANGEABLE:
             raise ValueError(
                 f"{where} says {name} {now[name]!r}, but the run was trained with {before[name]!r}, which cannot "
-                f"change while it goes on (only {', '.join(CHANGEABLE)} can): put it back, or train anew."
+                f"change while it goes on ({_why_fixed(name)}): put it back, or train anew."
+            )
+    for name in changes:
+        if name in before and name not in CHANGEABLE:
+            raise ValueError(
+                f"{name} cannot change while a run goes on: {_why_fixed(name)}; a new run can begin with its policy "
+                f"and other settings (fastac train --from {where.parent} --init-from {where.parent})."
             )
     workers = changes.get("workers") or now["workers"]
     if saved.is_one_shard_per_worker and workers != before["workers"]:
@@ -43,7 +67,12 @@ def continued_config(saved: Config, written: Config, where: Path, changes: Mappi
             f"workers is {workers!r}, expected {before['workers']}: how many environments each worker has is part of "
             "this run (a3c, or envs_per_worker), so train anew with another number."
         )
-    return written.replace(**{name: value for name, value in changes.items() if value is not None})
+    return written.replace(**changes)
+
+
+def _why_fixed(name: str) -> str:
+    sections = cast("dict[str, dict[str, JsonValue]]", Config().to_dict())
+    return _WHY.get(name) or next(_WHY[section] for section, values in sections.items() if name in values)
 
 
 def why_one_host(config: Config) -> str | None:
@@ -56,28 +85,30 @@ def why_one_host(config: Config) -> str | None:
     )
 
 
-def rerun_config(saved: Config, given: Config, run_dir: Path) -> Config:
+def rerun_config(saved: Config, given: Config, run_dir: Path, changeable: Collection[str] = CHANGEABLE) -> Config:
     """Return the configuration that a run continues with if the command that began it is given again.
+
+    `changeable` are the settings in which the command may differ.
 
     Raises:
         ValueError: the command has another setting that may not change.
     """
     before, now = flatten(saved), flatten(given)
-    for name in settings_apart(saved, given):
+    for name in settings_apart(saved, given, changeable):
         raise ValueError(
             f"{run_dir} holds a run with {name} {before[name]!r}, and the command says {now[name]!r}, which cannot "
             "change while it goes on: give the command that began it, or another --run-dir."
         )
-    changes = {name: value for name, value in given.to_flat().items() if name in CHANGEABLE}
+    changes = {name: value for name, value in given.to_flat().items() if name in changeable}
     if isinstance(changes["workers"], int):
         changes["workers"] = min(changes["workers"], saved.num_shards)
     return saved.replace(**changes)
 
 
-def settings_apart(saved: Config, given: Config) -> list[str]:
+def settings_apart(saved: Config, given: Config, changeable: Collection[str] = CHANGEABLE) -> list[str]:
     """Return the settings that may not change and that a run's command gives otherwise; shards may be left to auto."""
     before, now = flatten(saved), flatten(given)
-    free = {*CHANGEABLE, *(["shards"] if now["shards"] == "auto" else [])}
+    free = {*changeable, *(["shards"] if now["shards"] == "auto" else [])}
     return [name for name in now if name not in free and now[name] != before[name]]
 
 
@@ -127,17 +158,26 @@ def flatten(config: Config) -> dict[str, JsonValue]:
     return {name: value for section in sections if isinstance(section, dict) for name, value in section.items()}
 
 
-def tell_changes(before: Config, now: Config, env_steps: int) -> str:
-    """Return the changes from `env_steps` on, such as "learning_rate 1e-06 -> 0.0006"; empty if there are none."""
+def find_changes(before: Config, now: Config) -> dict[str, tuple[JsonValue, JsonValue]]:
+    """Return the settings that are others from now on, with their old and new values."""
     old, new = flatten(before), flatten(now)
-    told = [f"{name} {old[name]} -> {new[name]}" for name in CHANGEABLE[:-1] if old[name] != new[name]]
-    return ", ".join(told + tell_jumps(before, now, env_steps))
+    return {name: (old[name], new[name]) for name in new if old[name] != new[name]}
+
+
+def log_changes(before: Config, now: Config, env_steps: int) -> None:
+    """Log a line for each changed setting, and a warning for each scheduled value that jumps at `env_steps`."""
+    for name, (old, new) in find_changes(before, now).items():
+        log.info("from step %d on: %s %s -> %s", env_steps, name, old, new)
+    for line in tell_jumps(before, now, env_steps):
+        log.warning("at step %d a schedule jumps: %s", env_steps, line)
 
 
 def tell_jumps(before: Config, now: Config, env_steps: int) -> list[str]:
     """Return which scheduled values jump at `env_steps`, with their old and new values."""
     old, new = _scheduled(before, env_steps), _scheduled(now, env_steps)
-    return [f"{name} {old[name]:.3g} -> {new[name]:.3g}" for name in old if old[name] != new[name]]
+    ways = [flatten(config) for config in (before, now)]
+    moving = [name for name in old if any(way[f"{name}_schedule"] != "constant" for way in ways)]
+    return [f"{name} {old[name]:.3g} -> {new[name]:.3g}" for name in moving if old[name] != new[name]]
 
 
 def _scheduled(config: Config, env_steps: int) -> dict[str, float]:

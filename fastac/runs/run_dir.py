@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -16,13 +17,24 @@ from typing import Literal
 
 from fastac.config import Config, JsonValue
 from fastac.runs.checkpoint import Checkpoint, damaged_marks, find_checkpoint, load_checkpoint, run_ids
-from fastac.runs.files import RecordError, describe, one_sentence, read_json, remove_leftovers, replace_json
+from fastac.runs.files import (
+    RecordError,
+    describe,
+    one_sentence,
+    read_json,
+    read_regular,
+    remove_leftovers,
+    replace_file,
+    replace_json,
+    write_durably,
+)
 from fastac.runs.locking import locked
 
 log = logging.getLogger("fastac")
 
 _CONFIG = "config.json"
 _SUMMARY = "summary.json"
+_CHANGES = "changes.jsonl"
 _CHECKPOINTS = "checkpoints"
 _RUN_ID = "run_id"  # a key of config.json beside the sections
 
@@ -190,18 +202,38 @@ class RunDirectory:
         with one_sentence(f"{self.path / _CONFIG} does not fit this fastac"):
             return Config.from_dict(content)
 
-    def reopen(self, config: Config) -> None:
-        """Continue a run: store `config` as its configuration and delete its summary.
+    def reopen(self, config: Config, env_steps: int, changes: Mapping[str, tuple[JsonValue, JsonValue]]) -> None:
+        """Continue a run: store its configuration and which settings are others from now on; delete its summary.
+
+        Args:
+            config: the run's from now on.
+            env_steps: where it continues.
+            changes: the old and the new value of each changed setting.
 
         Raises:
             RecordError: the location is not writable.
         """
         remove_leftovers(self.path)
         self._write_config(config)
+        self._write_changes(env_steps, changes)
         try:
             (self.path / _SUMMARY).unlink(missing_ok=True)
         except OSError as error:
             raise RecordError(f"cannot remove {self.path / _SUMMARY}: {describe(error)}.") from error
+
+    def _write_changes(self, env_steps: int, changes: Mapping[str, tuple[JsonValue, JsonValue]]) -> None:
+        """Add rows to `changes.jsonl`, in place of those from `env_steps` on."""
+        path = self.path / _CHANGES
+        rows: list[dict[str, JsonValue]] = []
+        with suppress(OSError, ValueError, LookupError, TypeError):  # there is none yet, or it is damaged
+            rows = [row for row in map(json.loads, read_regular(path).splitlines()) if row["env_steps"] < env_steps]
+        rows += [
+            {"env_steps": env_steps, "setting": name, "before": before, "after": after}
+            for name, (before, after) in changes.items()
+        ]
+        if rows or path.exists():
+            with replace_file(path) as temporary:
+                write_durably(temporary, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def check_there(self) -> None:
         """Detect early that the directory is gone, so that records are not lost; takes 2 us.

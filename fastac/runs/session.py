@@ -21,13 +21,14 @@ from typing import Literal
 
 from fastac.build import EncoderFactory, EnvFactory, torch_threads
 from fastac.config import Config, JsonValue
-from fastac.contract import Asynchrony, EnvFailure, NonFiniteError, Report, StateTree, WorkerFailure
+from fastac.contract import Asynchrony, EnvFailure, NonFiniteError, Report, WorkerFailure
 from fastac.models import ActorCritic, load_module
-from fastac.runs.checkpoint import prune_checkpoints
+from fastac.runs.checkpoint import Checkpoint, prune_checkpoints
 from fastac.runs.efficiency import BareTimes, count_rows, efficiency, measure, rows_per_iteration
 from fastac.runs.evaluations import LONGEST_TIMES, Evaluations
 from fastac.runs.files import RecordError
 from fastac.runs.recorder import Recorder
+from fastac.runs.resuming import find_changes
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.saver import Saver, restore
 from fastac.runs.signals import Stop, stop_signals
@@ -72,12 +73,12 @@ class Session:
         held: ExitStack,
         env_factory: EnvFactory | None = None,
         encoder: EncoderFactory | None = None,
-        state: StateTree | None = None,
+        checkpoint: Checkpoint | None = None,
         verbose: bool = False,
         command: str = "",
         hosts: Hosts | None = None,
     ) -> None:
-        """Take the assembled run; with `state`, continue from there. `start` and `resume` call this.
+        """Take the assembled run; with `checkpoint`, continue from there. `start` and `resume` call this.
 
         `began`: the value of `perf_counter` before the run was assembled; its budget of minutes counts from then.
         `held`: resources closed with the session, such as the directory lock.
@@ -94,10 +95,10 @@ class Session:
         self._summary: dict[str, JsonValue] = {}
         self._closed = False
         _log_start(config, training, directory)
-        self._is_new = state is None
+        self._before = None if checkpoint is None else checkpoint.config
         self._has_begun = False  # a resumed directory stays untouched until training starts
-        if state is not None:
-            self.progress, self._report = restore(state, directory, training, self.tracker)
+        if checkpoint is not None:
+            self.progress, self._report = restore(checkpoint.state, directory, training, self.tracker)
         mark = None if self._report is None else (self._report.iteration, self._report.env_steps)
         saved_at = -1 if self._report is None else self._report.env_steps
         with ExitStack() as opened:  # closed if this block fails, by `close`, or when the session is garbage-collected
@@ -108,7 +109,7 @@ class Session:
             self._saver = Saver(config, directory, training, recorder, self.progress, saved_at, began, hosts)
             evaluations = Evaluations(config, training, env_factory, encoder, recorder, self._saver)
             self.evaluations = opened.enter_context(closing(evaluations))
-            if self._is_new:
+            if self._before is None:
                 self._begin()
             self._opened = opened.pop_all()
         weakref.finalize(self, _close_quietly, self._opened)
@@ -176,7 +177,7 @@ class Session:
                 self._save_without_workers()
             finally:
                 self._abandon()
-                if self._is_new and self._report is None:
+                if self._before is None and self._report is None:
                     self.directory.discard()
             raise
         except (Exception, KeyboardInterrupt):
@@ -261,8 +262,8 @@ class Session:
         if self._has_begun:
             return
         self._recorder.begin()
-        if not self._is_new:
-            self.directory.reopen(self.config)
+        if self._before is not None:
+            self.directory.reopen(self.config, self.report.env_steps, find_changes(self._before, self.config))
             prune_checkpoints(self.directory.path, self.config.run.keep_checkpoints)  # a kill may have prevented it
             log.info("continuing from step %d", self.report.env_steps)
         self._has_begun = True
@@ -471,12 +472,11 @@ def _log_start(config: Config, training: Training, directory: RunDirectory) -> N
         f" in {config.num_shards} shards" if config.num_shards > 1 and not config.is_one_shard_per_worker else "",
         training.info.description,
     )
-    workers = config.run.workers
     log.info(
         "rollout %.2f MB, activations %.2f MB%s, device %s, run directory %s",
         training.info.rollout_nbytes / 1e6,
         training.info.activations_nbytes / 1e6,
-        f" in each of {workers} workers" if workers != 1 else "",
+        f" in each of {config.run.workers} workers" if config.run.workers != 1 else "",
         config.run.device,
         directory.path,
     )

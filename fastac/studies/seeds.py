@@ -13,11 +13,12 @@ from typing import Unpack, cast
 
 import numpy as np
 
-from fastac.api import EnvLike, configure
+from fastac.api import EnvLike, configure_named
 from fastac.build import EncoderFactory, EnvFactory, describe_untuned, name_env
 from fastac.config import AlgoName, Config, ConfigValue, JsonValue, TrainSettings
 from fastac.install import INSTALL
 from fastac.pickling import end_where_imported
+from fastac.runs.configuring import Base
 from fastac.runs.files import replace_json
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.worker_count import choose_workers
@@ -152,7 +153,9 @@ def train_seeds(
     """
     end_where_imported()
     named = name_env(env)
-    config, factory = configure(named, algo, preset, encoder, cast("dict[str, ConfigValue]", {**settings}))
+    config, factory = configure_named(
+        named, algo, preset, encoder, Base(), cast("dict[str, ConfigValue]", {**settings})
+    )
     config = one_worker(config, named.given, factory, is_asked="workers" in settings)
     done, stopped = run_seeds(config, seeds, None if run_dir is None else Path(run_dir), named.given, factory, verbose)
     end_by(stopped)

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Unpack, cast
 
 import numpy as np
 
-from fastac.api import EnvLike, configure
+from fastac.api import EnvLike, configure_named
 from fastac.build import EncoderFactory, EnvFactory, build_envs, describe_untuned, name_env
 from fastac.config import AlgoName, Config, ConfigValue, JsonValue, TrainSettings, Vectorization
 from fastac.contract import WorkerFailure
 from fastac.install import INSTALL
 from fastac.pickling import end_where_imported
+from fastac.runs.configuring import Base
 from fastac.runs.files import RecordError, describe
 from fastac.runs.locking import locked
 from fastac.studies.curves import check_objective, read_curve, score
@@ -147,7 +148,7 @@ def sweep(
     end_where_imported()
     named = name_env(env)
     given = cast("dict[str, ConfigValue]", {**settings})
-    config, factory = configure(named, algo, preset, encoder, given)
+    config, factory = configure_named(named, algo, preset, encoder, Base(), given)
     config = one_worker(config, named.given, factory, is_asked="workers" in given)
     directory = default_directory(config) if run_dir is None else Path(run_dir)
     done, stopped = run_sweep(config, list(given), options or SweepOptions(), directory, named.given, factory, verbose)

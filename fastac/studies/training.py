@@ -83,6 +83,10 @@ class Rung:
     score: float
 
 
+# How long runs go on may change; what they learn by may not, since runs of one study are compared.
+_CHANGEABLE = ("total_env_steps", "budget_minutes", "until_return", "workers")
+
+
 def check_task(task: Task) -> None:
     """Refuse a run directory that holds another run than the task's.
 
@@ -90,7 +94,7 @@ def check_task(task: Task) -> None:
         ValueError: a setting that cannot change differs.
     """
     if os.path.lexists(task.run_dir / "config.json"):
-        rerun_config(RunDirectory.open(task.run_dir).read_config(), task.config, task.run_dir)
+        rerun_config(RunDirectory.open(task.run_dir).read_config(), task.config, task.run_dir, _CHANGEABLE)
 
 
 def is_done(task: Task) -> bool:
@@ -99,7 +103,7 @@ def is_done(task: Task) -> bool:
         return False
     directory = RunDirectory.open(task.run_dir)
     checkpoint = directory.load_checkpoint("last")
-    config = rerun_config(checkpoint.config, task.config, task.run_dir)
+    config = rerun_config(checkpoint.config, task.config, task.run_dir, _CHANGEABLE)
     return why_complete(config, checkpoint, directory) is not None
 
 
@@ -115,7 +119,7 @@ def open_session(task: Task) -> Session | None:
     if os.path.lexists(where / "config.json"):
         directory = RunDirectory.open(where)
         if newest_checkpoint(where)[0] >= 0:
-            run = rerun_config(directory.read_config(), task.config, where).run
+            run = rerun_config(directory.read_config(), task.config, where, _CHANGEABLE).run
             return resume(
                 where,
                 env=task.env_factory,

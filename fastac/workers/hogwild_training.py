@@ -49,6 +49,12 @@ class HogwildTraining:
         self._param.copy_(self._shared.param)
         return self.model.action_std()
 
+    def begin_with(self, model: StateTree, reward_moments: StateTree) -> None:
+        """See `Training`."""
+        state = self.get_state()
+        normalizer = {**read_branch(state, "reward_normalizer"), **reward_moments}
+        self.set_state({**state, "model": model, "reward_normalizer": normalizer})
+
     def get_state(self) -> StateTree:
         """Return a copy of the shared state; it excludes the workers' episodes.
 

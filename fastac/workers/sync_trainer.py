@@ -170,6 +170,13 @@ class SyncTraining:
         """See `ActorCritic.action_std`."""
         return self.model.action_std()
 
+    def begin_with(self, model: StateTree, reward_moments: StateTree) -> None:
+        """See `Training`; every host calls it."""
+        normalizer = {**self.worker.shards[0].reward_normalizer.state_dict(), **reward_moments}
+        # As if all shards were lost with their workers: each keeps its own streams.
+        lost: StateTree = {"0": {"envs": None, "reward_normalizer": normalizer}}
+        self.set_state({"model": model, "trainer": self.trainer.get_state(), "shards": lost})
+
     def get_state(self) -> StateTree:
         """Return everything needed to continue training; the first host's, while the others wait for its order."""
         shards = self.get_shards()

@@ -47,6 +47,12 @@ class Training(Protocol):
     def action_std(self) -> float | None:
         """See `ActorCritic.action_std`; computed with the current parameters."""
 
+    def begin_with(self, model: StateTree, reward_moments: StateTree) -> None:
+        """Begin with the state of another run's model, and with the statistics of its rewards if there are any.
+
+        Call it before the first report. Everything else stays as it was built; episodes begin with a reset.
+        """
+
     def get_state(self) -> StateTree:
         """Return everything needed to continue training."""
 

@@ -147,7 +147,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_leftovers_of_killed_writers_go_when_a_run_goes_on(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run", Config())
     (run.path / ".writing-summary.123.json").write_text("{")
-    run.reopen(Config())
+    run.reopen(Config(), 0, {})
     assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "config.json"]
 
 

@@ -133,8 +133,8 @@ def test_what_cannot_be_divided_is_refused(tmp_path, words, says):
 def test_another_command_for_the_same_directory_is_refused(tmp_path):
     words = ["train", *A2C, "--run-dir", "run"]
     assert finish(start_hosts([words], [tmp_path]))[0] == [0]
-    codes, said = finish(start_hosts([[*words, "--gamma", "0.9"]], [tmp_path]))
-    assert codes == [2] and "holds a run with gamma 0.99, and the command says 0.9" in " ".join(said[0].split())
+    codes, said = finish(start_hosts([[*words, "--optimizer-eps", "1e-6", "--activation", "gelu"]], [tmp_path]))
+    assert codes == [2] and "holds a run with activation" in " ".join(said[0].split())
 
 
 def wait_for_rows(run_dir: Path, least: int) -> None:

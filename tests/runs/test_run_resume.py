@@ -216,11 +216,12 @@ def test_a_longer_budget_says_how_the_schedules_jump(tmp_path, caplog):
     session = fastac.resume(tmp_path / "run", total_env_steps=3200)
     steps = session.report.env_steps
     done = 1.0 - steps / 3200
-    assert caplog.records[-1].levelno == logging.WARNING
-    assert caplog.messages[-1] == (
-        f"from step {steps} on: total_env_steps 320 -> 3200, learning_rate 0 -> {0.01 * done:.3g}, "
-        f"ent_coef 0 -> {0.5 * done:.3g}"
-    )
+    assert [record.levelno for record in caplog.records[-2:]] == [logging.WARNING] * 2
+    assert caplog.messages[-3:] == [
+        f"from step {steps} on: total_env_steps 320 -> 3200",
+        f"at step {steps} a schedule jumps: learning_rate 0 -> {0.01 * done:.3g}",
+        f"at step {steps} a schedule jumps: ent_coef 0 -> {0.5 * done:.3g}",
+    ]
     assert next(iter(session)).losses["learning_rate"] == pytest.approx(0.01 * done)
     fastac.finish(session)
 
@@ -256,10 +257,10 @@ def test_an_edited_setting_holds_where_it_may_change_and_is_refused_elsewhere(tm
     run = resume_to_the_end(tmp_path / "run", total_env_steps=640)
     assert run.config.optim.learning_rate == 0.002
     assert "learning_rate 0.01 -> 0.002" in caplog.text
-    edit_config(tmp_path / "run", "algo", gamma=0.5)
+    edit_config(tmp_path / "run", "algo", num_steps=9)
     before = (tmp_path / "run" / "config.json").read_bytes()
     assert main(["resume", str(tmp_path / "run"), "--total-env-steps", "960"]) == 2
-    says = "says gamma 0.5, but the run was trained with 0.99, which cannot change while it goes on"
+    says = "says num_steps 9, but the run was trained with 8, which cannot change while it goes on (its rollouts"
     assert says in capsys.readouterr().err
     assert (tmp_path / "run" / "config.json").read_bytes() == before
 

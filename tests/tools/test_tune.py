@@ -263,7 +263,7 @@ def test_every_setting_of_the_environments_counts():
     save_tuned(ATARI, replace(BEST, setting=Setting(8, 2, "native", False)))
     assert load_tuned(ATARI.replace(seed=3)) == Setting(8, 2, "native", False)
     # All but what is tuned, and what no game of Atari can have.
-    others = {"vectorization", "squash_actions", "env_kwargs", "drop_keys", "critic_keys"}
+    others = {"vectorization", "squash_actions", "env_kwargs", "wrappers", "drop_keys", "critic_keys"}
     assert OTHER_ENV.keys() == asdict(ATARI.env).keys() - others
     for name, value in OTHER_ENV.items():
         other = replace(ATARI, env=replace(ATARI.env, **{name: value}))  # alone, the protocol's name too
@@ -274,6 +274,7 @@ def test_every_setting_of_the_environments_counts():
     assert load_tuned(pendulum) == BEST.setting
     assert load_tuned(pendulum.replace(squash_actions=True)) is None
     assert load_tuned(pendulum.replace(env_kwargs={"g": 9.81})) is None
+    assert load_tuned(pendulum.replace(wrappers=["mymodule:MyWrapper"])) is None
 
 
 @pytest.mark.parametrize("what", ["count_cores", "cpu_model", "versions"])
