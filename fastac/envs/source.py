@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from types import ModuleType
 from typing import TypeAlias, cast
 
 import gymnasium as gym
@@ -139,7 +140,9 @@ def _find_named(env_id: str) -> EnvSpec | EnvMaker:
     env_id = with_home(env_id)
     module, _, name = env_id.rpartition(":")
     if module:
-        import_home("env_id", env_id)  # the import may register the id
+        home = import_home("env_id", env_id)  # the import may register the id
+        if name not in gym.registry:
+            _register(env_id, home)
     if is_atari(name):
         _register_atari(env_id)
     spec = gym.registry.get(name)
@@ -150,6 +153,22 @@ def _find_named(env_id: str) -> EnvSpec | EnvMaker:
     near = get_close_matches(name, [*gym.registry, *OWN_ENVS], n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "expected a registered id, module:id or module:function."
     raise ValueError(f"env_id is {env_id!r}, which Gymnasium does not know: {hint}")
+
+
+def _register(env_id: str, home: ModuleType) -> None:
+    """Call the `register_envs` of a module, as MinAtar and others need it before their ids are known."""
+    register = getattr(home, "register_envs", None)
+    if home.__name__.partition(".")[0] == "gymnasium" or not callable(register) or _find_required(register):
+        return
+    try:
+        register()
+    except Exception as error:
+        what = f"{home.__name__}.register_envs() raised {describe(error)}"
+        raise ValueError(f"env_id is {env_id!r}, but {what}.") from error
+
+
+def _find_required(make: Callable[..., object]) -> list[str]:
+    return [param.name for param in _find_params(make) if param.default is param.empty and param.kind in _POSITIONAL]
 
 
 def _register_atari(env_id: str) -> None:

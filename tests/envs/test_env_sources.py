@@ -284,3 +284,16 @@ def test_rows_of_a_class_are_those_of_its_id() -> None:
         traces.append(row.reward.tolist())
         envs.close()
     assert traces[0] == traces[1] == traces[2]
+
+
+def test_a_module_that_registers_by_a_function_is_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "import gymnasium\n\ndef register_envs(prefix='Late'):\n"
+    (tmp_path / "late_envs.py").write_text(
+        text + "    gymnasium.register(f'{prefix}-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    (tmp_path / "broken_envs.py").write_text("def register_envs():\n    raise OSError('no display')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    env = make_vec(EnvConfig("late_envs:Late-v0", 2, "sync"), np.random.SeedSequence(0))
+    assert begin(env).shape == (2, 4)
+    with pytest.raises(ValueError, match=r"broken_envs.register_envs\(\) raised OSError: no display"):
+        make_vec(EnvConfig("broken_envs:Any-v0", 2, "sync"), np.random.SeedSequence(0))

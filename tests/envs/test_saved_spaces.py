@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 from fastac.config import Config
-from fastac.envs.rows import FlatBox
+from fastac.envs.rows import FlatBox, Reading
 from fastac.envs.saved_spaces import Spaces, load_spaces, save_spaces
 from fastac.envs.spaces import SquashedBox
 from fastac.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -20,12 +20,14 @@ NESTED = Dict(
     ]
 )
 
+MASKED = Reading(critic_keys=("b",), mask_source="observation", mask_size=4)
 SPACES = [
     Box(-np.inf, np.inf, (4,), np.float32),
     Box(np.array([-1.5, 0.1], np.float64), np.array([2.5, np.inf], np.float64), dtype=np.float64),
     Box(0, 255, (3, 8, 8), np.uint8),
     Box(-5, 2**40, (2,), np.int64),
     FlatBox(NESTED),
+    FlatBox(Dict(a=Box(0, 255, (3, 3, 3), np.uint8), b=Discrete(2), action_mask=Box(0, 1, (4,), np.int8)), MASKED),
     FlatBox(Discrete(5, start=2)),
     SquashedBox(Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))),
     Discrete(4, start=-2),
@@ -45,6 +47,21 @@ def test_it_comes_back_as_it_was(tmp_path: object, space: object) -> None:
         assert not isinstance(space.original, Dict) or list(found.original) == list(space.original)
     if isinstance(space, Discrete | MultiDiscrete):
         assert np.array_equal(found.start, space.start)
+
+
+def test_of_what_is_dropped_only_its_place_is_known(tmp_path: object) -> None:
+    class Mission(Space):
+        """A space of the user's."""
+
+    shown = Box(-1.0, 1.0, (2,), np.float32)
+    space = FlatBox(
+        Dict(goal=Tuple((Mission(), shown)), mission=Mission(), x=Discrete(2)), Reading(("goal/0", "mission"))
+    )
+    path = save_checkpoint(tmp_path, 1, {"spaces": save_spaces(Spaces(space, Discrete(2)))}, Config())
+    found = load_spaces(load_checkpoint(path).state["spaces"]).single_observation_space
+    assert found == space and found.original["goal"][1] == shown
+    obs = {"goal": ("far", np.array([0.5, -0.5])), "mission": "go", "x": 1}
+    assert found.flatten(obs).tolist() == space.flatten(obs).tolist() == [0.5, -0.5, 0, 1]
 
 
 def test_an_image_costs_no_more_than_its_bounds() -> None:
