@@ -273,7 +273,9 @@ def test_runs_are_the_same_whatever_ran_before(name):
         del kept
 
 
-@pytest.mark.parametrize("name", ["a2c, continuous", "ppo, lstm", "reinforce"])
+@pytest.mark.parametrize(
+    "name", ["ppo, lstm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("a2c, continuous", "reinforce"))]
+)
 def test_runs_with_workers_are_the_same_whatever_ran_before(name):
     settings = ODD | RUNS[name] | {"num_envs": 6, "workers": 2}
     first = end_of(settings)
@@ -283,7 +285,7 @@ def test_runs_with_workers_are_the_same_whatever_ran_before(name):
         del kept
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_runs_of_atari_are_the_same_whatever_ran_before(workers):
     pytest.importorskip("ale_py")
     settings = {"env_id": "ALE/Pong-v5", "num_envs": 2, "num_steps": 3, "encoder": "a3c", "workers": workers}

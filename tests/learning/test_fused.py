@@ -134,11 +134,10 @@ def gradient_of(model):
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-def half_of(*values):
-    """Return all combinations of pairs; every combination of three of them is in the half that is not slow."""
-    combinations = product(*(enumerate(pair) for pair in values))
-    for places, row in (zip(*combination, strict=True) for combination in combinations):
-        yield pytest.param(*row, marks=[pytest.mark.slow] if sum(places) % 2 else [])
+def half_of(*pairs):
+    """Return all combinations of pairs; in the half that is not slow, three of them meet in every way."""
+    combinations = [tuple(zip(*chosen, strict=True)) for chosen in product(*map(enumerate, pairs))]
+    return [pytest.param(*row, marks=[pytest.mark.slow] * (sum(places) % 2)) for places, row in combinations]
 
 
 @pytest.mark.parametrize(

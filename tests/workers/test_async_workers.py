@@ -375,7 +375,7 @@ def test_a_worker_that_is_killed_while_training_is_being_stopped_is_told_of_and_
     ]
 
 
-@pytest.mark.parametrize("lock", [False, True])
+@pytest.mark.parametrize("lock", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nothing_of_a_run_stays_open_or_in_shared_memory(lock):
     def run_once():
         with assembled(lock=lock, total_env_steps=100) as training:
