@@ -29,7 +29,7 @@ train: .venv/.installed-core ## train A2C on CartPole-v1 until it is solved (ENV
 	$(BIN)/fastac train $(ENV) --algo a2c $(if $(filter CartPole-v1,$(ENV)),--until-return 475) $(ARGS)
 
 test: .venv/.installed-dev ## run the tests, a process per core, without the slow ones (ARGS="-k gae")
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-slow: .venv/.installed-dev ## run the slow tests, which take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

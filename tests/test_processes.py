@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +11,8 @@ from multiprocessing import Pipe
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from child_support import echo, exit_with, listen_and_sleep, sleep_on, tell_daemon, tell_main
+from child_support import echo, exit_with, listen_and_sleep, sleep_on, start_and_wait, tell_daemon, tell_main
+from run_support import spawn
 
 from fastac import pickling, processes
 from fastac.contract import EnvFailure, NonFiniteError, WorkerFailure
@@ -110,25 +109,12 @@ def test_only_who_needs_the_script_imports_it(monkeypatch: pytest.MonkeyPatch, t
     assert sys.modules["__main__"] is main
 
 
-ORPHAN = """
-import sys
-from fastac import processes
-from child_support import sleep_on
-if __name__ == "__main__":
-    child = processes.start("the child", sleep_on, "fastac.processes")
-    print(child.receive(), flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_they_end_with_who_started_them_whatever_they_do(tmp_path: object) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(ORPHAN)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-    pid = int(run.stdout.readline())
-    os.kill(run.pid, signal.SIGKILL)
-    run.communicate(timeout=60)
+def test_they_end_with_who_started_them_whatever_they_do() -> None:
+    ours, theirs = Pipe()
+    run = spawn(start_and_wait, theirs)
+    pid = ours.recv()
+    run.kill()
+    run.join()
     until = time.monotonic() + 30.0
     while is_alive(pid):
         assert time.monotonic() < until

@@ -8,6 +8,7 @@ from typing import ClassVar
 import gymnasium as gym
 import numpy as np
 from probes import Probe
+from simulator import simulate
 
 
 class Plain(Probe):
@@ -60,7 +61,7 @@ class HasProcess(Plain):
         super().__init__(level, render_mode)
         self._pipe, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=_simulate, args=(theirs,))
+        self._process = context.Process(target=simulate, args=(theirs,))
         self._process.start()
 
     def step(self, action: object) -> tuple:
@@ -73,11 +74,6 @@ class HasProcess(Plain):
             self._pipe.send(None)
             self._process.join()
             self._process = None
-
-
-def _simulate(pipe: object) -> None:
-    while (number := pipe.recv()) is not None:
-        pipe.send(number)
 
 
 def make_one() -> gym.Env:

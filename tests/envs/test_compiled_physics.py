@@ -73,6 +73,7 @@ def test_every_step_is_gymnasiums(env_id: str, kwargs: dict[str, object]) -> Non
     row, ends, rng = make_row(ours), 0, np.random.default_rng(0)
     theirs.action_space.seed(0)
     done, action = False, theirs.action_space.sample()
+    found, expected = [], []
     for _ in range(NUM_STEPS):
         if "CartPole" in env_id or rng.random() < 0.1:  # persistence lets cars climb and poles swing
             action = theirs.action_space.sample()
@@ -85,15 +86,21 @@ def test_every_step_is_gymnasiums(env_id: str, kwargs: dict[str, object]) -> Non
             done = False
             continue
         obs, reward, terminated, truncated, _ = theirs.step(action)
-        expected = np.asarray(theirs.unwrapped.state, np.float64)
-        np.testing.assert_allclose(state[: len(expected)], expected, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(row.obs[0], obs, rtol=2e-7, atol=1e-12)
-        np.testing.assert_allclose(row.reward[0], reward, rtol=1e-7)
-        assert (row.terminated[0], row.truncated[0], row.valid[0]) == (terminated, truncated, True)
+        reached = np.asarray(theirs.unwrapped.state, np.float64)
+        expected.append((reached, obs, reward, (terminated, truncated, True)))
+        flags = row.terminated[0], row.truncated[0], row.valid[0]
+        found.append((state[: len(reached)], row.obs[0].copy(), row.reward[0], flags))
         done = terminated or truncated
         ends += done
         place(theirs, state, is_first=False)
     assert ends >= 9
+    (states, obs, rewards, flags), (their_states, their_obs, their_rewards, their_flags) = (
+        map(np.array, zip(*rows, strict=True)) for rows in (found, expected)
+    )
+    np.testing.assert_allclose(states, their_states, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(obs, their_obs, rtol=2e-7, atol=1e-12)
+    np.testing.assert_allclose(rewards, their_rewards, rtol=1e-7)
+    np.testing.assert_array_equal(flags, their_flags)
 
 
 @pytest.mark.parametrize(("env_id", "kwargs"), [CASES[0], *CASES[3:5], *CASES[6:8]])

@@ -124,6 +124,7 @@ def test_worker_killed_between_steps() -> None:
     assert_gone(workers)
 
 
+@pytest.mark.usefixtures("kills_early")
 def test_hanging_worker() -> None:
     env = in_processes("hang", 14, timeout_s=0.5)
     workers = env.children.pids

@@ -68,10 +68,11 @@ def test_continuation_is_bit_equal(env_id: str, vectorization: str, before: int)
     fresh.close()
 
 
-ROBOTS = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum")
+ROBOTS = ("Ant", "HalfCheetah", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum", "Walker2d")
+OTHER_ROBOTS = [pytest.param(robot, marks=pytest.mark.slow) for robot in ROBOTS]
 
 
-@pytest.mark.parametrize("robot", [*ROBOTS, "Pusher", "Reacher", "Swimmer", "Walker2d"])
+@pytest.mark.parametrize("robot", ["Hopper", "Pusher", "Reacher", "Swimmer", *OTHER_ROBOTS])
 def test_a_robot_goes_on_bit_for_bit(robot: str) -> None:
     pytest.importorskip("mujoco")
     env, fresh = build(f"{robot}-v5", "sync", num_envs=2), build(f"{robot}-v5", "sync", seed=9, num_envs=2)

@@ -60,6 +60,12 @@ def algo(request):
     return ALGOS[request.param]
 
 
+# Where what is looked at is the same for all algorithms.
+one_algo_and_slowly_all = pytest.mark.parametrize(
+    "algo", ["ppo", pytest.param("a2c", marks=pytest.mark.slow)], indirect=True
+)
+
+
 def test_the_value_of_a_constant_reward(algo):
     assert values(train("ConstantReward", 6_000, **algo), 0.0) == pytest.approx([1.0], abs=0.02)
 
@@ -90,18 +96,21 @@ def test_the_best_continuous_action(algo):
     assert greedy(training, 0.0)[0] == pytest.approx([0.5], abs=0.1)
 
 
+@one_algo_and_slowly_all
 def test_the_best_of_several_discrete_actions(algo):
     training = train("MultiDiscreteReward", 7_000, **algo)
     assert greedy(training, 0.0) == [[1, 2]]
     assert values(training, 0.0) == pytest.approx([1.0], abs=0.1)
 
 
+@one_algo_and_slowly_all
 def test_the_best_bits(algo):
     training = train("MultiBinaryReward", 7_000, **algo)
     assert greedy(training, 0.0) == [[1, 0, 1]]
     assert values(training, 0.0) == pytest.approx([1.0], abs=0.1)
 
 
+@one_algo_and_slowly_all
 def test_the_best_action_for_all_that_a_dict_shows(algo):
     training = train("DictReward", 12_000, **algo)
     assert mean_return(training, "DictReward") == 1.0
@@ -136,7 +145,7 @@ MEMORY = {
 }
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_memory_is_learned_by_an_lstm(seed):
     training = train("Memory", 12_000, core="lstm", seed=seed, **MEMORY)
     assert mean_return(training, "Memory") > 0.95

@@ -89,7 +89,7 @@ def test_as_many_workers_as_divide_the_environments(tmp_path, monkeypatch, flags
 
 def test_efficiency_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fastac.runs.session._LEAST_TRAIN_S", 0.0)
-    words = ["train", "CartPole-v1", *FLAGS, "--total-env-steps", "20000", "--run-dir", str(tmp_path / "run"), "--json"]
+    words = ["train", "CartPole-v1", *FLAGS, "--total-env-steps", "4000", "--run-dir", str(tmp_path / "run"), "--json"]
     assert main(words) == 0
     out, err = capsys.readouterr()
     summary = json.loads(out)
@@ -159,6 +159,7 @@ def test_an_environment_that_raises_once_costs_its_worker_a_restart(tmp_path, ca
     assert rows == sorted(set(rows))
 
 
+@pytest.mark.usefixtures("kills_early")
 def test_an_environment_that_hangs_costs_its_worker_a_restart(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(async_workers, "SILENCE_S", 4.0)  # longer than a busy machine keeps the other one waiting
     monkeypatch.setattr(async_workers, "SILENCE_ITERATIONS", 1.0)
@@ -176,7 +177,7 @@ def test_an_environment_that_hangs_costs_its_worker_a_restart(tmp_path, monkeypa
     assert are_gone(before)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_one_restart_too_many_ends_the_run_with_a_checkpoint(tmp_path, workers):
     factory = partial(make_mishap, "raises", os.getpid(), None)
     session = start(tmp_path / "run", factory, workers=workers, total_env_steps=10**6, max_restarts=1)
@@ -260,6 +261,7 @@ def run_script(tmp_path, lines):
     return code, (tmp_path / "output").read_text()
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_what_it_lacks(tmp_path):
     code, output = run_script(
         tmp_path,
@@ -272,12 +274,14 @@ def test_a_script_without_a_guard_is_told_what_it_lacks(tmp_path):
     assert "below `if __name__ == '__main__':`" in output.splitlines()[-1]
 
 
-def test_a_session_that_nobody_finishes_lets_python_exit(tmp_path):
+def test_sessions_that_nobody_finishes_let_python_exit(tmp_path):
     code, output = run_script(
         tmp_path,
         "if __name__ == '__main__':\n"
-        "    session = fastac.start('CartPole-v1', 'a3c', workers=2, num_envs=4, run_dir='run')\n"
-        "    reports = iter(session)\n"
-        "    next(reports)\n",
+        "    reports = []\n"
+        "    for algo in ('a2c', 'a3c'):\n"
+        "        session = fastac.start('CartPole-v1', algo, workers=2, num_envs=4, run_dir=algo)\n"
+        "        reports.append(iter(session))\n"
+        "        next(reports[-1])\n",
     )
     assert (code, output) == (0, "")

@@ -7,8 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 
@@ -41,6 +39,7 @@ from run_support import (
 import fastac
 from fastac.cli import main
 from fastac.runs.checkpoint import load_checkpoint
+from fastac.workers import async_workers
 
 
 def resume_further(run_dir, more=2000):
@@ -53,25 +52,23 @@ def resume_further(run_dir, more=2000):
 
 def test_nothing_outlives_a_killed_run_which_can_be_resumed(tmp_path):
     shared, run_dir = shared_memory(), tmp_path / "run"
-    words = ["-m", "fastac", "train", "CartPole-v1", *FLAGS, "--total-env-steps", "1e9", "--checkpoint-every", "500"]
-    with (tmp_path / "stderr").open("w") as errors:
-        command = [sys.executable, *words, "--run-dir", str(run_dir)]
-        run = subprocess.Popen(command, stdout=errors, stderr=errors, start_new_session=True)
+    words = ["train", "CartPole-v1", *FLAGS, "--total-env-steps", "1e9", "--checkpoint-every", "500"]
+    run = spawn_main([*words, "--run-dir", str(run_dir)], tmp_path, os.setsid)
     try:
-        while not checkpoints(run_dir):
-            assert run.poll() is None, (tmp_path / "stderr").read_text()
-            time.sleep(0.01)
+        wait_for(lambda: checkpoints(run_dir), run)
         theirs = find_processes(lambda _, leader: leader == run.pid)
         assert len(theirs) >= 1 + 1 + 2 + 1  # itself, the fork server, two workers, the evaluator
     finally:
         run.kill()
-        run.wait()
+        run.join()
     assert are_gone(theirs | find_processes(lambda _, leader: leader == run.pid))
     assert no_more_than(shared)
     resume_further(run_dir)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_stops_in_order_and_resume_goes_on(tmp_path, number, code):
     shared, run_dir = shared_memory(), tmp_path / "run"
     words = ["train", "CartPole-v1", *FLAGS, "--total-env-steps", "1e9", "--checkpoint-every", "500"]
@@ -110,37 +107,34 @@ def test_a_second_signal_does_not_wait(tmp_path):
     assert are_gone(pids)
 
 
+def _lead_and_wait():
+    os.setsid()
+    async_workers.SILENCE_S = 6000.0  # else the worker would be given up after a while, and the first Ctrl-C would do
+
+
 def test_a_second_ctrl_c_does_not_wait_for_a_worker_that_is_stopped(tmp_path):
     shared, run_dir, told = shared_memory(), tmp_path / "run", tmp_path / "stderr"
-    # Else the worker would be given up after a while, and the first Ctrl-C would do.
-    script = "import sys; from fastac.cli import main; from fastac.workers import async_workers as w; "
-    script += "w.SILENCE_S = 6000.0; "
     words = ["train", "CartPole-v1", *FLAGS, "--total-env-steps", "1e9", "--checkpoint-every", "500"]
-    command = [sys.executable, "-c", script + "sys.exit(main())", *words, "--run-dir", str(run_dir)]
-    with told.open("w") as errors:
-        run = subprocess.Popen(command, stdout=errors, stderr=errors, start_new_session=True)
+    run = spawn_main([*words, "--run-dir", str(run_dir)], tmp_path, _lead_and_wait)
     try:
-        while not checkpoints(run_dir):
-            assert run.poll() is None, told.read_text()
-            time.sleep(0.01)
+        wait_for(lambda: checkpoints(run_dir), run)
         theirs = find_processes(lambda _, leader: leader == run.pid)
         workers = below(run.pid) - find_processes(lambda parent, _: parent == run.pid)
         assert len(workers) == 2 + 1  # and the evaluator
         for pid in workers:
             os.kill(pid, signal.SIGSTOP)
         os.killpg(run.pid, signal.SIGINT)
-        while "once more stops at once" not in told.read_text():
-            assert run.poll() is None, told.read_text()
-            time.sleep(0.01)
+        wait_for(lambda: "once more stops at once" in told.read_text(), run)
         time.sleep(1.0)  # it waits for the worker by now
-        assert run.poll() is None, told.read_text()
+        assert run.is_alive(), told.read_text()
         os.killpg(run.pid, signal.SIGINT)
-        assert run.wait(60.0) == 130, told.read_text()
+        run.join(60.0)
+        assert run.exitcode == 130, told.read_text()
         assert are_gone(theirs | find_processes(lambda _, leader: leader == run.pid))
     finally:
         with suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+        run.join()
     assert no_more_than(shared)
     hint = f"fastac: interrupted; continue from the last checkpoint with: fastac resume {run_dir}"
     assert told.read_text().splitlines()[-1] == hint
@@ -161,7 +155,7 @@ def same(left, right, path="state"):
         assert left == right, path
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "rmsprop_tf"])
+@pytest.mark.parametrize("optimizer", ["adam", pytest.param("rmsprop_tf", marks=pytest.mark.slow)])
 def test_a_resumed_run_has_all_that_the_checkpoint_has(tmp_path, caplog, optimizer):
     settings = {"normalize_obs": True, "normalize_reward": True, "optimizer": optimizer}
     summary = finish(start(tmp_path / "run", total_env_steps=2000, **settings))

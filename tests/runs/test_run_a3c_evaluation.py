@@ -141,6 +141,7 @@ def hasten(monkeypatch):
 SILENT = "the evaluator has been silent for 1 s (raise env_timeout_s if it needs longer): started again (1 of"
 
 
+@pytest.mark.usefixtures("kills_early")
 def test_an_evaluator_that_hangs_is_started_again(tmp_path, monkeypatch, caplog):
     hasten(monkeypatch)
     session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=1)
@@ -157,6 +158,7 @@ def test_an_evaluator_that_hangs_is_started_again(tmp_path, monkeypatch, caplog)
     assert SILENT in caplog.text and are_gone([hung])
 
 
+@pytest.mark.usefixtures("kills_early")
 def test_an_evaluator_that_hangs_while_it_is_waited_for_is_started_again(tmp_path, monkeypatch, caplog):
     hasten(monkeypatch)
     session = start(tmp_path / "run", total_env_steps=100)

@@ -131,7 +131,7 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("protocol", [DQN, MACHADO, A3C], ids=LINES)
+@pytest.mark.parametrize("protocol", [DQN, MACHADO, pytest.param(A3C, marks=pytest.mark.slow)], ids=LINES)
 def test_a_run_writes_down_its_whole_protocol(tmp_path, caplog, protocol):
     name = protocol["atari_protocol"]
     caplog.set_level(logging.INFO, "fastac")

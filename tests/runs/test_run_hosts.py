@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hosts_support import SMALL, digest, finish, free_port, start_hosts, train_on_hosts
+from hosts_support import SMALL, digest, environment_of, finish, free_port, start_hosts, train_on_hosts
 
 import fastac
 from fastac.cli import main
@@ -218,14 +218,11 @@ def test_an_interrupt_on_any_host_stops_all_and_saves(tmp_path, which):
 
 
 def test_a_host_ends_with_the_process_that_started_it(tmp_path):
-    code = (
-        "import sys, time\nsys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
-        "from hosts_support import start_hosts\n"
-        "host, = start_hosts([sys.argv[3:]], [Path(sys.argv[2])])\nprint(host.pid, flush=True)\ntime.sleep(60)"
-    )
+    code = "import subprocess, sys\nhost = subprocess.Popen(sys.argv[1:])\nprint(host.pid, flush=True)\nhost.wait()"
     words = ["train", *LONG, "--total-env-steps", "1e8", "--run-dir", "run"]
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path), *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as agent:
+    command = [sys.executable, "-c", code, sys.executable, "-m", "fastac", *words]
+    environment = {**os.environ, **environment_of(0, 1, free_port())}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as agent:
         pid = int(agent.stdout.readline())
         wait_for_rows(tmp_path / "run", 1000)
         agent.kill()

@@ -1,17 +1,14 @@
 """Runs with workers, as a user meets them: what is said and saved when one is lost, and that nothing stays behind."""
 
-import itertools
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from run_support import SMALL, SMALL_FLAGS, checkpoints
+from run_support import SMALL, SMALL_FLAGS, checkpoints, spawn_main, wait_for
 
 import fastac
 from fastac.cli import main
@@ -50,6 +47,7 @@ def test_auto_is_written_down_as_the_number_it_was(tmp_path, monkeypatch):
     ("number", "says"),
     [(signal.SIGKILL, r"worker 1 died \(exit code -9\)"), (signal.SIGSTOP, "worker 1 kept the others waiting")],
 )
+@pytest.mark.usefixtures("kills_early")
 def test_a_lost_worker_leaves_a_checkpoint_of_that_moment(tmp_path, monkeypatch, number, says):
     session = fastac.start("CartPole-v1", workers=2, run_dir=tmp_path / "run", total_env_steps=10**6, **SMALL)
     if number == signal.SIGSTOP:
@@ -97,16 +95,6 @@ def test_a_checkpoint_of_that_moment_is_not_replaced_by_a_lesser_one(tmp_path):
     assert (saved / "state.json").read_bytes() == before
 
 
-def test_a_session_that_nobody_finishes_lets_python_exit(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import fastac\nif __name__ == '__main__':\n"
-        f"    session = fastac.start('CartPole-v1', workers=2, run_dir={str(tmp_path / 'run')!r}, num_envs=4)\n"
-        "    next(iter(session))\n"
-    )
-    assert subprocess.run([sys.executable, str(script)], timeout=60, capture_output=True).returncode == 0
-
-
 def test_workers_and_processes_of_environments_do_not_go_together(tmp_path, capsys):
     words = ["train", "Pendulum-v1", "--num-envs", "4", "--workers", "2", "--vectorization", "process"]
     assert main([*words, "--run-dir", str(tmp_path / "run")]) == 2
@@ -138,19 +126,14 @@ def test_what_does_not_divide_is_refused_before_anything_is_written(tmp_path, ca
 
 
 def test_ctrl_c_leaves_no_worker(tmp_path):
-    words = ["-m", "fastac", "train", "CartPole-v1", *TWO, "--run-dir", str(tmp_path / "run")]
-    run = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    for line in run.stderr:
-        if "rollout" in line:
-            break
+    words = ["train", "CartPole-v1", *TWO, "--run-dir", str(tmp_path / "run")]
+    run = spawn_main(words, tmp_path, os.setsid)
     progress = tmp_path / "run" / "progress.jsonl"
-    for _ in itertools.count():
-        if progress.exists() and progress.stat().st_size:
-            break
-        assert run.poll() is None
+    wait_for(lambda: progress.exists() and progress.stat().st_size, run)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    rest = run.communicate(timeout=60)[1]
-    assert run.returncode == 130, rest
+    run.join(60.0)
+    rest = (tmp_path / "stderr").read_text()
+    assert run.exitcode == 130, rest
     assert "Continue with: fastac resume" in rest and "Traceback" not in rest
     until = time.monotonic() + 5.0  # the fork server sees a moment later that nobody needs it
     while left := [p for p in Path("/proc").glob("[0-9]*/stat") if _session_of(p) == run.pid]:

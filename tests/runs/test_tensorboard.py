@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import time
+from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from child_support import tell_modules
 from report_support import Clock, make_report, read_lines, row, with_extras
+from run_support import spawn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
@@ -218,9 +221,10 @@ def test_tensorboard_resume_hides_what_was_beyond_the_checkpoint(tmp_path: Path)
 
 
 def test_records_import_neither_tensorboard_nor_rich() -> None:
-    code = "import sys, fastac.runs.writers; print([m for m in ('tensorboard', 'rich') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    ours, theirs = Pipe()
+    spawn(tell_modules, "fastac.runs.writers", theirs)
+    modules = ours.recv()
+    assert "fastac.runs.writers" in modules and not modules & {"tensorboard", "rich"}
 
 
 WANDB = """

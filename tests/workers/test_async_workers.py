@@ -233,6 +233,7 @@ def test_a_worker_that_fails_once_is_started_again(tmp_path, caplog):
     assert record.getMessage().endswith("started again with new episodes (1 of at most 10 times)")
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_started_again(monkeypatch, caplog):
     monkeypatch.setattr(async_workers, "SILENCE_S", 4.0)  # longer than a busy machine keeps the other one waiting
     monkeypatch.setattr(async_workers, "SILENCE_ITERATIONS", 1.0)
@@ -250,6 +251,7 @@ def test_a_worker_that_hangs_is_started_again(monkeypatch, caplog):
     assert "worker 1 finished no step for" in caplog.records[0].getMessage()
 
 
+@pytest.mark.slow
 def test_a_slow_first_iteration_is_no_hang(monkeypatch, caplog):
     with assembled(partial(make_slow, 0.2), workers=1, num_envs=1, num_steps=30, total_env_steps=1) as training:
         training._workers._start_timeout_s = 4.0  # it has started; an iteration takes longer
@@ -373,7 +375,7 @@ def test_a_worker_that_is_killed_while_training_is_being_stopped_is_told_of_and_
     ]
 
 
-@pytest.mark.parametrize("lock", [False, True])
+@pytest.mark.parametrize("lock", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nothing_of_a_run_stays_open_or_in_shared_memory(lock):
     def run_once():
         with assembled(lock=lock, total_env_steps=100) as training:

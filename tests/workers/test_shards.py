@@ -67,8 +67,7 @@ def to_plain(tree):
 def test_results_do_not_depend_on_the_number_of_workers(case):
     one = train(1, **CASES[case])
     assert one[1], "no episode has ended"
-    for workers in (2, 3):  # 3 have 1, 1 and 2 shards
-        assert_equal_runs(one, train(workers, **CASES[case]))
+    assert_equal_runs(one, train(3, **CASES[case]))  # which have 1, 1 and 2 shards
 
 
 @pytest.mark.parametrize("few_numbers", [0, 10**9])

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from a3c_support import make_drawing_encoder
 from async_support import settles
 from core_support import assert_same, make_gradient, take_step, weights
 from gymnasium.spaces import Box, Discrete
+from run_support import spawn
 
 from fastac.build import (
     Streams,
@@ -475,6 +477,7 @@ def test_a_worker_that_is_killed_ends_the_run_and_leaves_a_state_to_go_on_from()
         again.close()
 
 
+@pytest.mark.usefixtures("kills_early")
 def test_a_worker_that_hangs_ends_the_run():
     training = assemble_training()
     try:
@@ -541,25 +544,21 @@ def test_numbers_that_are_not_finite_stop_every_worker_and_can_be_saved():
         training.close()
 
 
-def test_workers_go_when_the_first_is_killed(tmp_path):
-    import subprocess
-    import sys
+def train_on(pipe):
+    training = assemble_training()
+    pipe.send(children_of(training))
+    for _ in training.trainer.run():
+        pass
 
-    script = tmp_path / "run.py"
-    script.write_text(
-        "from core_support import *\nfrom test_sync_workers import assemble_training, children_of\n"
-        "if __name__ == '__main__':\n"
-        "    parts = assemble_training()\n    print(*children_of(parts), flush=True)\n"
-        "    for _ in parts.trainer.run(): pass\n"
-    )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, Path(__file__).parents[:2]), os.getcwd()])}
-    run = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=env)
-    pids = [int(word) for word in run.stdout.readline().split()]
-    assert len(pids) == 1
+
+def test_workers_go_when_the_first_is_killed():
+    ours, theirs = Pipe()
+    run = spawn(train_on, theirs)
+    pids = ours.recv()
+    assert len(pids) == 1 and is_alive(pids[0])
     time.sleep(0.3)
     run.kill()
-    run.wait()
-    run.stdout.close()
+    run.join()
     assert wait_gone(pids, 5.0)
 
 
