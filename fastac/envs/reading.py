@@ -41,11 +41,10 @@ def read_single(config: EnvConfig, env: SingleEnv, seed: int) -> tuple[Reading, 
     check_spaces(env.observation_space, env.action_space, _to_reading(config, env.action_space, None))
     if not config.mask_actions or not count_choices(env.action_space):
         return _to_reading(config, env.action_space, None), None
-    source, first = find_mask_source(env, {}), None
-    if source is None:
-        first = _reset(config.env_id, env, seed)
-        source = find_mask_source(env, first[1])
-    return _to_reading(config, env.action_space, source), first
+    if is_in_observation(env.observation_space):
+        return _to_reading(config, env.action_space, "observation"), None
+    first = _reset(config.env_id, env, seed)
+    return _to_reading(config, env.action_space, find_mask_source(env, first[1])), first
 
 
 def _reset(env_id: str, env: SingleEnv, seed: int) -> FirstReset:
@@ -71,11 +70,9 @@ def read_batch(config: EnvConfig, env: BatchedEnv, seed: int) -> tuple[Reading, 
     if config.mask_actions and count_choices(env.single_action_space):
         if is_in_observation(env.single_observation_space):
             source = "observation"
-        elif _has_method(env):
-            source = "method"
         else:
             first = _reset_batch(env, seed)
-            source = "info" if MASK_KEY in first[1] else None
+            source = "info" if MASK_KEY in first[1] else "method" if _has_method(env) else None
     return _to_reading(config, env.single_action_space, source), first
 
 

@@ -87,6 +87,7 @@ class FlatBox(Box):
         )
         self.num_inputs = ends[-1]
         self._mask_leaf = Leaf((MASK_KEY,), original) if reading.mask_source == "observation" else None
+        self._is_vector = isinstance(original, Box) and len(original.shape) == 1
         mask = [Box(0, 1, (reading.mask_size,), np.uint8)] if reading.mask_size else []
         sides = [box for box in (*boxes, *mask) if isinstance(box, Box)]
         dtype = np.result_type(*(box.dtype for box in sides))
@@ -111,11 +112,16 @@ class FlatBox(Box):
         Raises:
             ValueError: not an observation of the original space.
         """
+        if self._is_vector and isinstance(obs, np.ndarray) and self._is_flat(obs):
+            return obs
         values = [
             flatten_leaf(part.leaf.space, find_value(self.original, obs, part.leaf), part.leaf.label)
             for part in self.parts
         ]
         return values[0] if len(values) == 1 else join_parts(values, "the observation")
+
+    def _is_flat(self, obs: ObsArray) -> bool:
+        return obs.shape[-1:] == (self.num_inputs,) and obs.ndim <= 2 and obs.dtype.kind in "fiub"
 
     def find_mask(self, obs: RawObs) -> RawObs:
         """Return the mask in an observation or a batch, for the source `observation`."""
@@ -124,7 +130,9 @@ class FlatBox(Box):
 
     def join(self, values: ObsArray, mask: BoolArray) -> ObsArray:
         """Return the row of flattened values and their mask."""
-        return np.concatenate([values, mask], axis=-1, dtype=self.dtype, casting="unsafe")
+        row = np.empty((*values.shape[:-1], self.num_inputs + mask.shape[-1]), self.dtype)
+        row[..., : self.num_inputs], row[..., self.num_inputs :] = values, mask
+        return row
 
 
 def check_observation_space(space: Space[ObsArray], reading: Reading) -> None:

@@ -53,6 +53,7 @@ class SyncEnvs:
         self.description = description
         self._seeds: Sequence[int | None] = seeds
         self._first_index, self._first_obs = first_index, first_obs
+        self._names = [f"env {first_index + index}" for index in range(self.num_envs)]  # made once: steps name them
         self._done: BoolArray = np.zeros(self.num_envs, dtype=np.bool_)
         self._awake: Sequence[int] = range(self.num_envs)
         self._is_awake: BoolArray = np.ones(self.num_envs, dtype=np.bool_)
@@ -64,7 +65,7 @@ class SyncEnvs:
                 self._envs.append(first if first is not None and not self._envs else build())
             except Exception as error:
                 self.close()
-                raise EnvFailure(f"{self._name(index)} could not be built ({describe(error)}).") from error
+                raise EnvFailure(f"{self._names[index]} could not be built ({describe(error)}).") from error
         self.max_episode_steps = find_time_limit(self._envs[0])
         self.cautions = find_cautions(self._envs[0]) + cautions
         self.single_observation_space = self._envs[0].observation_space
@@ -145,19 +146,16 @@ class SyncEnvs:
         while self._envs:
             self._envs.pop().close()
 
-    def _name(self, index: int) -> str:
-        return f"env {self._first_index + index}"
-
     def _reset_one(self, index: int, seed: int | None) -> ObsArray:
         if index == 0 and self._first_obs is not None:
             obs, self._first_obs = self._first_obs, None
-            return check_obs(obs, self._obs_shape, self.single_observation_space, self._name(0))
+            return check_obs(obs, self._obs_shape, self.single_observation_space, self._names[0])
         try:
             returned = self._envs[index].reset(seed=seed)
         except Exception as error:
-            raise blame(error, "reset", self._envs[index], self._name(index), "in reset") from error
-        obs, _ = check_reset(returned, self._name(index))
-        return check_obs(obs, self._obs_shape, self.single_observation_space, self._name(index))
+            raise blame(error, "reset", self._envs[index], self._names[index], "in reset") from error
+        obs, _ = check_reset(returned, self._names[index])
+        return check_obs(obs, self._obs_shape, self.single_observation_space, self._names[index])
 
     def _step_one(self, index: int, action: ActionArray, row: StepRow) -> None:
         try:
@@ -167,8 +165,8 @@ class SyncEnvs:
             if terminated or truncated:
                 self._last_infos[index] = info
         except Exception as error:
-            raise blame(error, "step", self._envs[index], self._name(index), "in step") from error
+            raise blame(error, "step", self._envs[index], self._names[index], "in step") from error
         if number.shape:
-            raise EnvFailure(f"{self._name(index)} returned a reward of shape {number.shape}, expected a number.")
+            raise EnvFailure(f"{self._names[index]} returned a reward of shape {number.shape}, expected a number.")
         row.reward[index] = number
-        row.obs[index] = check_obs(obs, self._obs_shape, self.single_observation_space, self._name(index))
+        row.obs[index] = check_obs(obs, self._obs_shape, self.single_observation_space, self._names[index])
