@@ -219,7 +219,7 @@ def test_the_same_rate_given_twice_gives_the_same_bits_and_another_moves_the_cri
     assert same - slower == critics and critics
 
 
-@pytest.mark.parametrize("rule", [Adam(1e-8), RMSprop(1e-5, tensorflow=True)])
+@pytest.mark.parametrize("rule", [Adam(1e-8), RMSprop(1e-5, tensorflow=False)])
 def test_parts_of_the_vector_end_with_the_bits_of_the_whole(rule):
     spans, results = [Span(0, 1500, 0), Span(1500, 2900, 1), Span(2900, 4000, 0)], []
     draw = torch.Generator().manual_seed(0)
