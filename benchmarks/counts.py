@@ -40,6 +40,7 @@ import torch
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.envs.classic_control import PendulumEnv
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.envs.toy_text import TaxiEnv
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -95,6 +96,7 @@ CASES: dict[str, Config] = {
     "a2c 64x16, shared 256-256 tanh": _SHARED.replace(hidden_sizes=(256, 256), activation="tanh"),
     "a2c 8x16, Pendulum": _PENDULUM,
     "a2c 8x16, Pendulum, normalized": _PENDULUM.replace(normalize_obs=True, normalize_reward=True),
+    "a2c 8x16, Taxi, masks": _SEPARATE.replace(env_id="Taxi-v4", vectorization="sync", num_envs=8),
     "a2c 4x5, Pong, the net of A3C": _PONG,
     "ppo 4x5, Pong, 2 epochs of 2 minibatches": _PONG.replace(algo="ppo", num_epochs=2, num_minibatches=2),
     "ppo 8x32, 4 epochs of 4 minibatches": _PPO.replace(num_minibatches=4),
@@ -107,6 +109,8 @@ CALLS: tuple[tuple[object, str, str], ...] = (
     (CartPoleVectorEnv, "reset", "env resets"),
     (PendulumEnv, "step", "env steps"),
     (PendulumEnv, "reset", "env resets"),
+    (TaxiEnv, "step", "env steps"),
+    (TaxiEnv, "reset", "env resets"),
     (AtariVectorEnv, "step", "env steps"),
     (ActorCritic, "forward", "forwards"),
     (torch.autograd, "backward", "backwards"),

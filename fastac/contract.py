@@ -382,7 +382,7 @@ class Report:
         phases: `train_wall_s` by phase.
         losses: means over the updates since the last report: `policy_loss`, `value_loss`, `entropy`,
             `explained_variance`, `grad_norm`, `learning_rate`, and for PPO `approx_kl`, `clip_fraction`,
-            `clip_range` and `loss`, the whole objective.
+            `clip_range` and `loss`, the whole objective; with a target KL also `epochs`, those of the last rollout.
     """
 
     iteration: int

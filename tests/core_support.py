@@ -208,10 +208,12 @@ def make_gradient(
     return FusedGradient(network, objective, kept, UpdateBuffers.allocate(network, rows, goes_forward))
 
 
-def take_step(optimizer: Optimizer, learning_rate: float, terms: float = 0.0) -> tuple[Tensor, float]:
+def take_step(
+    optimizer: Optimizer, learning_rate: float | tuple[float, ...], terms: float = 0.0
+) -> tuple[Tensor, float]:
     """Take a step with the current gradient and five loss terms; return the terms of all workers and the norm."""
     own, found, norm = (torch.full(shape, terms, dtype=torch.float64) for shape in ((1, 5), (5,), (1,)))
-    rate = torch.tensor([learning_rate], dtype=torch.float64)
+    rate = torch.tensor(learning_rate, dtype=torch.float64).view(-1)
     for op in [*optimizer.prepare_keep(0), *optimizer.prepare(own, found, norm, rate)]:
         op()
     return found, norm.item()

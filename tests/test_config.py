@@ -43,16 +43,20 @@ EVERY_FIELD = {
     "gae_lambda": 0.9,
     "baseline": True,
     "normalize_advantage": True,
+    "advantage_scope": "rollout",
     "vf_coef": 0.25,
     "ent_coef": 0.0,
     "num_epochs": 4,
     "num_minibatches": 3,
     "clip_coef": 0.1,
+    "clip_value_coef": 0.3,
+    "target_kl": 0.02,
     "optimizer": "rmsprop_tf",
     "learning_rate": 1e-3,
+    "critic_learning_rate": 2e-3,
     "optimizer_eps": 1e-8,
     "max_grad_norm": None,
-    "learning_rate_schedule": "linear",
+    "learning_rate_schedule": "adaptive",
     "ent_coef_schedule": "linear",
     "clip_coef_schedule": "linear",
     "seed": 2**62,
@@ -75,7 +79,7 @@ EVERY_FIELD = {
     "workers": 1,
     "shards": 2,
     "exchange": "exact",
-    "sync_every": 3,
+    "sync_every": 1,  # target_kl needs all hosts
     "torch_threads": 2,
     "lock": False,
     "max_restarts": 3,
@@ -99,6 +103,9 @@ ATARI = {
     "clip_rewards": False,
 }
 PONG = {"env_id": "ALE/Pong-v5"}
+
+KL = {"algo": "ppo", "num_epochs": 2, "target_kl": 0.01}
+ADAPTIVE = {"learning_rate_schedule": "adaptive"}
 
 A3C = {"algo": "a3c", "workers": 3, "envs_per_worker": 2, "lock": True}
 
@@ -133,11 +140,15 @@ OUT_OF_RANGE = {
     "num_epochs": [0, NAN],
     "num_minibatches": [0, NAN],
     "clip_coef": [0.0, -0.2, NAN, INF],
+    "advantage_scope": ["epoch", "rollout"],  # the last without normalize_advantage
+    "clip_value_coef": [0.0, -0.2, NAN, INF, 0.2],  # the last with a2c
+    "target_kl": [0.0, -0.1, NAN, INF, 0.01],
     "optimizer": ["sgd"],
     "learning_rate": [0.0, -1e-3, NAN, INF],
+    "critic_learning_rate": [0.0, -1e-3, NAN, INF, 1e-3],  # the last with a shared trunk
     "optimizer_eps": [0.0, NAN, INF],
     "max_grad_norm": [0.0, -1.0, NAN, INF],
-    "learning_rate_schedule": ["cosine"],
+    "learning_rate_schedule": ["cosine", "adaptive"],  # the last without target_kl
     "ent_coef_schedule": ["cosine"],
     "clip_coef_schedule": ["cosine"],
     "seed": [-1, 2**63, NAN],
@@ -195,7 +206,7 @@ def test_replace_sets_every_field_by_its_flat_name():
 
 
 # Which other fields above would not go with; and what is of Atari games.
-_SAME_AS_DEFAULT = {"collect", "baseline", "lock", "eval", "exchange", *ATARI}
+_SAME_AS_DEFAULT = {"collect", "baseline", "lock", "eval", "exchange", "sync_every", *ATARI}
 
 
 def _flat(config):
@@ -349,6 +360,10 @@ def test_the_ends_of_a_range_belong_to_it(settings):
         ({**PONG, "normalize_reward": True}, "clip_rewards and normalize_reward are both True"),
         ({"algo": "a2c", "lock": True}, "lock is True with algo a2c, expected False"),
         ({"algo": "ppo", "lock": True}, "lock is True with algo ppo, expected False"),
+        ({"algo": "ppo", "target_kl": 0.01}, "target_kl is 0.01, expected None with num_epochs 1"),
+        ({**KL, "sync_every": 2}, "sync_every is 2, expected 1 with target_kl"),
+        ({**KL, "num_epochs": 1, **ADAPTIVE}, "learning_rate_schedule is 'adaptive', expected more num_epochs"),
+        ({**KL, **ADAPTIVE, "learning_rate": 0.1}, "learning_rate is 0.1, expected a number from 1e-5 to 1e-2 with"),
         ({"num_envs": 9, "envs_per_worker": 4, "workers": 2}, "num_envs is 9, but envs_per_worker times workers is 8"),
         ({"num_envs": 8, "envs_per_worker": 4}, "num_envs is 8, but envs_per_worker times workers is 4"),
         (
@@ -361,6 +376,11 @@ def test_the_ends_of_a_range_belong_to_it(settings):
 def test_settings_that_do_not_go_together_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Config().replace(**settings)
+
+
+def test_an_adaptive_learning_rate_needs_a_second_update_or_epoch():
+    for settings in ({"num_epochs": 2}, {"num_epochs": 1, "num_minibatches": 2}):
+        assert Config().replace(**KL | ADAPTIVE | settings).algo.target_kl == 0.01
 
 
 def test_what_only_goes_with_a3c_goes_with_it():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from fastac.config import AlgoName, Config
@@ -49,7 +51,8 @@ class EngineBuilder:
     def __init__(self, config: Config, model: ActorCritic, device: torch.device) -> None:
         """Choose by the model's modules, its head and the device; `config` is that of one shard."""
         self._config, self._model, self._device = config, model, device
-        self._objective = build_objective(model.head, _LOSSES[config.algo.algo])
+        clip_value_coef = math.inf if config.algo.clip_value_coef is None else config.algo.clip_value_coef
+        self._objective = build_objective(model.head, _LOSSES[config.algo.algo], clip_value_coef)
         is_fused = is_fusable(model) and not (model.state_size and device.type != "cpu")  # cores: kernels for the CPU
         self._network = FusedNetwork(model) if is_fused else None
         self._rows = config.batch_size // config.algo.num_minibatches
@@ -62,7 +65,7 @@ class EngineBuilder:
             return self._build_autograd(rollout, generator)
         sampler = build_sampler(self._model.head, rollout.num_envs)
         if self._device.type != "cpu":
-            (whole,) = FlatMinibatches(1, generator).split(rollout)
+            (whole,) = FlatMinibatches(1, generator, self._config.algo.clip_value_coef is not None).split(rollout)
             staged = StagedGradient(self._network, self._objective, whole.rows(0, self._rows))
             self.nbytes += staged.nbytes
             return StagedActor(self._network, sampler, rollout, generator), staged
@@ -84,14 +87,14 @@ class EngineBuilder:
         return actor, AutogradGradient(model, self._objective, device, actor.graphs)
 
 
-def build_objective(head: Head, loss: PolicyLoss) -> Objective:
+def build_objective(head: Head, loss: PolicyLoss, clip_value_coef: float = math.inf) -> Objective:
     """Build the objective: with a kernel if there is one for exactly this head and loss, else with autograd."""
     if _has_kernel(head, loss):
         if isinstance(head, CategoricalHead):
-            return CategoricalObjective(_SURROGATES[loss])
+            return CategoricalObjective(_SURROGATES[loss], clip_value_coef)
         if isinstance(head, GaussianHead):
-            return GaussianObjective(head, _SURROGATES[loss])
-    return PlainObjective(head, loss)
+            return GaussianObjective(head, _SURROGATES[loss], clip_value_coef)
+    return PlainObjective(head, loss, clip_value_coef)
 
 
 def _has_kernel(head: Head, loss: PolicyLoss) -> bool:

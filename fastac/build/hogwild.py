@@ -21,7 +21,7 @@ from fastac.build.environments import (
 )
 from fastac.build.network import EncoderFactory, build_model
 from fastac.build.shares import shard_config, why_sync
-from fastac.build.worker import build_reward_normalizer, build_rule, build_worker
+from fastac.build.worker import build_reward_normalizer, build_rule, build_worker, pick_critic
 from fastac.config import Config
 from fastac.contract import VecEnv
 from fastac.learning.optimizer import HogwildOptimizer, flatten
@@ -117,8 +117,7 @@ def _make_worker(
     envs = BeatingEnvs(build_envs(share.env, env_seed, env_factory, why), row)
     model = build_model(share.model, envs, Streams.spawn(share.run.seed).model, encoder)
     model.load_state_dict(state)  # an encoder may draw its buffers from other streams; parameters are copied later
-    optimizer = HogwildOptimizer(
-        model, build_rule(share.optim), share.optim.max_grad_norm, counters.parameters.vectors(), row, lock
-    )
+    rule, max_norm, critic = build_rule(share.optim), share.optim.max_grad_norm, pick_critic(share.optim, model)
+    optimizer = HogwildOptimizer(model, rule, max_norm, counters.parameters.vectors(), row, lock, critic)
     worker = build_worker(share, [envs], model, optimizer, [action_seed], row)
     return HogwildWorker(worker, optimizer, counters)

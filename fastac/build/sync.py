@@ -14,7 +14,7 @@ from torch import Tensor
 from fastac.build.environments import EnvFactory, Streams, build_envs, shard_seeds
 from fastac.build.network import EncoderFactory, build_model
 from fastac.build.shares import shard_config, why_sync
-from fastac.build.worker import build_rule, build_worker, check_device
+from fastac.build.worker import build_rule, build_worker, check_device, pick_critic
 from fastac.config import Config
 from fastac.contract import Alone, Group, VecEnv
 from fastac.learning.host_sum import HostSum, build_host_sum
@@ -101,11 +101,11 @@ def _build_own(
 ) -> Worker:
     """Build a worker around its environments and its model; several workers train theirs together."""
     model = model.to(check_device(share.run.device))
-    rule, max_norm = build_rule(share.optim), share.optim.max_grad_norm
+    rule, max_norm, critic = build_rule(share.optim), share.optim.max_grad_norm, pick_critic(share.optim, model)
     optimizer: Optimizer = (
-        SharedOptimizer(model, rule, max_norm, group, group.grads, group.vectors, _build_host_sum(share, group))
+        SharedOptimizer(model, rule, max_norm, group, group.grads, group.vectors, _build_host_sum(share, group), critic)
         if isinstance(group, SharedGroup)
-        else LocalOptimizer(model, rule, max_norm, len(envs))
+        else LocalOptimizer(model, rule, max_norm, len(envs), critic)
     )
     return build_worker(share, envs, model, optimizer, action_seeds, group)
 

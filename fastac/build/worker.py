@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from gymnasium.spaces import Box
+from torch import nn
 
 from fastac.build.engine import EngineBuilder
 from fastac.config import Config, OptimConfig
@@ -61,7 +62,8 @@ def build_worker(
         rollout = allocate_rollout(config, its_envs, model.state_size)
         actor, gradient = engines.build(rollout, generator)
         gradients.append(gradient)
-        minibatches.append(slicing(config.algo.num_minibatches, generator))
+        keeps_value = config.algo.clip_value_coef is not None
+        minibatches.append(slicing(config.algo.num_minibatches, generator, keeps_value))
         nbytes += minibatches[-1].nbytes(rollout)
         reward_normalizer = build_reward_normalizer(config, moments)
         collector, first_env = Collector(its_envs, actor, rollout), number * config.env.num_envs
@@ -82,6 +84,11 @@ def build_rule(config: OptimConfig) -> UpdateRule:
     if config.optimizer == "adam":
         return Adam(config.optimizer_eps)
     return RMSprop(config.optimizer_eps, tensorflow=config.optimizer == "rmsprop_tf")
+
+
+def pick_critic(config: OptimConfig, model: ActorCritic) -> list[nn.Parameter]:
+    """Return the parameters that have the critic's learning rate; none if it is the same."""
+    return [] if config.critic_learning_rate is None else model.critic_parameters()
 
 
 def allocate_rollout(config: Config, envs: VecEnv, state_size: int) -> Rollout:

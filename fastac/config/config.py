@@ -23,6 +23,8 @@ CoreName = Literal["identity", "lstm", "gru"]
 CollectMode = Literal["steps", "episodes"]
 OptimizerName = Literal["adam", "rmsprop", "rmsprop_tf"]
 Schedule = Literal["constant", "linear"]
+RateSchedule = Literal["constant", "linear", "adaptive"]
+AdvantageScope = Literal["minibatch", "rollout"]
 ExchangeName = Literal["exact", "allreduce"]
 ActionChoice = Literal["greedy", "sampled"]
 
@@ -98,7 +100,9 @@ class AlgoConfig:
     baseline: bool = True
     """Subtract the critic's value from the return; without it, plain REINFORCE returns."""
     normalize_advantage: bool = False
-    """Standardise advantages over the valid rows of each minibatch."""
+    """Standardise advantages over valid rows, see advantage_scope."""
+    advantage_scope: AdvantageScope = "minibatch"
+    """Rows over which normalize_advantage standardises: those of a minibatch, or of the whole rollout."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     ent_coef: float = 0.01
@@ -109,6 +113,10 @@ class AlgoConfig:
     """Minibatches per pass."""
     clip_coef: float = 0.2
     """PPO's clipping range of the probability ratio."""
+    clip_value_coef: float | None = None
+    """PPO: how far a value may move from the one seen while acting before its loss is clipped; None: no limit."""
+    target_kl: float | None = None
+    """PPO: KL beyond which a rollout's other epochs are left out; with an adaptive learning rate, what it aims at."""
 
     @property
     def has_async_workers(self) -> bool:
@@ -127,6 +135,14 @@ class AlgoConfig:
         check(self.num_epochs >= 1, "num_epochs", self.num_epochs, "at least 1")
         check(self.num_minibatches >= 1, "num_minibatches", self.num_minibatches, "at least 1")
         check(0.0 < self.clip_coef < math.inf, "clip_coef", self.clip_coef, "a finite number above 0")
+        check_choice("advantage_scope", self.advantage_scope, AdvantageScope)
+        is_whole = self.advantage_scope == "rollout"
+        expected = "minibatch without normalize_advantage: give --normalize-advantage"
+        check(self.normalize_advantage or not is_whole, "advantage_scope", self.advantage_scope, expected)
+        for name in ("clip_value_coef", "target_kl"):
+            number = getattr(self, name)
+            check(number is None or 0.0 < number < math.inf, name, number, "a finite number above 0, or None")
+            check(number is None or self.algo == "ppo", name, number, f"None with algo {self.algo}: only ppo has it")
         if self.algo == "reinforce" and self.num_epochs * self.num_minibatches != 1:
             raise ValueError(
                 f"reinforce is on-policy: num_epochs is {self.num_epochs} and num_minibatches is "
@@ -149,12 +165,14 @@ class OptimConfig:
     """Optimiser: adam, rmsprop (eps outside the root) or rmsprop_tf (eps inside, average starts at 1)."""
     learning_rate: float = 7e-4
     """Learning rate at the start of the run."""
+    critic_learning_rate: float | None = None
+    """Learning rate of the critic's own network at the start, if trunks are not shared; None: learning_rate."""
     optimizer_eps: float = 1e-5
     """The optimiser's epsilon."""
     max_grad_norm: float | None = 0.5
     """Limit to which the global gradient norm is clipped; None does not clip."""
-    learning_rate_schedule: Schedule = "constant"
-    """Schedule of the learning rate: constant, or linear to 0 at total_env_steps."""
+    learning_rate_schedule: RateSchedule = "constant"
+    """Schedule of the learning rate: constant, linear to 0 at total_env_steps, or adaptive (ppo: follows target_kl)."""
     ent_coef_schedule: Schedule = "constant"
     """Schedule of ent_coef: constant, or linear to 0 at total_env_steps."""
     clip_coef_schedule: Schedule = "constant"
@@ -164,10 +182,17 @@ class OptimConfig:
         """Validate the section."""
         check_choice("optimizer", self.optimizer, OptimizerName)
         check(0.0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a finite number above 0")
+        if self.critic_learning_rate is not None:
+            rate = self.critic_learning_rate
+            check(0.0 < rate < math.inf, "critic_learning_rate", rate, "a finite number above 0, or None")
         check(0.0 < self.optimizer_eps < math.inf, "optimizer_eps", self.optimizer_eps, "a finite number above 0")
         if self.max_grad_norm is not None:
             check(0.0 < self.max_grad_norm < math.inf, "max_grad_norm", self.max_grad_norm, "above 0, or None")
-        for name in ("learning_rate_schedule", "ent_coef_schedule", "clip_coef_schedule"):
+        check_choice("learning_rate_schedule", self.learning_rate_schedule, RateSchedule)
+        if self.learning_rate_schedule == "adaptive":
+            expected = "a number from 1e-5 to 1e-2 with learning_rate_schedule adaptive"
+            check(1e-5 <= self.learning_rate <= 1e-2, "learning_rate", self.learning_rate, expected)
+        for name in ("ent_coef_schedule", "clip_coef_schedule"):
             check_choice(name, getattr(self, name), Schedule)
 
 
@@ -295,6 +320,10 @@ class Config:
                 f"critic_keys is {self.env.critic_keys}, expected () with shared_trunk True: a trunk that is shared "
                 "shows the actor what the critic reads; give --no-shared-trunk."
             )
+        rate, is_shared = self.optim.critic_learning_rate, self.model.shared_trunk
+        expected = "None with shared_trunk True: the critic has no trunk of its own; give --no-shared-trunk"
+        check(rate is None or not is_shared, "critic_learning_rate", rate, expected)
+        self._check_kl()
         if self.env.clip_rewards and self.model.normalize_reward:
             raise ValueError(
                 "clip_rewards and normalize_reward are both True, expected one of them: give --clip-rewards False or "
@@ -305,6 +334,20 @@ class Config:
                 f"num_minibatches is {self.algo.num_minibatches}, expected 1 with collect episodes: "
                 "episodes have no fixed number of rows to divide."
             )
+
+    def _check_kl(self) -> None:
+        """Check that what follows the KL divergence can: it is 0 before a rollout's first update."""
+        algo, target, schedule = self.algo, self.algo.target_kl, self.optim.learning_rate_schedule
+        is_adaptive, sync_every = schedule == "adaptive", self.run.sync_every
+        expected = "constant or linear without a target_kl, which it follows: give --algo ppo --target-kl 0.01"
+        check(not is_adaptive or target is not None, "learning_rate_schedule", schedule, expected)
+        if target is None:
+            return
+        expected = "more num_epochs or num_minibatches: the KL is 0 before a rollout's first update"
+        has_kl = algo.num_epochs * algo.num_minibatches > 1
+        check(not is_adaptive or has_kl, "learning_rate_schedule", schedule, expected)
+        check(is_adaptive or algo.num_epochs > 1, "target_kl", target, "None with num_epochs 1: it ends later epochs")
+        check(sync_every == 1, "sync_every", sync_every, "1 with target_kl: hosts that update alone see different KLs")
 
     def _check_shards(self, workers: int) -> None:
         """Check that the shards are equal and that every worker has one."""

@@ -8,10 +8,12 @@ from typing import Literal, TypedDict
 from fastac.config.config import (
     ActionChoice,
     ActivationName,
+    AdvantageScope,
     CollectMode,
     CoreName,
     ExchangeName,
     OptimizerName,
+    RateSchedule,
     Schedule,
 )
 from fastac.config.environments import AtariProtocol, Vectorization
@@ -29,16 +31,20 @@ class ResumeSettings(TypedDict, total=False):
     gamma: float
     gae_lambda: float
     normalize_advantage: bool
+    advantage_scope: AdvantageScope
     vf_coef: float
     ent_coef: float
     num_epochs: int
     num_minibatches: int
     clip_coef: float
+    clip_value_coef: float | None
+    target_kl: float | None
 
     learning_rate: float
+    critic_learning_rate: float | None
     optimizer_eps: float
     max_grad_norm: float | None
-    learning_rate_schedule: Schedule
+    learning_rate_schedule: RateSchedule
     ent_coef_schedule: Schedule
     clip_coef_schedule: Schedule
 

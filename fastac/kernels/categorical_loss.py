@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -17,6 +18,7 @@ from fastac.kernels.losses import (
     rows_loss,
     store_parts,
     surrogate_triton,
+    value_loss_triton,
 )
 from fastac.kernels.numba_tools import FUSED, ONE, SUMS, ZERO, Bools, Doubles, Floats, Ints, Number, U, jit
 from fastac.kernels.row_blocks import (
@@ -45,6 +47,7 @@ def categorical_loss(
     value: Annotated[Tensor, "float32 M"],
     action: Annotated[Tensor, "int64 M"],
     old_log_prob: Annotated[Tensor, "float32 M"],
+    old_value: Annotated[Tensor, "float32 M"],
     advantage: Annotated[Tensor, "float32 M"],
     return_: Annotated[Tensor, "float32 M"],
     valid: Annotated[Tensor, "bool M"],
@@ -55,6 +58,7 @@ def categorical_loss(
     vf_coef: Real,
     ent_coef: Real,
     clip_coef: Real,
+    clip_value_coef: float,
     d_logits: Annotated[Tensor, "float32 M A"],
     d_value: Annotated[Tensor, "float32 M"],
     terms: Annotated[Tensor, "float64 5"],
@@ -70,8 +74,8 @@ def categorical_loss(
         log_probs = torch.log_softmax(leaves[0], dim=-1)  # [M, A]
         log_prob = log_probs.gather(-1, action[valid].unsqueeze(-1)).squeeze(-1)  # [M]
         entropy = compute_entropy(log_probs)  # [M]
-        constants = old_log_prob[valid], advantage[valid], return_[valid]
-        numbers = float(inverse_count), float(shift), float(scale), float(clip_coef)
+        constants = old_log_prob[valid], old_value[valid], advantage[valid], return_[valid]
+        numbers = float(inverse_count), float(shift), float(scale), float(clip_coef), clip_value_coef
         added = compute_terms(surrogate, log_prob, entropy, leaves[1], *constants, *numbers)
         d_logits[valid], d_value[valid] = differentiate(added, vf_coef, ent_coef, leaves, terms)
 
@@ -131,6 +135,7 @@ def _categorical_loss_numba(
     value: Floats,
     action: Ints,
     old_log_prob: Floats,
+    old_value: Floats,
     advantage: Floats,
     return_: Floats,
     valid: Bools,
@@ -141,6 +146,7 @@ def _categorical_loss_numba(
     vf_coef: float,
     ent_coef: float,
     clip_coef: float,
+    clip_value_coef: float,
     d_logits: Floats,
     d_value: Floats,
     terms: Doubles,
@@ -159,8 +165,8 @@ def _categorical_loss_numba(
         fill_entropy(shifted, exps, row, size, width)
         _choose(shifted, row, action, valid, start, size, width)
         rows_loss(
-            row, value, old_log_prob, advantage, return_, valid, start, size,
-            surrogate, inverse_count, shift, scale, vf_coef, clip_coef, d_value, sums,
+            row, value, old_log_prob, old_value, advantage, return_, valid, start, size,
+            surrogate, inverse_count, shift, scale, vf_coef, clip_coef, clip_value_coef, d_value, sums,
         )  # fmt: skip
         sums[2] += _sum_valid(row, valid, start, size)
         _logits_gradient(shifted, exps, row, action, valid, start, size, width, np.float32(ent_coef * inverse_count))
@@ -178,6 +184,7 @@ def _categorical_rows(
     value: tl.tensor,
     action: tl.tensor,
     old_log_prob: tl.tensor,
+    old_value: tl.tensor,
     advantage: tl.tensor,
     return_: tl.tensor,
     valid: tl.tensor,
@@ -188,12 +195,14 @@ def _categorical_rows(
     vf_coef: tl.tensor,
     ent_coef: tl.tensor,
     clip_coef: tl.tensor,
+    clip_value_coef: tl.tensor,
     d_logits: tl.tensor,
     d_value: tl.tensor,
     parts: tl.tensor,
     num_rows: tl.tensor,
     num_actions: tl.tensor,
     CLIPS: tl.constexpr,
+    CLIPS_VALUE: tl.constexpr,
     NUM_ROWS: tl.constexpr,
     NUM_COLUMNS: tl.constexpr,
 ) -> None:
@@ -218,9 +227,9 @@ def _categorical_rows(
     effective = ((advantages - shift) - shift_rest) * scale
     old = tl.load(old_log_prob + row, mask=counts, other=0.0)
     surrogate, slope, kl, beyond = surrogate_triton(log_prob, old, effective, clip_coef, CLIPS)
-    error = tl.load(value + row, mask=counts, other=0.0) - tl.load(return_ + row, mask=counts, other=0.0)
-    tl.store(d_value + row, 2.0 * vf_coef * weight * error, mask=here)
-    store_parts(parts, counts, surrogate, error, entropy, kl, beyond)
+    square, half = value_loss_triton(value, old_value, return_, row, counts, clip_value_coef, CLIPS_VALUE)
+    tl.store(d_value + row, 2.0 * vf_coef * weight * half, mask=here)
+    store_parts(parts, counts, surrogate, square, entropy, kl, beyond)
 
     probability = exps / total[:, None]
     bend = probability * (shifted - log_total[:, None] + entropy[:, None])  # minus d entropy / d logit
@@ -238,6 +247,7 @@ def _categorical_loss_triton(
     value: Tensor,
     action: Tensor,
     old_log_prob: Tensor,
+    old_value: Tensor,
     advantage: Tensor,
     return_: Tensor,
     valid: Tensor,
@@ -248,6 +258,7 @@ def _categorical_loss_triton(
     vf_coef: float,
     ent_coef: float,
     clip_coef: float,
+    clip_value_coef: float,
     d_logits: Tensor,
     d_value: Tensor,
     terms: Tensor,
@@ -255,8 +266,8 @@ def _categorical_loss_triton(
     block_rows, block_columns = block_shape(num_actions)
     num_programs = count_programs(num_rows, block_rows)
     parts = make_parts(logits, num_programs, 5)
-    rows = logits, value, action, old_log_prob, advantage, return_, valid.view(torch.uint8)
-    numbers = inverse_count, *split(shift), scale, vf_coef, ent_coef, clip_coef
+    rows = logits, value, action, old_log_prob, old_value, advantage, return_, valid.view(torch.uint8)
+    numbers = inverse_count, *split(shift), scale, vf_coef, ent_coef, clip_coef, clip_value_coef
     _categorical_rows[(num_programs,)](
         *rows,
         *numbers,
@@ -266,6 +277,7 @@ def _categorical_loss_triton(
         num_rows,
         num_actions,
         CLIPS=surrogate == CLIPPED,
+        CLIPS_VALUE=not math.isinf(clip_value_coef),
         NUM_ROWS=block_rows,
         NUM_COLUMNS=block_columns,
     )

@@ -18,6 +18,7 @@ from fastac.kernels.losses import (
     rows_loss,
     store_parts,
     surrogate_triton,
+    value_loss_triton,
 )
 from fastac.kernels.numba_tools import FUSED, HALF, SUMS, ZERO, Bools, Doubles, Floats, U, jit
 from fastac.kernels.row_blocks import BLOCK, LOG_PROB, NUM_SCRATCH, SLOPE, blank_block, load_block, store_block
@@ -37,6 +38,7 @@ def gaussian_loss(
     value: Annotated[Tensor, "float32 M"],
     action: Annotated[Tensor, "float32 M A"],
     old_log_prob: Annotated[Tensor, "float32 M"],
+    old_value: Annotated[Tensor, "float32 M"],
     advantage: Annotated[Tensor, "float32 M"],
     return_: Annotated[Tensor, "float32 M"],
     valid: Annotated[Tensor, "bool M"],
@@ -47,6 +49,7 @@ def gaussian_loss(
     vf_coef: Real,
     ent_coef: Real,
     clip_coef: Real,
+    clip_value_coef: float,
     d_mean: Annotated[Tensor, "float32 M A"],
     d_log_std: Annotated[Tensor, "float32 A"],
     d_value: Annotated[Tensor, "float32 M"],
@@ -65,8 +68,8 @@ def gaussian_loss(
         z = (action[valid] - leaves[0]) * (-leaves[1]).exp()  # [M, A]
         log_prob = (-0.5 * (z.square() + _LOG_2PI) - leaves[1]).sum(dim=-1)  # [M]
         entropy = (0.5 * (1.0 + _LOG_2PI) + leaves[1]).sum().expand(log_prob.shape)  # [M]
-        constants = old_log_prob[valid], advantage[valid], return_[valid]
-        numbers = float(inverse_count), float(shift), float(scale), float(clip_coef)
+        constants = old_log_prob[valid], old_value[valid], advantage[valid], return_[valid]
+        numbers = float(inverse_count), float(shift), float(scale), float(clip_coef), clip_value_coef
         added = compute_terms(surrogate, log_prob, entropy, leaves[2], *constants, *numbers)
         d_mean[valid], added_d_log_std, d_value[valid] = differentiate(
             added, float(vf_coef), float(ent_coef), leaves, terms
@@ -115,6 +118,7 @@ def _gaussian_loss_numba(
     value: Floats,
     action: Floats,
     old_log_prob: Floats,
+    old_value: Floats,
     advantage: Floats,
     return_: Floats,
     valid: Bools,
@@ -125,6 +129,7 @@ def _gaussian_loss_numba(
     vf_coef: float,
     ent_coef: float,
     clip_coef: float,
+    clip_value_coef: float,
     d_mean: Floats,
     d_log_std: Floats,
     d_value: Floats,
@@ -151,8 +156,8 @@ def _gaussian_loss_numba(
         blank_block(means, valid, start, size, width)
         _standardize(z, means, inverse_std, constant, row, size, width)
         rows_loss(
-            row, value, old_log_prob, advantage, return_, valid, start, size,
-            surrogate, inverse_count, shift, scale, vf_coef, clip_coef, d_value, sums,
+            row, value, old_log_prob, old_value, advantage, return_, valid, start, size,
+            surrogate, inverse_count, shift, scale, vf_coef, clip_coef, clip_value_coef, d_value, sums,
         )  # fmt: skip
         _mean_gradient(z, row, inverse_std, slopes, size, width)
         store_block(z, d_mean, start, size, width)
@@ -176,6 +181,7 @@ def _gaussian_rows(
     value: tl.tensor,
     action: tl.tensor,
     old_log_prob: tl.tensor,
+    old_value: tl.tensor,
     advantage: tl.tensor,
     return_: tl.tensor,
     valid: tl.tensor,
@@ -186,6 +192,7 @@ def _gaussian_rows(
     vf_coef: tl.tensor,
     ent_coef: tl.tensor,
     clip_coef: tl.tensor,
+    clip_value_coef: tl.tensor,
     log_2pi: tl.tensor,
     d_mean: tl.tensor,
     d_value: tl.tensor,
@@ -194,6 +201,7 @@ def _gaussian_rows(
     num_rows: tl.tensor,
     num_columns: tl.tensor,
     CLIPS: tl.constexpr,
+    CLIPS_VALUE: tl.constexpr,
     NUM_ROWS: tl.constexpr,
     NUM_COLUMNS: tl.constexpr,
 ) -> None:
@@ -215,9 +223,9 @@ def _gaussian_rows(
     effective = ((advantages - shift) - shift_rest) * scale
     old = tl.load(old_log_prob + row, mask=counts, other=0.0)
     surrogate, slope, kl, beyond = surrogate_triton(log_prob, old, effective, clip_coef, CLIPS)
-    error = tl.load(value + row, mask=counts, other=0.0) - tl.load(return_ + row, mask=counts, other=0.0)
-    tl.store(d_value + row, 2.0 * vf_coef * weight * error, mask=here)
-    store_parts(parts, counts, surrogate, error, entropy, kl, beyond)
+    square, half = value_loss_triton(value, old_value, return_, row, counts, clip_value_coef, CLIPS_VALUE)
+    tl.store(d_value + row, 2.0 * vf_coef * weight * half, mask=here)
+    store_parts(parts, counts, surrogate, square, entropy, kl, beyond)
 
     slope = tl.where(counts, -weight * slope, 0.0)[:, None]
     tl.store(d_mean + at, slope * z * inverse_std, mask=here[:, None] & (column < num_columns)[None, :])
@@ -235,6 +243,7 @@ def _gaussian_loss_triton(
     value: Tensor,
     action: Tensor,
     old_log_prob: Tensor,
+    old_value: Tensor,
     advantage: Tensor,
     return_: Tensor,
     valid: Tensor,
@@ -245,6 +254,7 @@ def _gaussian_loss_triton(
     vf_coef: float,
     ent_coef: float,
     clip_coef: float,
+    clip_value_coef: float,
     d_mean: Tensor,
     d_log_std: Tensor,
     d_value: Tensor,
@@ -254,8 +264,8 @@ def _gaussian_loss_triton(
     num_programs = count_programs(num_rows, block_rows)
     parts = make_parts(mean, num_programs, 5)
     d_log_std_parts = make_parts(mean, num_programs, num_columns)
-    rows = mean, log_std, value, action, old_log_prob, advantage, return_, valid.view(torch.uint8)
-    numbers = inverse_count, *split(shift), scale, vf_coef, ent_coef, clip_coef, _LOG_2PI
+    rows = mean, log_std, value, action, old_log_prob, old_value, advantage, return_, valid.view(torch.uint8)
+    numbers = inverse_count, *split(shift), scale, vf_coef, ent_coef, clip_coef, clip_value_coef, _LOG_2PI
     _gaussian_rows[(num_programs,)](
         *rows,
         *numbers,
@@ -266,6 +276,7 @@ def _gaussian_loss_triton(
         num_rows,
         num_columns,
         CLIPS=surrogate == CLIPPED,
+        CLIPS_VALUE=not math.isinf(clip_value_coef),
         NUM_ROWS=block_rows,
         NUM_COLUMNS=block_columns,
     )

@@ -4,6 +4,7 @@ Every loss kernel takes these arrays, one element per row `[M]`; all are constan
 
 - `value`: the critic's estimates;
 - `old_log_prob`: log-probs of the actions under the policy that collected them; only the clipped surrogate reads it;
+- `old_value`: the critic's estimates while acting; read only if values are clipped;
 - `advantage`: the advantage used is (advantage - shift) * scale;
 - `return_`: the critic's target;
 - `valid`: rows that are not valid may hold anything; a NaN in a valid row shows up in `terms`.
@@ -14,7 +15,8 @@ It takes these numbers:
 - `inverse_count`: 1 / number of valid rows in the whole batch, the weight of a row;
 - `shift`, `scale`: mean and inverse deviation of the advantage if it is normalised, else 0 and 1;
 - `vf_coef`, `ent_coef`: weights of the value loss and of the entropy;
-- `clip_coef`: the clipping range, for the clipped surrogate.
+- `clip_coef`: the clipping range, for the clipped surrogate;
+- `clip_value_coef`: how far a value may move from the old one before its loss is clipped; infinity does not clip.
 
 It writes to `d_value` the gradient of total = policy_loss + vf_coef * value_loss - ent_coef * entropy, 0 in rows that
 are not valid. It adds policy_loss, value_loss, entropy, approx_kl and clip_fraction to `terms`, so a batch may be
@@ -23,6 +25,7 @@ processed in chunks.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -56,23 +59,35 @@ def compute_surrogate(
     return loss, ratio - 1.0 - log_ratio, ((ratio - 1.0).abs() > clip_coef).to(log_prob.dtype)
 
 
+def compute_value_loss(value: Tensor, return_: Tensor, old_value: Tensor, clip_value_coef: float) -> Tensor:
+    """Return per row `[M]`: the squared error, or the larger one of that and the clipped value's."""
+    error = (value - return_).square()
+    if math.isinf(clip_value_coef):
+        return error
+    clipped = old_value + (value - old_value).clamp(-clip_value_coef, clip_value_coef)
+    return torch.maximum(error, (clipped - return_).square())
+
+
 def compute_terms(
     surrogate: Surrogate,
     log_prob: Tensor,
     entropy: Tensor,
     value: Tensor,
     old_log_prob: Tensor,
+    old_value: Tensor,
     advantage: Tensor,
     return_: Tensor,
     inverse_count: float,
     shift: float,
     scale: float,
     clip_coef: float,
+    clip_value_coef: float,
 ) -> Tensor:
     """Return the terms `[5]` of rows `[M]`, all of them valid."""
     effective = ((advantage.double() - shift) * scale).to(advantage.dtype)  # [M]
     policy_loss, approx_kl, clipped = compute_surrogate(surrogate, log_prob, old_log_prob, effective, clip_coef)
-    rows = torch.stack([policy_loss, (value - return_).square(), entropy, approx_kl.detach(), clipped])  # [5, M]
+    value_loss = compute_value_loss(value, return_, old_value, clip_value_coef)
+    rows = torch.stack([policy_loss, value_loss, entropy, approx_kl.detach(), clipped])  # [5, M]
     return rows.sum(dim=1) * inverse_count
 
 
@@ -158,10 +173,49 @@ def _value_loss(
 
 
 @jit(SUMS)
+def _clipped_value_loss(
+    value: Floats,
+    old_value: Floats,
+    return_: Floats,
+    valid: Bools,
+    d_value: Floats,
+    start: int,
+    size: int,
+    slope: float,
+    clip_coef: float,
+) -> Number:
+    """As `_value_loss`, for the larger one of the error and that of the clipped value."""
+    total = ZERO
+    for n in range(size):
+        plain, limited, inside = _value_errors(value[start + n], old_value[start + n], return_[start + n], clip_coef)
+        counts = valid[start + n]
+        plain, limited = plain if counts else ZERO, limited if counts else ZERO
+        square, other = plain * plain, limited * limited
+        # As in autograd: a tie shares the gradient, and clamp passes it on only inside the range.
+        share = ONE if square > other else (HALF if square == other else ZERO)
+        d_value[start + n] = slope * (share * plain + ((ONE - share) * limited if inside else ZERO))
+        total += square if square > other else other
+    return total
+
+
+@jit()
+def _value_errors(value: float, old_value: float, return_: float, clip_coef: float) -> tuple[float, float, bool]:
+    """Return the error, that of the clipped value, and whether the value is within the range.
+
+    Separate function so that LLVM cannot reassociate its terms, which nearly cancel.
+    """
+    moved = value - old_value
+    inside = not abs(moved) > clip_coef  # also NaN, which then shows up
+    clipped = old_value + (moved if inside else (clip_coef if moved > ZERO else -clip_coef))
+    return value - return_, clipped - return_, inside
+
+
+@jit(SUMS)
 def rows_loss(
     row: Floats,
     value: Floats,
     old_log_prob: Floats,
+    old_value: Floats,
     advantage: Floats,
     return_: Floats,
     valid: Bools,
@@ -173,6 +227,7 @@ def rows_loss(
     scale: float,
     vf_coef: float,
     clip_coef: float,
+    clip_value_coef: float,
     d_value: Floats,
     sums: Doubles,
 ) -> None:
@@ -195,7 +250,12 @@ def rows_loss(
         sums[4] += beyond
     else:
         sums[0] += _policy_gradient(row, advantage, valid, start, size, np.float32(inverse_count), shift, scale)
-    sums[1] += _value_loss(value, return_, valid, d_value, start, size, np.float32(2.0 * vf_coef * inverse_count))
+    slope = np.float32(2.0 * vf_coef * inverse_count)
+    if clip_value_coef < np.inf:
+        limit = np.float32(clip_value_coef)
+        sums[1] += _clipped_value_loss(value, old_value, return_, valid, d_value, start, size, slope, limit)
+    else:
+        sums[1] += _value_loss(value, return_, valid, d_value, start, size, slope)
 
 
 # ---- Triton -----------------------------------------------------------------------------------------
@@ -225,11 +285,39 @@ def surrogate_triton(
 
 
 @triton_jit
+def value_loss_triton(
+    value: tl.tensor,
+    old_value: tl.tensor,
+    return_: tl.tensor,
+    row: tl.tensor,
+    counts: tl.tensor,
+    clip_coef: tl.tensor,
+    CLIPS: tl.constexpr,
+) -> Results:
+    """Return per row: the squared error of the value, and half its slope."""
+    found = tl.load(value + row, mask=counts, other=0.0)
+    target = tl.load(return_ + row, mask=counts, other=0.0)
+    slope = found - target
+    square = slope * slope
+    if CLIPS:
+        old = tl.load(old_value + row, mask=counts, other=0.0)
+        moved = found - old
+        beyond = tl.abs(moved) > clip_coef  # not NaN, which then shows up
+        limited = old + tl.where(beyond, tl.where(moved > 0.0, clip_coef, -clip_coef), moved) - target
+        other = limited * limited
+        # As in autograd: a tie shares the gradient, and clamp passes it on only inside the range.
+        share = tl.where(square > other, 1.0, tl.where(square == other, 0.5, 0.0))
+        slope = share * slope + tl.where(beyond, 0.0, (1.0 - share) * limited)
+        square = tl.where(square > other, square, other)
+    return square, slope
+
+
+@triton_jit
 def store_parts(
     parts: tl.tensor,
     counts: tl.tensor,
     surrogate: tl.tensor,
-    error: tl.tensor,
+    square: tl.tensor,
     entropy: tl.tensor,
     kl: tl.tensor,
     beyond: tl.tensor,
@@ -237,7 +325,7 @@ def store_parts(
     """Store the program's sums of the five terms over valid rows."""
     at = parts + tl.program_id(0) * 5
     tl.store(at, tl.sum(tl.where(counts, -surrogate, 0.0).to(tl.float64), axis=0))
-    tl.store(at + 1, tl.sum((error * error).to(tl.float64), axis=0))
+    tl.store(at + 1, tl.sum(square.to(tl.float64), axis=0))
     tl.store(at + 2, tl.sum(tl.where(counts, entropy, 0.0).to(tl.float64), axis=0))
     tl.store(at + 3, tl.sum(tl.where(counts, kl, 0.0).to(tl.float64), axis=0))
     tl.store(at + 4, tl.sum(tl.where(counts, beyond, 0.0).to(tl.float64), axis=0))

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastac.config import Config
-from fastac.contract import Alone, Group, NonFiniteError, Phases, StateTree, read_branch, read_count
+from fastac.contract import Alone, Group, NonFiniteError, Phases, StateTree, read_amount, read_branch, read_count
 from fastac.kernels import Op, batch_moments, gae, join_calls, merge_moments, weigh_rows
 from fastac.learning.objectives import TERMS, Coefs, Gradient
 from fastac.learning.optimizer import Optimizer
-from fastac.learning.schedules import anneal
+from fastac.learning.schedules import adapt_rate, anneal
 from fastac.rollout import Batch, Minibatches, Preview, Rollout
 
 Moments: TypeAlias = tuple[float, float, float]  # number of rows, mean, and sum of squared deviations from it
@@ -65,9 +65,7 @@ class Learner:
         self._gather_previews, self._everyones_previews = self._group.prepare_gather(self._previews)
         shards = len(self._everyones_previews)
         self._by_batch = torch.zeros(num, shards, 5, dtype=torch.float64)
-        self._weigh_batch = [
-            weigh_rows.prepare(part, self._algo.normalize_advantage, self._coefs.weights) for part in self._by_batch
-        ]
+        self._weigh_batch = [self._prepare_weights(part) for part in self._by_batch]
         self._looks: list[Op] = []  # the calls that fill them
         gather, self._everyones = self._group.prepare_gather(self._moments)  # [S, 5]
         weigh = weigh_rows.prepare(self._everyones, self._algo.normalize_advantage, self._coefs.weights)
@@ -75,9 +73,14 @@ class Learner:
         self._given: list[Tensor] = []  # what the calls of an estimate read
         self._estimates: list[Op] = []
         self._metrics = torch.zeros(len(_METRICS), dtype=torch.float64)  # of an update
-        self._learning_rate = torch.zeros(1, dtype=torch.float64)
+        # The learning rates at the start of the run, the critic's last if it has its own, and those of now.
+        starts = self._optim.learning_rate, self._optim.critic_learning_rate
+        self._start_rates = np.array([rate for rate in starts if rate is not None])
+        self._rates = torch.zeros(len(self._start_rates), dtype=torch.float64)
+        self._is_adaptive = self._optim.learning_rate_schedule == "adaptive"
+        self._rate_share = 1.0  # of those at the start, changed if they are adaptive
         # Views, since making one takes a microsecond.
-        self._views = self._metrics.numpy(), self._coefs.schedule.numpy(), self._learning_rate.numpy()
+        self._views = self._metrics.numpy(), self._coefs.schedule.numpy(), self._rates.numpy()
         # The calls of an update, by the batches; they are made once, since batches do not move.
         self._prepared: dict[tuple[int | bool, ...], tuple[tuple[Batch, ...], list[Op]]] = {}
         self._rollouts: Sequence[Rollout] = ()  # that they read
@@ -120,28 +123,65 @@ class Learner:
                     self._weigh_batch[number]()
                 totals += self._update(batches, is_fresh)
                 count += 1
+            if not self._heed_kl(is_fresh):
+                break
         metrics: dict[str, float] = dict(zip(_METRICS, (totals / count).tolist(), strict=True))
         # 1 - Var[return - value] / Var[return]: 1 for a perfect critic, 0 for one no better than a constant.
         metrics["explained_variance"] = 1.0 - advantages[2] / returns[2] if returns[2] > 0.0 else math.nan
-        _, schedule, rate = self._views
-        metrics["learning_rate"] = float(rate[0])
+        _, schedule, rates = self._views
+        metrics["learning_rate"] = float(rates[0])
         if self._algo.algo == "ppo":  # also logged by SB3
             vf_coef, ent_coef, clip_coef = schedule.tolist()
             critic, entropy = vf_coef * metrics["value_loss"], ent_coef * metrics["entropy"]
             metrics["loss"], metrics["clip_range"] = metrics["policy_loss"] + critic - entropy, clip_coef
+        if self._algo.target_kl is not None:
+            metrics["epochs"] = epoch + 1.0
         self.rows = int(advantages[0])
         phases.advantage_s += middle - begin
         phases.update_s += perf_counter() - middle
         return metrics
 
     def _schedule(self, done_fraction: float) -> None:
-        """Set the coefficients and the learning rate for this part of the run."""
+        """Set the coefficients and the learning rates for this part of the run."""
         algo, optim = self._algo, self._optim
-        _, schedule, rate = self._views
+        _, schedule, rates = self._views
         schedule[0] = algo.vf_coef if algo.baseline else 0.0
         schedule[1] = anneal(optim.ent_coef_schedule, algo.ent_coef, done_fraction)
         schedule[2] = anneal(optim.clip_coef_schedule, algo.clip_coef, done_fraction)
-        rate[0] = anneal(optim.learning_rate_schedule, optim.learning_rate, done_fraction)
+        rates[:] = self._start_rates * anneal(optim.learning_rate_schedule, self._rate_share, done_fraction)
+
+    def _heed_kl(self, is_fresh: bool) -> bool:
+        """Compare the KL of the epoch's last minibatch with the target; return whether to go on with the next epoch.
+
+        It is that of the parameters before the last update, summed over all shards, so all workers do the same. Epochs
+        end as in CleanRL (Huang et al. 2022): with the first one whose KL exceeds the target. An adaptive learning rate
+        changes between epochs, see `adapt_rate`, and then no epoch is left out. Before a rollout's first update
+        (`is_fresh`) the KL is 0 and says nothing.
+        """
+        target, (metrics, _, rates) = self._algo.target_kl, self._views
+        if target is None or is_fresh:
+            return True
+        kl = float(metrics[_KL])
+        if not self._is_adaptive:
+            return kl <= target
+        self._rate_share = adapt_rate(float(rates[0]), kl, target) / self._optim.learning_rate
+        rates[:] = self._start_rates * self._rate_share
+        return True
+
+    def _prepare_weights(self, moments: Tensor) -> Op:
+        """Return the call that weighs a minibatch's rows, from the moments of all shards, `[S, 5]`."""
+        algo, weights = self._algo, self._coefs.weights
+        if algo.advantage_scope == "minibatch":
+            return weigh_rows.prepare(moments, algo.normalize_advantage, weights)
+        # Only the number of rows is the minibatch's; the rollout's shift and scale stay.
+        own = torch.zeros_like(weights)
+        weigh = weigh_rows.prepare(moments, False, own)
+
+        def weigh_batch() -> None:
+            weigh()
+            weights[0] = own[0]
+
+        return weigh_batch
 
     def _estimate(self, rollouts: Sequence[Rollout], rewards: Sequence[Tensor]) -> tuple[Moments, Moments]:
         """Fill the rollouts' advantages and returns; return their moments over all shards' valid rows.
@@ -214,16 +254,20 @@ class Learner:
             ops += gradient.prepare(batch, self._coefs, self._parts[shard], is_fresh)
             ops += self._optimizer.prepare_keep(shard)
         terms, norm = self._metrics.split([len(TERMS), 1])
-        return join_calls([*ops, *self._optimizer.prepare(self._parts, terms, norm, self._learning_rate)])
+        return join_calls([*ops, *self._optimizer.prepare(self._parts, terms, norm, self._rates)])
 
     def get_state(self) -> StateTree:
-        """Return the optimiser's slots and the update count."""
-        return {"optimizer": self._optimizer.get_state(), "updates": self.updates}
+        """Return the optimiser's slots and the update count, and how far an adaptive learning rate has come."""
+        share = {"rate_share": self._rate_share} if self._is_adaptive else {}
+        return {"optimizer": self._optimizer.get_state(), "updates": self.updates, **share}
 
     def set_state(self, state: StateTree) -> None:
         """Continue from `get_state`."""
         self._optimizer.set_state(read_branch(state, "optimizer"))
         self.updates = read_count(state, "updates")
+        if self._is_adaptive and "rate_share" in state:
+            self._rate_share = read_amount(state, "rate_share")
 
 
 _METRICS = (*TERMS, "grad_norm")
+_KL = _METRICS.index("approx_kl")

@@ -7,6 +7,7 @@ Monte Carlo returns: the advantage differs, the formula does not.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,6 +51,8 @@ class PolicyLoss(Protocol):
         vf_coef: float,
         ent_coef: float,
         clip_coef: float,
+        old_value: Tensor | None,
+        clip_value_coef: float,
     ) -> LossTerms:
         """Compute the terms.
 
@@ -60,10 +63,13 @@ class PolicyLoss(Protocol):
             old_log_prob: log-probs of the actions under the policy that collected them.
             advantage: estimated, constant.
             return_: the critic's target, constant.
-            weight: sums to 1 over valid rows, 0 elsewhere. All seven arguments have the same shape.
+            weight: sums to 1 over valid rows, 0 elsewhere.
             vf_coef: weight of the value loss.
             ent_coef: weight of the entropy.
             clip_coef: PPO's clipping range.
+            old_value: the critic's estimates while acting; None: its loss is not clipped. All eight tensors have the
+                same shape.
+            clip_value_coef: how far a value may move from the old one before its loss is clipped, see `squared_error`.
         """
 
 
@@ -78,11 +84,14 @@ def policy_gradient(
     vf_coef: float,
     ent_coef: float,
     clip_coef: float,
+    old_value: Tensor | None = None,
+    clip_value_coef: float = math.inf,
 ) -> LossTerms:
     """A2C and REINFORCE: minus the mean of log-prob times advantage. See `PolicyLoss`."""
     policy_loss = -(log_prob * advantage * weight).sum()
     zero = torch.zeros((), device=log_prob.device)
-    return _combine(policy_loss, value, return_, entropy, weight, vf_coef, ent_coef, zero, zero)
+    value_loss = (squared_error(value, return_, old_value, clip_value_coef) * weight).sum()
+    return _combine(policy_loss, value_loss, entropy, weight, vf_coef, ent_coef, zero, zero)
 
 
 def clipped_surrogate(
@@ -96,6 +105,8 @@ def clipped_surrogate(
     vf_coef: float,
     ent_coef: float,
     clip_coef: float,
+    old_value: Tensor | None = None,
+    clip_value_coef: float = math.inf,
 ) -> LossTerms:
     """PPO: the minimum of the clipped and the unclipped ratio times advantage, negated. See `PolicyLoss`."""
     log_ratio = log_prob - old_log_prob
@@ -105,13 +116,26 @@ def clipped_surrogate(
     with torch.no_grad():
         approx_kl = ((ratio - 1.0 - log_ratio) * weight).sum()
         clip_fraction = (((ratio - 1.0).abs() > clip_coef) * weight).sum()
-    return _combine(policy_loss, value, return_, entropy, weight, vf_coef, ent_coef, approx_kl, clip_fraction)
+    value_loss = (squared_error(value, return_, old_value, clip_value_coef) * weight).sum()
+    return _combine(policy_loss, value_loss, entropy, weight, vf_coef, ent_coef, approx_kl, clip_fraction)
+
+
+def squared_error(value: Tensor, return_: Tensor, old_value: Tensor | None, clip_value_coef: float) -> Tensor:
+    """Return the critic's squared error per row, or the larger one of that and the error of the clipped value.
+
+    The clipped value is at most `clip_value_coef` from the old one. So a value that has moved farther than that towards
+    its return has no gradient. As in OpenAI Baselines' ppo2, and `clip_vloss` of CleanRL (Huang et al. 2022).
+    """
+    error = (value - return_).square()
+    if old_value is None:
+        return error
+    clipped = old_value + (value - old_value).clamp(-clip_value_coef, clip_value_coef)
+    return torch.maximum(error, (clipped - return_).square())
 
 
 def _combine(
     policy_loss: Tensor,
-    value: Tensor,
-    return_: Tensor,
+    value_loss: Tensor,
     entropy: Tensor,
     weight: Tensor,
     vf_coef: float,
@@ -119,7 +143,6 @@ def _combine(
     approx_kl: Tensor,
     clip_fraction: Tensor,
 ) -> LossTerms:
-    value_loss = ((value - return_).square() * weight).sum()
     mean_entropy = (entropy * weight).sum()
     total = policy_loss + vf_coef * value_loss - ent_coef * mean_entropy
     return LossTerms(total, policy_loss, value_loss, mean_entropy, approx_kl, clip_fraction)

@@ -7,6 +7,7 @@ the objective whether autograd or a hand-written backward pass continues from th
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Protocol
 
@@ -96,9 +97,9 @@ class Scored(Protocol):
 class PlainObjective:
     """Any head and any loss with torch operators and autograd; tests compare the kernels with it."""
 
-    def __init__(self, head: Scored, loss: PolicyLoss) -> None:
-        """Store the head and the algorithm's loss."""
-        self._head, self._loss = head, loss
+    def __init__(self, head: Scored, loss: PolicyLoss, clip_value_coef: float = math.inf) -> None:
+        """Store the head, the algorithm's loss, and how far a value may move before its loss is clipped."""
+        self._head, self._loss, self._clip_value_coef = head, loss, clip_value_coef
 
     def prepare(
         self,
@@ -128,7 +129,7 @@ class PlainObjective:
         # float64, because scaling would magnify the float32 rounding error of equal advantages to about 1.
         inverse_count, shift, scale = coefs.weights.tolist()
         advantage = ((batch.advantage.double() - shift) * scale).float()
-        weight = batch.valid * inverse_count
+        weight, (vf_coef, ent_coef, clip_coef) = batch.valid * inverse_count, coefs.schedule.tolist()
         found = self._loss(
             log_prob,
             entropy,
@@ -137,7 +138,11 @@ class PlainObjective:
             advantage,
             batch.return_,
             weight.float(),
-            *coefs.schedule.tolist(),
+            vf_coef,
+            ent_coef,
+            clip_coef,
+            batch.value,
+            self._clip_value_coef,
         )
         found.total.backward()
         for leaf, d in ((params, d_params), (value, d_value)):
@@ -148,9 +153,9 @@ class PlainObjective:
 class CategoricalObjective:
     """Categorical actions: a kernel computes the policy gradient or PPO's clipped surrogate."""
 
-    def __init__(self, surrogate: Surrogate) -> None:
-        """Choose the surrogate."""
-        self._surrogate = surrogate
+    def __init__(self, surrogate: Surrogate, clip_value_coef: float = math.inf) -> None:
+        """Choose the surrogate, and how far a value may move before its loss is clipped."""
+        self._surrogate, self._clip_value_coef = surrogate, clip_value_coef
 
     def prepare(
         self,
@@ -163,20 +168,29 @@ class CategoricalObjective:
         terms: Tensor,
     ) -> Op:
         """See `Objective`."""
-        rows = (batch.action, batch.log_prob, batch.advantage, batch.return_, batch.valid)
-        return categorical_loss.prepare(params, value, *rows, self._surrogate, *coefs.numbers, d_params, d_value, terms)
+        return categorical_loss.prepare(
+            params,
+            value,
+            *_rows(batch),
+            self._surrogate,
+            *coefs.numbers,
+            self._clip_value_coef,
+            d_params,
+            d_value,
+            terms,
+        )
 
 
 class GaussianObjective:
     """Gaussian actions with a state-independent deviation, computed by a kernel; see `CategoricalObjective`."""
 
-    def __init__(self, head: GaussianHead, surrogate: Surrogate) -> None:
-        """Store the head and the surrogate.
+    def __init__(self, head: GaussianHead, surrogate: Surrogate, clip_value_coef: float = math.inf) -> None:
+        """Store the head, the surrogate, and how far a value may move before its loss is clipped.
 
         Build the optimizer first: its `flatten` makes every `p.grad` a view of one flat vector, and the objective
         keeps the view of `log_std`.
         """
-        self._surrogate = surrogate
+        self._surrogate, self._clip_value_coef = surrogate, clip_value_coef
         assert head.log_std.grad is not None, "flatten the parameters first"
         self._log_std, self._d_log_std = head.log_std.detach(), head.log_std.grad
 
@@ -191,16 +205,22 @@ class GaussianObjective:
         terms: Tensor,
     ) -> Op:
         """See `Objective`."""
-        rows = (batch.action, batch.log_prob, batch.advantage, batch.return_, batch.valid)
         return gaussian_loss.prepare(
             params,
             self._log_std,
             value,
-            *rows,
+            *_rows(batch),
             self._surrogate,
             *coefs.numbers,
+            self._clip_value_coef,
             d_params,
             self._d_log_std,
             d_value,
             terms,
         )
+
+
+def _rows(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return what the kernels take of a batch."""
+    old_value = batch.return_ if batch.value is None else batch.value  # nothing reads it if values are not clipped
+    return batch.action, batch.log_prob, old_value, batch.advantage, batch.return_, batch.valid

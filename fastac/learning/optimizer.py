@@ -8,7 +8,7 @@ an update is one pass over a few vectors, whatever the number of layers. Each pa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +19,18 @@ from torch import Tensor, nn
 
 from fastac import memory
 from fastac.contract import Group, StateTree, WorkerFailure, read_count, read_tensor
-from fastac.kernels import SQUARES_BLOCK, Op, clip_gradient, copy_row, num_blocks, sum_gradients, sum_squares
+from fastac.kernels import (
+    SQUARES_BLOCK,
+    Op,
+    clip_gradient,
+    copy_row,
+    join_calls,
+    num_blocks,
+    sum_gradients,
+    sum_squares,
+)
 from fastac.learning.host_sum import HostSum
+from fastac.learning.spans import find_spans, prepare_update, room_of
 from fastac.learning.update_rules import Step, UpdateRule
 
 
@@ -40,7 +50,7 @@ class Optimizer(Protocol):
                 gradients are.
             terms: `[5]` float64, written: those of all shards, added up.
             norm: `[1]` float64, written: the norm of the gradient before clipping.
-            learning_rate: `[1]` float64, the step size, read by every step.
+            learning_rate: `[1]` float64, the step size, read by every step; `[2]` if the critic has its own.
         """
 
     def get_state(self) -> StateTree:
@@ -85,7 +95,14 @@ class FlatParameters:
 class LocalOptimizer:
     """Optimizer of a model that only this process trains."""
 
-    def __init__(self, model: nn.Module, rule: UpdateRule, max_grad_norm: float | None, num_shards: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: UpdateRule,
+        max_grad_norm: float | None,
+        num_shards: int = 1,
+        critic: Collection[nn.Parameter] = (),
+    ) -> None:
         """Make `model`'s parameters views of one vector, updated by `rule`.
 
         Args:
@@ -93,12 +110,13 @@ class LocalOptimizer:
             rule: the update rule.
             max_grad_norm: clip the global gradient norm to this; None does not clip.
             num_shards: S; the gradient of a single shard is used where it is.
+            critic: the parameters that have a step size of their own.
 
         Raises:
             ValueError: a parameter is not float32.
         """
         param, self._grad = flatten(model)
-        self._vectors = FlatParameters.allocate(param, rule)
+        self._vectors, self._spans = FlatParameters.allocate(param, rule), find_spans(model, critic)
         self._rule, self._max_norm = rule, max_grad_norm
         self._kept = memory.zeros((num_shards if num_shards > 1 else 0, len(param)), device=param.device)
         self._count = torch.zeros(1, dtype=torch.float64)
@@ -115,7 +133,7 @@ class LocalOptimizer:
             if len(self._kept)
             else sum_squares.prepare(self._grad, squares),
             prepare_clip(squares, parts, terms, self._max_norm, norm, step),
-            self._rule.prepare(self._vectors.param, self._grad, self._vectors.slots, step),
+            *prepare_update(self._rule, self._spans, 0, self._vectors.param, self._grad, self._vectors.slots, step),
         ]
 
     def get_state(self) -> StateTree:
@@ -162,6 +180,7 @@ class SharedOptimizer:
         grads: Tensor,
         shared: SharedVectors | None,
         host_sum: HostSum | None = None,
+        critic: Collection[nn.Parameter] = (),
     ) -> None:
         """Make `model`'s parameters views of one vector, and its gradients views of another.
 
@@ -174,6 +193,7 @@ class SharedOptimizer:
                 one's shards, `[1, L, P]`.
             shared: parameters that all workers share; None: each keeps its own.
             host_sum: adds up the gradients of several hosts.
+            critic: the parameters that have a step size of their own.
 
         Raises:
             ValueError: a parameter is not float32.
@@ -192,6 +212,7 @@ class SharedOptimizer:
         self._own = FlatParameters(
             self._vectors.param[begin:end], {name: slot[begin:end] for name, slot in self._vectors.slots.items()}
         )
+        self._spans = find_spans(model, critic)
         self._host_sum, self._part = host_sum, part_of(size, group.rank, group.size)
         self._sum = memory.empty((size if host_sum is None else host_sum.num_columns,), device=param.device)
         self._squares = squares_of(param) if shared is None else shared.squares
@@ -227,15 +248,17 @@ class SharedOptimizer:
         else:
             combine, everyones = self._host_sum.prepare(parts, self._part, self._range, self._sum, self._squares)
         clip = prepare_clip(self._squares, everyones, terms, self._max_norm, norm, step)
-        update = self._rule.prepare(self._own.param, self._sum[begin:end], self._own.slots, step)
+        update = prepare_update(
+            self._rule, self._spans, begin, self._own.param, self._sum[begin:end], self._own.slots, step
+        )
         if not self._is_split:
-            return [*combine, clip, update, *self._after_update()]
+            return [*combine, clip, *update, *self._after_update()]
         return [
             *combine,
             self._group.wait,
             clip,
             partial(self._begin_update, step.grad_scale),
-            update,
+            *update,
             self._end_update,
             *self._after_update(),
         ]
@@ -303,6 +326,7 @@ class HogwildOptimizer:
         shared: FlatParameters,
         counter: UpdateCounter,
         lock: AbstractContextManager[object],
+        critic: Collection[nn.Parameter] = (),
     ) -> None:
         """Make `model` this worker's copy of the shared parameters.
 
@@ -313,13 +337,14 @@ class HogwildOptimizer:
             shared: shared by all workers, of `flat_size(model)`.
             counter: counts the updates of all workers.
             lock: held from a step until the copy after it is done; a null context for no lock.
+            critic: the parameters that have a step size of their own.
 
         Raises:
             ValueError: a parameter is not float32.
         """
         self._param, self._grad = flatten(model)
         assert self._param.shape == shared.param.shape, "the shared vector is of another model"
-        self._rule, self._max_norm = rule, max_grad_norm
+        self._rule, self._max_norm, self._spans = rule, max_grad_norm, find_spans(model, critic)
         self._shared, self._counter, self._lock = shared, counter, lock
         self._number = torch.zeros(1, dtype=torch.float64)  # of a step among those of all workers
         self.copy()
@@ -340,20 +365,23 @@ class HogwildOptimizer:
     def prepare(self, parts: Tensor, terms: Tensor, norm: Tensor, learning_rate: Tensor) -> list[Op]:
         """See `Optimizer`; a worker's step is of its own rows alone."""
         squares, step = squares_of(self._grad), Step.allocate(learning_rate, self._number)
-        update = self._rule.prepare(self._shared.param, self._grad, self._shared.slots, step)
+        update = join_calls(
+            prepare_update(self._rule, self._spans, 0, self._shared.param, self._grad, self._shared.slots, step)
+        )
         return [
             sum_squares.prepare(self._grad, squares),
             prepare_clip(squares, parts, terms, self._max_norm, norm, step),
             partial(self._step, update, step.grad_scale),
         ]
 
-    def _step(self, update: Op, grad_scale: Tensor) -> None:
+    def _step(self, update: Sequence[Op], grad_scale: Tensor) -> None:
         if math.isnan(grad_scale):
             return
         with self._lock:
             total = self._counter.total()
             self._number.fill_(total + 1)  # whatever it was: only the counter knows of the others' steps
-            update()
+            for op in update:
+                op()
             self._counter.add(total - self._copied_at)
             self._copy()
 
@@ -394,11 +422,7 @@ def part_of(size: int, rank: int, workers: int) -> tuple[int, int]:
 
 def flat_size(model: nn.Module) -> int:
     """Return the size P of a model's flat vector: its trainable parameters, each padded to whole cache lines."""
-    return sum(_room_of(p) for p in model.parameters() if p.requires_grad)
-
-
-def _room_of(param: Tensor) -> int:
-    return memory.whole_lines(param.numel(), param.itemsize)
+    return sum(room_of(p) for p in model.parameters() if p.requires_grad)
 
 
 def flatten(model: nn.Module, vector: Tensor | None = None, grad: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -425,5 +449,5 @@ def flatten(model: nn.Module, vector: Tensor | None = None, grad: Tensor | None 
         strides = torch.empty_like(p).stride()  # strides of p; contiguous if p has gaps or overlaps
         p.data = vector[begin:].as_strided(p.shape, strides).copy_(p.data)
         p.grad = grad[begin:].as_strided(p.shape, strides)
-        begin += _room_of(p)
+        begin += room_of(p)
     return vector, grad

@@ -35,7 +35,7 @@ class Step:
 
     Attributes:
         grad_scale: the gradient used is grad * grad_scale; NaN updates nothing.
-        learning_rate: the step size.
+        learning_rate: the step size; `[2]` with that of the critic's own parameters.
         count: the number of steps including this one.
     """
 

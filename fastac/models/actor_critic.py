@@ -84,6 +84,11 @@ class ActorCritic(nn.Module):
             params = params.masked_fill(mask == 0, ILLEGAL)
         return params, value, states[0] if len(states) == 1 else torch.cat(states, dim=-1)
 
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that are the critic's alone: the value head's, and its trunk's if it has its own."""
+        trunk = self.trunks[-1].parameters() if len(self.trunks) > 1 else ()
+        return [*trunk, *self.value_head.parameters()]
+
     def initial_state(self, num_envs: int) -> Tensor:
         """Return the zero recurrent state `[N, S]`."""
         return torch.zeros(num_envs, self.state_size, device=self.value_head.weight.device)

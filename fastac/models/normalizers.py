@@ -123,8 +123,11 @@ class ObsNormalizer(nn.Module):
         moments = torch.empty(len(parts), 1 + 2 * self.moments.mean.numel(), dtype=torch.float64)
         for (obs, valid), part in zip(parts, moments, strict=True):
             rows = obs.flatten(0, 1).flatten(1)
-            rows = rows[:, : self._width] if self.columns is None else rows[:, self.columns]
-            column_moments(rows.float().contiguous(), valid.flatten(), part)  # no copy of float32 without masks
+            if self.columns is not None:
+                rows = rows[:, self.columns]
+            elif rows.shape[1] > self._width:  # there are masks
+                rows = rows[:, : self._width].contiguous()
+            column_moments(rows.float(), valid.flatten(), part)  # no copy if they are float32
         self.moments.merge("obs", moments.numpy(), group)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import torch
@@ -26,6 +26,7 @@ class Batch:
         valid: rows that count.
         start: rows at which an episode begins.
         state: `[n, S]`, the recurrent state of sequences before row 0.
+        value: the critic's estimates while acting; None if the loss does not read them.
     """
 
     obs: Tensor
@@ -36,22 +37,35 @@ class Batch:
     valid: Tensor
     start: Tensor
     state: Tensor
+    value: Tensor | None = None
 
-    def to(self, device: torch.device) -> Batch:
-        """Copy to a device; return the batch itself if it is already there."""
-        if self.obs.device == device:
+    @property
+    def by_row(self) -> list[Tensor]:
+        """What has a row for each step: all but `state`."""
+        rows = self.obs, self.action, self.log_prob, self.advantage, self.return_, self.valid, self.start
+        return [*rows] if self.value is None else [*rows, self.value]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it has."""
+        return [*self.by_row, self.state]
+
+    def to(self, device: torch.device, copy: bool = False) -> Batch:
+        """Copy to a device; return the batch itself if it is already there, unless a `copy` is wanted."""
+        if self.obs.device == device and not copy:
             return self
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        *rows, state = (part.to(device, non_blocking=True, copy=copy) for part in self.tensors)
+        return _batch(rows, state)
 
     def flat(self) -> Batch:
         """View sequences `[T, n, ...]` as rows `[T * n, ...]`; a flat batch is returned as it is."""
         if self.valid.dim() == 1:
             return self
-        return _batch([getattr(self, f.name).flatten(0, 1) for f in fields(self)[:-1]], self.state)
+        return _batch([part.flatten(0, 1) for part in self.by_row], self.state)
 
     def rows(self, begin: int, end: int) -> Batch:
         """View rows `begin` to `end` of a flat batch."""
-        return _batch([getattr(self, f.name)[begin:end] for f in fields(self)[:-1]], self.state)
+        return _batch([part[begin:end] for part in self.by_row], self.state)
 
 
 # The advantages of a minibatch, `[M]`, and which of its rows count, `[M]`.
@@ -85,9 +99,9 @@ class Minibatches(Protocol):
 class FlatMinibatches(Minibatches):
     """Rows in random order, for models without recurrence; a single minibatch is the rollout itself, without a copy."""
 
-    def __init__(self, num_minibatches: int, generator: Generator) -> None:
-        """Draw a new order from `generator` for every epoch."""
-        self._num, self._generator = num_minibatches, generator
+    def __init__(self, num_minibatches: int, generator: Generator, keeps_value: bool = False) -> None:
+        """Draw a new order from `generator` for every epoch; batches have the values only if the loss reads them."""
+        self._num, self._generator, self._keeps_value = num_minibatches, generator, keeps_value
         # Views of the rollout and of one minibatch, kept because both use the same memory every time.
         self._rollout: Rollout | None = None
         self._part: Batch
@@ -99,7 +113,7 @@ class FlatMinibatches(Minibatches):
         """See `Minibatches`."""
         rows = rollout.valid.numel()
         order = 8 * rows // self._num + _Order.nbytes(rows) if self._num > 1 else 0
-        return _share(rollout, self._num) + order
+        return _share(rollout, self._num, self._keeps_value) + order
 
     def begin_epoch(self, rollout: Rollout) -> list[Preview]:
         """See `Minibatches`."""
@@ -125,7 +139,8 @@ class FlatMinibatches(Minibatches):
             yield self._part
 
     def _view(self, rollout: Rollout) -> None:
-        flat, observations = [part.flatten(0, 1) for part in _rows(rollout)], rollout.observations
+        rows, observations = _rows(rollout, self._keeps_value), rollout.observations
+        flat = [part.flatten(0, 1) for part in rows]
         num = len(flat[0]) // self._num
         assert num * self._num == len(flat[0]), "minibatches of equal size, as the configuration promises"
         self._rollout = rollout
@@ -141,9 +156,9 @@ class FlatMinibatches(Minibatches):
 class SequenceMinibatches(Minibatches):
     """Whole sequences of some envs, for recurrent models; a single minibatch is the rollout itself, without a copy."""
 
-    def __init__(self, num_minibatches: int, generator: Generator) -> None:
-        """Draw a new grouping of the envs from `generator` for every epoch."""
-        self._num, self._generator = num_minibatches, generator
+    def __init__(self, num_minibatches: int, generator: Generator, keeps_value: bool = False) -> None:
+        """Draw a new grouping of the envs from `generator` for every epoch; see `FlatMinibatches`."""
+        self._num, self._generator, self._keeps_value = num_minibatches, generator, keeps_value
         # Views of the rollout and of one minibatch, kept because both use the same memory every time.
         self._rollout: Rollout | None = None
         self._whole: Batch
@@ -156,9 +171,9 @@ class SequenceMinibatches(Minibatches):
     def nbytes(self, rollout: Rollout) -> int:
         """See `Minibatches`."""
         if self._num == 1:
-            return _share(rollout, 1)
+            return _share(rollout, 1, self._keeps_value)
         numbers = 8 * rollout.num_steps
-        sequence = _share(rollout, rollout.num_envs) + 4 * rollout.state.shape[1] + numbers
+        sequence = _share(rollout, rollout.num_envs, self._keeps_value) + 4 * rollout.state.shape[1] + numbers
         order = _Order.nbytes(rollout.valid.numel()) + 8 * rollout.num_envs
         return self._most(rollout) * sequence + rollout.num_envs * numbers + order
 
@@ -193,7 +208,8 @@ class SequenceMinibatches(Minibatches):
         return -(-rollout.num_envs // self._num)
 
     def _view(self, rollout: Rollout) -> None:
-        leading, obs, rows = (rollout.num_steps, rollout.num_envs), rollout.observations, _rows(rollout)
+        leading, obs = (rollout.num_steps, rollout.num_envs), rollout.observations
+        rows = _rows(rollout, self._keeps_value)
         self._rollout = rollout
         if self._num == 1:
             self._whole = _batch([obs.batch().unflatten(0, leading), *rows], rollout.state)
@@ -244,9 +260,9 @@ class _Order:
         return self._previews
 
 
-def _rows(rollout: Rollout) -> list[Tensor]:
-    """List the fields of a batch without observations, `[T, N, ...]` each, in the batch's order."""
-    return [
+def _rows(rollout: Rollout, keeps_value: bool) -> list[Tensor]:
+    """List the rows of a batch without observations, `[T, N, ...]` each, in the order of `Batch.by_row`."""
+    rows = [
         rollout.action,
         rollout.log_prob,
         rollout.advantage,
@@ -254,25 +270,25 @@ def _rows(rollout: Rollout) -> list[Tensor]:
         rollout.valid,
         rollout.start[: rollout.num_steps],
     ]
+    return [*rows, rollout.value[: rollout.num_steps]] if keeps_value else rows
 
 
 def _prepare_gather(rollout: Rollout, index: Tensor, part: Batch) -> list[Op]:
     """Return the calls that copy the rows at `index` `[M]` to a flat minibatch `[M, ...]`."""
     ops = [rollout.observations.prepare_take(index, part.obs)]
-    for rows, f in zip(_rows(rollout), fields(part)[1:-1], strict=True):  # all but obs and state
-        copies = getattr(part, f.name)
+    for rows, copies in zip(_rows(rollout, part.value is not None), part.by_row[1:], strict=True):
         ops.append(gather_rows.prepare(as_bytes(rows.flatten(0, 1)), index, as_bytes(copies)))
     return join_calls(ops)
 
 
-def _share(rollout: Rollout, num_minibatches: int) -> int:
+def _share(rollout: Rollout, num_minibatches: int, keeps_value: bool) -> int:
     """Return the memory in bytes of a copied minibatch; for a single minibatch, only the memory of built stacks."""
     observations = rollout.observations.batch_nbytes
     if num_minibatches == 1:
         return observations if rollout.observations.size > 1 else 0
-    return (observations + sum(part.nbytes for part in _rows(rollout))) // num_minibatches
+    return (observations + sum(part.nbytes for part in _rows(rollout, keeps_value))) // num_minibatches
 
 
 def _batch(parts: list[Tensor], state: Tensor) -> Batch:
-    obs, action, log_prob, advantage, return_, valid, start = parts
-    return Batch(obs, action, log_prob, advantage, return_, valid, start, state)
+    obs, action, log_prob, advantage, return_, valid, start, *value = parts
+    return Batch(obs, action, log_prob, advantage, return_, valid, start, state, *value)

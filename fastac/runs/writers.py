@@ -198,6 +198,7 @@ _PPO_TAGS = _TAGS | {
     "approx_kl": "train/approx_kl",
     "clip_fraction": "train/clip_fraction",
     "clip_range": "train/clip_range",
+    "epochs": "train/epochs",
 }
 
 

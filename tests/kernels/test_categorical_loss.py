@@ -38,14 +38,31 @@ def shares(*rows):
 def categorical(kernel, logits, action, surrogate="policy_gradient", **given):
     """Call a kernel on rows that are all valid unless said otherwise; return d_logits, d_value and terms."""
     num_rows = logits.shape[0]
-    rows = {name: torch.zeros(num_rows) for name in ("value", "old_log_prob", "advantage", "return_")}
+    rows = {name: torch.zeros(num_rows) for name in ("value", "old_log_prob", "old_value", "advantage", "return_")}
     rows |= {name: torch.tensor(row) for name, row in given.items() if isinstance(row, list)}
     valid = rows.pop("valid", torch.ones(num_rows, dtype=torch.bool))
-    numbers = {"shift": 0.0, "scale": 1.0, "vf_coef": 0.0, "ent_coef": 0.0, "clip_coef": 0.2}
+    numbers = {
+        "shift": 0.0,
+        "scale": 1.0,
+        "vf_coef": 0.0,
+        "ent_coef": 0.0,
+        "clip_coef": 0.2,
+        "clip_value_coef": math.inf,
+    }
     numbers |= {name: number for name, number in given.items() if not isinstance(number, list)}
     written = torch.full(logits.shape, 7.0), torch.full((num_rows,), 7.0), torch.zeros(5, dtype=torch.float64)
-    columns = rows["value"], torch.tensor(action), rows["old_log_prob"], rows["advantage"], rows["return_"], valid
-    kernel(logits, *columns, surrogate, 1.0 / int(valid.sum()), *numbers.values(), *written)
+    value, *others = rows.values()
+    kernel(
+        logits,
+        value,
+        torch.tensor(action),
+        *others,
+        valid,
+        surrogate,
+        1.0 / int(valid.sum()),
+        *numbers.values(),
+        *written,
+    )
     return written
 
 
@@ -90,6 +107,24 @@ def test_value_loss_by_hand(kernel):
     assert terms[VALUE].item() == pytest.approx((4.0 + 16.0) / 2)  # without the coefficient
     assert d_value.tolist() == pytest.approx([0.5 * 2.0 * -2.0 / 2, 0.5 * 2.0 * 4.0 / 2])
     assert (d_logits == 0.0).all()
+
+
+VALUES = [
+    # old value, value, return, loss, slope; the range is 0.5
+    (1.0, 1.25, 3.0, 1.75**2, -3.5),  # within the range
+    (1.0, 2.0, 3.0, 1.5**2, 0.0),  # has moved far enough towards the return: the clipped value, 1.5, has more error
+    (1.0, 0.0, 3.0, 3.0**2, -6.0),  # the wrong way: not held back
+    (1.0, 3.0, 1.5, 1.5**2, 3.0),  # beyond the return
+    (1.0, 2.0, 1.75, 0.25**2, 0.25),  # both errors are equal: half of the slope
+]
+
+
+@CATEGORICAL
+@pytest.mark.parametrize(("old", "value", "return_", "loss", "slope"), VALUES)
+def test_clipped_value_loss_by_hand(kernel, old, value, return_, loss, slope):
+    given = {"old_value": [old, 0.0], "value": [value, 9.0], "return_": [return_, 5.0], "valid": [True, False]}
+    _, d_value, terms = categorical(kernel, torch.zeros(2, 3), [0, 0], vf_coef=0.5, clip_value_coef=0.5, **given)
+    assert terms[VALUE].item() == loss and d_value.tolist() == [0.5 * slope, 0.0]
 
 
 @CATEGORICAL
@@ -147,19 +182,21 @@ def test_extreme_logits(kernel):
 
 @CATEGORICAL
 @SURROGATES
-@pytest.mark.parametrize("name", ["logits", "value", "old_log_prob", "advantage", "return_"])
-def test_nan_of_a_valid_row_surfaces(kernel, surrogate, name):
+@pytest.mark.parametrize("clip_value_coef", [math.inf, 0.2])
+@pytest.mark.parametrize("name", ["logits", "value", "old_log_prob", "old_value", "advantage", "return_"])
+def test_nan_of_a_valid_row_surfaces(kernel, surrogate, name, clip_value_coef):
     logits = torch.zeros(3, 2)
     if name == "logits":
         logits[1, 1] = torch.nan
     rows = {} if name == "logits" else {name: [0.0, torch.nan, 0.0]}
-    *_, terms = categorical(kernel, logits, [0, 0, 0], surrogate, **rows)
+    *_, terms = categorical(kernel, logits, [0, 0, 0], surrogate, **rows, clip_value_coef=clip_value_coef)
     seen = {"value": [VALUE], "return_": [VALUE], "advantage": [POLICY], "logits": [POLICY, ENTROPY]}
     clips = surrogate == "clipped"
-    policy_only = [POLICY, KL] if clips else []  # the policy gradient does not read the old log-probs
-    for term in seen.get(name, policy_only):
+    seen["old_log_prob"] = [POLICY, KL] if clips else []  # the policy gradient does not read them
+    seen["old_value"] = [VALUE] if clip_value_coef < math.inf else []
+    for term in seen[name]:
         assert terms[term].isnan()
-    assert terms.isnan().any() == bool(name != "old_log_prob" or clips)
+    assert terms.isnan().any() == bool(seen[name])
 
 
 @CATEGORICAL
@@ -182,7 +219,7 @@ def categorical_cases(draw):
     action = torch.randint(num_actions, (num_rows,), generator=random)
     log_prob = torch.log_softmax(logits, dim=-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
     written = torch.full_like(logits, 7.0), torch.full_like(value, 7.0), torch.zeros(5, dtype=torch.float64)
-    rows = rows_of(random, num_rows, log_prob)
+    rows = rows_of(random, num_rows, log_prob, value)
     return [logits, value, action, *rows, *numbers(draw, rows[-1]), *written]
 
 
@@ -192,9 +229,9 @@ def categorical_cases(draw):
 def test_categorical_equals_torch_distributions(kernel, case):
     kernel(*case)
     log_prob = torch.log_softmax(case[0], dim=-1).gather(-1, case[2].unsqueeze(-1)).squeeze(-1)
-    if len(case[0]) and far_from_the_clipping_range(case, log_prob, 3):
+    if len(case[0]) and far_from_the_clipping_range(case, log_prob, case[1], 3):
         assert_equal_the_oracle(case, 2, lambda logits: torch.distributions.Categorical(logits=logits), case[-3:])
-    assert (case[-3][~case[6]] == 0.0).all() and (case[-2][~case[6]] == 0.0).all()
+    assert (case[-3][~case[7]] == 0.0).all() and (case[-2][~case[7]] == 0.0).all()
 
 
 # ---- invalid rows and chunks ----------------------------------------------------------------------
@@ -204,7 +241,7 @@ def test_categorical_equals_torch_distributions(kernel, case):
 @given(categorical_cases())
 @settings(max_examples=30)  # each goes through the interpreter
 def test_categorical_rows_that_are_not_valid_may_hold_anything(kernel, case):
-    garbage = with_garbage(case, case[6], [0, 1, 2, 3, 4, 5])
+    garbage = with_garbage(case, case[7], [0, 1, 2, 3, 4, 5, 6])
     kernel(*case)
     kernel(*garbage)
     for got, want in zip(garbage[-3:], case[-3:], strict=True):
@@ -217,8 +254,8 @@ def test_categorical_chunks_add_up(kernel, surrogate):
     random, num_rows = generator(1), 300
     logits, value = torch.randn(num_rows, 4, generator=random), torch.randn(num_rows, generator=random)
     action = torch.randint(4, (num_rows,), generator=random)
-    rows = rows_of(random, num_rows, torch.full((num_rows,), -1.4))
-    case = [logits, value, action, *rows, surrogate, 1.0 / int(rows[-1].sum()), 0.1, 2.0, 0.5, 0.01, 0.2]
+    rows = rows_of(random, num_rows, torch.full((num_rows,), -1.4), value)
+    case = [logits, value, action, *rows, surrogate, 1.0 / int(rows[-1].sum()), 0.1, 2.0, 0.5, 0.01, 0.2, 0.3]
     whole = [torch.zeros(num_rows, 4), torch.zeros(num_rows), torch.zeros(5, dtype=torch.float64)]
     parts = [part.clone() for part in whole]
     kernel(*case, *whole)
@@ -259,19 +296,19 @@ def test_the_sampler_and_the_loss_mean_the_same_log_prob():
     assert terms[ENTROPY].item() == pytest.approx(entropy.double().mean().item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("wrong", range(10))
+@pytest.mark.parametrize("wrong", range(11))
 def test_what_would_be_read_beyond_its_end_is_refused(wrong):
-    floats = [torch.zeros(4) for _ in range(5)]
-    rows = floats[0], torch.zeros(4, dtype=torch.int64), *floats[1:4], torch.ones(4, dtype=torch.bool)
-    args = [torch.zeros(4, 2), *rows, torch.zeros(4, 2), floats[4], torch.zeros(5, dtype=torch.float64)]
+    floats = [torch.zeros(4) for _ in range(6)]
+    rows = floats[0], torch.zeros(4, dtype=torch.int64), *floats[1:5], torch.ones(4, dtype=torch.bool)
+    args = [torch.zeros(4, 2), *rows, torch.zeros(4, 2), floats[5], torch.zeros(5, dtype=torch.float64)]
     args[wrong] = torch.zeros(2, 4).T if wrong == 0 else args[wrong][:-1]
     with pytest.raises(ValueError, match=r"the kernel takes a contiguous one of \d+ elements"):
-        categorical_loss(*args[:7], "clipped", 0.25, 0.0, 1.0, 0.5, 0.01, 0.2, *args[7:])
+        categorical_loss(*args[:8], "clipped", 0.25, 0.0, 1.0, 0.5, 0.01, 0.2, 0.2, *args[8:])
 
 
 def test_a_surrogate_that_does_not_exist_is_refused():
-    floats, action, valid = torch.zeros(6, 4).unbind(), torch.zeros(4, dtype=torch.int64), torch.ones(4).bool()
-    rows = torch.zeros(4, 2), floats[0], action, *floats[1:4], valid
-    written = torch.zeros(4, 2), floats[4], torch.zeros(5, dtype=torch.float64)
+    floats, action, valid = torch.zeros(7, 4).unbind(), torch.zeros(4, dtype=torch.int64), torch.ones(4).bool()
+    rows = torch.zeros(4, 2), floats[0], action, *floats[1:5], valid
+    written = torch.zeros(4, 2), floats[5], torch.zeros(5, dtype=torch.float64)
     with pytest.raises(ValueError, match="tuple"):
-        categorical_loss(*rows, "trust_region", 0.25, 0.0, 1.0, 0.5, 0.01, 0.2, *written)
+        categorical_loss(*rows, "trust_region", 0.25, 0.0, 1.0, 0.5, 0.01, 0.2, 0.2, *written)

@@ -52,7 +52,7 @@ for steps, envs in [(5, 64), (8, 4), (128, 16)]:
     logits, action = numbers(rows, 6), room(rows).long()
     chances = torch.rand(rows, generator=draw)
     call("sample_categorical", logits, chances, results=[action, room(rows), room(rows)])
-    given = numbers(rows), numbers(rows), numbers(rows), valid.view(-1), "clipped", 1 / rows, 0.0, 1.0, 0.5, 0.01, 0.2
+    given = *(numbers(rows) for _ in range(4)), valid.view(-1), "clipped", 1 / rows, 0.0, 1.0, 0.5, 0.01, 0.2, 0.3
     results = room(rows, 6), room(rows), room(5).double()
     call("categorical_loss", logits, numbers(rows), action, *given, results=results)
     results = room(rows, 6), room(6), room(rows), room(5).double()

@@ -33,8 +33,8 @@ def test_gaussian_by_hand(kernel):
     d_mean, d_log_std = torch.full((1, 2), 7.0), torch.tensor([10.0, 20.0])
     d_value, terms = torch.full((1,), 7.0), torch.zeros(5, dtype=torch.float64)
     ones = torch.ones(1)
-    constants = 0.0 * ones, 3.0 * ones, 0.0 * ones, torch.tensor([True])
-    numbers = "policy_gradient", 1.0, 0.0, 1.0, 0.5, 0.1, 0.2
+    constants = 0.0 * ones, 0.0 * ones, 3.0 * ones, 0.0 * ones, torch.tensor([True])
+    numbers = "policy_gradient", 1.0, 0.0, 1.0, 0.5, 0.1, 0.2, math.inf
     kernel(mean, log_std, ones, action, *constants, *numbers, d_mean, d_log_std, d_value, terms)
     log_prob = -0.5 * (1.0 + 4.0) - math.log(2.0) - math.log(2.0 * math.pi)
     entropy = 1.0 + math.log(2.0 * math.pi) + math.log(2.0)
@@ -54,7 +54,7 @@ def gaussian_cases(draw):
     action = mean + z * log_std.exp()
     log_prob = (-0.5 * (z.square() + math.log(2.0 * math.pi)) - log_std).sum(dim=-1)
     written = torch.full_like(mean, 7.0), torch.zeros_like(log_std), torch.full_like(value, 7.0)
-    rows = rows_of(random, num_rows, log_prob)
+    rows = rows_of(random, num_rows, log_prob, value)
     return [
         mean,
         log_std,
@@ -75,16 +75,16 @@ def test_gaussian_equals_torch_distributions(kernel, case):
         return torch.distributions.Independent(torch.distributions.Normal(mean, log_std.exp()), 1)
 
     kernel(*case)
-    if len(case[0]) and far_from_the_clipping_range(case, distribution(*case[:2]).log_prob(case[3]), 4):
+    if len(case[0]) and far_from_the_clipping_range(case, distribution(*case[:2]).log_prob(case[3]), case[2], 4):
         assert_equal_the_oracle(case, 3, distribution, case[-4:])
-    assert (case[-4][~case[7]] == 0.0).all() and (case[-2][~case[7]] == 0.0).all()
+    assert (case[-4][~case[8]] == 0.0).all() and (case[-2][~case[8]] == 0.0).all()
 
 
 @GAUSSIAN
 @given(gaussian_cases())
 @settings(max_examples=30)  # each goes through the interpreter
 def test_gaussian_rows_that_are_not_valid_may_hold_anything(kernel, case):
-    garbage = with_garbage(case, case[7], [0, 2, 3, 4, 5, 6])
+    garbage = with_garbage(case, case[8], [0, 2, 3, 4, 5, 6, 7])
     kernel(*case)
     kernel(*garbage)
     for got, want in zip(garbage[-4:], case[-4:], strict=True):
@@ -96,8 +96,8 @@ def test_gaussian_chunks_add_up(kernel):
     random, num_rows = generator(2), 300
     mean, value = torch.randn(num_rows, 3, generator=random), torch.randn(num_rows, generator=random)
     action, log_std = torch.randn(num_rows, 3, generator=random), torch.tensor([0.1, -0.2, 0.3])
-    rows = rows_of(random, num_rows, torch.full((num_rows,), -4.0))
-    case = [mean, log_std, value, action, *rows, "clipped", 1.0 / int(rows[-1].sum()), 0.1, 2.0, 0.5, 0.01, 0.2]
+    rows = rows_of(random, num_rows, torch.full((num_rows,), -4.0), value)
+    case = [mean, log_std, value, action, *rows, "clipped", 1.0 / int(rows[-1].sum()), 0.1, 2.0, 0.5, 0.01, 0.2, 0.3]
     whole = [torch.zeros(num_rows, 3), torch.zeros(3), torch.zeros(num_rows), torch.zeros(5, dtype=torch.float64)]
     parts = [part.clone() for part in whole]
     kernel(*case, *whole)
@@ -122,9 +122,9 @@ def test_gaussian_gradcheck(surrogate):
 
 
 def test_sizes_are_checked():
-    rows = torch.zeros(4), torch.zeros(4, 2), *torch.zeros(3, 4).unbind(), torch.ones(4, dtype=torch.bool)
+    rows = torch.zeros(4), torch.zeros(4, 2), *torch.zeros(4, 4).unbind(), torch.ones(4, dtype=torch.bool)
     written = torch.zeros(4, 2), torch.zeros(2), torch.zeros(4), torch.zeros(5, dtype=torch.float64)
-    numbers = "clipped", 0.25, 0.0, 1.0, 0.5, 0.01, 0.2
+    numbers = "clipped", 0.25, 0.0, 1.0, 0.5, 0.01, 0.2, math.inf
     gaussian_loss(torch.zeros(4, 2), torch.zeros(2), *rows, *numbers, *written)
     with pytest.raises(ValueError, match="the kernel takes a contiguous one of 2 elements"):
         gaussian_loss(torch.zeros(4, 2), torch.zeros(4), *rows, *numbers, *written)

@@ -286,13 +286,23 @@ def test_kernels_are_for_their_heads_alone(loss):
 
 
 def clipped_probability(
-    log_prob, entropy, value, old_log_prob, advantage, return_, weight, vf_coef, ent_coef, clip_coef
+    log_prob, entropy, value, old_log_prob, advantage, return_, weight, vf_coef, ent_coef, clip_coef, *of_value
 ):
     """A loss that no kernel knows; it uses every argument."""
     assert clip_coef == pytest.approx(0.3)
     gain = (log_prob - old_log_prob).clamp(-clip_coef, clip_coef).sinh() * advantage + 0.1 * log_prob.tanh()
     terms = policy_gradient(
-        gain, entropy, value, old_log_prob, torch.ones_like(gain), return_, weight, vf_coef, ent_coef, clip_coef
+        gain,
+        entropy,
+        value,
+        old_log_prob,
+        torch.ones_like(gain),
+        return_,
+        weight,
+        vf_coef,
+        ent_coef,
+        clip_coef,
+        *of_value,
     )
     assert isinstance(terms.total, torch.Tensor)
     return terms

@@ -445,7 +445,7 @@ def test_linear_schedules_reach_the_loss(fraction):
     seen = []
 
     def spy(*args):
-        seen.append(args[-3:])  # vf_coef, ent_coef, clip_coef
+        seen.append(args[7:10])  # vf_coef, ent_coef, clip_coef
         return policy_gradient(*args)
 
     model = make_model()

@@ -21,6 +21,11 @@ from fastac.workers.membership import open_store
 
 A2C = ("CartPole-v1", "--algo", "a2c", "--shards", "4", "--seed", "3", "--normalize-obs", "--normalize-reward", *SMALL)
 PPO = ("CartPole-v1", "--algo", "ppo", "--shards", "5", "--num-envs", "20", "--seed", "1", *SMALL)
+KNOBS = (
+    *(*PPO, "--no-shared-trunk", "--critic-learning-rate", "3e-3", "--learning-rate-schedule", "adaptive"),
+    *("--learning-rate", "1e-3", "--target-kl", "1e-3", "--clip-value-coef", "0.2", "--num-epochs", "4"),
+    *("--normalize-advantage", "--advantage-scope", "rollout"),
+)
 LSTM = ("CartPole-v1", "--algo", "a2c", "--core", "lstm", "--shards", "2", *SMALL)
 LONG = (*A2C, "--total-env-steps", "60000", "--checkpoint-minutes", "0.005")
 
@@ -36,6 +41,7 @@ def train_alone(words, folder):
     [
         pytest.param(A2C, (2, 3), id="a2c"),
         pytest.param(PPO, (2, 3), id="ppo", marks=pytest.mark.slow),
+        pytest.param(KNOBS, (2,), id="ppo, all knobs", marks=pytest.mark.slow),
         pytest.param(LSTM, (2,), id="lstm", marks=pytest.mark.slow),
     ],
 )

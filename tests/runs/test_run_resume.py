@@ -28,6 +28,10 @@ from fastac.runs.checkpoint import best_mean_return, find_checkpoint
 
 KILLED_AFTER = 10  # iterations, twice as many in all
 PPO = {"algo": "ppo", "num_epochs": 2, "num_minibatches": 2, "normalize_advantage": True}
+KNOBS = {
+    **{"advantage_scope": "rollout", "clip_value_coef": 0.05, "target_kl": 1e-3, "learning_rate": 1e-3},
+    **{"learning_rate_schedule": "adaptive", "shared_trunk": False, "critic_learning_rate": 3e-3},
+}
 LINEAR = {name: "linear" for name in ("learning_rate_schedule", "ent_coef_schedule", "clip_coef_schedule")}
 CONSTANT = SMALL | dict.fromkeys(LINEAR, "constant")
 NATIVE = {"vectorization": "native"}
@@ -40,6 +44,7 @@ CASES = {
     "native reinforce": ("CartPole-v1", {**NATIVE, "algo": "reinforce", "num_steps": 500}),
     "sync a2c": ("CartPole-v1", {"vectorization": "sync"}),
     "sync ppo continuous": ("Pendulum-v1", {**PPO, **NORMALIZED, "vectorization": "sync", "optimizer": "rmsprop"}),
+    "native ppo, all knobs": ("CartPole-v1", {**NATIVE, **PPO, **KNOBS}),
     "masks, lstm": ("masked_envs:Masked", {**PPO, **NORMALIZED, "core": "lstm", "lstm_size": 8}),
     "own state": ("probes:fastac/ToyChain-v0", {"normalize_reward": True}),
     "masked lstm": ("fastac.envs.masked:fastac/MaskedCartPole-v1", {**PPO, "core": "lstm", "lstm_size": 8}),

@@ -103,6 +103,21 @@ def parameters_of(model):
 
 
 @EACH_RULE
+def test_the_critics_rate_is_that_of_a_local_optimizer(rule):
+    counters, (own, alone) = allocate(1, rule), (make_model(), make_model())
+    critics = [list(model.parameters())[-2:] for model in (own, alone)]
+    shared = counters.parameters.vectors()
+    local = LocalOptimizer(alone, rule, 0.5, critic=critics[1])
+    shared.param.copy_(local._vectors.param)
+    hogwild = HogwildOptimizer(own, rule, 0.5, shared, WorkerCounters(counters, 0), nullcontext(), critics[0])
+    for _ in range(3):
+        for model, optimizer in ((own, hogwild), (alone, local)):
+            put_gradient(model, torch.linspace(-1.0, 2.0, num_params()))
+            take_step(optimizer, (0.1, 0.02))
+    assert torch.equal(parameters_of(own), parameters_of(alone))
+
+
+@EACH_RULE
 def test_a_constant_gradient_stays_constant(rule):
     _, models, optimizers = make_optimizers(rule)
     for _ in range(4):

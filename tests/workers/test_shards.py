@@ -14,10 +14,16 @@ from fastac.contract import Alone, EnvFailure, Phases
 from fastac.workers import divide_shards, shared_group
 
 SMALL = {"num_envs": 8, "num_steps": 8, "shards": 4, "hidden_sizes": (8,), "total_env_steps": 10**6}
+KNOBS = {
+    **{"algo": "ppo", "num_epochs": 4, "num_minibatches": 2, "shared_trunk": False, "optimizer": "rmsprop"},
+    **{"normalize_advantage": True, "advantage_scope": "rollout", "clip_value_coef": 0.05, "target_kl": 1e-3},
+    **{"learning_rate": 1e-3, "critic_learning_rate": 3e-3, "learning_rate_schedule": "adaptive"},
+}
 CASES = {
     "a2c": {},
     "a2c, separate, all normalised": {"shared_trunk": False, "normalize_obs": True, "normalize_reward": True},
     "ppo": {"algo": "ppo", "num_epochs": 2, "num_minibatches": 2, "normalize_advantage": True},
+    "ppo, all knobs": KNOBS,
     "lstm": {"core": "lstm", "lstm_size": 8},
     "ppo, gru": {"algo": "ppo", "core": "gru", "lstm_size": 8, "num_epochs": 2, "num_minibatches": 2},
     "whole episodes": {"algo": "reinforce", "collect": "episodes", "gae_lambda": 1.0, "num_steps": 64},
@@ -70,10 +76,20 @@ def test_results_do_not_depend_on_the_number_of_workers(case):
     assert_equal_runs(one, train(3, **CASES[case]))  # which have 1, 1 and 2 shards
 
 
+def test_all_workers_end_the_same_epochs_early():
+    settings = KNOBS | {"learning_rate_schedule": "linear", "learning_rate": 1e-2}
+    one, two, four = (train(workers, 4, **settings) for workers in (1, 2, 4))
+    assert_equal_runs(one, two)
+    assert_equal_runs(one, four)
+    epochs = [losses["epochs"] for losses in one[2]]
+    assert min(epochs) < 4 and one[0]["trainer"]["learner"]["updates"] == 2 * sum(epochs)
+
+
 @pytest.mark.parametrize("few_numbers", [0, 10**9])
-def test_it_does_not_matter_whether_parameters_are_shared(few_numbers, monkeypatch):
+@pytest.mark.parametrize("settings", [{}, KNOBS])
+def test_it_does_not_matter_whether_parameters_are_shared(few_numbers, settings, monkeypatch):
     monkeypatch.setattr(shared_group, "_FEW_NUMBERS", few_numbers)
-    assert_equal_runs(train(1), train(2))
+    assert_equal_runs(train(1, **settings), train(2, **settings))
 
 
 def test_a_run_goes_on_with_another_number_of_workers():

@@ -8,7 +8,6 @@ the update: on an accelerator one batched forward pass is cheaper than keeping t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
 from typing import TypeAlias
 
@@ -104,7 +103,7 @@ class StagedGradient:
     def __init__(self, network: FusedNetwork, objective: Objective, batch: Batch) -> None:
         """Allocate for batches shaped like `batch`; smaller ones run without captured graphs."""
         self._network, self._objective = network, objective
-        self._batch = Batch(*(getattr(batch, f.name).to(network.device, copy=True) for f in fields(batch)))
+        self._batch = batch.to(network.device, copy=True)
         rows = batch.valid.shape[0]
         self._activations, self._buffers = Activations(network, rows), GradientBuffers(network, rows)
         self._terms = torch.zeros(5, dtype=torch.float64, device=network.device)
@@ -118,7 +117,7 @@ class StagedGradient:
     @property
     def nbytes(self) -> int:
         """Device memory in bytes, without the parameters."""
-        batch: int = sum(getattr(self._batch, f.name).nbytes for f in fields(self._batch))
+        batch = sum(part.nbytes for part in self._batch.tensors)
         return batch + self._activations.nbytes + self._buffers.nbytes
 
     def prepare(self, batch: Batch, coefs: Coefs, terms: Tensor, is_fresh: bool) -> list[Op]:
@@ -135,8 +134,8 @@ class StagedGradient:
         ]
 
     def _begin(self, batch: Batch, staged: Batch) -> None:
-        for f in fields(batch):
-            getattr(staged, f.name).copy_(getattr(batch, f.name), non_blocking=True)
+        for its, copy in zip(batch.tensors, staged.tensors, strict=True):
+            copy.copy_(its, non_blocking=True)
         self._terms.zero_()
         for grad in self._network.other_grads:
             grad.zero_()
