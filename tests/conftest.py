@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from multiprocessing import forkserver
 
 import hypothesis
 import numpy as np
@@ -21,6 +22,23 @@ hypothesis.settings.load_profile("fastac")
 
 # Ids that tests train on, as the compiled versions know them.
 COMPILED = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
+
+
+# What any process of the tests may need; the last one is what torch's optimizers import.
+PRELOADED = ("fastac.cli", "fastac.api", "fastac.workers", "torch._dynamo")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_fork_server():
+    """Have the fork server import all that any test needs: it is started once, by whichever test comes first."""
+
+    def preload(modules):
+        set_preload([*modules, *PRELOADED])
+
+    set_preload = forkserver.set_forkserver_preload
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(forkserver, "set_forkserver_preload", preload)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -31,7 +31,7 @@ CLOCKS = {"train_wall_s", "eval_wall_s", "total_wall_s", "wall_s", "sps", "sps_w
 def spawn(work: Callable[..., None], *args: object, **kwargs: object) -> BaseProcess:
     """Start a process that shares nothing with this one; a fork server, so that only the first imports torch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fastac.cli", "torch._dynamo"])  # the second is what torch's optimizers import
+    context.set_forkserver_preload([])  # nothing but what `conftest` adds
     process = context.Process(target=work, args=args, kwargs=kwargs)
     process.start()
     return process
