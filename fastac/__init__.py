@@ -7,7 +7,8 @@
 
 `fastac.train` trains to the end. `fastac.start` returns the loop, an iterator of reports, and `fastac.finish` ends it.
 `fastac.resume` returns the loop of an existing run, and `fastac.complete` trains such a loop to its end.
-`fastac.load` reads a run. `fastac.doctor` examines an environment.
+`fastac.load` reads a run, `fastac.load_policy` a policy that `run.policy.save` has written. `fastac.export` writes a
+policy for programs without fastac. `fastac.doctor` examines an environment.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
     from fastac.runs.evaluate import Evaluation
     from fastac.runs.files import RecordError
     from fastac.tools.doctor import Diagnosis, Finding, doctor
-    from fastac.tools.policy import TrainedPolicy
+    from fastac.tools.export import export
+    from fastac.tools.policy import Decision, TrainedPolicy, load_policy
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Config",
+    "Decision",
     "Diagnosis",
     "EnvFailure",
     "Evaluation",
@@ -51,8 +54,10 @@ __all__ = [
     "complete",
     "doctor",
     "evaluate",
+    "export",
     "finish",
     "load",
+    "load_policy",
     "resume",
     "start",
     "train",
@@ -64,7 +69,8 @@ _HOMES |= dict.fromkeys(("EnvFailure", "NonFiniteError", "Report", "WorkerFailur
 _HOMES |= dict.fromkeys(("Config", "TrainSettings"), "fastac.config")
 _HOMES |= {"RecordError": "fastac.runs.files", "Session": "fastac.runs"}
 _HOMES |= dict.fromkeys(("Diagnosis", "Finding", "doctor"), "fastac.tools.doctor")
-_HOMES |= {"Evaluation": "fastac.runs.evaluate", "TrainedPolicy": "fastac.tools.policy"}
+_HOMES |= {"Evaluation": "fastac.runs.evaluate", "export": "fastac.tools.export"}
+_HOMES |= dict.fromkeys(("Decision", "TrainedPolicy", "load_policy"), "fastac.tools.policy")
 
 
 def __getattr__(name: str) -> object:

@@ -385,7 +385,8 @@ def finish(session: Session, checkpoint: Which = "best") -> Run:
     _check_which(checkpoint)
     summary = session.finish()
     envs, model = session.training.envs, session.copy_policy(checkpoint)
-    policy = TrainedPolicy(model, envs.single_observation_space, envs.single_action_space)
+    spaces = envs.single_observation_space, envs.single_action_space
+    policy = TrainedPolicy(model, *spaces, config=session.config.model)
     return Run(session.config, session.directory.path, policy, summary, checkpoint, session.env_factory)
 
 
@@ -416,7 +417,7 @@ def load(
         spaces = load_spaces(read_branch(saved.state, "spaces"))
         model = build_model(config.model, spaces, encoder=factory)
         load_module(model, read_branch(read_branch(saved.state, "training"), "model"))
-    policy = TrainedPolicy(model, spaces.single_observation_space, spaces.single_action_space)
+    policy = TrainedPolicy(model, spaces.single_observation_space, spaces.single_action_space, config=config.model)
     return Run(config, directory.path, policy, directory.read_summary() if directory.has_ended else {}, checkpoint)
 
 

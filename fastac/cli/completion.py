@@ -11,7 +11,7 @@ from fastac.cli.doctor import doctor_flags
 from fastac.cli.flags import build_parser, flags_of, read_options
 from fastac.cli.gate import gate_flags
 from fastac.cli.hosts import hosts_flags
-from fastac.cli.policy import EvalOptions, ListOptions, PlotOptions, RecordOptions
+from fastac.cli.policy import EvalOptions, ExportOptions, ListOptions, PlotOptions, RecordOptions
 from fastac.cli.train import ResumeOptions, TrainOptions, TuneOptions, setting_flags
 from fastac.config import Config
 
@@ -50,6 +50,7 @@ def _build_whole() -> argparse.ArgumentParser:
         "resume": ResumeOptions,
         "eval": EvalOptions,
         "record": RecordOptions,
+        "export": ExportOptions,
         "plot": PlotOptions,
         "list": ListOptions,
         "completion": CompletionOptions,

@@ -226,7 +226,7 @@ def test_a_custom_encoders_dropout_is_off_and_no_gradient_is_kept():
         Box(-100.0, 100.0, (1,), np.float32), encoder=lambda _: nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5))
     )
     np.testing.assert_array_equal(policy.act(OBS), policy.act(OBS))
-    assert policy._state is not None and not policy._state.requires_grad
+    assert policy._memory.state is not None and not policy._memory.state.requires_grad
 
 
 IMAGES = Box(0, 255, (2, 5, 4), np.uint8)
