@@ -140,7 +140,8 @@ def _sigmoid(x: Array) -> Array:
     return 0.5 * (np.tanh(0.5 * x) + 1)
 
 
-_erf = np.vectorize(math.erf, otypes=[np.float32])
+def _erf(x: Array) -> Array:
+    return np.array([math.erf(number) for number in x.ravel()], np.float32).reshape(x.shape)
 
 
 def _activate(kind: str, x: Array) -> Array:
@@ -149,8 +150,9 @@ def _activate(kind: str, x: Array) -> Array:
     if kind == "tanh":
         return np.tanh(x)
     if kind == "elu":
-        return np.maximum(x, 0) + np.expm1(np.minimum(x, 0))
+        return np.asarray(np.maximum(x, 0) + np.expm1(np.minimum(x, 0)))
     if kind == "gelu":
-        return 0.5 * x * (1 + np.asarray(_erf(x / np.float32(math.sqrt(2)))))
+        return 0.5 * x * (1 + _erf(x / np.float32(math.sqrt(2))))
     assert kind == "silu", f"an unknown layer {kind!r}"
-    return x * _sigmoid(x)
+    gated: Array = x * _sigmoid(x)
+    return gated
