@@ -6,6 +6,7 @@ its result is kept for whoever asks for a first reset, so that environments are 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
@@ -69,14 +70,20 @@ def read_batch(config: EnvConfig, env: BatchedEnv, seed: int) -> tuple[Reading, 
     source: MaskSource | None = None
     first: FirstReset | None = None
     if config.mask_actions and count_choices(env.single_action_space):
-        if is_in_observation(env.single_observation_space):
-            source = "observation"
-        elif _has_method(env):
-            source = "method"
-        else:
+        source = find_batch_source(env, {})
+        if source is None:
             first = _reset_batch(env, seed)
-            source = "info" if MASK_KEY in first[1] else None
+            source = find_batch_source(env, first[1])
     return _to_reading(config, env.single_action_space, source), first
+
+
+def find_batch_source(env: BatchedEnv, infos: Mapping[str, object]) -> MaskSource | None:
+    """Return where a batch has its masks, whose last reset returned `infos`; None if it has none."""
+    if is_in_observation(env.single_observation_space):
+        return "observation"
+    if _has_method(env):
+        return "method"
+    return "info" if MASK_KEY in infos else None
 
 
 def _has_method(env: BatchedEnv) -> bool:

@@ -152,7 +152,6 @@ def _activate(kind: str, x: Array) -> Array:
     if kind == "elu":
         return np.asarray(np.maximum(x, 0) + np.expm1(np.minimum(x, 0)))
     if kind == "gelu":
-        return 0.5 * x * (1 + _erf(x / np.float32(math.sqrt(2))))
+        return x * (0.5 * (1 + _erf(x / np.float32(math.sqrt(2)))))
     assert kind == "silu", f"an unknown layer {kind!r}"
-    gated: Array = x * _sigmoid(x)
-    return gated
+    return x * _sigmoid(x)
