@@ -66,6 +66,7 @@ DOORS = {
     "eval": "fastac.api.load",
     "record": "fastac.api.load",
     "plot": "fastac.tools.plot.plot",
+    "export": "fastac.api.load",
     "tune": "fastac.tools.tune.Search",
     "gate": "fastac.tools.gate.repository.check",
     "doctor": "fastac.tools.doctor.examine",
