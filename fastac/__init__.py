@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fastac.runs.evaluate import Evaluation
     from fastac.runs.files import RecordError
     from fastac.tools.doctor import Diagnosis, Finding, doctor
-    from fastac.tools.export import export
+    from fastac.tools.export import Exported, export
     from fastac.tools.policy import Decision, TrainedPolicy, load_policy
 
 __version__ = "0.1.0"
@@ -42,6 +42,7 @@ __all__ = [
     "Diagnosis",
     "EnvFailure",
     "Evaluation",
+    "Exported",
     "Finding",
     "NonFiniteError",
     "RecordError",
@@ -69,7 +70,7 @@ _HOMES |= dict.fromkeys(("EnvFailure", "NonFiniteError", "Report", "WorkerFailur
 _HOMES |= dict.fromkeys(("Config", "TrainSettings"), "fastac.config")
 _HOMES |= {"RecordError": "fastac.runs.files", "Session": "fastac.runs"}
 _HOMES |= dict.fromkeys(("Diagnosis", "Finding", "doctor"), "fastac.tools.doctor")
-_HOMES |= {"Evaluation": "fastac.runs.evaluate", "export": "fastac.tools.export"}
+_HOMES |= {"Evaluation": "fastac.runs.evaluate", "Exported": "fastac.tools.export", "export": "fastac.tools.export"}
 _HOMES |= dict.fromkeys(("Decision", "TrainedPolicy", "load_policy"), "fastac.tools.policy")
 
 

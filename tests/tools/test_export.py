@@ -12,7 +12,7 @@ import numpy as np
 import probes
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Tuple
 from torch import nn
 
 import fastac
@@ -84,6 +84,11 @@ CASES = {
         FlatBox(masked_envs.Masked("observation", "several").observation_space, BY_KEY),
         masked_envs.ACTIONS["several"],
         {"core": "lstm"},
+    ),
+    "tuple": (
+        FlatBox(Tuple((Discrete(3, start=1), Tuple((MultiBinary(2), Box(-1.0, 1.0, (2, 2), np.float32)))))),
+        Discrete(3),
+        {"normalize_obs": True},
     ),
     "squashed": (VECTOR, SquashedBox(TWO), {"activation": "elu"}),
     "dependent": (VECTOR, TWO, {"dependent_std": True, "activation": "gelu"}),
@@ -199,6 +204,33 @@ class Untraceable(nn.Linear):
         return super().forward(obs.float())
 
 
+class Eigenvalues(nn.Linear):
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        x = super().forward(obs.float())
+        return torch.linalg.eigvalsh(x.unsqueeze(-1) * x.unsqueeze(-2))
+
+
+class Branches(nn.Linear):
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        x = super().forward(obs.float())
+        return x if x.sum() < 1e9 else -x
+
+
+def test_what_onnx_does_not_have_is_a_sentence(tmp_path, capsys):
+    run = make_run(tmp_path, VECTOR, Discrete(2), own=lambda _: Eigenvalues(3, 8))
+    with pytest.raises(ValueError, match=r"cannot be written as ONNX \(.*linalg_eigvalsh.*\): try torchscript"):
+        fastac.export(run)
+    assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
+
+
+def test_a_branch_that_a_trace_cannot_hold_is_told(tmp_path, caplog):
+    fastac.export(make_case("dict", tmp_path), format="torchscript")
+    assert not caplog.records
+    fastac.export(make_run(tmp_path, VECTOR, Discrete(2), own=lambda _: Branches(3, 8)), format="torchscript")
+    (record,) = caplog.records
+    assert "may differ from the encoder at" in record.getMessage() and "Python boolean" in record.getMessage()
+
+
 def test_an_encoder_that_cannot_be_traced_is_a_sentence(tmp_path):
     run = make_run(tmp_path, VECTOR, Discrete(2), own=lambda _: Untraceable(3, 8))
     with pytest.raises(ValueError, match=r"the policy cannot be traced \(.*no graph of this"):
@@ -268,7 +300,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     run = fastac.train("CartPole-v1", num_envs=2, total_env_steps=20, eval_episodes=1, run_dir=tmp_path / "run")
     assert main(["export", str(run.directory), "--format", "npz", "--output", str(tmp_path / "a.npz")]) == 0
     told = capsys.readouterr().out
-    assert [line.split()[0] for line in told.splitlines()] == ["file", "inputs", "outputs", "compared", "a"]
+    assert [line.split()[0] for line in told.splitlines()] == ["file", "inputs", "outputs", "compared", "per"]
     assert "obs [N, 4] float32" in told and "80 steps of CartPole-v1" in told
     obs = np.float32([[0.1, 0.2, -0.1, 0.3]])
     assert NumpyPolicy(tmp_path / "a.npz")({"obs": obs})["action"] == run.policy.act(obs)

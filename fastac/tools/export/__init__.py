@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from fastac.build import EnvFactory, name_env, torch_threads
 from fastac.config import Config
 from fastac.envs.spaces import SquashedBox
 from fastac.runs.files import replace_file, write_durably
+from fastac.text import tell_us
 from fastac.tools.export.formats import FORMATS, FormatName
 from fastac.tools.export.parity import LIMIT, Opened, Parity, compare, measure_us
 from fastac.tools.export.recording import Recording, record_steps
@@ -82,9 +84,10 @@ class Exported:
             yield name, ", ".join(port.tell() for port in ports)
         yield "compared", self.parity.tell()
         file, policy = (
-            " and ".join(f"{us[i]:.0f} us for {num}" for num, us in self.latencies_us.items()) for i in (0, 1)
+            ", ".join(f"{tell_us(us[i])} for {num}" for num, us in self.latencies_us.items()) for i in (0, 1)
         )
-        yield "a call", f"{file} observations ({self.runtime}); policy.decide: {policy} (medians, on this machine now)"
+        text = f"{file} observations by {self.runtime}; policy.decide takes {policy}"
+        yield "per call", f"{text}; medians on this machine, as busy as it is"
 
 
 def export(run: TrainedRun, path: Path | str | None = None, *, format: FormatName = "onnx") -> Exported:
@@ -105,7 +108,8 @@ def export(run: TrainedRun, path: Path | str | None = None, *, format: FormatNam
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected {', '.join(get_args(FormatName))}.")
-    kind, policy = FORMATS[format], run.policy
+    kind, policy = FORMATS[format], copy.deepcopy(run.policy)
+    policy.model.cpu()  # where the file runs, too
     target = run.directory / f"policy{kind.suffix}" if path is None else Path(path)
     if target.suffix != kind.suffix:
         raise ValueError(f"the file is {str(target)!r}, expected one that ends with {kind.suffix} for {format}.")

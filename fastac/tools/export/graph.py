@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from fastac.envs import observation_dtype
 from fastac.envs.spaces import SquashedBox
 from fastac.tools.export.signature import ACTION, Column, Signature
 from fastac.tools.policy import TrainedPolicy, name_params
+
+log = logging.getLogger("fastac")
 
 _TRACED = 3  # rows of the example; any other number must work, too
 
@@ -119,7 +123,8 @@ def trace(policy: TrainedPolicy, signature: Signature) -> torch.jit.ScriptModule
     """
     graph = PolicyGraph(policy, signature).eval()
     try:
-        with without_warnings(), torch.no_grad():
+        with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+            warnings.simplefilter("always")
             traced = torch.jit.trace(graph, example_inputs(signature), check_trace=False)
     except Exception as error:  # of the user's encoder
         raise ValueError(
@@ -127,12 +132,16 @@ def trace(policy: TrainedPolicy, signature: Signature) -> torch.jit.ScriptModule
             "operations only, on tensors whose first dimension is of any size."
         ) from error
     assert isinstance(traced, torch.jit.ScriptModule)
+    for warning in caught:
+        if warning.category.__name__ == "TracerWarning":  # of the encoder: fastac's own modules give none
+            reason = str(warning.message).split(". ")[0]
+            log.warning("the file may differ from the encoder at %s:%d: %s", warning.filename, warning.lineno, reason)
     return traced
 
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Hide the deprecations of TorchScript, and a tracer's guesses, which the check of parity answers."""
-    with warnings.catch_warnings():
+    """Hide the deprecations of TorchScript, and what its exporter prints before it raises."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -48,8 +48,8 @@ class Parity:
     def tell(self) -> str:
         """Return it as one phrase."""
         return (
-            f"{self.steps:,} {self.source}: the largest difference is {self.largest:.1e}, in {self.where}, "
-            f"{self.wrong_actions or 'no'} other actions"
+            f"{self.steps:,} {self.source}: the largest difference is {self.largest:.1e} (of {self.where}), and "
+            f"{self.wrong_actions or 'no'} actions differ"
         )
 
 
