@@ -290,6 +290,26 @@ def test_a_tie_may_be_broken_either_way():
     assert Parity(1, "steps", LIMIT, "value", 0).holds and not Parity(1, "steps", 0.0, "value", 1).holds
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_policy_on_the_gpu_is_exported_for_the_cpu(tmp_path):
+    run = make_case("lstm", tmp_path)
+    run.policy.model.to("cuda")
+    assert fastac.export(run).parity.holds and run.policy.device.type == "cuda"
+
+
+def test_export_leaves_the_policys_memory_and_random_stream_alone(tmp_path):
+    run, other = make_case("lstm", tmp_path), make_case("lstm", tmp_path)
+    obs = np.float32([0.4])
+    for policy in (run.policy, other.policy):
+        policy.act(obs)
+    fastac.export(run, format="npz")
+    assert run.policy.value(obs) == other.policy.value(obs)
+    assert [run.policy.act(obs, greedy=False) for _ in range(20)] == [
+        other.policy.act(obs, greedy=False) for _ in range(20)
+    ]
+
+
 def test_the_time_of_a_call_is_a_median():
     calls = []
     assert measure_us(lambda: calls.append(1)) >= 0.0 and len(calls) > 20
