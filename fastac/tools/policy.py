@@ -116,7 +116,8 @@ class TrainedPolicy:
             obs: one observation or a batch.
             greedy: take the most likely action; otherwise sample.
             action_mask: which actions are legal, `[M]` or `[N, M]` with one number for every value of every component
-                of an action, where `mask_source` is `method` or `info`.
+                of an action, where `mask_source` is `method` or `info`. A row of a batch that allows
+                nothing, as after the end of an episode, gets any action.
             start: whether `obs` is the first of an episode, a bool or `[N]`: the memory is reset there. None: nowhere.
 
         Raises:
@@ -248,7 +249,8 @@ class TrainedPolicy:
             where = "what action_masks() returns" if self.mask_source == "method" else "info['action_mask']"
             raise ValueError(f"action_mask is None, expected {where}: the policy was trained with action masks.")
         try:
-            return self._mask_reader.complete(self._mask_reader.read(action_mask, num_envs), is_over=False)
+            # In a batch an episode may have just ended, where nobody acts.
+            return self._mask_reader.complete(self._mask_reader.read(action_mask, num_envs), num_envs is not None)
         except EnvFailure as error:
             raise ValueError(f"{error}.") from error
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from masked_envs import Masked
 from torch import nn
 
 from fastac.build import build_model
 from fastac.config import ModelConfig
-from fastac.envs.rows import FlatBox
+from fastac.envs.rows import FlatBox, Reading
 from fastac.envs.spaces import SquashedBox
 from fastac.tools.policy import TrainedPolicy
 
@@ -198,6 +199,23 @@ def test_another_batch_size_begins_anew():
 
 
 FREE = Box(-100.0, 100.0, (1,), np.float32)
+
+
+@pytest.mark.parametrize("told", ["observation", "info"])
+def test_a_masked_loop_over_a_vector_env_takes_legal_actions_only(told):
+    """After an end the mask allows nothing, and nobody acts."""
+    envs = gym.vector.SyncVectorEnv([lambda: Masked(told)] * 3)
+    row = FlatBox(envs.single_observation_space, Reading(mask_source=told, mask_size=5))
+    policy = make_policy(envs.single_action_space, obs_space=row)
+    obs, info = envs.reset(seed=0)
+    for _ in range(20):
+        action = policy.act(obs, action_mask=None if told == "observation" else info["action_mask"])
+        obs, _, _, _, info = envs.step(action)  # an illegal one raises
+    envs.close()
+    single, info = Masked(told).reset(seed=0)
+    nothing = {**single, "action_mask": np.zeros(5)} if told == "observation" else single
+    with pytest.raises(ValueError, match="the action mask of the environment allows no action"):
+        policy.act(nothing, action_mask=np.zeros(5))
 
 
 @pytest.mark.parametrize("core", ["lstm", "gru"])
