@@ -7,8 +7,9 @@
 
 `fastac.train` trains to the end. `fastac.start` returns the loop, an iterator of reports, and `fastac.finish` ends it.
 `fastac.resume` returns the loop of an existing run, and `fastac.complete` trains such a loop to its end.
-`fastac.load` reads a run. `fastac.train_seeds` trains one setting with many seeds, and
-`fastac.sweep` searches for settings. `fastac.doctor` examines an environment.
+`fastac.load` reads a run, `fastac.load_policy` a policy that `run.policy.save` has written. `fastac.export` writes a
+policy for programs without fastac. `fastac.train_seeds` trains one setting with many seeds, and `fastac.sweep` searches
+for settings. `fastac.doctor` examines an environment.
 """
 
 from __future__ import annotations
@@ -34,16 +35,19 @@ if TYPE_CHECKING:
     from fastac.studies.seeds import SeedRun, SeedRuns, train_seeds
     from fastac.studies.sweep import Candidate, Sweep, sweep
     from fastac.tools.doctor import Diagnosis, Finding, doctor
-    from fastac.tools.policy import TrainedPolicy
+    from fastac.tools.export import Exported, export
+    from fastac.tools.policy import Decision, TrainedPolicy, load_policy
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Candidate",
     "Config",
+    "Decision",
     "Diagnosis",
     "EnvFailure",
     "Evaluation",
+    "Exported",
     "Finding",
     "NonFiniteError",
     "RecordError",
@@ -60,8 +64,10 @@ __all__ = [
     "complete",
     "doctor",
     "evaluate",
+    "export",
     "finish",
     "load",
+    "load_policy",
     "resume",
     "start",
     "sweep",
@@ -75,7 +81,8 @@ _HOMES |= dict.fromkeys(("EnvFailure", "NonFiniteError", "Report", "WorkerFailur
 _HOMES |= dict.fromkeys(("Config", "TrainSettings"), "fastac.config")
 _HOMES |= {"RecordError": "fastac.runs.files", "Session": "fastac.runs"}
 _HOMES |= dict.fromkeys(("Diagnosis", "Finding", "doctor"), "fastac.tools.doctor")
-_HOMES |= {"Evaluation": "fastac.runs.evaluate", "TrainedPolicy": "fastac.tools.policy"}
+_HOMES |= {"Evaluation": "fastac.runs.evaluate", "Exported": "fastac.tools.export", "export": "fastac.tools.export"}
+_HOMES |= dict.fromkeys(("Decision", "TrainedPolicy", "load_policy"), "fastac.tools.policy")
 _HOMES |= dict.fromkeys(("SeedRun", "SeedRuns", "train_seeds"), "fastac.studies.seeds")
 _HOMES |= dict.fromkeys(("Candidate", "Sweep", "sweep"), "fastac.studies.sweep")
 _HOMES |= {"SweepOptions": "fastac.studies.options"}

@@ -387,7 +387,8 @@ def finish(session: Session, checkpoint: Which = "best") -> Run:
     _check_which(checkpoint)
     summary = session.finish()
     envs, model = session.training.envs, session.copy_policy(checkpoint)
-    policy = TrainedPolicy(model, envs.single_observation_space, envs.single_action_space)
+    spaces = envs.single_observation_space, envs.single_action_space
+    policy = TrainedPolicy(model, *spaces, config=session.config.model)
     return Run(session.config, session.directory.path, policy, summary, checkpoint, session.env_factory)
 
 
@@ -412,7 +413,8 @@ def load(
     _check_which(checkpoint)
     directory = RunDirectory.open(Path(run_dir))
     saved, spaces, model = load_model(directory, checkpoint, _pick_encoder(encoder, directory.read_config()))
-    policy = TrainedPolicy(model, spaces.single_observation_space, spaces.single_action_space)
+    of_envs = spaces.single_observation_space, spaces.single_action_space
+    policy = TrainedPolicy(model, *of_envs, config=saved.config.model)
     return Run(
         saved.config, directory.path, policy, directory.read_summary() if directory.has_ended else {}, checkpoint
     )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-Extra: TypeAlias = Literal["atari", "box2d", "envpool", "experiments", "mujoco", "plot", "sweep", "video"]
+Extra: TypeAlias = Literal["atari", "box2d", "envpool", "experiments", "export", "mujoco", "plot", "sweep", "video"]
 
 INSTALL: dict[Extra, str] = {
     "atari": "pip install 'ale-py>=0.12'",
     "box2d": "pip install 'gymnasium[box2d]'",
     "envpool": "pip install 'envpool>=1.2'",
     "experiments": "pip install 'gymnasium[box2d]' 'matplotlib>=3.8' 'scipy>=1.15' 'stable-baselines3>=2.7'",
+    "export": "pip install 'onnx>=1.17' 'onnxruntime>=1.20'",
     "mujoco": "pip install 'gymnasium[mujoco]'",
     "plot": "pip install 'matplotlib>=3.8' 'scipy>=1.15'",
     "sweep": "pip install 'matplotlib>=3.8' 'optuna>=5.0' 'scipy>=1.15'",

@@ -52,6 +52,11 @@ def fit_command(command: str, stream: TextIO, indent: int = 2) -> str:
     return " \\\n".join(" " * indent + line for line in lines)
 
 
+def tell_us(us: float) -> str:
+    """Return microseconds in three digits, in the unit that suits them."""
+    return f"{us:.3g} us" if us < 1e3 else f"{us / 1e3:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return an aligned Markdown table: the first column is text, and the others are numbers."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]

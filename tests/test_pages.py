@@ -70,6 +70,7 @@ DOORS = {
     "eval": "fastac.api.load",
     "record": "fastac.api.load",
     "plot": "fastac.tools.plot.plot",
+    "export": "fastac.api.load",
     "tune": "fastac.tools.tune.Search",
     "sweep": "fastac.studies.sweep.run_sweep",
     "gate": "fastac.tools.gate.repository.check",

@@ -35,6 +35,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "hosts": (hosts.hosts, "train on several machines: fastac hosts CartPole-v1 --hosts 2"),
     "eval": (policy.evaluate, "play episodes: fastac eval DIR --episodes 100"),
     "record": (policy.record, "record an episode as GIF or MP4: fastac record DIR"),
+    "export": (policy.export, "write a policy for programs without fastac: fastac export DIR --format onnx"),
     "plot": (policy.plot, "draw learning curves: fastac plot DIR..."),
     "list": (policy.list_presets, "list the presets and what they reach"),
     "gate": (gate.gate, "is your code slower than before: fastac gate --target mypackage:make_env --base main"),

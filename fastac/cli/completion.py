@@ -12,7 +12,7 @@ from fastac.cli.doctor import doctor_flags
 from fastac.cli.flags import build_parser, flags_of, read_options
 from fastac.cli.gate import gate_flags
 from fastac.cli.hosts import hosts_flags
-from fastac.cli.policy import EvalOptions, ListOptions, PlotOptions, RecordOptions
+from fastac.cli.policy import EvalOptions, ExportOptions, ListOptions, PlotOptions, RecordOptions
 from fastac.cli.studies import SweepCommand
 from fastac.cli.train import TrainOptions, TuneOptions, resume_flags, setting_flags
 from fastac.config import Config
@@ -54,6 +54,7 @@ def _build_whole() -> argparse.ArgumentParser:
     others: dict[str, type] = {
         "eval": EvalOptions,
         "record": RecordOptions,
+        "export": ExportOptions,
         "plot": PlotOptions,
         "list": ListOptions,
         "completion": CompletionOptions,

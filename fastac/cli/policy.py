@@ -1,4 +1,4 @@
-"""fastac eval, record, plot and list."""
+"""fastac eval, record, export, plot and list."""
 
 from __future__ import annotations
 
@@ -55,6 +55,20 @@ class RecordOptions:
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    """Write a run's best policy as a file for programs without fastac, after comparing the two."""
+
+    run_dir: Path
+    """The run's directory."""
+    format: Literal["onnx", "torchscript", "npz"] = "onnx"
+    """Format: onnx, torchscript (for torch, also from C++) or npz (arrays, for NumPy alone)."""
+    output: Path | None = None
+    """The file: .onnx, .pt or .npz. Default: policy in the run's directory. A .json beside it tells what is in it."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Policy to write: that of the best evaluation (best), or that of the end of training (last)."""
+
+
+@dataclass(frozen=True)
 class PlotOptions:
     """Draw learning curves of runs as a PNG: mean and spread over seeds."""
 
@@ -108,6 +122,19 @@ def record(words: Sequence[str]) -> int:
     greedy = run.config.run.eval_actions == "greedy"
     episode = film(run.policy, run.config.env, output, options.seed, greedy=greedy)
     print(fit(f"{output}: one episode, return {episode.return_:.1f}, {episode.length} steps", sys.stdout))
+    return 0
+
+
+def export(words: Sequence[str]) -> int:
+    """Run `fastac export`."""
+    options = read_run_options(ExportOptions, words, "export")
+    with loading():
+        from fastac import api
+        from fastac.tools.export import export as write
+
+    run = api.load(options.run_dir, checkpoint=options.checkpoint)
+    for name, text in write(run, options.output, format=options.format).tell():
+        print(fit(f"{name:<10}{text}", sys.stdout, hang=10))
     return 0
 
 

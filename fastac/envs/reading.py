@@ -6,6 +6,7 @@ its result is kept for whoever asks for a first reset, so that environments are 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
@@ -72,8 +73,17 @@ def read_batch(config: EnvConfig, env: BatchedEnv, seed: int) -> tuple[Reading, 
             source = "observation"
         else:
             first = _reset_batch(env, seed)
-            source = "info" if MASK_KEY in first[1] else "method" if _has_method(env) else None
+            source = find_batch_source(env, first[1])
     return _to_reading(config, env.single_action_space, source), first
+
+
+def find_batch_source(env: BatchedEnv, infos: Mapping[str, object]) -> MaskSource | None:
+    """Return where a batch has its masks, whose last reset returned `infos`; None if it has none."""
+    if is_in_observation(env.single_observation_space):
+        return "observation"
+    if MASK_KEY in infos:
+        return "info"
+    return "method" if _has_method(env) else None
 
 
 def _has_method(env: BatchedEnv) -> bool:

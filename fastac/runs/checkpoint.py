@@ -23,19 +23,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, cast
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as dump_arrays
-from torch import Tensor
 
 from fastac.config import Config, JsonValue
-from fastac.contract import StateLeaf, StateTree
+from fastac.contract import StateTree
 from fastac.runs.files import RecordError, describe, one_sentence, read_regular, write_durably
 from fastac.runs.older_checkpoints import OLDEST, upgrade
 from fastac.runs.provenance import versions
+from fastac.runs.trees import LoadedTree, join_tree, read_tree, split_tree
 from fastac.system import sync_directory
 
 SCHEMA = 4
@@ -46,13 +46,6 @@ _BEST = "best.json"
 _NEW_BEST = ".best.json"  # while it is being written
 _TEMPORARY = ".saving-"
 _NAME = re.compile(r"step-(\d{12,})~?")
-_DTYPES = (
-    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
-    *("float16", "float32", "float64"),
-)
-
-LoadedLeaf: TypeAlias = NDArray[np.generic] | int | float | str | bool | None
-LoadedTree: TypeAlias = dict[str, "LoadedTree | LoadedLeaf"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +94,7 @@ def save_checkpoint(
         ValueError: a leaf or key of `state` cannot be saved.
     """
     arrays: dict[str, NDArray[np.generic]] = {}
-    scalars = _split(state, "", arrays)
+    scalars = split_tree(state, "", arrays)
     packed = dump_arrays(arrays)
     rest = _seal(
         {
@@ -295,41 +288,6 @@ def _best_steps(marks: Mapping[int, _Mark]) -> int | None:
     return max(marks, key=lambda steps: marks[steps].number, default=None)
 
 
-def _split(tree: StateTree, prefix: str, arrays: dict[str, NDArray[np.generic]]) -> dict[str, JsonValue]:
-    """Move the arrays of `tree` to `arrays` and return the rest."""
-    scalars: dict[str, JsonValue] = {}
-    for key, value in tree.items():
-        if not isinstance(key, str) or "/" in key:
-            raise ValueError(f'checkpoint key {key!r} below "{prefix}" cannot be saved, expected a string without "/".')
-        name = prefix + key
-        if isinstance(value, Mapping):
-            scalars[key] = _split(value, name + "/", arrays)
-        elif isinstance(value, Tensor | np.ndarray):
-            arrays[name] = _to_array(name, value)
-        else:
-            scalars[key] = _to_scalar(name, value)
-    return scalars
-
-
-def _to_array(name: str, value: Tensor | NDArray[np.generic]) -> NDArray[np.generic]:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        if str(value.dtype).removeprefix("torch.") not in _DTYPES:
-            raise ValueError(f"checkpoint tensor {name!r} is {value.dtype}, expected one of {', '.join(_DTYPES)}.")
-        value = value.numpy()
-    if value.dtype.name not in _DTYPES:
-        raise ValueError(f"checkpoint array {name!r} is {value.dtype}, expected one of {', '.join(_DTYPES)}.")
-    return np.asarray(value, order="C")  # np.ascontiguousarray would turn a 0-d array into 1-d
-
-
-def _to_scalar(name: str, value: StateLeaf) -> JsonValue:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ValueError(
-        f"checkpoint leaf {name!r} is a {type(value).__name__}, expected an array, int, float, str, bool or None."
-    )
-
-
 def _seal(body: dict[str, JsonValue]) -> bytes:
     """Return `body` as JSON with its own digest; the same body always gives the same bytes."""
     digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
@@ -408,7 +366,7 @@ def _read(path: Path) -> Checkpoint:
         raise _DamageError(f"checkpoint file {path / _ARRAYS} is damaged: {len(packed)} bytes with a wrong sha256")
     with one_sentence(f"checkpoint {path} does not fit this fastac"):
         config = Config.from_dict(cast("dict[str, object]", body["config"]))
-        state = _join(_to_tree(body["state"], "state"), load_arrays(packed))
+        state = join_tree(read_tree(body["state"], "state"), load_arrays(packed))
         upgraded = cast(LoadedTree, upgrade(state, cast(int, body["schema"])))
         return Checkpoint(config, _to_env_steps(body["env_steps"], path), upgraded)
 
@@ -417,21 +375,6 @@ def _to_env_steps(value: JsonValue, path: Path) -> int:
     match = _NAME.fullmatch(path.name)
     if type(value) is not int or match is None or value != int(match[1]):
         raise ValueError(f"env_steps is {value!r}, expected what its directory is called")
-    return value
-
-
-def _to_tree(value: JsonValue, name: str) -> LoadedTree:
-    """Return a JSON object without lists, which no state contains."""
-    if not isinstance(value, dict):
-        raise ValueError(f"{name!r} is a {type(value).__name__}, expected an object")
-    return {key: _to_leaf(item, f"{name}/{key}") for key, item in value.items()}
-
-
-def _to_leaf(value: JsonValue, name: str) -> LoadedTree | LoadedLeaf:
-    if isinstance(value, dict):
-        return _to_tree(value, name)
-    if isinstance(value, list):
-        raise ValueError(f"{name!r} is a list, expected a number, a text, True, False, null or an object")
     return value
 
 
@@ -469,21 +412,6 @@ def _check_schema(schema: object, path: Path) -> None:
             f"checkpoint {path.parent} was written by an older fastac (schema {schema}, this one reads {OLDEST} "
             f"to {SCHEMA}): read it with that one, or train anew."
         )
-
-
-def _join(tree: LoadedTree, arrays: Mapping[str, NDArray[np.generic]]) -> LoadedTree:
-    """Put the arrays back to the places from which `_split` moved them."""
-    for name, array in arrays.items():
-        *branches, leaf = name.split("/")
-        branch: LoadedTree | LoadedLeaf = tree
-        for key in branches:
-            branch = branch.get(key) if isinstance(branch, dict) else None
-        if not isinstance(branch, dict) or leaf in branch:
-            raise ValueError(f"there is no place for the array {name!r}")
-        if array.dtype.name not in _DTYPES:
-            raise ValueError(f"the array {name!r} is {array.dtype}, expected one of {', '.join(_DTYPES)}")
-        branch[leaf] = array
-    return tree
 
 
 def _advise(damaged: Path) -> str:

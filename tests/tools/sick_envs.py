@@ -55,6 +55,13 @@ class Healthy(gym.Env):
         self.place, self.steps = float(state["place"]), int(state["steps"])
 
 
+class NoMaskLater(Healthy):
+    """Its reset tells a mask, and its steps do not."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None) -> tuple:
+        return super().reset(seed=seed)[0], {"action_mask": np.ones(2, np.int8)}
+
+
 class NanReward(Healthy):
     def pay(self) -> float:
         return float("nan") if self.steps == 7 else 1.0

@@ -11,20 +11,25 @@ import sys
 from array import array
 from functools import partial
 
+import dict_envs
 import gymnasium as gym
+import masked_envs
 import numpy as np
 import pytest
 import sick_envs
+from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 
 import fastac
 from fastac.cli import main
 from fastac.config import EnvConfig
 from fastac.envs import name_env
+from fastac.envs.masks import MaskReader
 from fastac.tools.doctor import Diagnosis, examine
 from fastac.tools.doctor.findings import Finding
 from fastac.tools.doctor.leak import Growth, find_resident_growth, judge_growth
 from fastac.tools.doctor.machine import Cost, judge_time
+from fastac.tools.doctor.masks import Masks
 from fastac.tools.doctor.patient import Clock, build_patient
 from fastac.tools.doctor.report import format_diagnosis
 
@@ -121,6 +126,76 @@ def test_nothing_is_found_in_a_healthy_one(env):
     diagnosis = look_at(env)
     unnamed = [finding for finding in diagnosis.warnings if finding.check == "processes"]  # of a partial with a mode
     assert not diagnosis.errors and list(diagnosis.warnings) == unnamed, tell(diagnosis)
+
+
+def make_masked_batch(told, num_envs):
+    return gym.vector.SyncVectorEnv([partial(masked_envs.Masked, told, "several")] * num_envs)
+
+
+PLACES = {
+    "observation": "the observation's key 'action_mask'",
+    "method": "the method action_masks\\(\\)",
+    "info": "info\\['action_mask'\\]",
+}
+
+
+@pytest.mark.parametrize(
+    ("told", "kind"),
+    [*zip(PLACES, ("discrete", "several", "bits"), strict=True), *((told, "batch") for told in PLACES)],
+)
+def test_only_legal_actions_are_taken(told, kind):
+    """An illegal one raises."""
+    env = partial(make_masked_batch, told) if kind == "batch" else partial(masked_envs.Masked, told, kind)
+    diagnosis = look_at(env, 50)
+    assert not diagnosis.errors, tell(diagnosis)
+    assert re.search(f"^ok masks: in {PLACES[told]}; all .* only legal ones were taken$", tell(diagnosis), re.M)
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        (masked_envs.Stuck, "1 of 2 action masks are wrong \\(first: the action mask of env 0 allows no action"),
+        (masked_envs.Narrow, "action masks are wrong \\(first: the action mask has shape \\[4\\], expected \\[5\\]"),
+        (sick_envs.NoMaskLater, "action masks are wrong \\(first: the info has no 'action_mask'"),
+    ],
+)
+def test_a_wrong_mask_is_found(env, says):
+    assert re.search(f"^error masks: .*{says}", tell(look_at(env, 50)), re.M), tell(look_at(env, 50))
+
+
+def test_masks_that_are_not_wanted_are_not_looked_at():
+    diagnosis = examine(EnvConfig("Taxi-v4", 1, mask_actions=False), None, 60.0, 50)
+    assert not diagnosis.errors and "masks:" not in tell(diagnosis)
+    assert not look_at("Taxi-v4", 50).errors
+
+
+def test_a_text_is_one_finding_unless_it_is_dropped(monkeypatch):
+    monkeypatch.setattr("fastac.tools.doctor.examination.STEPS", 50)
+    (error,) = look_at(dict_envs.Signs, 50).errors
+    assert error.check == "spaces" and "leave it out with --drop-keys mission" in error.text
+    assert not fastac.doctor(dict_envs.Signs, drop_keys=["mission"], seconds=60.0).errors
+
+
+@pytest.mark.parametrize("space", [Discrete(3, start=4), MultiDiscrete([2, 3], start=[1, -1]), MultiBinary(2)], ids=str)
+def test_a_legal_action_stays_and_an_illegal_one_becomes_legal(space):
+    rng, masks = np.random.default_rng(0), Masks(space, 1)
+    masks.source = "info"
+    reader = MaskReader(masks.choices)
+    space.seed(0)
+    for _ in range(50):
+        legal = reader.complete(rng.random((1, reader.size)) < 0.4, np.array([True]))
+        masks.see(lambda reader, legal=legal: legal, np.array([False]))
+        action = space.sample()
+        made = masks.make_legal(action)
+        assert space.contains(made) and np.array_equal(masks.make_legal(action), made)
+        hot = np.concatenate([np.arange(n) == at for n, at in zip(masks.choices, shift(space, made), strict=True)])
+        assert legal[0][hot].all()
+        was = np.concatenate([np.arange(n) == at for n, at in zip(masks.choices, shift(space, action), strict=True)])
+        assert not legal[0][was].all() or made is action or np.array_equal(made, action)
+
+
+def shift(space, action):
+    return np.atleast_1d(action) - np.atleast_1d(getattr(space, "start", 0))
 
 
 # Gymnasium's families, each environment in its newest version.

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from masked_envs import Masked
 from torch import nn
 
 from fastac.build import build_model
 from fastac.config import ModelConfig
-from fastac.envs.rows import FlatBox
+from fastac.envs.rows import FlatBox, Reading
 from fastac.envs.spaces import SquashedBox
 from fastac.tools.policy import TrainedPolicy
 
@@ -193,6 +198,120 @@ def test_another_batch_size_begins_anew():
     np.testing.assert_array_equal(policy.act(OBS), first)
 
 
+FREE = Box(-100.0, 100.0, (1,), np.float32)
+
+
+@pytest.mark.parametrize("told", ["observation", "info"])
+def test_a_masked_loop_over_a_vector_env_takes_legal_actions_only(told):
+    """After an end the mask allows nothing, and nobody acts."""
+    envs = gym.vector.SyncVectorEnv([lambda: Masked(told)] * 3)
+    row = FlatBox(envs.single_observation_space, Reading(mask_source=told, mask_size=5))
+    policy = make_policy(envs.single_action_space, obs_space=row)
+    obs, info = envs.reset(seed=0)
+    for _ in range(20):
+        action = policy.act(obs, action_mask=None if told == "observation" else info["action_mask"])
+        obs, _, _, _, info = envs.step(action)  # an illegal one raises
+    envs.close()
+    single, info = Masked(told).reset(seed=0)
+    nothing = {**single, "action_mask": np.zeros(5)} if told == "observation" else single
+    with pytest.raises(ValueError, match="the action mask of the environment allows no action"):
+        policy.act(nothing, action_mask=np.zeros(5))
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru"])
+def test_start_resets_the_memory_of_single_environments(core):
+    policy = make_policy(FREE, ModelConfig(core=core, lstm_size=8, hidden_sizes=(8,)))
+    first = policy.act(OBS)
+    start = np.array([False, True, False, True, False])
+    np.testing.assert_array_equal(policy.value(OBS, start=start)[start], policy.value(OBS, start=np.ones(5))[start])
+    second = policy.act(OBS, start=start)
+    np.testing.assert_array_equal(second[start], first[start])
+    assert (second[~start] != first[~start]).all()
+    policy.reset()
+    alone = policy.act(OBS[0])
+    assert policy.act(OBS[0], start=True) == alone != policy.act(OBS[0], start=False)
+
+
+def test_a_loop_over_a_vector_env_acts_as_single_loops_do():
+    """Gymnasium's own mode, NEXT_STEP: the first observation of an episode comes a step after the end."""
+    policy = make_policy(Discrete(2), LSTM, obs_space=Box(-np.inf, np.inf, (4,), np.float32))
+    envs = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync")
+    obs, _ = envs.reset(seed=0)
+    start, over, steps = np.ones(3, bool), np.zeros(3, bool), [[] for _ in range(3)]
+    for _ in range(60):
+        action = policy.act(obs, start=start)
+        for n in range(3):
+            steps[n].append((obs[n], start[n], action[n]))
+        obs, _, terminated, truncated, _ = envs.step(action)
+        start, over = over, terminated | truncated
+    envs.close()
+    assert sum(begins for _, begins, _ in steps[0]) > 1
+    for rows in steps:
+        for seen, begins, action in rows:
+            if begins:
+                policy.reset()
+            assert policy.act(seen) == action
+
+
+def test_decide_says_all_and_leaves_the_memory_alone():
+    policy, other = make_policy(FREE, LSTM), make_policy(FREE, LSTM)
+    policy.act(OBS[0])
+    first = policy.decide(OBS[0])
+    second = policy.decide(OBS[1], first.state, start=False)
+    assert isinstance(first.value, float) and first.state.shape == (16,) and list(first.params) == ["mean", "log_std"]
+    assert other.act(OBS[0]) == first.action == first.params["mean"] and other.value(OBS[1]) == second.value
+    assert other.act(OBS[1]) == second.action == policy.act(OBS[1])
+    batch = policy.decide(OBS, np.tile(first.state, (5, 1)), start=[True, False, True, True, True])
+    np.testing.assert_allclose(batch.action[1], second.action, rtol=1e-5)
+    np.testing.assert_allclose(batch.action[0], first.action, rtol=1e-5)
+    assert batch.value.shape == (5,) and batch.params["log_std"].shape == (5, 1)
+    assert policy.decide(OBS[0], greedy=False).action != first.action
+    logits = make_policy(Discrete(3)).decide(OBS).params["logits"]
+    assert logits.shape == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda policy: policy.act(OBS, start=[True]), r"start has shape \[1\], expected \[5\]"),
+        (lambda policy: policy.value(OBS[0], start=[True, False]), r"start has shape \[2\], expected \[1\]"),
+        (lambda policy: policy.decide(OBS, np.zeros(16)), r"the state has shape \[16\], expected \[5, 16\]"),
+        (lambda policy: policy.decide(OBS[0], np.zeros((1, 16))), r"the state has shape \[1, 16\], expected \[16\]"),
+    ],
+)
+def test_a_memory_of_another_shape_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(make_policy(FREE, LSTM))
+
+
+def test_threads_share_a_policy_and_no_memory():
+    policy = make_policy(FREE, LSTM)
+    expected = [[float(policy.act(obs)[0]) for obs in OBS[::way]] for way in (1, -1) if policy.reset() is None]
+    turns = threading.Barrier(2)
+
+    def play(way):
+        policy.reset()
+        actions = []
+        for obs in OBS[::way]:
+            turns.wait()
+            actions.append(float(policy.act(obs)[0]))
+        return actions
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(play, (1, -1))) == expected
+
+
+def test_a_deep_copy_goes_on_by_itself():
+    policy = make_policy(FREE, LSTM)
+    policy.act(OBS[0], greedy=False)
+    copied = copy.deepcopy(policy)
+    assert copied.model is not policy.model
+    theirs = [copied.act(obs, greedy=False) for obs in OBS]
+    assert [policy.act(obs, greedy=False) for obs in OBS] == theirs
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(copied.act, OBS[0]).result() == make_policy(FREE, LSTM).act(OBS[0])
+
+
 def test_any_array_like_is_taken_and_none_is_written():
     policy = make_policy(Discrete(3))
     expected = policy.act(OBS)
@@ -226,7 +345,7 @@ def test_a_custom_encoders_dropout_is_off_and_no_gradient_is_kept():
         Box(-100.0, 100.0, (1,), np.float32), encoder=lambda _: nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5))
     )
     np.testing.assert_array_equal(policy.act(OBS), policy.act(OBS))
-    assert policy._state is not None and not policy._state.requires_grad
+    assert policy._memory.state is not None and not policy._memory.state.requires_grad
 
 
 IMAGES = Box(0, 255, (2, 5, 4), np.uint8)

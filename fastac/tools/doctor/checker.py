@@ -10,24 +10,26 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.utils import env_checker, passive_env_checker
 
+from fastac.config import EnvConfig
 from fastac.contract import EnvFailure
 from fastac.envs.failure import describe
+from fastac.envs.rows import Reading
 from fastac.envs.spaces import ArraySpace, check_spaces
-from fastac.envs.state import SingleEnv
 from fastac.tools.doctor.budget import Budget
 from fastac.tools.doctor.findings import Finding, or_ok
-from fastac.tools.doctor.patient import Action, Patient
+from fastac.tools.doctor.patient import Action, Patient, Single
 
 # What the trial tells better, with numbers: observations against their space, rewards, and the values of a space.
 _TOLD_ELSEWHERE = ("The obs returned", "The reward is", "observation space", "The reward returned")
 
 
-def judge_gymnasium(env: SingleEnv) -> Iterator[Finding]:
-    """Run Gymnasium's checks of spaces, signatures and types; changes the episode of `env`."""
-    yield from or_ok("gymnasium", _judge_gymnasium(env), "its checks of spaces, signatures and types pass")
+def judge_gymnasium(patient: Single) -> Iterator[Finding]:
+    """Run Gymnasium's checks of spaces, signatures and types; changes the episode."""
+    yield from or_ok("gymnasium", _judge_gymnasium(patient), "its checks of spaces, signatures and types pass")
 
 
-def _judge_gymnasium(env: SingleEnv) -> Iterator[Finding]:
+def _judge_gymnasium(patient: Single) -> Iterator[Finding]:
+    env = patient.env
     checks: tuple[Callable[[], object], ...] = (
         partial(passive_env_checker.check_action_space, env.action_space),
         partial(passive_env_checker.check_observation_space, env.observation_space),
@@ -35,7 +37,7 @@ def _judge_gymnasium(env: SingleEnv) -> Iterator[Finding]:
         partial(env_checker.check_reset_return_info_deprecation, env),
         partial(env_checker.check_reset_options, env.unwrapped),
         partial(passive_env_checker.env_reset_passive_checker, env),
-        lambda: passive_env_checker.env_step_passive_checker(env, env.action_space.sample()),
+        lambda: passive_env_checker.env_step_passive_checker(env, patient.draw()),
     )
     for check in checks:
         with warnings.catch_warnings(record=True) as caught:
@@ -54,10 +56,11 @@ def _first_sentence(text: str) -> str:
     return text.splitlines()[0].split(". ")[0].rstrip(".") if text else text
 
 
-def judge_spaces(patient: Patient) -> Iterator[Finding]:
-    """Look whether fastac has networks for the spaces."""
+def judge_spaces(patient: Patient, config: EnvConfig) -> Iterator[Finding]:
+    """Look whether fastac has networks for the spaces, without the keys that the configuration drops."""
     try:
-        check_spaces(patient.observation_space, _single_space(patient))
+        reading = Reading(config.drop_keys, config.critic_keys)
+        check_spaces(patient.observation_space, _single_space(patient), reading)
     except ValueError as error:
         yield Finding("error", "spaces", f"fastac cannot train with these spaces: {error}")
         return

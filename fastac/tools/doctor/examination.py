@@ -23,6 +23,7 @@ from fastac.tools.doctor.episodes import judge_ends
 from fastac.tools.doctor.findings import Diagnosis, Finding
 from fastac.tools.doctor.leak import find_resident_growth, judge_growth, measure_growth
 from fastac.tools.doctor.machine import judge_sending, judge_time, profile
+from fastac.tools.doctor.masks import judge_masks
 from fastac.tools.doctor.patient import Batch, Clock, Single, build_patient
 from fastac.tools.doctor.repeats import FirstWalk, find_warnings, judge_repeats, repeat, walk_first
 from fastac.tools.doctor.trial import Trial, play
@@ -95,7 +96,7 @@ class _Examination:
         for caution in find_cautions(patient.env):
             yield Finding("warning", "wrappers", f"{caution}.")
         try:
-            yield from judge_spaces(patient)
+            yield from judge_spaces(patient, self._config)
             first = walk_first(patient, self._budget.part(0.03))  # while it is new
             yield from self._examine_steps(first.length)
             yield from self._examine_rest(first)
@@ -104,6 +105,7 @@ class _Examination:
         finally:
             with suppress(Exception):  # some cannot be closed twice
                 patient.close()
+        yield from judge_masks(patient.masks)
         yield from judge_sending(self._config, self._given)
 
     def _examine_rest(self, first: FirstWalk) -> Iterator[Finding]:
@@ -113,7 +115,7 @@ class _Examination:
             "seeds, state": lambda: judge_repeats(repeat(first, patient, self._build)),  # closes it, so it comes last
         }
         if isinstance(patient, Single):
-            parts = {"gymnasium": partial(judge_gymnasium, patient.env)} | parts
+            parts = {"gymnasium": partial(judge_gymnasium, patient)} | parts
         parts = {"actions, memory, time": self._examine_cost} | parts
         for done, examine_part in enumerate(parts.values()):
             if self._budget.is_spent:

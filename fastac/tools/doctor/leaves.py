@@ -8,11 +8,14 @@ import numpy as np
 from gymnasium.spaces import Dict, Tuple
 from numpy.typing import NDArray
 
+from fastac.envs.leaves import has_numbers
 from fastac.envs.spaces import ArraySpace
 
 
 def find_leaves(space: ArraySpace, obs: object, name: str = "") -> Iterator[tuple[str, ArraySpace, object]]:
     """Yield the name, space and value of every array of an observation; the name is empty if there is only one.
+
+    Texts, and other keys that nobody can learn from, are left out.
 
     Raises:
         KeyError, IndexError, TypeError: the observation has other parts than its space.
@@ -27,7 +30,7 @@ def find_leaves(space: ArraySpace, obs: object, name: str = "") -> Iterator[tupl
             raise TypeError(f"{type(obs).__name__} in place of a tuple")
         for index, part in enumerate(space.spaces):
             yield from find_leaves(part, obs[index], f"{name}[{index}]")
-    else:
+    elif not name or has_numbers(space):
         yield name, space, obs
 
 
@@ -37,4 +40,4 @@ def to_vector(space: ArraySpace, obs: object) -> NDArray[np.float64]:
         parts = [np.asarray(value, dtype=np.float64).ravel() for _, _, value in find_leaves(space, obs)]
     except (KeyError, IndexError, TypeError, ValueError):
         return np.zeros(0)
-    return np.concatenate(parts)
+    return np.concatenate([np.zeros(0), *parts])

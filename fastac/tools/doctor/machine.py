@@ -15,6 +15,7 @@ from fastac.cpu import count_cores
 from fastac.envs import Given, has_compiled
 from fastac.envs.trial import PROCESS_WORTH_US
 from fastac.pickling import GUARD, UNSENDABLE, UnsendableError, pickled
+from fastac.text import tell_us
 from fastac.tools.doctor.budget import Budget
 from fastac.tools.doctor.findings import Finding
 from fastac.tools.doctor.patient import Batch, Clock, Patient
@@ -73,7 +74,7 @@ def judge_time(patient: Patient, clock: Clock, cost: Cost, config: EnvConfig, gi
     step_us, spent_s = 1e6 * float(np.median(clock.step_s)), sum(clock.step_s)
     resets = sum(clock.reset_s) / (sum(clock.reset_s) + spent_s)
     what = f"a step of {patient.num_envs} envs" if patient.num_envs > 1 else "a step"
-    told = f"{what} takes {_tell_us(step_us)}, resets are {resets:.0%} of the time"
+    told = f"{what} takes {tell_us(step_us)}, resets are {resets:.0%} of the time"
     if step_us > _CHEAP_US and cost.share > _OWN_SHARE:
         told += f", and {cost.function} is {cost.share:.0%} of a step"
     yield Finding("ok", "time", told)
@@ -84,7 +85,7 @@ def judge_time(patient: Patient, clock: Clock, cost: Cost, config: EnvConfig, gi
     if resets > _RESET_SHARE:
         reset_us = 1e6 * float(np.mean(clock.reset_s))
         yield Finding(
-            "note", "time", f"resets take {resets:.0%} of the time, {_tell_us(reset_us)} each: make reset() cheaper."
+            "note", "time", f"resets take {resets:.0%} of the time, {tell_us(reset_us)} each: make reset() cheaper."
         )
     if not isinstance(patient, Batch):
         yield from _suggest(step_us, config, given)
@@ -97,13 +98,9 @@ def _suggest(step_us: float, config: EnvConfig, given: Given | None) -> Iterator
         yield Finding(
             "note",
             "time",
-            f"a step of {_tell_us(step_us)} is worth processes of its own: vectorization auto uses {count_cores()} of "
+            f"a step of {tell_us(step_us)} is worth processes of its own: vectorization auto uses {count_cores()} of "
             "them, and fastac tune measures what is fastest.",
         )
-
-
-def _tell_us(us: float) -> str:
-    return f"{us:.3g} us" if us < 1e3 else f"{us / 1e3:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
 
 
 def judge_sending(config: EnvConfig, given: Given | None) -> Iterator[Finding]:

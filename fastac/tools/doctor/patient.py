@@ -15,22 +15,26 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, cast
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import iterate
 
 from fastac.config import EnvConfig
-from fastac.contract import EnvFailure
+from fastac.contract import ActionArray, BoolArray, EnvFailure
 from fastac.envs import Given, comes_batched, make_batch, make_single
 from fastac.envs.cautions import ignores_seeds
 from fastac.envs.failure import describe
+from fastac.envs.flatten import call_masks
 from fastac.envs.limits import find_time_limit
+from fastac.envs.masks import MASK_KEY, MaskReader, ask_mask, find_mask_source, read_batch_info
 from fastac.envs.mistakes import blame, check_reset
+from fastac.envs.reading import find_batch_source
 from fastac.envs.spaces import ArraySpace
 from fastac.envs.state import BatchedEnv, SingleEnv
 from fastac.tools.doctor.findings import Seen
+from fastac.tools.doctor.masks import Masks
 
 _BATCH = 4  # environments of a batch
 _SEED = np.random.SeedSequence(0)
@@ -86,6 +90,7 @@ class Patient(Protocol):
     observation_space: ArraySpace  # of one environment
     action_space: ArraySpace  # what `step` takes: of one environment, or of the batch
     max_episode_steps: int | None
+    masks: Masks
 
     @property
     def env(self) -> SingleEnv | BatchedEnv:
@@ -95,7 +100,7 @@ class Patient(Protocol):
         """Begin an episode in every environment."""
 
     def step(self, action: Action) -> list[Event]:
-        """Step every environment; one that had ended is reset before or instead."""
+        """Step every environment by a legal action; one that had ended is reset before or instead."""
 
     def goes_on(self, action: Action) -> bool | None:
         """Step once more after an end; return whether it says that nothing has ended. None: that cannot be tried."""
@@ -119,12 +124,13 @@ class Single:
 
     num_envs = 1
 
-    def __init__(self, env: SingleEnv, name: str) -> None:
-        """Take an environment that was not reset yet."""
+    def __init__(self, env: SingleEnv, name: str, mask_actions: bool = True) -> None:
+        """Take an environment that was not reset yet, and whether to look for action masks."""
         self.env: SingleEnv = env
         self._name, self.clock = name, Clock()
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.max_episode_steps = find_time_limit(env)
+        self.masks, self._mask_actions = Masks(env.action_space, 1), mask_actions
         self._ended = True
 
     def reset(self, seed: int | None) -> list[Event]:
@@ -141,6 +147,9 @@ class Single:
         self.clock.reset_s.append(time.perf_counter() - began_s)
         obs, info = check_reset(returned, self._name)
         self._ended = False
+        if self.masks.choices and self._mask_actions and self.masks.source is None:
+            self.masks.source = find_mask_source(self.env, info if isinstance(info, dict) else {})
+        self._see_mask(obs, info)
         return [Event(0, obs, info=info)]
 
     def step(self, action: Action) -> list[Event]:
@@ -151,7 +160,7 @@ class Single:
         """
         if self._ended:
             return self.reset(None)
-        taken = deepcopy(action)  # an environment may change it
+        taken = deepcopy(self.masks.make_legal(action))  # an environment may change it
         began_s = time.perf_counter()
         try:
             obs, reward, terminated, truncated, info = self.env.step(taken)  # type: ignore[arg-type]  # of its space
@@ -161,7 +170,24 @@ class Single:
             raise blame(error, "step", self.env, self._name, _WHEN) from error
         if reward is None:
             raise EnvFailure(f"{self._name}: step() returned the reward None, expected a number.")
+        self._see_mask(obs, info)
         return [Event(0, obs, reward, terminated, truncated, info)]
+
+    def _see_mask(self, obs: object, info: object) -> None:
+        def read(reader: MaskReader) -> BoolArray:
+            source = self.masks.source
+            assert source is not None
+            is_inside = source == "observation"
+            found = _mask_of(obs) if is_inside else ask_mask(self.env, info if isinstance(info, dict) else {}, source)
+            return reader.read(found)[None]
+
+        self.masks.see(read, np.array([self._ended]))
+
+    def draw(self) -> ActionArray:
+        """Return a legal action for the environment's own `step`; resets it if that takes a mask."""
+        if self.masks.source is not None:
+            self.reset(None)
+        return cast(ActionArray, self.masks.make_legal(self.env.action_space.sample()))
 
     def goes_on(self, action: Action) -> bool | None:
         """See `Patient`; an environment may refuse this step."""
@@ -196,14 +222,15 @@ class Batch:
         ends: episodes that ended.
     """
 
-    def __init__(self, env: BatchedEnv, name: str) -> None:
-        """Take a batch that was not reset yet."""
+    def __init__(self, env: BatchedEnv, name: str, mask_actions: bool = True) -> None:
+        """Take a batch that was not reset yet, and whether to look for action masks."""
         self.env: BatchedEnv = env
         self._name, self.clock, self.num_envs = name, Clock(), env.num_envs
         self.observation_space, self.action_space = env.single_observation_space, env.action_space
         self.max_episode_steps = find_time_limit(env)
         mode = env.metadata.get("autoreset_mode")
         self.mode = mode if isinstance(mode, AutoresetMode) else None
+        self.masks, self._mask_actions = Masks(env.single_action_space, env.num_envs), mask_actions
         self._takes_seed = not ignores_seeds(env)
         self._ended = np.ones(env.num_envs, dtype=np.bool_)
         self._rows: list[object] = []
@@ -223,11 +250,25 @@ class Batch:
     def _reset(self, seed: int | None, options: dict[str, object] | None) -> list[object]:
         began_s = time.perf_counter()
         try:
-            obs, _ = self.env.reset(seed=seed, options=options)
+            obs, infos = self.env.reset(seed=seed, options=options)
             self.clock.reset_s.append(time.perf_counter() - began_s)
-            return list(iterate(self.env.observation_space, obs))
+            rows = list(iterate(self.env.observation_space, obs))
         except Exception as error:
             raise EnvFailure(f"{self._name} raised {describe(error)} in reset {_WHEN}.") from error
+        if self.masks.choices and self._mask_actions and self.masks.source is None:
+            self.masks.source = find_batch_source(self.env, infos)
+        anew = self._ended if options is not None else np.ones_like(self._ended)
+        self._see_masks(obs, infos, np.zeros_like(anew), anew.copy())
+        return rows
+
+    def _see_masks(self, obs: object, infos: Mapping[str, object], is_over: BoolArray, anew: BoolArray) -> None:
+        def read(reader: MaskReader) -> BoolArray:
+            if self.masks.source == "info":
+                return read_batch_info(infos, self.num_envs, reader)[0]
+            is_inside = self.masks.source == "observation"
+            return reader.read(_mask_of(obs) if is_inside else call_masks(self.env), self.num_envs)
+
+        self.masks.see(read, is_over, anew)
 
     def step(self, action: Action) -> list[Event]:
         """See `Patient`.
@@ -238,7 +279,7 @@ class Batch:
         events: list[Event] = []
         if self.mode is AutoresetMode.DISABLED and self._ended.any():
             events = self._reset_ended()
-        taken = deepcopy(action)
+        taken = deepcopy(self.masks.make_legal(action))
         began_s = time.perf_counter()
         try:
             obs, reward, terminated, truncated, infos = self.env.step(taken)  # type: ignore[arg-type]  # of its space
@@ -253,6 +294,8 @@ class Batch:
             )
         was_over, self._rows = self._ended, rows
         self._ended = np.logical_or(terminated, truncated)
+        is_over = np.zeros_like(self._ended) if self.mode is AutoresetMode.SAME_STEP else self._ended
+        self._see_masks(obs, infos, is_over, np.ones_like(self._ended))
         for index, row in enumerate(rows):
             event = Event(index, row, reward[index], terminated[index], truncated[index])
             events += self._read(event, bool(was_over[index]), infos)
@@ -309,6 +352,10 @@ class Batch:
         _close(self.env, self._name)
 
 
+def _mask_of(obs: object) -> object:
+    return cast("Mapping[str, object]", obs)[MASK_KEY]
+
+
 def _close(env: SingleEnv | BatchedEnv, name: str) -> None:
     try:
         env.close()
@@ -324,8 +371,8 @@ def build_patient(config: EnvConfig, given: Given | None) -> Single | Batch:
         EnvFailure: it could not be built.
     """
     if comes_batched(config, given):
-        return Batch(make_batch(config, _SEED, _BATCH, given), config.env_id)
-    return Single(make_single(config, given=given), config.env_id)
+        return Batch(make_batch(config, _SEED, _BATCH, given), config.env_id, config.mask_actions)
+    return Single(make_single(config, given=given), config.env_id, config.mask_actions)
 
 
 def global_streams() -> dict[str, object]:

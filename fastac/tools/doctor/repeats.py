@@ -175,12 +175,13 @@ def _try_state(patient: Patient, actions: Sequence[Action]) -> Saved:
         return Saved(True, failure=describe(error))
     if state is None:
         return Saved(False)
-    ended = patient.get_ended()
+    ended, legal = patient.get_ended(), patient.masks.legal.copy()
     expected = list(_go_on(patient, then))
     _walk(patient, _OTHER_SEED, on_the_way)
     try:
         restore(patient.env, state)
         patient.set_ended(ended)
+        patient.masks.legal = legal
     except Exception as error:  # likewise
         return Saved(True, failure=describe(error))
     return Saved(True, len(then), _find_difference(expected, list(_go_on(patient, then))))
