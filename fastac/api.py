@@ -26,7 +26,6 @@ from fastac.build import (
     name_encoder,
     name_env,
     restart_seed,
-    shorten_rollout,
     take_env,
     torch_threads,
 )
@@ -271,8 +270,7 @@ def configure_named(
         settings["wrappers"] = name_wrappers(cast("Sequence[str | WrapperFactory]", settings["wrappers"]))
     name, factory = name_encoder(encoder)
     settings |= {key: value for key, value in {"algo": algo, "encoder": name}.items() if value is not None}
-    config, given = configure(named.env_id, preset, settings, base, named.given)
-    return shorten_rollout(config, is_asked="num_steps" in given), factory
+    return configure(named.env_id, preset, settings, base, named.given)[0], factory
 
 
 def start_config(

@@ -54,19 +54,16 @@ class Telling(Opaque):
 
 
 class Faulty(Opaque):
-    """Breaks late in its life, if it is the second environment to be seeded."""
+    """Breaks late in its life, if it is the second environment to be stepped."""
 
-    seeded = itertools.count()  # set anew by each test
+    stepped = itertools.count()  # set anew by each test
 
     def __init__(self, how: str) -> None:
         self._how, self._number, self._age = how, -1, 0
 
-    def reset(self, *, seed=None, options=None):
-        if seed is not None:
-            self._number = next(Faulty.seeded)
-        return super().reset(seed=seed)
-
     def step(self, action):
+        if self._number < 0:
+            self._number = next(Faulty.stepped)
         obs, reward, terminated, truncated, info = super().step(action)
         self._age += 1
         if self._number == 1 and self._age == FAILING_STEP:

@@ -41,7 +41,7 @@ from fastac.build.shares import (
 from fastac.build.sync import assemble_sync, build
 from fastac.build.worker import allocate_rollout, build_rule
 from fastac.config import AlgoName, Config, ConfigValue, EnvConfig, is_atari, with_home
-from fastac.envs import has_native, is_image, name_env, take_env
+from fastac.envs import has_native, name_env, shows_image, take_env
 from fastac.envs.saved_spaces import Spaces, load_spaces, save_spaces
 from fastac.presets import describe_untuned
 from fastac.workers import Hosts, Training
@@ -162,7 +162,7 @@ def _find_kind(env_id: str, factory: EnvFactory | None, given: Mapping[str, Conf
     one = Config().replace(env_id=env_id, num_envs=1, vectorization=vectorization, shared_trunk=False, **chosen)
     envs = build_envs(one.env, np.random.SeedSequence(0), factory)
     try:
-        if is_image(envs.single_observation_space):
+        if shows_image(envs.single_observation_space):
             return "image"
         return "continuous" if isinstance(envs.single_action_space, Box) else "discrete"
     finally:

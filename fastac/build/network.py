@@ -36,6 +36,7 @@ from fastac.models import (
     MultiCategoricalHead,
     NoObsNormalizer,
     ObsNormalizer,
+    Shape,
     Trunk,
     pick_net,
 )
@@ -94,7 +95,7 @@ def build_model(
     """
     row = envs.single_observation_space
     assert isinstance(row, Box)  # envs/ accepts nothing else
-    space = _without_mask(row)
+    space = _seen_space(row)
     if config.normalize_obs and is_image(space):
         raise ValueError(
             f"normalize_obs is True, expected False: observations are images {list(space.shape)}, and only vectors "
@@ -106,6 +107,11 @@ def build_model(
             "actions of a Box have a deviation."
         )
     make = encoder or _find_encoder(config)
+    if make and isinstance(row, FlatBox) and row.reading.critic_keys:
+        raise ValueError(
+            f"critic_keys is {row.reading.critic_keys}, expected (): the encoder is {name_of(make)}, and an encoder of "
+            "your own reads all keys."
+        )
     if (config.actor_sizes, config.critic_sizes) != (None, None) and (make or is_image(space)):
         raise ValueError(
             f"actor_sizes is {config.actor_sizes} and critic_sizes is {config.critic_sizes}, expected None and None: "
@@ -119,22 +125,30 @@ def build_model(
         normalizer = _build_normalizer(space) if config.normalize_obs else NoObsNormalizer()
         # Always in evaluation mode. Dropout or batch statistics would make the forward pass of an update differ from
         # the one that acted, and evaluations would change the model.
-        return ActorCritic(trunks, head, normalizer, row.shape[0] - space.shape[0] if space is not row else 0).eval()
+        mask_size = row.reading.mask_size if isinstance(row, FlatBox) else 0
+        image_shape = _to_shape(space) if isinstance(row, FlatBox) and is_image(space) else None
+        return ActorCritic(trunks, head, normalizer, mask_size, image_shape).eval()
 
 
-def _without_mask(row: Box) -> Box:
-    """Return the space of what encoders read of a row."""
-    if not isinstance(row, FlatBox) or not row.reading.mask_size:
+def _seen_space(row: Box) -> Box:
+    """Return the space of what encoders see of a row: without its mask, and an image in its shape."""
+    if not isinstance(row, FlatBox):
         return row
-    return FlatBox(row.original, replace(row.reading, mask_size=0))
+    if row.image is not None:
+        return row.image
+    return FlatBox(row.original, replace(row.reading, mask_size=0)) if row.reading.mask_size else row
 
 
-def _build_normalizer(space: Box) -> ObsNormalizer:
-    """Standardise numbers; categories are 0 or 1 already, and images have a scale."""
+def _to_shape(space: Box) -> Shape:
+    rows, columns, last = space.shape
+    return rows, columns, last
+
+
+def _build_normalizer(space: Box) -> ObsNormalizer | NoObsNormalizer:
+    """Standardise all but images, which have a scale."""
     if not isinstance(space, FlatBox):
         return ObsNormalizer(space.shape)
-    columns = [column for part in space.parts if part.kind == "numbers" for column in range(part.begin, part.end)]
-    return ObsNormalizer(space.shape, None if len(columns) == space.num_inputs else columns)
+    return ObsNormalizer((space.num_flat,), space.has_images) if space.num_flat else NoObsNormalizer()
 
 
 def _split_sizes(config: ModelConfig) -> list[ModelConfig]:
@@ -180,8 +194,7 @@ def _build_keyed(config: ModelConfig, space: FlatBox, is_actors: bool) -> KeyedE
 
 
 def _build_conv(config: ModelConfig, space: Box) -> ConvEncoder:
-    rows, columns, last = space.shape
-    obs_shape = rows, columns, last
+    obs_shape = _to_shape(space)
     if config.encoder == "mlp":
         raise ValueError(
             f"encoder is 'mlp', expected nature, a3c, minatar or auto: observations are images {list(obs_shape)}."

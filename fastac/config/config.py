@@ -463,6 +463,8 @@ class Config:
         flat = _open_sections(data)
         if "shards" not in flat and isinstance(flat.get("workers"), int):
             flat["shards"] = flat["workers"]  # saved before there were shards: every worker was one
+        if "env_id" in flat:
+            flat.setdefault("mask_actions", False)  # saved before there were masks
         return cls().replace(**flat)
 
 

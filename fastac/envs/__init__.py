@@ -7,7 +7,7 @@ and trial environments.
 from fastac.envs.make import adapt, film_game, make_batch, make_single, make_vec
 from fastac.envs.offers import comes_batched, has_compiled, has_native, offered_vectorizations, picks_own_batch
 from fastac.envs.source import Given, Named, name_env, take_env
-from fastac.envs.spaces import check_spaces, is_image, observation_dtype
+from fastac.envs.spaces import check_spaces, is_image, observation_dtype, shows_image
 
 __all__ = [
     "Given",
@@ -26,5 +26,6 @@ __all__ = [
     "observation_dtype",
     "offered_vectorizations",
     "picks_own_batch",
+    "shows_image",
     "take_env",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -48,10 +49,10 @@ class RowObservation(gym.Wrapper[ObsArray, ActionArray, ObsArray, ActionArray]):
         obs, info = self.env.reset(seed=seed, options=options)
         return self.to_row(obs, info, is_over=False), info
 
-    def step(self, action: ActionArray) -> tuple[ObsArray, float, bool, bool, _Infos]:
+    def step(self, action: ActionArray) -> tuple[ObsArray, SupportsFloat, bool, bool, _Infos]:
         """Step, and return the row."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return self.to_row(obs, info, bool(terminated or truncated)), float(reward), terminated, truncated, info
+        return self.to_row(obs, info, bool(terminated or truncated)), reward, terminated, truncated, info
 
     def to_row(self, obs: ObsArray, info: _Infos, is_over: bool) -> ObsArray:
         """Return the row of an observation of the environment."""
@@ -111,31 +112,43 @@ class FlattenedBatch(VectorWrapper[ObsArray, ActionArray, ObsArray, ActionArray,
         values = self._space.flatten(obs)
         if self._reader is None:
             return values
-        mask = self._reader.complete(self._find_mask(obs, infos), is_over)
+        mask = self._reader.complete(self._find_mask(obs, infos, is_over | ~anew), is_over)
         self._mask[anew] = mask[anew]
         return self._space.join(values, self._mask)
 
-    def _find_mask(self, obs: ObsArray, infos: Mapping[str, object]) -> BoolArray:
+    def _find_mask(self, obs: ObsArray, infos: Mapping[str, object], may_lack: BoolArray) -> BoolArray:
+        """Return the masks `[N, M]`; environments in `may_lack` `[N]` may tell none.
+
+        Raises:
+            EnvFailure: another one tells none.
+        """
         assert self._reader is not None
         match self._space.reading.mask_source:
             case "observation":
                 return self._reader.read(self._space.find_mask(obs), self.num_envs)
             case "method":
-                return self._reader.read(call_masks(self.env), self.num_envs)
+                return call_masks(self.env, self._reader)
             case _:
-                return read_batch_info(infos, self.num_envs, self._reader)[0]
+                mask, told = read_batch_info(infos, self.num_envs, self._reader)
+                if not (told | may_lack).all():
+                    index = np.flatnonzero(~(told | may_lack))[0]
+                    raise EnvFailure(
+                        f"the infos have no 'action_mask' of env {index}, expected one after every reset and step, as "
+                        "after the first"
+                    )
+                return mask
 
 
-def call_masks(env: VectorEnv[ObsArray, ActionArray, NDArray[np.generic]]) -> object:
-    """Return what the method `action_masks` of a batch returns, or those of its environments.
+def call_masks(env: VectorEnv[ObsArray, ActionArray, NDArray[np.generic]], reader: MaskReader) -> BoolArray:
+    """Return the masks `[N, M]` that the method `action_masks` of a batch returns, or those of its environments.
 
     Raises:
         EnvFailure: neither has one.
     """
     own = getattr(env, MASK_METHOD, None)
     if callable(own):
-        return own()
+        return reader.read(own(), env.num_envs)
     call = getattr(env, "call", None)
     if not callable(call):
         raise EnvFailure(f"the vector env has no method {MASK_METHOD}()")
-    return np.stack([np.asarray(mask) for mask in call(MASK_METHOD)])
+    return np.stack([reader.read(mask) for mask in call(MASK_METHOD)])

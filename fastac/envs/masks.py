@@ -145,6 +145,5 @@ def read_batch_info(infos: Mapping[str, object], num_envs: int, reader: MaskRead
         for index in np.flatnonzero(told):
             masks[index] = reader.read(found[index])
         return masks, told
-    whole: NDArray[np.bool_] = reader.read(found, num_envs)
-    masks[told] = whole[told]
+    masks[told] = reader.read(found, num_envs)[told]
     return masks, told

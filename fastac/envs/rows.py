@@ -93,13 +93,25 @@ class FlatBox(Box):
         dtype = np.result_type(*(box.dtype for box in sides))
         if self.has_images:
             dtype = np.dtype(np.uint8 if all(map(_fits_bytes, self.parts)) else np.float32)
-        low, high = (np.concatenate([getattr(box, name) for box in sides]).astype(dtype) for name in ("low", "high"))
+        with np.errstate(over="ignore"):  # bounds of 1e300 become infinite
+            low, high = (np.concatenate([getattr(box, end) for box in sides]).astype(dtype) for end in ("low", "high"))
         super().__init__(low, high, low.shape, dtype.type)
 
     @property
     def has_images(self) -> bool:
         """Whether a part is an image."""
         return any(part.kind == "image" for part in self.parts)
+
+    @property
+    def image(self) -> Box | None:
+        """The space of the image that is all there is in a row, besides its mask; None if there is more."""
+        space = self.parts[0].leaf.space
+        return space if len(self.parts) == 1 and self.has_images and isinstance(space, Box) else None
+
+    @property
+    def num_flat(self) -> int:
+        """Columns of numbers and categories, which come before those of images."""
+        return max((part.end for part in self.parts if part.kind != "image"), default=0)
 
     @property
     def is_plain(self) -> bool:

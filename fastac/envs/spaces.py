@@ -157,6 +157,11 @@ def is_image(space: ArraySpace) -> bool:
     return isinstance(space, Box) and len(space.shape) == 3
 
 
+def shows_image(space: ArraySpace) -> bool:
+    """Return whether an image is all that observations show, perhaps in a row with an action mask."""
+    return is_image(space) or (isinstance(space, FlatBox) and space.image is not None)
+
+
 def observation_dtype(space: ArraySpace) -> np.dtype[np.generic]:
     """Return the dtype in which observations are stored: uint8 for uint8 images and rows of bytes, else float32."""
     has_images = is_image(space) or (isinstance(space, FlatBox) and space.has_images)

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from fastac.contract import Act
 from fastac.models.cores import Core
-from fastac.models.encoders import make_linear
+from fastac.models.encoders import Shape, make_linear
 from fastac.models.heads import ILLEGAL, GaussianHead, Head
 from fastac.models.normalizers import NoObsNormalizer, ObsNormalizer
 
@@ -41,6 +41,7 @@ class ActorCritic(nn.Module):
         state_size: size S of the recurrent state, concatenated over trunks; 0 without recurrence.
         mask_size: M, the number of columns at the end of an observation that are its action mask: for each value of
             each component of an action, whether it is legal. 0 without masks.
+        image_shape: if the rest of an observation is a flattened image, its shape; else None.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class ActorCritic(nn.Module):
         head: Head,
         obs_normalizer: ObsNormalizer | NoObsNormalizer,
         mask_size: int = 0,
+        image_shape: Shape | None = None,
     ) -> None:
         """Store one trunk (shared) or two (the actor's, the critic's)."""
         super().__init__()
@@ -59,7 +61,7 @@ class ActorCritic(nn.Module):
         self.value_head = make_linear(trunks[-1].core.output_size, 1, gain=1.0)
         self._state_sizes = [trunk.core.state_size for trunk in trunks]
         self.state_size = sum(self._state_sizes)
-        self.mask_size = mask_size
+        self.mask_size, self.image_shape = mask_size, image_shape
 
     def forward(self, obs: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return distribution parameters `[..., P]`, values `[...]` and the next state `[N, S]`.
@@ -73,6 +75,8 @@ class ActorCritic(nn.Module):
         mask = None
         if self.mask_size:
             obs, mask = obs.split([obs.shape[-1] - self.mask_size, self.mask_size], dim=-1)
+        if self.image_shape is not None:
+            obs = obs.unflatten(-1, self.image_shape)
         obs = self.obs_normalizer(obs)
         features, states = [], []
         for trunk, trunk_state in zip(self.trunks, state.split(self._state_sizes, dim=-1), strict=True):

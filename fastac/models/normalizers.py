@@ -7,7 +7,6 @@ change them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -78,55 +77,41 @@ def merge_moments(known: NDArray[np.float64], part: NDArray[np.float64]) -> NDAr
 class ObsNormalizer(nn.Module):
     """Standardises observations and clips them to +-10; the shape `[..., *obs_shape]` is unchanged.
 
-    Attributes:
-        columns: the columns of a row that are standardised, K of them; the others (images, one-hot categories) stay.
-            None: all.
+    Of rows with images behind the numbers, only the first columns are standardised; images have a scale.
     """
 
-    def __init__(self, obs_shape: tuple[int, ...], columns: Sequence[int] | None = None) -> None:
-        """Start as the identity (except for the clipping); see the class for `columns` of rows `[D]`."""
+    def __init__(self, obs_shape: tuple[int, ...], has_images: bool = False) -> None:
+        """Start as the identity (except for the clipping); with `has_images`, rows are wider than `obs_shape` `[D]`."""
         super().__init__()
-        self.moments = RunningMoments(obs_shape if columns is None else (len(columns),))
-        self.columns = None if columns is None else torch.tensor(columns, dtype=torch.int64)
-        self._width = math.prod(obs_shape)
+        self.moments, self._has_images = RunningMoments(obs_shape), has_images
 
     def forward(self, obs: Tensor) -> Tensor:
         """Normalise with the current statistics."""
-        mean, scale = self._own_constants()
-        if self.columns is None:
+        mean, scale = self.constants()
+        if not self._has_images:
             return ((obs - mean) * scale).clamp(-CLIP, CLIP)
-        columns, out = self.columns.to(obs.device), obs.float()
-        standard = ((out[..., columns] - mean) * scale).clamp(-CLIP, CLIP)
-        return out.index_copy(-1, columns, standard)
+        width = len(mean)
+        standard = ((obs[..., :width] - mean) * scale).clamp(-CLIP, CLIP)
+        return torch.cat([standard, obs[..., width:].float()], dim=-1)
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """Return the mean and the factor that `forward` currently applies, float32 `[*obs_shape]` each."""
-        mean, scale = self._own_constants()
-        if self.columns is None:
-            return mean, scale
-        columns = self.columns.to(mean.device)
-        return mean.new_zeros(self._width).index_copy(0, columns, mean), mean.new_ones(self._width).index_copy(
-            0, columns, scale
-        )
-
-    def _own_constants(self) -> tuple[Tensor, Tensor]:
         return self.moments.mean.float(), (self.moments.var + _EPS).rsqrt().float()
 
     def update(self, parts: Sequence[tuple[Tensor, Tensor]], group: Group) -> None:
         """Add observations to the statistics, and those of the other workers.
 
         Args:
-            parts: by shard of this worker, `obs` `[T, N, *obs_shape]`, on the CPU, perhaps with masks at their end, and
-                which rows count, `[T, N]`.
+            parts: by shard of this worker, `obs` `[T, N, *obs_shape]`, on the CPU, perhaps with images and masks behind
+                them, and which rows count, `[T, N]`.
             group: all shards.
         """
-        moments = torch.empty(len(parts), 1 + 2 * self.moments.mean.numel(), dtype=torch.float64)
+        width = self.moments.mean.numel()
+        moments = torch.empty(len(parts), 1 + 2 * width, dtype=torch.float64)
         for (obs, valid), part in zip(parts, moments, strict=True):
             rows = obs.flatten(0, 1).flatten(1)
-            if self.columns is not None:
-                rows = rows[:, self.columns]
-            elif rows.shape[1] > self._width:  # there are masks
-                rows = rows[:, : self._width].contiguous()
+            if rows.shape[1] > width:
+                rows = rows[:, :width].contiguous()
             column_moments(rows.float(), valid.flatten(), part)  # no copy if they are float32
         self.moments.merge("obs", moments.numpy(), group)
 

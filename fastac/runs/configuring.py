@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from fastac.build import EnvFactory, apply_settings, default_config
+from fastac.build import EnvFactory, apply_settings, default_config, shorten_rollout
 from fastac.config import PROTOCOLS, Config, ConfigValue, ModelConfig, read_settings, read_settings_file
 from fastac.runs.run_dir import RunDirectory
 
@@ -41,8 +41,7 @@ class Base:
         for source in sources:
             if source is not None:
                 found, origin = _read(source)
-                base.settings.update(found)
-                base.origins.update(dict.fromkeys(found, origin))
+                base = cls(base.below(found), {**base.origins, **dict.fromkeys(found, origin)})
         return base
 
     def below(self, settings: Mapping[str, ConfigValue]) -> dict[str, ConfigValue]:
@@ -107,4 +106,4 @@ def configure(
             network = RunDirectory.open(origin).read_config().to_flat()
             given = {**{name: network[name] for name in _NETWORK}, **given, "init_from": str(origin)}
         defaults = default_config(env_id, cast("str | None", given.get("algo")), preset, factory, given)
-        return apply_settings(defaults, given), given
+        return shorten_rollout(apply_settings(defaults, given), is_asked="num_steps" in given), given

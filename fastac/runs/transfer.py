@@ -12,6 +12,8 @@ from fastac.build import EncoderFactory, Spaces, Training, build_model, load_spa
 from fastac.config import Config, ModelConfig
 from fastac.contract import StateTree, read_branch
 from fastac.envs.importing import is_unnamed
+from fastac.envs.rows import FlatBox
+from fastac.envs.spaces import ArraySpace
 from fastac.models import ActorCritic, load_module
 from fastac.runs.checkpoint import Checkpoint
 from fastac.runs.files import one_sentence
@@ -19,7 +21,7 @@ from fastac.runs.run_dir import RunDirectory
 
 # Parts of a network, and what is saved beside it, in a log's words.
 _ACTORS, _CRITICS = "actor's ", "critic's "
-_HEAD = "policy head"
+_HEAD, _ENCODER, _STATISTICS = "policy head", "encoder", "observation statistics"
 _REWARDS = "reward statistics"
 
 
@@ -53,12 +55,14 @@ class Origin:
         env_steps: how long it was trained.
         model: its network.
         reward_moments: the statistics of its reward normaliser; empty without one.
+        layout: see `_lay_out`.
     """
 
     path: Path
     env_steps: int
     model: ActorCritic
     reward_moments: StateTree
+    layout: tuple[object, ...]
 
 
 def read_origin(config: Config, encoder: EncoderFactory | None) -> Origin | None:
@@ -75,10 +79,18 @@ def read_origin(config: Config, encoder: EncoderFactory | None) -> Origin | None
         return None
     directory = RunDirectory.open(Path(config.run.init_from))
     own = encoder if is_unnamed(directory.read_config().model.encoder) else None
-    saved, _, model = load_model(directory, "best", own)
+    saved, spaces, model = load_model(directory, "best", own)
     with one_sentence(f"the best checkpoint in {directory.path} cannot be loaded"):
         training = read_branch(saved.state, "training")
-        return Origin(directory.path, saved.env_steps, model, _moments_of(training))
+        layout = _lay_out(spaces.single_observation_space)
+        return Origin(directory.path, saved.env_steps, model, _moments_of(training), layout)
+
+
+def _lay_out(row: ArraySpace) -> tuple[object, ...]:
+    """Return what the columns of rows mean; nothing where the shape says all."""
+    if not isinstance(row, FlatBox):
+        return ()
+    return tuple((part.leaf.key, part.kind, part.begin, part.end, part.is_critics) for part in row.parts)
 
 
 def begin_with(training: Training, origin: Origin, config: ModelConfig) -> str:
@@ -92,6 +104,8 @@ def begin_with(training: Training, origin: Origin, config: ModelConfig) -> str:
     """
     old, new = _find_parts(origin.model), _find_parts(training.model)
     taken = [name for name, part in new.items() if name in old and _is_alike(part, old[name])]
+    if _lay_out(training.envs.single_observation_space) != origin.layout:
+        taken = [name for name in taken if name != _STATISTICS and not name.endswith(_ENCODER)]
     if not taken:
         raise ValueError(
             f"init_from is {str(origin.path)!r}, but no part of its network fits this run: both its spaces and its "
@@ -120,9 +134,9 @@ class _Part:
 def _find_parts(model: ActorCritic) -> dict[str, _Part]:
     """Return the parts that have tensors, by the names that a log shows."""
     whose = [""] if len(model.trunks) == 1 else [_ACTORS, _CRITICS]
-    parts = {"observation statistics": _Part(model.obs_normalizer, "obs_normalizer")}
+    parts = {_STATISTICS: _Part(model.obs_normalizer, "obs_normalizer")}
     for number, owner in enumerate(whose):
-        for kind in ("encoder", "core"):
+        for kind in (_ENCODER, "core"):
             parts[owner + kind] = _Part(getattr(model.trunks[number], kind), f"trunks.{number}.{kind}")
     parts |= {_HEAD: _Part(model.head, "head"), "value head": _Part(model.value_head, "value_head")}
     return {name: part for name, part in parts.items() if part.module.state_dict()}

@@ -6,22 +6,23 @@ import json
 import tomllib
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
 import numpy as np
 from gymnasium.spaces import Box, Space
 
-from fastac.config import AlgoName, Config, ConfigValue, JsonValue, setting_names
+from fastac.config import AlgoName, Config, ConfigValue, EnvConfig, JsonValue, setting_names
 
 Kind: TypeAlias = Literal["float", "log-float", "int", "log-int", "categorical"]
 Choice: TypeAlias = str | int | float | bool | tuple[int, ...] | None
 Only: TypeAlias = Literal["vectors", "box", "bounded", "unclipped"]
 
 # Settings that are no part of an answer: what is trained on, how long, and where.
-_FIXED = {
-    *("env_id", "env_kwargs", "algo", "seed", "device", "workers", "total_env_steps", "budget_minutes"),
+_FIXED = {field.name for field in fields(EnvConfig)} - {"num_envs", "squash_actions"}
+_FIXED |= {
+    *("algo", "seed", "device", "workers", "total_env_steps", "budget_minutes"),
     *("until_return", "eval", "eval_every", "eval_from_return", "eval_episodes", "eval_max_steps", "eval_actions"),
     *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "tensorboard", "host_timeout_s"),
 }

@@ -294,8 +294,9 @@ def _open_study(problem: Problem, options: SweepOptions) -> optuna.Study:
         known = {each.name: each.to_drawn(problem.config.to_flat()[each.name]) for each in problem.space}
         study.enqueue_trial({name: value for name, value in known.items() if value is not None})
         return study
+    later = _flatten(Config())  # settings that older versions did not have
     for what in posed:
-        if before.get(what) != posed[what]:
+        if before.get(what, later.get(what)) != posed[what]:
             apart = f"{what} {before.get(what)!r}, and the command says {posed[what]!r}"
             apart = "another search space" if what == "space" else apart
             raise ValueError(
@@ -328,12 +329,18 @@ def _create_study(url: str, name: str, problem: Problem) -> optuna.Study:
 
 def _describe(problem: Problem) -> dict[str, JsonValue]:
     """Return what must be the same when a sweep goes on, in JSON types."""
-    flat = {name: value for section in problem.config.to_dict().values() for name, value in _items(section)}
+    flat = _flatten(problem.config)
     searched = {each.name for each in problem.space}
     described: dict[str, object] = {"space": [asdict(each) for each in problem.space]}
     described |= {name: value for name, value in flat.items() if name not in searched}
     described |= {"objective": problem.objective, "seeds_per_trial": problem.seeds, "pruner": problem.pruner}
     plain: dict[str, JsonValue] = json.loads(json.dumps(described))
+    return plain
+
+
+def _flatten(config: Config) -> dict[str, JsonValue]:
+    found = {name: value for section in config.to_dict().values() for name, value in _items(section)}
+    plain: dict[str, JsonValue] = json.loads(json.dumps(found))
     return plain
 
 

@@ -233,7 +233,10 @@ class TrainedPolicy:
     def _to_rows(self, space: FlatBox, obs: RawObs, action_mask: object, acts: bool) -> ObsArray:
         """Return a row or rows, with their mask; every action is legal for who only asks for values."""
         values = space.flatten(obs)
+        self._check_bytes(values)
         if self._mask_reader is None:
+            if action_mask is not None:
+                raise ValueError("action_mask is given, expected None: the policy was trained without action masks.")
             return values.astype(self._obs_dtype)
         num_envs = len(values) if values.ndim > 1 else None
         mask = np.ones((*values.shape[:-1], self._mask_reader.size), dtype=np.bool_)
@@ -241,9 +244,20 @@ class TrainedPolicy:
             mask = self._read_mask(space, obs, action_mask, num_envs)
         return space.join(values, mask).astype(self._obs_dtype, copy=False)
 
+    def _check_bytes(self, values: ObsArray) -> None:
+        """Refuse numbers that rows of bytes cannot hold."""
+        if self._obs_dtype != np.uint8 or values.dtype in (np.uint8, np.bool_):
+            return
+        numbers = np.asarray(values, dtype=np.float64)
+        wrong = numbers[(numbers < 0) | (numbers > 255) | (numbers != np.floor(numbers))]
+        if wrong.size:
+            raise ValueError(f"the observation holds {wrong.flat[0]}, expected images of whole numbers from 0 to 255.")
+
     def _read_mask(self, space: FlatBox, obs: RawObs, action_mask: object, num_envs: int | None) -> BoolArray:
         assert self._mask_reader is not None
         if self.mask_source == "observation":
+            if action_mask is not None:
+                raise ValueError("action_mask is given, expected None: the policy reads it in the observation.")
             action_mask = space.find_mask(obs)
         elif action_mask is None:
             where = "what action_masks() returns" if self.mask_source == "method" else "info['action_mask']"

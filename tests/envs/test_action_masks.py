@@ -100,6 +100,35 @@ def test_a_mask_that_allows_nothing_is_one_sentence() -> None:
         play(adapt(SyncVectorEnv([Stuck, Masked]), np.random.SeedSequence(0)), 3)
 
 
+def test_an_environment_that_stops_telling_its_mask_is_one_sentence() -> None:
+    class Silent(Masked):
+        def step(self, action: object) -> tuple:
+            return *super().step(action)[:4], {}
+
+    for env, words in (
+        (single(Silent), "env 0: the info has no"),
+        (batched(Silent), "the infos have no 'action_mask' of"),
+    ):
+        with pytest.raises(EnvFailure, match=f"{words}.*expected one after every reset and step"):
+            play(env, 1)
+
+
+def batched(env: type[Masked]) -> VecEnv:
+    return adapt(SyncVectorEnv([env, env]), np.random.SeedSequence(0))
+
+
+def test_a_mask_may_be_a_tuple_of_those_of_its_components() -> None:
+    class Parts(MaskedByMethod):
+        def __init__(self) -> None:
+            super().__init__(kind="several")
+
+        def _mask_now(self) -> tuple[np.ndarray, ...]:
+            return tuple(np.split(self.mask.copy(), [3]))
+
+    for env in (single(Parts), batched(Parts)):
+        assert all(legal(row, 7).any(axis=1).all() for row in play(env, 6))
+
+
 def test_a_mask_of_another_size_is_one_sentence() -> None:
     with pytest.raises(EnvFailure, match=r"env 0: the action mask has shape \[4\], expected \[5\]"):
         begin(single(Narrow))

@@ -7,13 +7,18 @@ import pytest
 import torch
 from core_support import CPU, make_training
 from dict_envs import SIDE, Bytes
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Text
 
+from fastac import memory
 from fastac.build import build_model
 from fastac.config import Config, EnvConfig
 from fastac.envs import make_vec
 from fastac.envs.rows import FlatBox, Reading
 from fastac.envs.saved_spaces import Spaces
+from fastac.learning.fused import Activations, FusedNetwork, is_fusable
+from fastac.learning.fused.network import ForwardPass
+from fastac.learning.optimizer import LocalOptimizer
+from fastac.learning.update_rules import Adam
 from fastac.models import ConvEncoder, KeyedEncoder, MLPEncoder
 from fastac.runs.evaluate import evaluate
 from fastac.runs.player import make_player
@@ -76,18 +81,55 @@ def test_an_encoder_for_each_image_and_one_for_the_rest():
     torch.testing.assert_close(features[..., :8], encoder.encoders[0](obs[..., :6]))
 
 
-def test_statistics_are_those_of_numbers():
+def test_images_have_no_statistics():
     space = Dict(x=Box(-9, 9, (2,)), image=Box(0, 255, (3, 3, 1), np.uint8), y=Discrete(2))
     normalizer = make_model(read(space), normalize_obs=True).obs_normalizer
-    assert normalizer.columns.tolist() == [0, 1]
-    normalizer.moments.mean.copy_(torch.tensor([1.0, 2.0]))
-    normalizer.moments.var.copy_(torch.tensor([4.0, 1.0]))
+    normalizer.moments.mean.copy_(torch.tensor([1.0, 2.0, 0.0, 0.5]))
+    normalizer.moments.var.copy_(torch.tensor([4.0, 1.0, 1.0, 0.25]))
     obs = torch.tensor([3.0, -99.0, 0.0, 1.0, *range(200, 209)])
     expected = torch.tensor([1.0, -10.0, 0.0, 1.0, *range(200, 209)])
     torch.testing.assert_close(normalizer(obs.expand(5, -1)), expected.expand(5, -1))
-    mean, scale = normalizer.constants()
-    torch.testing.assert_close(mean, torch.tensor([1.0, 2.0, *[0.0] * 11]))
-    torch.testing.assert_close(scale, torch.tensor([0.5, 1.0, *[1.0] * 11]))
+
+
+@pytest.mark.parametrize("mask_size", [0, 2])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_an_image_alone_is_seen_as_one_without_a_dict(mask_size, dtype):
+    image = Box(0, 255, (5, 6, 2), dtype)
+    row = FlatBox(Dict(image=image, text=Text(3)), Reading(("text",), (), "info" if mask_size else None, mask_size))
+    models = [make_model(space, normalize_obs=False) for space in (row, image)]
+    assert isinstance(models[0].trunks[0].encoder, ConvEncoder) and is_fusable(models[0])
+    obs = torch.randint(0, 256, (4, 5, 6, 2)).to(torch.uint8 if dtype == np.uint8 else torch.float32)
+    mask = torch.tensor([[1, 0], [0, 1], [1, 1], [1, 0]], dtype=obs.dtype)[:, :mask_size]
+    rows = memory.zeros((4, 60 + mask_size), obs.dtype)
+    rows.copy_(torch.cat([obs.flatten(1), mask], dim=1))
+    start, state = torch.ones(4, dtype=torch.bool), torch.zeros(4, 0)
+    params, value, _ = models[0](rows, state, start)
+    plain, plain_value, _ = models[1](obs, state, start)
+    if mask_size:
+        plain = plain.masked_fill(mask == 0, -torch.inf)
+    torch.testing.assert_close((params, value), (plain, plain_value))
+    LocalOptimizer(models[0], Adam(1e-5), None)  # flattens the parameters
+    network = FusedNetwork(models[0])
+    found = ForwardPass(network, Activations.for_step(network, 4), 0, 4)
+    found.forward(rows)
+    torch.testing.assert_close((found.params, found.value), (params.detach(), value.detach()), rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_of_ones_own_reads_all_keys_and_sees_an_image_as_one():
+    flat = read(Dict(x=Box(-1, 1, (2,)), state=Box(-1, 1, (3,))), critic=("state",))
+    with pytest.raises(ValueError, match=r"critic_keys is \('state',\), expected \(\): .*:Looks, and .*reads all keys"):
+        build_model(Config().replace(shared_trunk=False).model, Spaces(flat, Discrete(2)), encoder=Looks)
+    row = FlatBox(Box(0, 1, (5, 6, 2)), Reading(mask_source="info", mask_size=2))
+    assert build_model(Config().model, Spaces(row, Discrete(2)), encoder=Looks).trunks[0].encoder.seen == (5, 6, 2)
+
+
+class Looks(torch.nn.Module):
+    def __init__(self, space):
+        super().__init__()
+        self.seen = space.shape
+
+    def forward(self, obs):
+        return obs.flatten(-len(self.seen))[..., :3]
 
 
 def test_the_actor_does_not_read_what_is_the_critics():

@@ -24,6 +24,7 @@ from fastac.runs.player import FusedPlayer, ModulePlayer, make_player
 def build_players(space, **settings):
     """Return the fast and the readable player of one policy, and observations for them."""
     env = gymnasium.Env()
+    env.reset = lambda seed=None, options=None: (np.zeros(5, np.float32), {})
     env.observation_space, env.action_space = gymnasium.spaces.Box(-1.0, 1.0, (5,), np.float32), space
     envs = adapt(gymnasium.vector.SyncVectorEnv([lambda: env] * 3), np.random.SeedSequence(0))
     model = build_model(ModelConfig(hidden_sizes=(16, 16), normalize_obs=True, **settings), envs, seed=3)

@@ -163,7 +163,7 @@ def test_a_resumed_run_has_all_that_the_checkpoint_has(tmp_path, caplog, optimiz
     session = fastac.resume(tmp_path / "run", total_env_steps=4000)
     began_anew, jumps = (record.message for record in caplog.records if record.levelno >= logging.WARNING)
     assert began_anew == "the state of the environments is not in the checkpoint: their episodes begin anew"
-    assert "total_env_steps 2000 -> 4000, learning_rate 0 -> " in jumps
+    assert "a schedule jumps: learning_rate 0 -> " in jumps
     same(saved["training"], session.training.get_state())
     counters = saved["training"]["trainer"]["counters"]
     assert session.training.asynchrony.updates.tolist() == summary["asynchrony"]["updates_per_worker"]

@@ -34,7 +34,7 @@ SAVING_FLAGS = (*SMALL_FLAGS, "--checkpoint-every", "200")
     ],
 )
 def test_an_environment_that_breaks(tmp_path, capsys, monkeypatch, how, says):
-    monkeypatch.setattr(Faulty, "seeded", itertools.count())
+    monkeypatch.setattr(Faulty, "stepped", itertools.count())
     run_dir = tmp_path / "run"
     words = ["train", f"run_envs:Faulty-{how}-v0", "--vectorization", "sync", "--workers", "1", *SAVING_FLAGS]
     assert main([*words, "--total-env-steps", "1e6", "--run-dir", str(run_dir)]) == 2
@@ -51,7 +51,7 @@ def test_an_environment_that_breaks(tmp_path, capsys, monkeypatch, how, says):
     assert load_checkpoint(last).env_steps == int(done[2])  # the last good parameters
     assert not (run_dir / "summary.json").exists()
     # It may have been bad luck: the run can go on.
-    monkeypatch.setattr(Faulty, "seeded", itertools.count(100))
+    monkeypatch.setattr(Faulty, "stepped", itertools.count(100))
     total = str(int(done[2]) + 100)
     assert main(["resume", str(run_dir), "--total-env-steps", total]) == 0
     rows = read_rows(run_dir / "progress.jsonl")

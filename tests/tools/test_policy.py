@@ -215,7 +215,7 @@ def test_a_masked_loop_over_a_vector_env_takes_legal_actions_only(told):
     single, info = Masked(told).reset(seed=0)
     nothing = {**single, "action_mask": np.zeros(5)} if told == "observation" else single
     with pytest.raises(ValueError, match="the action mask of the environment allows no action"):
-        policy.act(nothing, action_mask=np.zeros(5))
+        policy.act(nothing, action_mask=None if told == "observation" else np.zeros(5))
 
 
 @pytest.mark.parametrize("core", ["lstm", "gru"])
@@ -362,6 +362,18 @@ class Looks(nn.Module):
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         assert obs.dtype == torch.uint8
         return self.layer(obs.flatten(-3) / 255.0)
+
+
+def test_bytes_of_a_row_are_whole_numbers() -> None:
+    space = Dict(image=Box(0, 255, (8, 8, 3), np.uint8), kind=Discrete(2))
+    policy = make_policy(Discrete(3), SMALL, obs_space=FlatBox(space))
+    obs = {"image": np.full((8, 8, 3), 7), "kind": 1}
+    policy.act(obs)
+    for wrong in (0.7, 300, -1):
+        with pytest.raises(ValueError, match=rf"the observation holds {wrong}.*expected images of whole numbers"):
+            policy.act({**obs, "image": np.full((8, 8, 3), wrong)})
+    with pytest.raises(ValueError, match="action_mask is given, expected None: the policy was trained without"):
+        policy.act(obs, action_mask=np.ones(3))
 
 
 def make_image_policy() -> TrainedPolicy:

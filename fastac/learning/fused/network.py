@@ -75,7 +75,7 @@ class FusedNetwork:
         self.num_inputs = readers[0].num_inputs
         self.num_params = self.policy.num_outputs
         self.sees_images = isinstance(self._encoder, ConvEncoder)
-        self._has_masks = model.mask_size > 0
+        self._has_masks, self._is_flat = model.mask_size > 0, model.image_shape is not None
         self.reads_obs = not (self.sees_images or self._has_masks) and isinstance(self._normalizer, NoObsNormalizer)
         self._constants = self._read_constants()  # where `refresh` copies them
         self._refresh = join_calls([op for layer in self._all_layers for op in layer.refresh()])
@@ -107,7 +107,7 @@ class FusedNetwork:
         learned from.
         """
         if isinstance(self._encoder, ConvEncoder):
-            return [_prepare_images(self._encoder, obs, x)]
+            return [_prepare_images(self._encoder, obs, x, self._is_flat)]
         taken = [take_columns.prepare(obs, x)] if self._has_masks else []
         if isinstance(self._normalizer, NoObsNormalizer):
             return taken
@@ -119,7 +119,11 @@ class FusedNetwork:
 
     def prepare_mask(self, obs: Tensor, params: Tensor) -> list[Op]:
         """Return the calls that rule out illegal actions: they write -inf to their logits `[M, P]`."""
-        return [mask_logits.prepare(obs, params)] if self._has_masks else []
+        if not self._has_masks:
+            return []
+        if obs.dtype == torch.uint8:
+            return [partial(mask_logits.reference, obs, params)]
+        return [mask_logits.prepare(obs, params)]
 
     def _normalize(self, obs: Tensor, x: Tensor) -> None:
         x.copy_(self._normalizer(obs))
@@ -144,10 +148,12 @@ class FusedNetwork:
         return [[shared[place] for place in enumerate(sizes[:depth])] for sizes in self.sizes]
 
 
-def _prepare_images(encoder: ConvEncoder, obs: Tensor, x: Tensor) -> Op:
+def _prepare_images(encoder: ConvEncoder, obs: Tensor, x: Tensor, is_flat: bool) -> Op:
+    """Return the call that scales images; if they are in rows, a mask may follow them there."""
     num_planes = encoder.shapes[0][0] if encoder.is_planar else 1
-    images, out = obs.view(len(obs), num_planes, -1), x.view(len(x), -1, num_planes)
-    if obs.dtype == torch.uint8:
+    rows = obs[:, : x.shape[1]] if is_flat else obs.flatten(1)
+    images, out = rows.unflatten(1, (num_planes, -1)), x.view(len(x), -1, num_planes)
+    if obs.dtype == torch.uint8 and images.is_contiguous():
         return partial(scale_images, images, out, encoder.scale)
     return partial(torch.mul, images.transpose(1, 2), encoder.scale, out=out)
 

@@ -265,8 +265,9 @@ class Batch:
         def read(reader: MaskReader) -> BoolArray:
             if self.masks.source == "info":
                 return read_batch_info(infos, self.num_envs, reader)[0]
-            is_inside = self.masks.source == "observation"
-            return reader.read(_mask_of(obs) if is_inside else call_masks(self.env), self.num_envs)
+            if self.masks.source == "observation":
+                return reader.read(_mask_of(obs), self.num_envs)
+            return call_masks(self.env, reader)
 
         self.masks.see(read, is_over, anew)
 

@@ -38,11 +38,12 @@ def describe_layers(policy: TrainedPolicy, signature: Signature) -> tuple[_Json,
     """
     book = _Book()
     model = policy.model
+    seen = model.image_shape or policy.row_space.shape or ()
     layers: _Json = {
         "inputs": [_describe_input(book, column.port.name, column.categories) for column in signature.columns],
         "mask_size": model.mask_size,
         "normalizer": _describe_normalizer(book, model.obs_normalizer, signature.columns[-1].end),
-        "trunks": [_describe_trunk(book, trunk, policy.row_space.shape or ()) for trunk in model.trunks],
+        "trunks": [_describe_trunk(book, trunk, seen) for trunk in model.trunks],
         "head": _describe_linear(book, model.head.layer),
         "value": _describe_linear(book, model.value_head),
         "action": _describe_action(book, policy),
@@ -74,11 +75,13 @@ def _describe_normalizer(book: _Book, normalizer: nn.Module, width: int) -> _Jso
     """Mean, scale and limit of every column; those that are not standardised have no limit."""
     if not isinstance(normalizer, ObsNormalizer):
         return None
-    mean, scale = normalizer.constants()
-    limit = np.full(width, CLIP if normalizer.columns is None else np.inf, np.float32)
-    if normalizer.columns is not None:
-        limit[normalizer.columns.cpu().numpy()] = CLIP
-    return {"mean": book.add(mean.flatten()), "scale": book.add(scale.flatten()), "limit": book.add(limit)}
+    mean, scale = (part.numpy(force=True) for part in normalizer.constants())
+    behind = np.ones(width - len(mean), np.float32)  # images, which have a scale of their own
+    return {
+        "mean": book.add(np.concatenate([mean, 0.0 * behind])),
+        "scale": book.add(np.concatenate([scale, behind])),
+        "limit": book.add(np.concatenate([np.full(len(mean), CLIP, np.float32), np.inf * behind])),
+    }
 
 
 def _describe_trunk(book: _Book, trunk: nn.Module, row_shape: tuple[int, ...]) -> _Json:
