@@ -84,15 +84,15 @@ class ObsNormalizer(nn.Module):
         """Start as the identity (except for the clipping); with `has_images`, rows are wider than `obs_shape` `[D]`."""
         super().__init__()
         self.moments, self._has_images = RunningMoments(obs_shape), has_images
+        self._width = obs_shape[0] if has_images else 0
 
     def forward(self, obs: Tensor) -> Tensor:
         """Normalise with the current statistics."""
         mean, scale = self.constants()
         if not self._has_images:
             return ((obs - mean) * scale).clamp(-CLIP, CLIP)
-        width = len(mean)
-        standard = ((obs[..., :width] - mean) * scale).clamp(-CLIP, CLIP)
-        return torch.cat([standard, obs[..., width:].float()], dim=-1)
+        standard = ((obs[..., : self._width] - mean) * scale).clamp(-CLIP, CLIP)
+        return torch.cat([standard, obs[..., self._width :].float()], dim=-1)
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """Return the mean and the factor that `forward` currently applies, float32 `[*obs_shape]` each."""
