@@ -29,6 +29,7 @@ from benchmarks.machine import describe_machine, format_machine
 from benchmarks.tables import format_table
 from fastac.cpu import count_cores
 
+EPISODES = 100
 PAGE = Path(__file__).parents[1] / "fastac/guides/public-environments.md"
 
 
@@ -66,7 +67,8 @@ def train(command: str, seed: int) -> Reached:
         began = time.monotonic()
         _call([*words, "--no-tensorboard"], command)
         wall_s = time.monotonic() - began
-        told = json.loads(_call(["eval", str(run_dir), "--episodes", "100", "--seed", "1", "--json"], command))
+        eval_words = ["eval", str(run_dir), "--episodes", str(EPISODES), "--seed", "1", "--json"]
+        told = json.loads(_call(eval_words, command).splitlines()[-1])
         steps = json.loads((run_dir / "summary.json").read_text())["env_steps"]
     return Reached(command, told["mean_return"], told["std_return"], steps, wall_s)
 
@@ -75,7 +77,7 @@ def _call(words: Sequence[str], command: str) -> str:
     done = subprocess.run([sys.executable, "-m", "fastac", *words], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{command}: exit code {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
-    return done.stdout.strip().splitlines()[-1]
+    return done.stdout.strip()
 
 
 def format_reached(reached: Sequence[Reached]) -> str:
