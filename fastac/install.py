@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-Extra: TypeAlias = Literal["atari", "box2d", "envpool", "experiments", "mujoco", "plot", "sweep", "video"]
+Extra: TypeAlias = Literal[
+    "atari", "box2d", "envpool", "experiments", "mlflow", "mujoco", "plot", "sweep", "video", "wandb"
+]
 
 INSTALL: dict[Extra, str] = {
     "atari": "pip install 'ale-py>=0.12'",
     "box2d": "pip install 'gymnasium[box2d]'",
     "envpool": "pip install 'envpool>=1.2'",
     "experiments": "pip install 'gymnasium[box2d]' 'matplotlib>=3.8' 'scipy>=1.15' 'stable-baselines3>=2.7'",
+    "mlflow": "pip install 'mlflow>=2.9'",
     "mujoco": "pip install 'gymnasium[mujoco]'",
     "plot": "pip install 'matplotlib>=3.8' 'scipy>=1.15'",
     "sweep": "pip install 'matplotlib>=3.8' 'optuna>=5.0' 'scipy>=1.15'",
     "video": "pip install 'gymnasium[classic-control]' 'imageio[ffmpeg]>=2.34'",
+    "wandb": "pip install 'wandb>=0.31'",
 }

@@ -27,6 +27,7 @@ RateSchedule = Literal["constant", "linear", "adaptive"]
 AdvantageScope = Literal["minibatch", "rollout"]
 ExchangeName = Literal["exact", "allreduce"]
 ActionChoice = Literal["greedy", "sampled"]
+LogName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,8 @@ class RunConfig:
     """Number of latest checkpoints to keep, besides the best."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
+    log: tuple[str, ...] = ()
+    """Write to other loggers, too: csv (progress.csv), wandb (Weights & Biases), mlflow; also tensorboard."""
     init_from: str | None = None
     """Directory of a run whose best policy this run begins with; its network is the default. None: new weights."""
 
@@ -282,6 +285,9 @@ class RunConfig:
         check(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "at least 0")
         check(self.host_timeout_s >= 1.0, "host_timeout_s", self.host_timeout_s, "at least 1")
         check(self.checkpoint_minutes > 0.0, "checkpoint_minutes", self.checkpoint_minutes, "above 0")
+        names = get_args(LogName)[0 if self.tensorboard else 1 :]
+        expected = f"each once, of {', '.join(names)}{'' if self.tensorboard else ' with tensorboard False'}"
+        check(set(self.log) <= set(names) and len(set(self.log)) == len(self.log), "log", self.log, expected)
         check(self.init_from != "", "init_from", self.init_from, "a run's directory, or None")
         check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
 

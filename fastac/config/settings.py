@@ -12,6 +12,7 @@ from fastac.config.config import (
     CollectMode,
     CoreName,
     ExchangeName,
+    LogName,
     OptimizerName,
     RateSchedule,
     Schedule,
@@ -67,6 +68,7 @@ class ResumeSettings(TypedDict, total=False):
     host_timeout_s: float
     keep_checkpoints: int
     tensorboard: bool
+    log: Sequence[LogName]
 
 
 class TrainSettings(ResumeSettings, total=False):
