@@ -10,7 +10,7 @@ from fastac.contract import Report
 from fastac.runs.csv_writer import CsvWriter
 from fastac.runs.progress import Bar, Evaluated, NullBar, open_bar
 from fastac.runs.run_dir import RunDirectory
-from fastac.runs.services import SERVICES, ServiceWriter, check_installed
+from fastac.runs.services import SERVICES, ServiceWriter
 from fastac.runs.tracker import ReturnTracker
 from fastac.runs.writers import EvaluationRow, ProgressWriter, TensorBoardWriter, Writer, progress_row
 
@@ -30,12 +30,7 @@ class Recorder:
         resume_at: tuple[int, int] | None,
         verbose: bool,
     ) -> None:
-        """Store the arguments; `resume_at` is the iteration and the env steps from which a resumed run continues.
-
-        Raises:
-            ValueError: a logger's package is not installed.
-        """
-        check_installed(config)
+        """Store the arguments; `resume_at` is the iteration and the env steps from which a resumed run continues."""
         self.tracker = tracker
         self._config, self._directory, self._resume_at, self._verbose = config, directory, resume_at, verbose
         self._writers: list[Writer] = []

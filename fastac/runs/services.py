@@ -26,6 +26,7 @@ from fastac.runs.writers import ScalarWriter
 
 log = logging.getLogger("fastac")
 
+_OPEN_S = 10.0  # seconds that a run at Weights & Biases may take to begin; the end of the program waits as long
 _CLOSE_S = 20.0  # seconds that the end of a run waits for a service
 _MOST_WAITING = 10_000  # sets of scalars; beyond, a service has not answered for hours
 _PARAMS = 100  # of one request to MLflow
@@ -71,7 +72,10 @@ class Wandb:
             config=config.to_flat(),
             id=run_id,
             resume=None if run_id is None else "allow",
-            settings=wandb.Settings(console="off"),  # it would catch what the progress bar draws
+            settings=wandb.Settings(
+                console="off",  # it would catch what the progress bar draws
+                init_timeout=_OPEN_S,
+            ),
         )
         self.run_id: str = self._run.id
 
@@ -130,13 +134,16 @@ def check_installed(config: Config) -> None:
     Raises:
         ValueError: one is not installed; the message says how to install it.
     """
-    for name in set(SERVICES).intersection(config.run.log):
+    for name in SERVICES:
+        if name not in config.run.log:
+            continue
         try:
-            package = import_module(name)
-            is_there = package.__file__ is not None or hasattr(package, "__version__")
+            is_there = hasattr(
+                import_module(name), "__version__"
+            )  # a folder of that name, as wandb leaves one, has none
         except ImportError:
             is_there = False
-        if not is_there:  # a folder of that name, as wandb leaves one, counts as a package without a file
+        if not is_there:
             install = INSTALL[cast(Extra, name)]
             raise ValueError(f"log is {config.run.log!r}, which needs {name}, which is not installed: {install}.")
 
@@ -216,7 +223,7 @@ class ServiceWriter(ScalarWriter):
     def _leave_out(self, why: str) -> None:
         if not self._is_out:
             self._is_out = True
-            log.warning("%s is left out from here on, and the run goes on: %s.", self._name, why.rstrip("."))
+            log.warning("%s is left out, and the run goes on without it (%s).", self._name, why.rstrip("."))
 
     def _read(self) -> None:
         with suppress(ValueError, LookupError, TypeError):  # the run began without it, or the file is damaged
