@@ -7,10 +7,8 @@ from typing import Literal, TypedDict
 
 from fastac.config.config import (
     ActionChoice,
-    ActivationName,
     AdvantageScope,
     CollectMode,
-    CoreName,
     ExchangeName,
     LogName,
     OptimizerName,
@@ -18,6 +16,7 @@ from fastac.config.config import (
     Schedule,
 )
 from fastac.config.environments import AtariProtocol, Vectorization
+from fastac.config.network import ActivationName, CoreName
 from fastac.config.values import EnvArguments
 from fastac.config.wrappers import WrapperFactory
 
