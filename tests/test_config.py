@@ -365,7 +365,7 @@ def test_the_ends_of_a_range_belong_to_it(settings):
         ({"algo": "ppo", "target_kl": 0.01}, "target_kl is 0.01, expected None with num_epochs 1"),
         (
             {"log": ("tensorboard",), "tensorboard": False},
-            "log is .*, expected each once, of csv.* with tensorboard False",
+            "log is .*, expected some of csv, wandb, mlflow with tensorboard False, each once",
         ),
         ({**KL, "sync_every": 2}, "sync_every is 2, expected 1 with target_kl"),
         ({**KL, "num_epochs": 1, **ADAPTIVE}, "learning_rate_schedule is 'adaptive', expected more num_epochs"),

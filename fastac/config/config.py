@@ -230,7 +230,7 @@ class RunConfig:
         check(self.host_timeout_s >= 1.0, "host_timeout_s", self.host_timeout_s, "at least 1")
         check(self.checkpoint_minutes > 0.0, "checkpoint_minutes", self.checkpoint_minutes, "above 0")
         names = get_args(LogName)[0 if self.tensorboard else 1 :]
-        expected = f"each once, of {', '.join(names)}{'' if self.tensorboard else ' with tensorboard False'}"
+        expected = f"some of {', '.join(names)}{'' if self.tensorboard else ' with tensorboard False'}, each once"
         check(set(self.log) <= set(names) and len(set(self.log)) == len(self.log), "log", self.log, expected)
         check(self.init_from != "", "init_from", self.init_from, "a run's directory, or None")
         check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
