@@ -137,10 +137,8 @@ def check_installed(config: Config) -> None:
     for name in SERVICES:
         if name not in config.run.log:
             continue
-        try:
-            is_there = hasattr(
-                import_module(name), "__version__"
-            )  # a folder of that name, as wandb leaves one, has none
+        try:  # a folder of that name, as wandb leaves one, can be imported, too, but has no version
+            is_there = hasattr(import_module(name), "__version__")
         except ImportError:
             is_there = False
         if not is_there:
