@@ -53,6 +53,7 @@ from fastac.runs.on_hosts import HostRun, begin_on_hosts
 from fastac.runs.player import make_player
 from fastac.runs.resuming import check_spaces, continued_config, log_changes, why_complete
 from fastac.runs.run_dir import RunDirectory
+from fastac.runs.services import check_installed
 from fastac.runs.transfer import begin_with, load_model, read_origin
 from fastac.runs.worker_count import choose_workers
 from fastac.text import log_on_stderr
@@ -288,6 +289,7 @@ def start_config(
     """
     end_where_imported()
     began = perf_counter()
+    check_installed(config)
     origin = read_origin(config, encoder)
     config = choose_workers(config, env_factory, encoder)
     untuned = describe_untuned(config)
@@ -369,6 +371,7 @@ def _continue(directory: RunDirectory, checkpoint: Checkpoint, changes: Mapping[
     complete = why_complete(config, checkpoint, directory)
     if complete is not None:
         raise ValueError(complete)
+    check_installed(config)
     return config
 
 

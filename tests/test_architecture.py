@@ -34,8 +34,8 @@ TABLE = {
     "workers": "system torchrun memory shared_memory contract config pickling processes rollout models learning",
     "build": "cpu shared_memory contract config kernels presets processes rollout envs models learning workers",
     "runs": (
-        "system torchrun text memory contract config kernels pickling processes rollout envs models learning workers "
-        "build"
+        "install system torchrun text memory contract config kernels pickling processes rollout envs models learning "
+        "workers build"
     ),
     "tools": "text install cpu system memory contract config pickling rollout envs models learning runs build",
     "api": "torchrun text contract config pickling envs models workers build runs tools",

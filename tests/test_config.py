@@ -73,6 +73,7 @@ EVERY_FIELD = {
     "host_timeout_s": 10.0,
     "keep_checkpoints": 1,
     "tensorboard": False,
+    "log": ("csv", "wandb"),
     "init_from": "runs/x",
     "eval": True,
     "eval_max_steps": 77,
@@ -170,6 +171,7 @@ OUT_OF_RANGE = {
     "torch_threads": [0, -1, 1025, NAN],
     "shards": [0, -1, 1025, NAN, "two"],
     "max_restarts": [-1, NAN],
+    "log": [("mongo",), ("csv", "csv"), "csv", (3,)],
     "init_from": [""],
 }
 
@@ -361,6 +363,10 @@ def test_the_ends_of_a_range_belong_to_it(settings):
         ({"algo": "a2c", "lock": True}, "lock is True with algo a2c, expected False"),
         ({"algo": "ppo", "lock": True}, "lock is True with algo ppo, expected False"),
         ({"algo": "ppo", "target_kl": 0.01}, "target_kl is 0.01, expected None with num_epochs 1"),
+        (
+            {"log": ("tensorboard",), "tensorboard": False},
+            "log is .*, expected some of csv, wandb, mlflow with tensorboard False, each once",
+        ),
         ({**KL, "sync_every": 2}, "sync_every is 2, expected 1 with target_kl"),
         ({**KL, "num_epochs": 1, **ADAPTIVE}, "learning_rate_schedule is 'adaptive', expected more num_epochs"),
         ({**KL, **ADAPTIVE, "learning_rate": 0.1}, "learning_rate is 0.1, expected a number from 1e-5 to 1e-2 with"),

@@ -14,6 +14,7 @@ import pytest
 import fastac
 from fastac.cli import main
 from fastac.config import Config, TrainSettings, WrapperFactory
+from fastac.config.config import LogName
 
 
 def test_dir_is_the_public_names():
@@ -52,6 +53,7 @@ def test_typed_settings_are_the_configurations_fields():
     wider["eval_every"] = float | None  # 1e6 goes for a whole number
     wider |= dict.fromkeys(("drop_keys", "critic_keys"), Sequence[str])
     wider["wrappers"] = Sequence[str | WrapperFactory]
+    wider["log"] = Sequence[LogName]
     wider |= dict.fromkeys(("actor_sizes", "critic_sizes"), Sequence[int] | None)
     assert get_type_hints(TrainSettings) == fields | wider
 

@@ -3,14 +3,11 @@
 from fastac.config.atari_protocols import PROTOCOLS
 from fastac.config.config import (
     ActionChoice,
-    ActivationName,
     AlgoConfig,
     AlgoName,
     CollectMode,
     Config,
-    EncoderName,
     ExchangeName,
-    ModelConfig,
     OptimConfig,
     RateSchedule,
     RunConfig,
@@ -20,6 +17,7 @@ from fastac.config.config import (
 )
 from fastac.config.environments import EnvConfig, Vectorization, is_atari
 from fastac.config.files import FileFormat, read_settings_file, write_settings
+from fastac.config.network import ActivationName, EncoderName, ModelConfig
 from fastac.config.settings import ResumeSettings, TrainSettings
 from fastac.config.values import (
     OTHER_NAMES,

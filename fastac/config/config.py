@@ -14,12 +14,10 @@ from typing import Literal, cast, get_args, get_type_hints
 
 from fastac.config.atari_protocols import PROTOCOLS
 from fastac.config.environments import EnvConfig
+from fastac.config.network import ModelConfig
 from fastac.config.values import ConfigValue, JsonValue, check, check_choice, coerce, unknown
 
 AlgoName = Literal["a2c", "a3c", "ppo", "reinforce"]
-EncoderName = Literal["auto", "mlp", "nature", "a3c", "minatar"]
-ActivationName = Literal["relu", "tanh", "elu", "gelu", "silu"]
-CoreName = Literal["identity", "lstm", "gru"]
 CollectMode = Literal["steps", "episodes"]
 OptimizerName = Literal["adam", "rmsprop", "rmsprop_tf"]
 Schedule = Literal["constant", "linear"]
@@ -27,60 +25,7 @@ RateSchedule = Literal["constant", "linear", "adaptive"]
 AdvantageScope = Literal["minibatch", "rollout"]
 ExchangeName = Literal["exact", "allreduce"]
 ActionChoice = Literal["greedy", "sampled"]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Encoder -> core -> heads, and the normalisers that are saved with them."""
-
-    encoder: str = "auto"
-    """Encoder: auto; mlp; for images nature (Mnih 2015), a3c (Mnih 2016), minatar (small images); module:name."""
-    hidden_sizes: tuple[int, ...] = (128, 128)
-    """Widths of an mlp's hidden layers; the lecture uses 128 128."""
-    actor_sizes: tuple[int, ...] | None = None
-    """Widths of the actor's own hidden layers if trunks are not shared; None: hidden_sizes."""
-    critic_sizes: tuple[int, ...] | None = None
-    """Widths of the critic's own hidden layers if trunks are not shared; None: hidden_sizes."""
-    activation: ActivationName = "relu"
-    """Nonlinearity between layers."""
-    shared_trunk: bool = True
-    """One trunk for actor and critic (as in the lecture), instead of one network each."""
-    core: CoreName = "identity"
-    """Core after the encoder: identity (feed-forward), lstm or gru (recurrent)."""
-    lstm_size: int = 128
-    """Hidden units of an lstm or gru core."""
-    log_std_init: float = 0.0
-    """Initial log standard deviation of Gaussian actions."""
-    dependent_std: bool = False
-    """Box actions: compute the standard deviation from the observation, instead of learning it as a parameter."""
-    normalize_obs: bool = False
-    """Standardise observations with running statistics saved in the model."""
-    normalize_reward: bool = False
-    """Scale rewards by the running standard deviation of the discounted return."""
-    pixel_scale: float | None = None
-    """Factor for the numbers of images; None: 1/255 for bytes up to 255, else 1. Symbols up to 10 need about 0.1."""
-
-    def __post_init__(self) -> None:
-        """Validate the section."""
-        names = get_args(EncoderName)
-        is_name = self.encoder in names or ":" in self.encoder
-        check(is_name, "encoder", self.encoder, f"one of {', '.join(names)}, or module:function")
-        for name in ("hidden_sizes", "actor_sizes", "critic_sizes"):
-            sizes = getattr(self, name)
-            check(all(s >= 1 for s in sizes or ()), name, sizes, "sizes of at least 1")
-            if name != "hidden_sizes" and self.shared_trunk:
-                check(sizes is None, name, sizes, "None with shared_trunk True: give --shared-trunk False")
-        check_choice("activation", self.activation, ActivationName)
-        check_choice("core", self.core, CoreName)
-        check(self.lstm_size >= 1, "lstm_size", self.lstm_size, "at least 1")
-        check(-20.0 <= self.log_std_init <= 2.0, "log_std_init", self.log_std_init, "a number from -20 to 2")
-        if self.pixel_scale is not None:
-            check(0.0 < self.pixel_scale < math.inf, "pixel_scale", self.pixel_scale, "above 0, or None")
-
-    @property
-    def is_recurrent(self) -> bool:
-        """Whether the core has a state, so that minibatches are whole sequences."""
-        return self.core != "identity"
+LogName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True)
@@ -248,6 +193,8 @@ class RunConfig:
     """Number of latest checkpoints to keep, besides the best."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
+    log: tuple[str, ...] = ()
+    """Write to other loggers, too: csv (progress.csv), wandb (Weights & Biases), mlflow; also tensorboard."""
     init_from: str | None = None
     """Directory of a run whose best policy this run begins with; its network is the default. None: new weights."""
 
@@ -282,6 +229,9 @@ class RunConfig:
         check(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "at least 0")
         check(self.host_timeout_s >= 1.0, "host_timeout_s", self.host_timeout_s, "at least 1")
         check(self.checkpoint_minutes > 0.0, "checkpoint_minutes", self.checkpoint_minutes, "above 0")
+        names = get_args(LogName)[0 if self.tensorboard else 1 :]
+        expected = f"some of {', '.join(names)}{'' if self.tensorboard else ' with tensorboard False'}, each once"
+        check(set(self.log) <= set(names) and len(set(self.log)) == len(self.log), "log", self.log, expected)
         check(self.init_from != "", "init_from", self.init_from, "a run's directory, or None")
         check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
 

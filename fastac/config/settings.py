@@ -7,16 +7,16 @@ from typing import Literal, TypedDict
 
 from fastac.config.config import (
     ActionChoice,
-    ActivationName,
     AdvantageScope,
     CollectMode,
-    CoreName,
     ExchangeName,
+    LogName,
     OptimizerName,
     RateSchedule,
     Schedule,
 )
 from fastac.config.environments import AtariProtocol, Vectorization
+from fastac.config.network import ActivationName, CoreName
 from fastac.config.values import EnvArguments
 from fastac.config.wrappers import WrapperFactory
 
@@ -67,6 +67,7 @@ class ResumeSettings(TypedDict, total=False):
     host_timeout_s: float
     keep_checkpoints: int
     tensorboard: bool
+    log: Sequence[LogName]
 
 
 class TrainSettings(ResumeSettings, total=False):

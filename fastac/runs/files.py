@@ -26,6 +26,15 @@ def describe(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
+@contextmanager
+def reporting(path: Path) -> Iterator[None]:
+    """Convert OSError to a RecordError with a one-sentence message."""
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(f"cannot write {path}: {describe(error)}.") from error
+
+
 def explain(error: BaseException) -> str:
     """Return an exception as part of a sentence, in at most 200 characters."""
     text = " ".join(str(error).split())[:200].rstrip(".")

@@ -21,6 +21,7 @@ FINAL_TAGS = {
     "mean_return": "final/ep_rew_mean",
     "sps": "final/fps",
     "train_wall_s": "final/train_seconds",
+    "efficiency": "final/efficiency",
 }
 
 

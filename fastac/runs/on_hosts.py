@@ -38,6 +38,7 @@ from fastac.runs.resuming import (
     why_one_host,
 )
 from fastac.runs.run_dir import RunDirectory
+from fastac.runs.services import check_installed
 from fastac.runs.session import Session
 from fastac.runs.transfer import begin_with, read_origin
 from fastac.runs.worker_count import choose_workers_of_host
@@ -100,7 +101,7 @@ def begin_on_hosts(config: Config, run: HostRun) -> Session | Follower | None:
         The first host's session; for the others a `Follower`; None if the run is complete.
 
     Raises:
-        ValueError: the hosts do not agree, or the run cannot be divided among them.
+        ValueError: the hosts do not agree, the run cannot be divided among them, or a logger is not installed.
         WorkerFailure: another host was lost.
     """
     end_with_agent()
@@ -113,6 +114,7 @@ def begin_on_hosts(config: Config, run: HostRun) -> Session | Follower | None:
     reason = why_one_host(config)
     if reason is not None:
         raise ValueError(reason)
+    check_installed(config)
     hosts = Hosts(
         run.launch, config.run.device, config.env.env_timeout_s or ANSWER_TIMEOUT_S, config.run.host_timeout_s
     )

@@ -7,14 +7,16 @@ from contextlib import ExitStack, closing
 
 from fastac.config import Config, JsonValue
 from fastac.contract import Report
+from fastac.runs.csv_writer import CsvWriter
 from fastac.runs.progress import Bar, Evaluated, NullBar, open_bar
 from fastac.runs.run_dir import RunDirectory
+from fastac.runs.services import SERVICES, ServiceWriter
 from fastac.runs.tracker import ReturnTracker
 from fastac.runs.writers import EvaluationRow, ProgressWriter, TensorBoardWriter, Writer, progress_row
 
 
 class Recorder:
-    """Writes `progress.jsonl`, `evaluations.jsonl` and TensorBoard's files, and displays the same data.
+    """Writes `progress.jsonl`, `evaluations.jsonl` and to the configured loggers, and displays the same data.
 
     Attributes:
         tracker: mean return and rates so far.
@@ -48,6 +50,13 @@ class Recorder:
             if config.run.tensorboard:
                 events = TensorBoardWriter(directory.tensorboard_path, config, resume_at and resume_at[1])
                 writers.append(opened.enter_context(closing(events)))
+            if "csv" in config.run.log:
+                table = CsvWriter(directory.csv_path, directory.progress_path)
+                writers.append(opened.enter_context(closing(table)))
+            for name in SERVICES:
+                if name in config.run.log:
+                    service = ServiceWriter(name, config, directory, resume_at is not None)
+                    writers.append(opened.enter_context(closing(service)))
             bar = open_bar(config.run.total_env_steps) if self._verbose else NullBar()
             self._bar = opened.enter_context(closing(bar))
             self._writers, self._opened = writers, opened.pop_all()

@@ -191,6 +191,15 @@ class RunDirectory:
         """The directory of TensorBoard's event files."""
         return self.path / "tb"
 
+    @property
+    def csv_path(self) -> Path:
+        """The rows of `progress_path` as a table."""
+        return self.path / "progress.csv"
+
+    def service_path(self, name: str) -> Path:
+        """The file with what continues the run at a tracking service."""
+        return self.path / f"{name}.json"
+
     def read_config(self) -> Config:
         """Read the configuration that the run began with.
 
@@ -257,7 +266,7 @@ class RunDirectory:
         """Remove the files of a run that ended before its first checkpoint, so that it can be started here again."""
         for path in (self.path / _CHECKPOINTS, self.tensorboard_path):
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self.config_path, self.progress_path, self.path / "evaluations.jsonl"):
+        for path in (self.config_path, self.progress_path, self.csv_path, self.path / "evaluations.jsonl"):
             path.unlink(missing_ok=True)
 
     def _write_config(self, config: Config) -> None:

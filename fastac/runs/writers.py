@@ -8,16 +8,17 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from fastac.config import Config, JsonValue
 from fastac.contract import Report
-from fastac.runs.files import RecordError, check_appendable, describe
+from fastac.runs.files import check_appendable, reporting
 from fastac.runs.hparams import FINAL_TAGS, settings_summary
+from fastac.runs.process_meter import ProcessMeter
 from fastac.runs.tracker import ReturnTracker
 
 if TYPE_CHECKING:
@@ -127,17 +128,17 @@ class ProgressWriter:
         self._flushed_at = clock()
         evaluations = path.with_name("evaluations.jsonl")
         iteration, env_steps = (-1, -1) if resume_at is None else resume_at
-        with _reporting(path):
+        with reporting(path):
             _cut(path, "iteration", iteration)
-        with _reporting(evaluations):
+        with reporting(evaluations):
             self._last_evaluation = _cut(evaluations, "env_steps", env_steps)
-        with _reporting(path):
+        with reporting(path):
             self._rows = path.open("a", encoding="utf-8")
             self._evaluations = evaluations.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
         """Append a row; it reaches the file within about a second."""
-        with _reporting(self._path):
+        with reporting(self._path):
             self._rows.write(_to_line(row))
             if self._clock() - self._flushed_at >= _PERIOD_S:
                 self.flush()
@@ -149,7 +150,7 @@ class ProgressWriter:
         for it.
         """
         told = {name: value for name, value in asdict(row).items() if name != "success_rate" or value is not None}
-        with _reporting(self._path):
+        with reporting(self._path):
             last, start = self._last_evaluation
             if last == row.env_steps:
                 self._evaluations.truncate(start)
@@ -162,14 +163,14 @@ class ProgressWriter:
 
     def flush(self) -> None:
         """Write buffered rows to the operating system."""
-        with _reporting(self._path):
+        with reporting(self._path):
             self._rows.flush()
             self._evaluations.flush()
         self._flushed_at = self._clock()
 
     def close(self) -> None:
         """Flush and close."""
-        with _reporting(self._path):
+        with reporting(self._path):
             try:
                 self._rows.close()
             finally:
@@ -182,6 +183,7 @@ _TAGS = {
     "mean_length": "rollout/ep_len_mean",
     "success_rate": "rollout/success_rate",
     "sps_window": "time/fps",
+    "sps": "time/sps",
     "env_steps": "time/total_timesteps",
     "policy_loss": "train/policy_loss",
     "value_loss": "train/value_loss",
@@ -202,13 +204,84 @@ _PPO_TAGS = _TAGS | {
 }
 
 
-class TensorBoardWriter:
-    """Writes scalars under stable-baselines3's tags, with env steps as x, and the data of the HPARAMS tab.
+class ScalarWriter(ABC):
+    """Names results as stable-baselines3 does, for a logger that takes scalars by tag and env step.
 
-    A set of scalars costs about 0.1 ms and 600 bytes, and an iteration may take only 3 ms, so at most one row per
-    second is written; an evaluation and `close` write the latest row. TensorBoard's `EventFileWriter` is avoided
-    because it starts a thread (unsafe to fork with, and slow to report a full disk), and torch's `SummaryWriter`
-    because its import takes 2 s.
+    A set of scalars costs about 0.1 ms, and an iteration may take only 3 ms, so at most one row per second is written;
+    an evaluation and `close` write the latest row.
+    """
+
+    def __init__(self, config: Config, clock: Callable[[], float]) -> None:
+        """Take the run's configuration, and what returns seconds and limits the rate of rows."""
+        self._tags = _PPO_TAGS if config.algo.algo == "ppo" else _TAGS
+        self._clock = clock
+        self._next_at = -math.inf
+        self._pending: Row | None = None
+        self._closed = False
+        self._meter = ProcessMeter()
+
+    def write(self, row: Row) -> None:
+        """Write the row if none was written within the last second, else keep it as pending."""
+        self._pending = row
+        now = self._clock()
+        if now >= self._next_at:
+            self._next_at = now + _PERIOD_S
+            self.flush()
+
+    def write_evaluation(self, row: EvaluationRow) -> None:
+        """Write the pending row, then the evaluation."""
+        self.flush()
+        scalars = {
+            "mean_reward": row.mean_return,
+            "mean_ep_length": row.mean_length,
+            "success_rate": row.success_rate,
+        }
+        self._put(row.env_steps, {f"eval/{name}": value for name, value in scalars.items()})
+
+    def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
+        """Write the metrics by which runs are compared, as in the HPARAMS tab."""
+        self.flush()
+        found = {tag: summary.get(key) for key, tag in FINAL_TAGS.items()}
+        env_steps = summary["env_steps"]
+        assert isinstance(env_steps, int)
+        self._put(env_steps, {tag: x for tag, x in found.items() if isinstance(x, int | float)})
+
+    def flush(self) -> None:
+        """Write the pending row, with the figures of the process."""
+        if self._pending is not None:
+            row, self._pending = self._pending, None
+            entropy = row.get("entropy")
+            named = {**row, "entropy_loss": None if entropy is None else -entropy}
+            scalars = {tag: named.get(key) for key, tag in self._tags.items()} | self._meter.read()
+            scalars |= {f"rollout/{key}": value for key, value in row.items() if key.startswith(INFO)}
+            self._put(int(row["env_steps"] or 0), scalars)
+
+    def close(self) -> None:
+        """Write the pending row and close the logger."""
+        if not self._closed:
+            self._closed = True
+            try:
+                self.flush()
+            finally:
+                self._close()
+
+    def _put(self, env_steps: int, scalars: Row) -> None:
+        self._write_scalars(env_steps, {tag: value for tag, value in scalars.items() if value is not None})
+
+    @abstractmethod
+    def _write_scalars(self, env_steps: int, scalars: Mapping[str, float]) -> None:
+        """Give scalars by tag to the logger."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Close the logger."""
+
+
+class TensorBoardWriter(ScalarWriter):
+    """Writes scalars to an event file, and the data of the HPARAMS tab; a set of scalars takes about 600 bytes.
+
+    TensorBoard's `EventFileWriter` is avoided because it starts a thread (unsafe to fork with, and slow to report a
+    full disk), and torch's `SummaryWriter` because its import takes 2 s.
     """
 
     _file_numbers = itertools.count()
@@ -236,80 +309,32 @@ class TensorBoardWriter:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
+        super().__init__(config, clock)
         self._event, self._summary = Event, Summary
-        self._tags = _PPO_TAGS if config.algo.algo == "ppo" else _TAGS
-        self._clock = clock
-        self._next_at = -math.inf
-        self._pending: Row | None = None
-        self._closed = False
         # TensorBoard reads files in the order of their names.
         unique = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(self._file_numbers):06d}"
         self._path = log_dir / f"events.out.tfevents.{unique}"
-        with _reporting(self._path):
+        with reporting(self._path):
             log_dir.mkdir(parents=True, exist_ok=True)
             _tell_who_listens(log_dir)
             self._records = RecordWriter(self._path.open("wb"))
-            self._put(Event(file_version="brain.Event:2"))
+            self._record(Event(file_version="brain.Event:2"))
             if resume_env_steps is None:
-                self._put(Event(summary=settings_summary(config)))
+                self._record(Event(summary=settings_summary(config)))
             else:  # an older file already has the settings
-                self._put(Event(step=resume_env_steps + 1, session_log=SessionLog(status=SessionLog.START)))
+                self._record(Event(step=resume_env_steps + 1, session_log=SessionLog(status=SessionLog.START)))
 
-    def write(self, row: Row) -> None:
-        """Write the row if none was written within the last second, else keep it as pending."""
-        self._pending = row
-        now = self._clock()
-        if now >= self._next_at:
-            self._next_at = now + _PERIOD_S
-            self.flush()
-
-    def write_evaluation(self, row: EvaluationRow) -> None:
-        """Write the pending row, then the evaluation."""
-        self.flush()
-        scalars = {
-            "mean_reward": row.mean_return,
-            "mean_ep_length": row.mean_length,
-            "success_rate": row.success_rate,
-        }
-        self._write_scalars(row.env_steps, {f"eval/{name}": value for name, value in scalars.items()})
-
-    def write_summary(self, summary: Mapping[str, JsonValue]) -> None:
-        """Write the metrics by which the HPARAMS tab compares runs."""
-        self.flush()
-        found = {tag: summary[key] for key, tag in FINAL_TAGS.items()}
-        env_steps = summary["env_steps"]
-        assert isinstance(env_steps, int)
-        self._write_scalars(env_steps, {tag: x for tag, x in found.items() if isinstance(x, int | float)})
-
-    def flush(self) -> None:
-        """Write the pending row."""
-        if self._pending is not None:
-            row, self._pending = self._pending, None
-            entropy = row.get("entropy")
-            named = {**row, "entropy_loss": None if entropy is None else -entropy}
-            scalars = {tag: named.get(key) for key, tag in self._tags.items()}
-            scalars |= {f"rollout/{key}": value for key, value in row.items() if key.startswith(INFO)}
-            self._write_scalars(int(row["env_steps"] or 0), scalars)
-
-    def close(self) -> None:
-        """Write the pending row and close the file."""
-        if not self._closed:
-            self._closed = True
-            try:
-                self.flush()
-            finally:
-                with _reporting(self._path):
-                    self._records.close()
-
-    def _write_scalars(self, env_steps: int, scalars: Row) -> None:
-        values = [
-            self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items() if value is not None
-        ]
-        with _reporting(self._path):
-            self._put(self._event(step=env_steps, summary=self._summary(value=values)))
+    def _write_scalars(self, env_steps: int, scalars: Mapping[str, float]) -> None:
+        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        with reporting(self._path):
+            self._record(self._event(step=env_steps, summary=self._summary(value=values)))
             self._records.flush()
 
-    def _put(self, event: Event) -> None:
+    def _close(self) -> None:
+        with reporting(self._path):
+            self._records.close()
+
+    def _record(self, event: Event) -> None:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
 
@@ -323,15 +348,6 @@ def _tell_who_listens(log_dir: Path) -> None:
 
     if event_file_writer.EventFileWriter.__module__ != event_file_writer.__name__:
         event_file_writer.EventFileWriter(str(log_dir)).close()
-
-
-@contextmanager
-def _reporting(path: Path) -> Iterator[None]:
-    """Convert OSError to a RecordError with a one-sentence message."""
-    try:
-        yield
-    except OSError as error:
-        raise RecordError(f"cannot write {path}: {describe(error)}.") from error
 
 
 def _to_line(row: Row) -> str:

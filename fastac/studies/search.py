@@ -96,7 +96,7 @@ def trial_config(config: Config, given: Collection[str]) -> Config:
     """Return a configuration whose runs are evaluated often, and lose little if they are killed."""
     every = max(1, config.run.total_env_steps // _RUNGS)
     changes: dict[str, ConfigValue] = {"eval_every": every, "checkpoint_every": 2 * every, "keep_checkpoints": 1}
-    changes["tensorboard"] = False
+    changes["tensorboard"], changes["log"] = "log" in given and "tensorboard" in config.run.log, ()
     return config.replace(**{name: value for name, value in changes.items() if name not in given})
 
 

@@ -24,7 +24,7 @@ _FIXED = {field.name for field in fields(EnvConfig)} - {"num_envs", "squash_acti
 _FIXED |= {
     *("algo", "seed", "device", "workers", "total_env_steps", "budget_minutes"),
     *("until_return", "eval", "eval_every", "eval_from_return", "eval_episodes", "eval_max_steps", "eval_actions"),
-    *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "tensorboard", "host_timeout_s"),
+    *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "tensorboard", "log", "host_timeout_s"),
 }
 _LEAST_ROLLOUTS = 20  # in a run: with fewer there is hardly anything to evaluate or to prune
 _DIGITS = 3  # of a number that is drawn

@@ -29,7 +29,7 @@ _WHAT: dict[Objective, str] = {
     "seconds": "seconds of training until the target",
 }
 # Settings of the runs of a sweep alone, which another run need not have.
-_OWN = ("seed", "workers", "eval_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
+_OWN = ("seed", "workers", "eval_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "log")
 _MOST_SHOWN = 12  # importances
 
 

@@ -50,6 +50,7 @@ CHANGES = {
     "host_timeout_s": 5.0,
     "keep_checkpoints": 2,
     "tensorboard": True,
+    "log": ("csv",),
 }
 ELSEWHERE = {"env_threads", "lock", "workers", "eval"}  # of other environments, of a3c, of several shards; see others
 PPO = {**SMALL, "algo": "ppo", "num_epochs": 2, "num_minibatches": 2, "ent_coef": 0.01, "gamma": 0.99}

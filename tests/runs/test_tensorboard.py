@@ -58,7 +58,8 @@ SB3_PPO = SB3_BOTH | {
     "train/clip_fraction",
     "train/clip_range",
 }
-OWN = {"time/total_timesteps", "train/grad_norm", "train/n_updates"}  # which SB3 keeps for its log, and one more
+OWN = {"time/total_timesteps", "time/sps", "train/grad_norm", "train/n_updates"}
+SYSTEM = {"system/rss_mib", "system/cpu_percent"}
 
 
 def algo(name: AlgoName) -> Config:
@@ -77,7 +78,7 @@ def test_tensorboard_tags_are_those_of_stable_baselines3(tmp_path: Path, name: A
     writer.write(progress_row(report, tracker, 0.5))
     writer.write_evaluation(EvaluationRow(200, 8.0, 1.0, 10.0, 0.1, 10))
     writer.close()
-    assert set(read_events(tmp_path)) == tags | OWN
+    assert set(read_events(tmp_path)) == tags | OWN | SYSTEM
 
 
 def test_tensorboard_values(tmp_path: Path) -> None:
@@ -90,10 +91,12 @@ def test_tensorboard_values(tmp_path: Path) -> None:
     writer.close()
     found = read_events(tmp_path)
     assert math.isnan(found.pop("train/explained_variance")[0][1])
+    assert [found.pop(tag)[0][0] for tag in SYSTEM] == [200, 200]
     assert found == {
         "rollout/ep_rew_mean": [(200, 7.0)],
         "rollout/ep_len_mean": [(200, 9.0)],
         "time/fps": [(200, 200.0)],
+        "time/sps": [(200, 200.0)],
         "time/total_timesteps": [(200, 200.0)],
         "train/policy_gradient_loss": [(200, 0.25)],
         "train/value_loss": [(200, 0.5)],
@@ -117,6 +120,7 @@ SUMMARY: dict[str, JsonValue] = {
     "mean_return": 7.5,
     "sps": 2000.0,
     "train_wall_s": 0.25,
+    "efficiency": 0.75,
 }
 
 
@@ -153,6 +157,7 @@ def test_hparams_tab_has_settings_and_final_metrics_once_per_run(tmp_path: Path)
         "final/ep_rew_mean": [(700, 7.5)],
         "final/fps": [(700, 2000.0)],
         "final/train_seconds": [(700, 0.25)],
+        "final/efficiency": [(700, 0.75)],
     }
 
 
