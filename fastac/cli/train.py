@@ -146,6 +146,8 @@ def read_settings(
         raise ValueError(f"the environment is named twice, {named} and --env-id {settings['env_id']}.")
     if {"num_envs", "envs_per_worker"} <= settings.keys():
         raise ValueError("num_envs and envs_per_worker are both given, expected one of them.")
+    if options.get("from_") is not None and options.get("preset") is not None:
+        raise ValueError("from and preset are both given, expected one: a run's own settings take a preset's place.")
     from fastac.runs.configuring import Base, configure
 
     base = Base.read(*(cast("Path | None", options.get(name)) for name in ("from_", "config")))
@@ -188,6 +190,8 @@ def train(words: Sequence[str]) -> int:
     config = _take_tuned(asked.config, asked.settings) if options.tuned else asked.config
     command = shlex.join(["fastac", "train", *words])
     if options.seeds is not None:
+        if options.shared_run_dir:
+            raise ValueError("shared_run_dir is True with seeds, expected False: seeds are trained on one machine.")
         from fastac.cli.studies import train_seeds
 
         return train_seeds(options, options.seeds, config, "workers" in asked.settings, command)

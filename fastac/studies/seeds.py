@@ -280,7 +280,7 @@ def _tell_sums(done: SeedRuns) -> list[str]:
     if done.returns:
         spread = "" if done.interval is None else " [{:,.1f}, {:,.1f}]".format(*done.interval)
         lines.append(
-            f"Return of {len(done.returns)} seeds: mean {done.mean_return:,.1f}{spread}, interquartile mean "
+            f"Return of {_count_seeds(len(done.returns))}: mean {done.mean_return:,.1f}{spread}, interquartile mean "
             f"{done.interquartile_mean_return:,.1f}, lowest {min(done.returns):,.1f}."
         )
     if target is not None:
@@ -293,3 +293,7 @@ def _tell_sums(done: SeedRuns) -> list[str]:
     lines.append(f"Failed: {len(done.failed)} of {len(done.runs)} seeds.")
     lines += [f"  seed {run.seed}: {run.failure}" for run in done.failed]
     return lines
+
+
+def _count_seeds(number: int) -> str:
+    return f"{number} seed{'s' * (number != 1)}"

@@ -104,3 +104,15 @@ def test_python_takes_files_runs_and_mappings(run):
     session = fastac.start(config="mine.yaml", run_dir="new", **{**SMALL, "hidden_sizes": (4,)}, total_env_steps=64)
     assert (session.config.algo.gamma, session.config.model.hidden_sizes) == (0.9, (4,))
     session.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("train --from runs/x --preset ppo", "from and preset are both given"),
+        ("train CartPole-v1 --seeds 2 --shared-run-dir", "shared_run_dir is True with seeds"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(capsys, words, told):
+    assert main(words.split()) == 2
+    assert told in capsys.readouterr().err
