@@ -115,6 +115,10 @@ def _(space: MultiBinary, obs: RawObs, name: str = "the observation") -> ObsArra
 
 @flatten_leaf.register
 def _(space: Discrete, obs: RawObs, name: str = "the observation") -> ObsArray:
+    if isinstance(obs, int | np.integer) and 0 <= int(obs) - int(space.start) < int(space.n):
+        hot = np.zeros(int(space.n), dtype=np.bool_)  # of one environment, in a fifth of the time
+        hot[int(obs) - int(space.start)] = True
+        return hot
     count = _to_array(obs, "iub", "whole numbers", name)
     return _one_hot(np.atleast_1d(space.start), np.atleast_1d(space.n), count[..., None], (1,), name)
 
