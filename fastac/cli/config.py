@@ -29,8 +29,5 @@ def config(words: Sequence[str]) -> int:
     """Run `fastac config`."""
     with loading():
         options, asked = read_settings("config", ConfigOptions, words)
-        from fastac.build import shorten_rollout
-
-        complete = shorten_rollout(asked.config, is_asked="num_steps" in asked.settings)
-    print(write_settings(complete, options.format))
+    print(write_settings(asked.config, options.format))
     return 0

@@ -198,9 +198,7 @@ def train(words: Sequence[str]) -> int:
     launch = find_launch()
     with loading():
         from fastac.api import start_config
-        from fastac.build import shorten_rollout
 
-        config = shorten_rollout(config, is_asked="num_steps" in asked.settings)
         if launch is None:
             session: Session | Follower | None = start_config(config, options.run_dir, verbose=True, command=command)
         else:
@@ -242,6 +240,7 @@ def without(words: Sequence[str], flag: str) -> list[str]:
 
 def _take_tuned(config: Config, given: Mapping[str, ConfigValue]) -> Config:
     """Return the configuration with the settings found by `fastac tune`, now or before; given flags take precedence."""
+    from fastac.build import shorten_rollout
     from fastac.tools.tune import TUNED, Search, load_tuned, measure_sps
 
     setting = load_tuned(config)
@@ -253,6 +252,7 @@ def _take_tuned(config: Config, given: Mapping[str, ConfigValue]) -> Config:
         print(fit(_keep_tuned(search, config), sys.stderr), file=sys.stderr)
         setting = search.best.setting
     config = config.replace(**{name: getattr(setting, name) for name in TUNED if name not in given})
+    config = shorten_rollout(config, is_asked="num_steps" in given)
     told = f"tuned: {setting.flags}{' (but for what is given)' if given.keys() & set(TUNED) else ''}"
     print(fit(told, sys.stderr), file=sys.stderr)
     return config

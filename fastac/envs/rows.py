@@ -170,6 +170,8 @@ def check_observation_space(space: Space[ObsArray], reading: Reading) -> None:
             f"the observation space is {space}, expected a Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or "
             "Tuple of these: wrap the environment with gymnasium.wrappers.TransformObservation."
         )
+    if leaves and not kept:
+        raise ValueError(f"drop_keys is {reading.drop_keys}, expected at least one key to be left to learn from.")
     if not kept or any(0 in (leaf.space.shape or ()) for leaf in kept):
         raise ValueError(f"the observation space is {space}, which holds no numbers: return a constant instead.")
     if all(leaf.is_below(reading.critic_keys) for leaf in kept):

@@ -107,5 +107,10 @@ class RunsPlan:
         return Standing(self._done + sum(moment.share for moment in moments), self._total, told if running else "")
 
 
+def count_seeds(number: int) -> str:
+    """Return a number of seeds in words."""
+    return f"{number} seed{'s' * (number != 1)}"
+
+
 def _tell_rate(sps: float) -> str:
     return f"{sps / 1e6:.1f}M" if sps >= 1e6 else f"{sps / 1e3:,.0f}k" if sps >= 1e4 else f"{sps:,.0f}"

@@ -22,7 +22,7 @@ from fastac.runs.configuring import Base
 from fastac.runs.files import replace_json
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.worker_count import choose_workers
-from fastac.studies.plan import GRACE_S, RunsPlan, end_by, log
+from fastac.studies.plan import GRACE_S, RunsPlan, count_seeds, end_by, log
 from fastac.studies.seeds_picture import draw
 from fastac.studies.stats import LEAST_FOR_INTERVAL, bootstrap_interval, interquartile_mean, median_with_none_last
 from fastac.studies.training import Task, check_task, is_done
@@ -280,7 +280,7 @@ def _tell_sums(done: SeedRuns) -> list[str]:
     if done.returns:
         spread = "" if done.interval is None else " [{:,.1f}, {:,.1f}]".format(*done.interval)
         lines.append(
-            f"Return of {_count_seeds(len(done.returns))}: mean {done.mean_return:,.1f}{spread}, interquartile mean "
+            f"Return of {count_seeds(len(done.returns))}: mean {done.mean_return:,.1f}{spread}, interquartile mean "
             f"{done.interquartile_mean_return:,.1f}, lowest {min(done.returns):,.1f}."
         )
     if target is not None:
@@ -293,7 +293,3 @@ def _tell_sums(done: SeedRuns) -> list[str]:
     lines.append(f"Failed: {len(done.failed)} of {len(done.runs)} seeds.")
     lines += [f"  seed {run.seed}: {run.failure}" for run in done.failed]
     return lines
-
-
-def _count_seeds(number: int) -> str:
-    return f"{number} seed{'s' * (number != 1)}"

@@ -29,7 +29,7 @@ from fastac.runs.files import RecordError, describe
 from fastac.runs.locking import locked
 from fastac.studies.curves import check_objective, read_curve, score
 from fastac.studies.options import Objective, SweepOptions
-from fastac.studies.plan import GRACE_S, RunsPlan, end_by
+from fastac.studies.plan import GRACE_S, RunsPlan, count_seeds, end_by
 from fastac.studies.search import Findings, Problem, Search, make_pruner, trial_config
 from fastac.studies.seeds import check_packages, one_worker
 from fastac.studies.spaces import change_space, check_space, find_space
@@ -270,8 +270,8 @@ def _announce(problem: Problem, options: SweepOptions) -> str:
     minutes = "" if options.minutes is None else f" or {options.minutes:g} minutes"
     names = ", ".join(each.name for each in problem.space)
     return (
-        f"up to {options.trials} trials{minutes} of {problem.seeds} seeds, {problem.config.run.total_env_steps:,} env "
-        f"steps each, in {problem.directory}; searched: {names}"
+        f"up to {options.trials} trials{minutes} of {count_seeds(problem.seeds)}, "
+        f"{problem.config.run.total_env_steps:,} env steps each, in {problem.directory}; searched: {names}"
     )
 
 
@@ -367,7 +367,7 @@ def _confirm(
         for name, (config, _) in configs.items()
     }
     every = [task for those in tasks.values() for task in those]
-    log.info("%s: each with %d fresh seeds", ", ".join(configs), seeds)
+    log.info("%s: each with fresh seeds, %d", ", ".join(configs), seeds)
     plan = RunsPlan(every, [task for task in every if not is_done(task)], tells_each=False)
     stopped = run_plan(plan, "fastac.studies.training", GRACE_S, verbose)
     if stopped is not None:
