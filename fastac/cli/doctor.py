@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from fastac.cli.flags import Flag, asks_for_help, flags_of, read, show_help
+from fastac.cli.flags import Flag, asks_for_help, flags_of, read, show_help, split_options
 from fastac.cli.train import setting_flags
 from fastac.config import Config, ConfigValue
 from fastac.garbage import loading
@@ -47,12 +47,10 @@ def doctor(words: Sequence[str]) -> int:
     if asks_for_help(words):
         show_help(_PROG, f"{DoctorOptions.__doc__} {_MORE}", doctor_flags(), words)
     values = read(doctor_flags(), words, _PROG)
-    own = {flag.name for flag in flags_of(DoctorOptions, "command")}
-    # `read` has converted every value to its field's type, which the checker cannot know: it is found by name.
-    options = DoctorOptions(**{name: values[name] for name in own & values.keys()})  # type: ignore[arg-type]
+    options, others = split_options(DoctorOptions, values)
     if options.env is None:
         raise ValueError("doctor needs your environment, such as: fastac doctor mymodule:MyEnv")
-    settings = cast("dict[str, ConfigValue]", {name: values[name] for name in values.keys() - own})
+    settings = cast("dict[str, ConfigValue]", others)
     return _examine(Config().replace(env_id=options.env, **settings).env, options)
 
 

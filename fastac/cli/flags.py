@@ -232,6 +232,13 @@ def read_options(kind: type[Options], words: Sequence[str], prog: str, positiona
     return kind(**read(flags, words, prog))
 
 
+def split_options(kind: type[Options], values: Mapping[str, object]) -> tuple[Options, dict[str, object]]:
+    """Return the command's own options, an instance of the dataclass `kind`, and all other values that `read` found."""
+    own = {flag.name for flag in flags_of(kind, "")}
+    others = {name: value for name, value in values.items() if name not in own}
+    return kind(**{name: values[name] for name in own & values.keys()}), others
+
+
 def read_run_options(kind: type[Options], words: Sequence[str], command: str) -> Options:
     """Like `read_options`, for a command whose only positional argument is a run's directory.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from fastac.cli.flags import Flag, asks_for_help, flags_of, read, show_help
+from fastac.cli.flags import Flag, asks_for_help, flags_of, read, show_help, split_options
 from fastac.cli.train import setting_flags
 from fastac.config import Config, ConfigValue
 from fastac.text import fit
@@ -54,10 +54,8 @@ def gate(words: Sequence[str]) -> int:
     if asks_for_help(words):
         show_help(_PROG, f"{GateOptions.__doc__} {_MORE}", gate_flags(), words, _COMMON)
     values = read(gate_flags(), words, _PROG)
-    own = {flag.name for flag in flags_of(GateOptions, "command")}
-    # `read` has converted every value to its field's type, which the checker cannot know: it is found by name.
-    options = GateOptions(**{name: values[name] for name in own & values.keys()})  # type: ignore[arg-type]
-    settings = cast("dict[str, ConfigValue]", {name: values[name] for name in values.keys() - own})
+    options, others = split_options(GateOptions, values)
+    settings = cast("dict[str, ConfigValue]", others)
     if options.target is None:
         raise ValueError("gate needs your environment: fastac gate --target mypackage.envs:make_env --base main")
     if options.json is not None and not options.json.absolute().parent.is_dir():

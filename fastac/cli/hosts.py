@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fastac.cli.flags import Flag, asks_for_help, flags_of, read, show_help
+from fastac.cli.flags import Flag, asks_for_help, flags_of, read, show_help, split_options
 from fastac.cli.train import TrainOptions, read_settings, setting_flags, without
 from fastac.config import Config
 from fastac.text import fit
@@ -59,9 +59,7 @@ def hosts(words: Sequence[str]) -> int:
         show_help(f"{_PROG} ENV_ID", f"{HostsOptions.__doc__} {more}", hosts_flags(), words, _COMMON)
     own = flags_of(HostsOptions, "command")
     values = read([*own, *hosts_flags()[len(own) :]], [word for word in words if not _is_env_id(words, word)], _PROG)
-    names = {flag.name for flag in own} & values.keys()
-    # `read` has converted every value to its field's type, which the checker cannot know: it is found by name.
-    options = HostsOptions(**{name: values[name] for name in names})  # type: ignore[arg-type]
+    options, _ = split_options(HostsOptions, values)
     if options.serve is not None:
         return _serve(options.serve)
     given = list(words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
@@ -140,19 +141,10 @@ class NextStepAdapter(VectorAdapter):
 class OutOfBandAdapter(VectorAdapter):
     """No reset-only rows: step returns the reset observation and, separately, the final one."""
 
-    def __init__(
-        self,
-        env: BatchedEnv,
-        seed: int,
-        description: str,
-        squashes: bool = False,
-        cautions: tuple[str, ...] = (),
-        first_obs: ObsArray | None = None,
-    ) -> None:
-        """Wrap `env` and allocate memory for final observations, overwritten by each `step`."""
-        super().__init__(env, seed, description, squashes, cautions, first_obs)
-        dtype = space_dtype(env.single_observation_space)
-        self._final: ObsArray = np.zeros(self._obs_shape, dtype)  # [N, *obs_shape]
+    @cached_property
+    def _final(self) -> ObsArray:
+        """Final observations `[N, *obs_shape]`, in memory that each `step` overwrites."""
+        return np.zeros(self._obs_shape, space_dtype(self.single_observation_space))
 
     def step(self, action: ActionArray, row: StepRow) -> ObsArray | None:
         """Step; return the final observations if any episode ended."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from functools import wraps
 from typing import Protocol, TypeVar
 
@@ -20,7 +20,7 @@ _Item = TypeVar("_Item")
 
 def steps_on_its_threads(
     method: Callable[[_Owner], Generator[_Item, None, None]],
-) -> Callable[[_Owner], Iterator[_Item]]:
+) -> Callable[[_Owner], Generator[_Item, None, None]]:
     """Run each step of a generator method on the run's threads, and the code between steps with the caller's setting.
 
     So no setting has to be restored if the caller breaks out of the loop, raises, or interleaves two loops. It costs
@@ -28,7 +28,7 @@ def steps_on_its_threads(
     """
 
     @wraps(method)
-    def steps(owner: _Owner) -> Iterator[_Item]:
+    def steps(owner: _Owner) -> Generator[_Item, None, None]:
         items = method(owner)
         try:
             while True:

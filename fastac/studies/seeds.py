@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -245,12 +245,26 @@ def _read_run(task: Task, failure: str | None) -> SeedRun:
     if failure is not None:
         return SeedRun(seed, run_dir, None, None, None, None, None, None, failure)
     summary = RunDirectory.open(run_dir).read_summary()
-    names = [
-        *("eval_mean_return", "last_eval_mean_return", "env_steps", "train_wall_s"),
-        *("solved_env_steps", "solved_wall_s"),
-    ]
-    # The types are those of summary.json.
-    return SeedRun(seed, run_dir, *(summary.get(name) for name in names))  # type: ignore[arg-type]
+    return SeedRun(
+        seed,
+        run_dir,
+        _read_number(summary, "eval_mean_return"),
+        _read_number(summary, "last_eval_mean_return"),
+        _read_count(summary, "env_steps"),
+        _read_number(summary, "train_wall_s"),
+        _read_count(summary, "solved_env_steps"),
+        _read_number(summary, "solved_wall_s"),
+    )
+
+
+def _read_number(summary: Mapping[str, JsonValue], name: str) -> float | None:
+    number = summary.get(name)
+    return float(number) if isinstance(number, int | float) else None
+
+
+def _read_count(summary: Mapping[str, JsonValue], name: str) -> int | None:
+    number = _read_number(summary, name)
+    return None if number is None else int(number)
 
 
 def tell(done: SeedRuns) -> str:

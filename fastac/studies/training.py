@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +144,7 @@ def train_run(task: Task) -> bool:
         if session is None:
             return True
         opened.enter_context(session)
-        reports = opened.enter_context(closing(iter(session)))  # type: ignore[type-var]  # a generator
+        reports = opened.enter_context(closing(iter(session)))
         told = time.monotonic()
         for report in reports:
             if time.monotonic() < told + _TELL_S:
@@ -174,13 +174,13 @@ def train_trial(tasks: Sequence[Task], objective: Objective) -> list[float] | No
     every, total = config.run.eval_every, config.run.total_env_steps
     assert every, "a trial's evaluations are what it is compared by"
     with _telling_warnings(), ExitStack() as opened:
-        streams: list[Iterator[Report]] = []
+        streams: list[Generator[Report, None, None]] = []
         sessions: list[Session] = []
         for task in tasks:
             session = open_session(task)
             if session is not None:
                 sessions.append(opened.enter_context(session))
-                streams.append(opened.enter_context(closing(iter(session))))  # type: ignore[type-var]
+                streams.append(opened.enter_context(closing(iter(session))))
         for number in range(1, -(-total // every)):
             for stream in streams:
                 if not _advance(stream, number * every):

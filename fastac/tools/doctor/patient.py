@@ -163,7 +163,7 @@ class Single:
         taken = deepcopy(self.masks.make_legal(action))  # an environment may change it
         began_s = time.perf_counter()
         try:
-            obs, reward, terminated, truncated, info = self.env.step(taken)  # type: ignore[arg-type]  # of its space
+            obs, reward, terminated, truncated, info = self.env.step(cast(ActionArray, taken))
             self.clock.step_s.append(time.perf_counter() - began_s)
             self._ended = bool(terminated or truncated)
         except Exception as error:
@@ -193,7 +193,7 @@ class Single:
         """See `Patient`; an environment may refuse this step."""
         with suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Gymnasium's own environments warn
-            _, _, terminated, truncated, _ = self.env.step(deepcopy(action))  # type: ignore[arg-type]  # any
+            _, _, terminated, truncated, _ = self.env.step(cast(ActionArray, deepcopy(action)))
             return not (terminated or truncated)
         return None
 
@@ -283,7 +283,7 @@ class Batch:
         taken = deepcopy(self.masks.make_legal(action))
         began_s = time.perf_counter()
         try:
-            obs, reward, terminated, truncated, infos = self.env.step(taken)  # type: ignore[arg-type]  # of its space
+            obs, reward, terminated, truncated, infos = self.env.step(cast(ActionArray, taken))
             self.clock.step_s.append(time.perf_counter() - began_s)
             rows = list(iterate(self.env.observation_space, obs))
             shapes = {np.shape(reward), np.shape(terminated), np.shape(truncated)}
