@@ -13,13 +13,15 @@ from pathlib import Path
 from benchmarks.hosts.cluster import BEGUN, Host, digest, left_over, store, wait_for
 from benchmarks.hosts.network import cut
 
-# About ten seconds of training on two hosts; a checkpoint about every two.
+# Four to ten seconds of training on two hosts; a checkpoint about every two.
 TRAIN = (
     *("train", "CartPole-v1", "--algo", "a2c", "--shards", "4", "--workers", "1", "--seed", "1"),
     *("--total-env-steps", "250000", "--normalize-obs", "--no-eval", "--no-tensorboard"),
     *("--checkpoint-minutes", "0.03", "--run-dir"),
 )
-_LATEST_S = 5.0  # of the training, until which something happens
+_PROGRESS = " of 250k steps"  # in every line of progress, one per tenth of the training
+_LATEST = 5  # tenths of the training, until which something happens: by the clock, a fast machine would be done by then
+_WITHIN_S = 0.2  # and some part of this later, so that it may fall anywhere between two lines
 
 
 def kill_worker(hosts: list[Host], which: int) -> None:
@@ -90,7 +92,8 @@ def train(
             wait_for(hosts, 1)
             pause_s = 0.0
             if fault is not None:
-                time.sleep(rng.uniform(0.0, _LATEST_S))
+                _wait_for_progress(hosts[0], rng.randint(0, _LATEST))
+                time.sleep(rng.uniform(0.0, _WITHIN_S))
                 known, began = sum(host.text.count(BEGUN) for host in hosts), time.monotonic()
                 pause_s = _pause(hosts, fault, rng.randrange(2), known, began)
             codes = [host.wait() for host in hosts]
@@ -102,6 +105,13 @@ def train(
     sound = [code == 0 or "RendezvousClosedError" in host.text for code, host in zip(codes, hosts, strict=True)]
     assert all(sound) and 0 in codes, f"exit codes {codes}, see {folder}"
     return digest(run_dir), pause_s, len(left_over(run_dir))
+
+
+def _wait_for_progress(host: Host, num_lines: int, timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while host.text.count(_PROGRESS) < num_lines:
+        assert time.monotonic() < deadline, f"no {num_lines} lines of progress within {timeout_s:g} s, see {host.log}"
+        time.sleep(0.01)
 
 
 def _pause(hosts: list[Host], fault: Callable[[list[Host], int], None], which: int, known: int, began: float) -> float:
