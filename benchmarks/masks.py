@@ -5,8 +5,9 @@
 
 Two games with many illegal actions (`masked_games.py`) are learned by PPO with masks, without, and by MaskablePPO with
 the same settings and network: steps until the first evaluation at the game's target, and the mean of the last two
-evaluations (greedy, 100 episodes). Then the steps per second of both libraries, in turns in one process on one thread,
-and the illegal actions among those that were taken with masks. Needs the extra `bench`.
+evaluations (greedy, 100 episodes). Then the steps per second of both libraries in turns, on one core and on all (ours
+with a worker per core, theirs with a torch thread per core), and the illegal actions among those that were taken with
+masks. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import fastac
 from benchmarks.machine import describe_machine, format_machine
 from benchmarks.masked_games import MOST_STEPS, ConnectFour, Hearts
 from benchmarks.tables import format_table
+from fastac.cpu import count_cores
 from fastac.trials import Trial, run_trials
 
 Learner: TypeAlias = Literal["masked", "unmasked", "MaskablePPO"]
@@ -154,16 +156,18 @@ def compare_curves(seeds: int, total: int) -> str:
     return format_table(("game", "learner", "reached", "env steps to the target", "last return"), rows)
 
 
-def time_rounds(game: str) -> tuple[list[float], list[float]]:
+def time_rounds(game: str, cores: int) -> tuple[list[float], list[float]]:
     """Return fastac's and MaskablePPO's steps per second in turns, training alone."""
     ours, theirs = [], []
+    torch.set_num_threads(cores)
     peer = _make_peer(game, 0)
     peer.learn(NUM_ENVS * NUM_STEPS)
     for number in range(ROUNDS):
         with tempfile.TemporaryDirectory() as folder:
-            how = {**settings("masked"), "eval": False, "total_env_steps": ROUND_STEPS, "run_dir": Path(folder) / "run"}
-            run = fastac.train(f"benchmarks.masked_games:{game}", seed=number, **how)
+            how = {**settings("masked"), "eval": False, "total_env_steps": ROUND_STEPS, "workers": cores}
+            run = fastac.train(f"benchmarks.masked_games:{game}", seed=number, run_dir=Path(folder) / "run", **how)
             ours.append(float(str(run.summary["sps"])))
+        assert torch.get_num_threads() == cores
         began = time.perf_counter()
         peer.learn(ROUND_STEPS, reset_num_timesteps=False)
         theirs.append(ROUND_STEPS / (time.perf_counter() - began))
@@ -174,11 +178,13 @@ def compare_speed() -> str:
     """Return the table of steps per second."""
     rows = []
     for game in GAMES:
-        ours, theirs = time_rounds(game)
-        ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
-        spread = f"{median(ratios):.1f}x ({min(ratios):.1f} to {max(ratios):.1f})"
-        rows.append((game, f"{median(ours):,.0f}", f"{median(theirs):,.0f}", spread))
-    return format_table(("game", "fastac steps/s", "MaskablePPO steps/s", "ratio"), rows)
+        for cores in sorted({1, count_cores()}):
+            ours, theirs = time_rounds(game, cores)
+            ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
+            spread = f"{median(ratios):.1f}x ({min(ratios):.1f} to {max(ratios):.1f})"
+            rows.append((game, str(cores), f"{median(ours):,.0f}", f"{median(theirs):,.0f}", spread))
+    torch.set_num_threads(1)
+    return format_table(("game", "cores", "fastac steps/s", "MaskablePPO steps/s", "ratio"), rows)
 
 
 def count_illegal(steps: int) -> tuple[int, int]:
