@@ -1,33 +1,38 @@
-"""Does a policy that was solved stay solved?
+"""Does a policy that was solved stay solved? The second number beside the time to the target, for every preset.
 
     python -m benchmarks.stays
-    python -m benchmarks.stays --preset a2c-fast --first-seed 100 --seeds 10
+    python -m benchmarks.stays CartPole-v1:a2c CartPole-v1:a3c --seeds 20 --output runs/stays.json
 
-Every seed is a fresh process with a preset, trained to the end of its budget and evaluated on the way (greedy, 20
-episodes each). A seed stays if its last evaluation is at the target, and at least 95 % of the evaluations of the
-second half of its steps are. Training seconds are the run's own clock, without evaluations and start-up. Other flags
-go to `fastac train` as they are. It exits with 1 if more than one seed in twenty does not stay.
+Each seed trains a preset to the end of its budget, on one core (a3c: its workers), with 50 evaluations of 20 episodes
+on the way, by the actions that the preset evaluates with. *Held* is the share of evaluations at the target among those
+after the first one at the target; *end* is the last policy's last evaluation. By default, every preset of a small
+environment that has a target.
+
+Results are kept by preset in a file; what is not measured anew stays in it. `--table` prints that file's table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import inf
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
+from typing import TypeAlias
 
+import fastac
 from benchmarks.machine import describe_machine, format_machine
-from benchmarks.solve import DEFAULT_UNTIL
 from benchmarks.tables import format_table
+from fastac.presets import PRESETS, Preset
+from fastac.presets.classic import CLASSIC
+from fastac.studies.stats import median_with_none_last
 
-_LEAST_SHARE = 0.95  # of the evaluations of the second half; and of the seeds
+RESULTS = Path("benchmarks/results/stays.json")
+EVALUATIONS, EPISODES = 50, 20
+
+Rows: TypeAlias = Sequence[Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,112 +41,157 @@ class Stay:
 
     Attributes:
         seed: which.
-        first_env_steps: steps until the first evaluation at the target; infinite if there was none.
+        first_env_steps: steps until the first evaluation at the target; None if there was none.
         first_train_s: seconds of training until then.
-        share: of the evaluations in the second half of the run's steps, the part at the target.
-        last: mean return of the last evaluation.
-        stays: whether that is at the target, and `share` high enough.
+        held: of the evaluations after that one, the share at the target; 1 if there are none, 0 without a first.
+        end: mean return of the last evaluation.
     """
 
     seed: int
-    first_env_steps: float
-    first_train_s: float
-    share: float
-    last: float
-    stays: bool
+    first_env_steps: float | None
+    first_train_s: float | None
+    held: float
+    end: float
 
 
-def judge(seed: int, evaluations: Sequence[Mapping[str, float]], until: float) -> Stay:
+@dataclass(frozen=True, slots=True)
+class Stays:
+    """One preset over seeds: its target, its budget, the machine that trained it, and what each seed came to."""
+
+    target: float
+    env_steps: int
+    machine: str
+    seeds: tuple[Stay, ...]
+
+
+def judge(seed: int, evaluations: Rows, target: float) -> Stay:
     """Read a run's `evaluations.jsonl`, which is in order."""
-    reached = [row for row in evaluations if row["mean_return"] >= until]
-    half = evaluations[-1]["env_steps"] / 2
-    late = [row["mean_return"] >= until for row in evaluations if row["env_steps"] > half]
-    share, last = sum(late) / len(late), evaluations[-1]["mean_return"]
-    first = reached[0] if reached else {"env_steps": inf, "wall_s": inf}
-    return Stay(seed, first["env_steps"], first["wall_s"], share, last, last >= until and share >= _LEAST_SHARE)
+    returns = [row["mean_return"] for row in evaluations]
+    first = next((n for n, value in enumerate(returns) if value >= target), None)
+    if first is None:
+        return Stay(seed, None, None, 0.0, returns[-1])
+    later = [value >= target for value in returns[first + 1 :]]
+    at = evaluations[first]
+    return Stay(seed, at["env_steps"], at["wall_s"], mean(later) if later else 1.0, returns[-1])
 
 
-def train(words: Sequence[str], seed: int, until: float) -> Stay:
-    """Train once in a process of its own.
+def measure(preset: Preset, seeds: int, first_seed: int, machine: str) -> Stays:
+    """Train a preset with some seeds, side by side."""
+    config = preset.make()
+    assert preset.reaches is not None
+    total = config.run.total_env_steps
+    with tempfile.TemporaryDirectory() as folder:
+        fastac.train_seeds(
+            preset.env_id,
+            preset=preset.name,
+            seeds=seeds,
+            seed=first_seed,
+            run_dir=folder,
+            total_env_steps=total,
+            eval_every=total // EVALUATIONS,
+            eval_episodes=EPISODES,
+            eval_from_return=None,
+            tensorboard=False,
+        )
+        numbers = range(first_seed, first_seed + seeds)
+        stays = tuple(judge(n, _read(Path(folder, f"seed{n}", "evaluations.jsonl")), preset.reaches) for n in numbers)
+    return Stays(preset.reaches, total, machine, stays)
+
+
+def _read(path: Path) -> Rows:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def format_stays(found: Mapping[str, Stays]) -> str:
+    """Return a row per preset."""
+    rows = []
+    for name, stays in found.items():
+        first = median_with_none_last([seed.first_train_s for seed in stays.seeds])
+        held, ends = [seed.held for seed in stays.seeds], [seed.end for seed in stays.seeds]
+        number = len(stays.seeds)
+        rows.append(
+            (
+                name.replace(":", ", "),
+                f"{stays.target:g}",
+                f"{sum(seed.first_env_steps is not None for seed in stays.seeds)} of {number}",
+                "-" if first is None else f"{first:.2f}",
+                f"{stays.env_steps:,}",
+                f"{mean(held):.1%}, {min(held):.0%}",
+                f"{median(ends):.1f}, {min(ends):.1f}",
+                f"{sum(end >= stays.target for end in ends)} of {number}",
+            )
+        )
+    head = ("preset", "target", "reached", "s to it", "env steps", "held, worst", "end, worst", "end at it")
+    return format_table(head, rows)
+
+
+def load(path: Path) -> dict[str, Stays]:
+    """Return what a file holds; nothing if it is not there."""
+    if not path.exists():
+        return {}
+    data = json.loads(path.read_text())
+    return {
+        name: Stays(**{**entry, "seeds": tuple(Stay(**seed) for seed in entry["seeds"])})
+        for name, entry in data.items()
+    }
+
+
+def save(path: Path, found: Mapping[str, Stays]) -> None:
+    """Write the file, a line per seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for name, stays in found.items():
+        about = {key: value for key, value in asdict(stays).items() if key != "seeds"}
+        seeds = ",\n".join(f"   {json.dumps(asdict(seed))}" for seed in stays.seeds)
+        entries.append(f' "{name}": {json.dumps(about)[:-1]}, "seeds": [\n{seeds}\n ]}}')
+    path.write_text("{\n" + ",\n".join(entries) + "\n}\n")
+
+
+def choose(names: Sequence[str]) -> dict[str, Preset]:
+    """Return presets by `ENV:NAME`; without names all of small environments that have a target.
 
     Raises:
-        RuntimeError: the command failed.
+        ValueError: there is no such preset, or it has no target.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        run_dir = Path(folder) / "run"
-        command = [sys.executable, "-m", *words, "--seed", str(seed), "--no-tensorboard", "--run-dir", str(run_dir)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"seed {seed}: exit code {done.returncode}: {done.stderr.strip()}")
-        rows = [json.loads(line) for line in (run_dir / "evaluations.jsonl").read_text().splitlines()]
-    return judge(seed, rows, until)
+    if not names:
+        return {f"{one.env_id}:{one.name}": one for one in CLASSIC if one.reaches is not None}
+    known = {f"{one.env_id}:{one.name}": one for one in PRESETS if one.reaches is not None}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{name!r} is not a preset with a target, expected one of: {', '.join(known)}")
+    return {name: known[name] for name in names}
 
 
-def format_stays(stays: Sequence[Stay], until: float) -> str:
-    """A row per seed, and what holds of all of them."""
-    rows = [
-        [
-            str(stay.seed),
-            "never" if stay.first_env_steps == inf else f"{stay.first_env_steps:,.0f}",
-            "never" if stay.first_train_s == inf else f"{stay.first_train_s:.2f}",
-            f"{stay.share:.0%}",
-            f"{stay.last:.1f}",
-            "yes" if stay.stays else "NO",
-        ]
-        for stay in stays
-    ]
-    at = f"{until:g}"
-    header = ["seed", f"steps to {at}", "training s", f"later half at {at}", "last evaluation", "stays"]
-    steps, seconds = ([getattr(stay, name) for stay in stays] for name in ("first_env_steps", "first_train_s"))
-    return "\n".join(
-        [
-            format_table(header, rows),
-            "",
-            f"{sum(stay.stays for stay in stays)} of {len(stays)} stay",
-            f"steps to the first evaluation at {at}: median {median(steps):,.0f}, most {max(steps):,.0f}",
-            f"training seconds until then: median {median(seconds):.2f}, most {max(seconds):.2f}",
-        ]
-    )
-
-
-def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.stays", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
-    )
-    parser.add_argument("--env", default="CartPole-v1")
-    parser.add_argument("--preset", default="a2c")
-    parser.add_argument("--until", type=float, default=DEFAULT_UNTIL, help="greedy mean return")
-    parser.add_argument("--seeds", type=int, default=20, help="how many")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--total-env-steps", type=int, default=500_000)
-    parser.add_argument("--eval-every", type=int, default=10_000)
-    parser.add_argument("--eval-episodes", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="a file for the table, beside printing it")
-    options, more = parser.parse_known_args(argv)
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("presets", nargs="*", metavar="ENV:NAME")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=100)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    options = parser.parse_args(argv)
+    try:
+        options.chosen = choose(options.presets)
+    except ValueError as error:
+        parser.error(str(error))
     if options.seeds < 1:
         parser.error(f"--seeds is {options.seeds}, expected at least 1")
-    return options, more
+    return options
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train all seeds and print the table; exit 1 if more than one seed in twenty does not stay."""
-    options, more = _parse(argv)
-    budget = ["--total-env-steps", str(options.total_env_steps)]
-    looks = ["--eval-every", str(options.eval_every), "--eval-episodes", str(options.eval_episodes)]
-    words = ["fastac", "train", options.env, "--preset", options.preset, *budget, *looks, *more]
-    machine = describe_machine(torch_threads=1)  # before the runs are a load themselves
-    stays = []
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        stays.append(train(words, seed, options.until))
-        print(stays[-1], flush=True)
-    command = f"{shlex.join(words)} --seed {stays[0].seed}..{stays[-1].seed}"
-    told = f"`{command}`\n\n{format_stays(stays, options.until)}\n\n{format_machine(machine)}\n"
-    print(f"\n{told}", end="")
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(told)
-    return 0 if sum(stay.stays for stay in stays) >= _LEAST_SHARE * len(stays) else 1
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the presets, keep what they came to, and print the table."""
+    options = _parse(argv)
+    found = load(options.output)
+    if not options.table:
+        machine = format_machine(describe_machine(torch_threads=1))
+        print(machine, flush=True)
+        for name, preset in options.chosen.items():
+            found[name] = measure(preset, options.seeds, options.first_seed, machine)
+            save(options.output, found)
+            print(format_stays({name: found[name]}), flush=True)
+    print(format_stays(found))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

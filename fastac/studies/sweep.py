@@ -34,7 +34,7 @@ from fastac.studies.search import Findings, Problem, Search, make_pruner, trial_
 from fastac.studies.seeds import check_packages, one_worker
 from fastac.studies.spaces import change_space, check_space, find_space
 from fastac.studies.stats import LEAST_FOR_INTERVAL, bootstrap_interval
-from fastac.studies.sweep_report import changes, write_report
+from fastac.studies.sweep_report import LEAST_FOR_IMPORTANCE, changes, write_report
 from fastac.studies.training import is_done
 from fastac.torchrun import is_launched
 from fastac.trials import run_plan
@@ -48,7 +48,6 @@ _START = "start"  # the settings without the sweep
 _BEST = 5  # settings that are trained with fresh seeds
 _PROBLEM = "problem"  # an attribute of the study
 _TABLES_S = 2.0  # until another machine has made a database's tables
-_LEAST_FOR_IMPORTANCE = 10  # completed trials
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,7 +432,7 @@ def _importances(study: optuna.Study, found: Findings) -> dict[str, float]:
     """
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    if len(found.completed) < _LEAST_FOR_IMPORTANCE:
+    if len(found.completed) < LEAST_FOR_IMPORTANCE:
         return {}
     importances = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
     return {name: value for name, value in importances.items() if np.isfinite(value)}

@@ -30,6 +30,7 @@ _WHAT: dict[Objective, str] = {
 }
 # Settings of the runs of a sweep alone, which another run need not have.
 _OWN = ("seed", "workers", "eval_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "log")
+LEAST_FOR_IMPORTANCE = 10  # completed trials
 _MOST_SHOWN = 12  # importances
 
 
@@ -78,7 +79,8 @@ def tell(done: Sweep, command: str = "") -> str:
     if done.fresh_seeds:
         parts.append(
             f"*In the sweep* is too good, since trials were chosen by it. *Fresh* are the seeds {done.fresh_seeds[0]} "
-            f"to {done.fresh_seeds[-1]}, with the 95 % bootstrap interval of the mean from five seeds on."
+            f"to {done.fresh_seeds[-1]}, with the 95 % bootstrap interval of the mean from five seeds on. *start* are the "
+            "settings without the sweep."
         )
     else:
         parts.append("No fresh seeds: these scores are too good, since trials were chosen by them.")
@@ -90,6 +92,8 @@ def tell(done: Sweep, command: str = "") -> str:
         most = sorted(done.importances.items(), key=lambda item: -item[1])[:_MOST_SHOWN]
         told = ", ".join(f"{name} {value:.2f}" for name, value in most)
         parts.append(f"What decided (importances, they add up to 1): {told}.")
+    elif done.num_completed < LEAST_FOR_IMPORTANCE:
+        parts.append(f"What decided cannot be said of fewer than {LEAST_FOR_IMPORTANCE} completed trials.")
     return "\n\n".join(parts)
 
 

@@ -92,6 +92,11 @@ def test_the_report_by_hand(tmp_path, drawn):
     assert content["failed"] == 2 and content == json.loads(json.dumps(to_dict(done)))
 
 
+def test_importances_that_are_missing_are_said_to_be(tmp_path):
+    assert "What decided cannot be said of fewer than 10 completed trials." in tell(made(tmp_path, importances={}))
+    assert "What decided" not in tell(made(tmp_path, importances={}, num_completed=10))
+
+
 def test_seconds_are_told_as_seconds(tmp_path, drawn):
     fast = Candidate("trial 7", Config(), -0.5, (-0.5, -1.5, -1.0, -0.75, -1.25))
     lame = Candidate("trial 8", Config(), -0.5, (-0.5, -NEVER_S, -1.0, -0.75, -1.25))
