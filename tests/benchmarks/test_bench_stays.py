@@ -65,6 +65,8 @@ def test_it_trains_and_keeps_what_was_there(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("benchmarks.stays.CLASSIC", (short,))
     main(["--seeds", "1", "--first-seed", "4", "--output", str(output)])
     found = load(output)
-    assert list(found) == ["Elsewhere-v0:a2c", "CartPole-v1:a2c"] and found["Elsewhere-v0:a2c"] == kept["Elsewhere-v0:a2c"]
+    assert (
+        list(found) == ["Elsewhere-v0:a2c", "CartPole-v1:a2c"] and found["Elsewhere-v0:a2c"] == kept["Elsewhere-v0:a2c"]
+    )
     assert found["CartPole-v1:a2c"].seeds[0].seed == 4
     assert "| CartPole-v1, a2c " in capsys.readouterr().out
