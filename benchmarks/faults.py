@@ -95,7 +95,7 @@ class _Run:
         return self._workers()
 
     def _workers(self) -> list[int]:
-        # Children of the fork server, which is the only other process that has some; the evaluator is the last.
+        # Children of the fork server, which is the only other process that has some.
         parents = {pid: _parent(pid) for pid in self.processes()}
         servers = {parent for parent in parents.values() if parent in parents and parent != self.main.pid}
         return [pid for pid, parent in parents.items() if parent in servers][:_WORKERS]

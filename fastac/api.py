@@ -304,9 +304,7 @@ def start_config(
             directory = RunDirectory.create_default(config) if run_dir is None else RunDirectory.create(run_dir, config)
             lasting.enter_context(directory.held())
             try:
-                return Session(
-                    config, directory, training, began, lasting, env_factory, encoder, None, verbose, command
-                )
+                return Session(config, directory, training, began, lasting, env_factory, None, verbose, command)
             except BaseException:
                 directory.discard()
                 raise
@@ -359,7 +357,7 @@ def resume(
         with _closing_on_error(training):
             _log_cautions(training)
             check_spaces(training.envs, checkpoint)
-            session = Session(config, directory, training, began, held, given, factory, checkpoint, verbose, command)
+            session = Session(config, directory, training, began, held, given, checkpoint, verbose, command)
         log_changes(checkpoint.config, config, checkpoint.env_steps)
         return session
 

@@ -14,7 +14,7 @@ from run_support import (
 import fastac
 
 ENDLESS = 10**9
-A3C = {**SMALL, "algo": "a3c", "workers": 2, "eval_every": ENDLESS}  # evaluated beside training, but not yet
+A3C = {**SMALL, "algo": "a3c", "workers": 2, "eval_every": ENDLESS}  # evaluated on the way, but not yet
 FLAGS = (
     *("--algo", "a3c", "--workers", "2", "--num-envs", "4", "--num-steps", "8", "--hidden-sizes", "8"),
     *("--eval-every", str(ENDLESS), "--eval-episodes", "2", "--no-tensorboard"),
@@ -33,10 +33,6 @@ def finish(session):
 
 def pids_of(session):
     return session.training._workers.children.pids
-
-
-def evaluator_of(session):
-    return session.evaluations._evaluator.child.pid
 
 
 def read_stat(pid):

@@ -162,7 +162,7 @@ class RunConfig:
     lock: bool = False
     """a3c: lock the shared parameters during each update, so that no update is lost."""
     max_restarts: int = 10
-    """a3c: restarts in total of workers that died, failed or hung; separately, of an evaluator that died or hung."""
+    """a3c: restarts in total of workers that died, failed or hung."""
     reuse_forward: bool = True
     """Learn from activations saved while acting, as long as the parameters are unchanged."""
     total_env_steps: int = 500_000

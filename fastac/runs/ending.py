@@ -18,8 +18,7 @@ _LONG = 0.25  # above this mean share of waiting, one worker may be faster
 
 def describe_end(run: Session, summary: Mapping[str, JsonValue]) -> Iterator[str]:
     """Yield the texts in order: time by phase, other measurements, and the result."""
-    is_concurrent = run.asynchrony is not None
-    yield _tell_phases(run.report.train_wall_s, run.report.phases, run.progress.eval_wall_s, is_concurrent)
+    yield _tell_phases(run.report.train_wall_s, run.report.phases, run.progress.eval_wall_s)
     if summary["efficiency"] is not None:
         yield _tell_efficiency(run, summary)
     if run.asynchrony is not None:
@@ -29,13 +28,13 @@ def describe_end(run: Session, summary: Mapping[str, JsonValue]) -> Iterator[str
     yield _tell_result(run, summary)
 
 
-def _tell_phases(train_wall_s: float, phases: Phases, eval_wall_s: float, is_concurrent: bool) -> str:
-    """Return the time by phase in two lines; A3C's evaluations overlap with training."""
+def _tell_phases(train_wall_s: float, phases: Phases, eval_wall_s: float) -> str:
+    """Return the time by phase in two lines."""
     names = ["env", "act", "advantage", "update", "other"]
     spent: list[float] = [getattr(phases, f"{name}_s") for name in names]
     names.append("evaluation")
     spent.append(eval_wall_s)
-    total_s = train_wall_s if is_concurrent else train_wall_s + eval_wall_s
+    total_s = train_wall_s + eval_wall_s
     cells = [f"{_tell_seconds(s)} {s / max(total_s, 1e-9):>3.0%}" for s in spent]
     widths = [max(map(len, (name, cell))) + 2 for name, cell in zip(names, cells, strict=True)]
     total = _tell_seconds(total_s)

@@ -23,8 +23,6 @@ _FEW, _FEW_BATCHED = 5, 10  # episodes of an intermediate evaluation
 _MOST = 100  # episodes of the last evaluation, and to confirm that the target is reached
 # A batched step and a forward pass cost about half of a training step of as many environments, which also learns.
 _BATCHED_COST = 0.5
-# A3C's evaluations compete with workers for all cores, which slows both down.
-_BESIDE_COST = 2.5
 
 
 class EvaluationSchedule:
@@ -79,8 +77,7 @@ class EvaluationSchedule:
         """Record an evaluation that took `calls` steps of its environments."""
         width = evaluation_width(self._config.env, request.episodes, self._factory)
         progress = self._progress
-        beside = _BESIDE_COST if self._config.algo.has_async_workers else 1.0
-        progress.eval_spent += beside * calls * self._cost_of_call(width)
+        progress.eval_spent += calls * self._cost_of_call(width)
         progress.eval_latest, progress.eval_mean_length = request.env_steps, mean_length
 
     def _cost_of_call(self, width: int) -> float:

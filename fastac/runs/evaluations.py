@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 
-from fastac.build import EncoderFactory, EnvFactory
+from fastac.build import EnvFactory
 from fastac.config import Config
-from fastac.contract import EnvFailure, Report, StateTree, WorkerFailure, read_branch, read_number
+from fastac.contract import EnvFailure, Report, WorkerFailure
 from fastac.models import load_module
 from fastac.runs.evaluate import Evaluation
 from fastac.runs.evaluation_schedule import EvaluationSchedule
-from fastac.runs.evaluator import Request, open_evaluator, plays_where_it_trains
+from fastac.runs.evaluator import Request, open_stage, plays_where_it_trains
 from fastac.runs.files import RecordError
 from fastac.runs.progress import Evaluated
 from fastac.runs.recorder import Recorder
 from fastac.runs.saver import Saver
 from fastac.runs.signals import Stop
-from fastac.runs.state import env_steps_of
 from fastac.runs.writers import EvaluationRow
 from fastac.workers import Training
 
@@ -28,16 +27,6 @@ LONGEST_TIMES = 2  # an episode may last this multiple of the longest training e
 
 class _StoppedError(Exception):
     """The run must stop while an evaluation is in progress."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """An evaluation in progress: its request, the training time, the state (None: the present one) and its start."""
-
-    request: Request
-    train_wall_s: float
-    state: StateTree | None
-    began: float
 
 
 class Evaluations:
@@ -56,26 +45,20 @@ class Evaluations:
         config: Config,
         training: Training,
         env_factory: EnvFactory | None,
-        encoder: EncoderFactory | None,
         recorder: Recorder,
         saver: Saver,
     ) -> None:
-        """Build no environments yet; start A3C's evaluator process in the background.
-
-        Raises:
-            ValueError: the environment factory or encoder cannot be sent to the evaluator's process.
-        """
+        """Take the run's parts, and build no environments yet."""
         self._config, self._training, self._recorder, self._saver = config, training, recorder, saver
         self._progress = saver.progress
         self._schedule = EvaluationSchedule(config, env_factory, self._progress)
-        self._evaluator = open_evaluator(config, training, env_factory, encoder, self._tell)
+        self._stage = open_stage(config, training, env_factory)
         self.stop = Stop()
         self.latest: Evaluation | None = None
         self.best: Evaluation | None = None
         self.last: Evaluation | None = None
         self.beaten: tuple[int, float] | None = None
         self._env_steps, self._played_at = 0, -1  # of training so far; at the latest evaluation
-        self._pending: _Pending | None = None  # the evaluation in progress
 
     @property
     def is_reached(self) -> bool:
@@ -94,17 +77,27 @@ class Evaluations:
     def _limit(self) -> int | None:
         return self._config.run.eval_max_steps or self._training.envs.max_episode_steps
 
-    def play_due(self, report: Report) -> None:
-        """Begin an evaluation if one is due after `report`, and take a finished one.
+    def is_due(self, report: Report) -> bool:
+        """Return whether to evaluate after `report`."""
+        return self._is_worthwhile and self._schedule.is_due(report.env_steps)
+
+    def play(self, report: Report) -> None:
+        """Evaluate the policy after `report`, and save it if it is the best so far.
 
         Raises:
             EnvFailure: an environment failed; the run is saved.
-            WorkerFailure: the evaluator was lost; the run is saved.
         """
         self._env_steps = report.env_steps
-        if self._pending is None and self._is_worthwhile and self._schedule.is_due(report.env_steps):
-            self._begin(report, self._schedule.request(report.env_steps, self.max_steps))
-        self._take(wait=False)
+        result = self._play(report, self._schedule.request(report.env_steps, self.max_steps))
+        if result is None:
+            return
+        best_so_far = self._progress.best_mean_return
+        if best_so_far is None or result.mean_return > best_so_far:
+            self._note_best(result, report.env_steps)
+            self._saver.save(result.mean_return)
+        elif report.env_steps == self._progress.best_env_steps:
+            self.best = result  # played once more after a resume
+        self._show(report.env_steps, result)
 
     def may_be_due(self, env_steps: int) -> bool:
         """Return whether an evaluation may be due when there are at most `env_steps`."""
@@ -117,47 +110,18 @@ class Evaluations:
         is_promising = least is None or (tracker.mean_return is not None and tracker.mean_return >= least)
         return is_promising and (self._limit is not None or tracker.longest > 0)
 
-    def _begin(self, report: Report, request: Request, state: StateTree | None = None) -> None:
-        """Begin to evaluate the present policy, or that of an earlier state if training runs concurrently."""
-        self._pending = _Pending(request, report.train_wall_s, None, perf_counter())
-        model: StateTree = {}
-        if self._evaluator.is_concurrent:
-            # Keep the evaluated state: it may turn out to be the best.
-            state = self._saver.get_state() if state is None else state
-            trainer, model = (read_branch(read_branch(state, "training"), name) for name in ("trainer", "model"))
-            request = replace(request, env_steps=env_steps_of(state))
-            self._pending = _Pending(request, read_number(trainer, "train_wall_s"), state, perf_counter())
-        self._evaluator.begin(model, request)
-
     def _tell(self, played: int, episodes: int) -> None:
         """Show an evaluation's progress; raise if the run must stop."""
         if self.stop.signal is not None:
             raise _StoppedError
         self._recorder.evaluating(played, episodes)
 
-    def _take(self, wait: bool) -> None:
-        """Take the evaluation in progress once it has finished, and save the policy if it is the best so far."""
-        received = self._receive(wait)
-        if received is None:
-            return
-        pending, result = received
-        best_so_far = self._progress.best_mean_return
-        if best_so_far is None or result.mean_return > best_so_far:
-            self._note_best(result, pending.request.env_steps)
-            self._saver.save(pending.state, result.mean_return)
-        elif pending.request.env_steps == self._progress.best_env_steps:
-            self.best = result  # played once more after a resume
-        self._show(pending.request.env_steps, result)
-
-    def _receive(self, wait: bool) -> tuple[_Pending, Evaluation] | None:
-        """Return the finished evaluation and its result, and record them; return None if it has not finished."""
-        pending = self._pending
-        if pending is None:
-            return None
+    def _play(self, report: Report, request: Request) -> Evaluation | None:
+        """Play and record an evaluation of the policy after `report`; return None if the run must stop."""
+        began = perf_counter()
         try:
-            result = self._evaluator.take(wait)
+            result = self._stage.play(request, self._tell)
         except _StoppedError:
-            self._pending = None
             return None
         except (EnvFailure, WorkerFailure, KeyboardInterrupt):
             # Save: training itself is sound. But keep an existing checkpoint of this step: the last evaluation may have
@@ -166,28 +130,22 @@ class Evaluations:
                 if self._saver.saved_at != self._env_steps:
                     self._saver.save()
             raise
-        if result is None:
-            return None
-        self._pending, self.latest, self._played_at = None, result, pending.request.env_steps
-        self._note(pending, result)
-        return pending, result
-
-    def _note(self, pending: _Pending, result: Evaluation) -> None:
-        env_steps, wall_s = pending.request.env_steps, pending.train_wall_s
+        self.latest, self._played_at = result, report.env_steps
         self._recorder.write_evaluation(
             EvaluationRow(
-                env_steps=env_steps,
+                env_steps=report.env_steps,
                 mean_return=result.mean_return,
                 std=result.std_return,
                 mean_length=result.mean_length,
-                wall_s=wall_s,
+                wall_s=report.train_wall_s,
                 episodes=result.episodes,
                 success_rate=result.success_rate,
             )
         )
-        self._schedule.note(pending.request, result.calls, result.mean_length)
-        self._progress.eval_wall_s += perf_counter() - pending.began
-        self._note_solution(result.mean_return, env_steps, wall_s)
+        self._schedule.note(request, result.calls, result.mean_length)
+        self._progress.eval_wall_s += perf_counter() - began
+        self._note_solution(result.mean_return, report.env_steps, report.train_wall_s)
+        return result
 
     def _note_solution(self, mean_return: float, env_steps: int, wall_s: float) -> None:
         target, progress = self._config.run.until_return, self._progress
@@ -209,20 +167,18 @@ class Evaluations:
         A signal interrupts the evaluation.
 
         Raises:
-            EnvFailure, WorkerFailure: see `play_due`.
+            EnvFailure: see `play`.
         """
         self._env_steps = report.env_steps
-        self._take(wait=True)
         if self.is_reached:
             self._play_after_target(report)
             return
         if self._config.run.eval_every == 0 and not plays_where_it_trains(self._config):
             self._training.close()  # all is saved; do not keep two sets of environments open
         request = self._request_last(report)
-        if self._played_at != report.env_steps or self._config.run.eval_episodes is None:
-            self._begin(report, request)
-            if self._receive(wait=True) is None:
-                return
+        is_new = self._played_at != report.env_steps or self._config.run.eval_episodes is None
+        if is_new and self._play(report, request) is None:
+            return
         self.last = self.latest
         assert self.last is not None
         self._compare_with_best(report, self.last, request)
@@ -234,12 +190,7 @@ class Evaluations:
     def _play_after_target(self, report: Report) -> None:
         """Play missing evaluations; the policy that reached the target stays the best in any case."""
         if self.best is None:  # resumed after reaching the target: repeat the evaluation that reached it
-            state = self._saver.load_best() if self._evaluator.is_concurrent else None
-            self._begin(report, self._schedule.request(report.env_steps, self.max_steps), state)
-            self._take(wait=True)
-        if self._played_at != report.env_steps:  # workers trained on in the meantime
-            self._begin(report, self._request_last(report))
-            self._receive(wait=True)
+            self.play(report)
         self.last = self.latest if self._played_at == report.env_steps else None
 
     def _compare_with_best(self, report: Report, last: Evaluation, request: Request) -> None:
@@ -263,11 +214,9 @@ class Evaluations:
         """Play the best policy so far; return None if the run must stop."""
         began, model = perf_counter(), self._training.model
         last = {name: value.clone() for name, value in model.state_dict().items()}
-        weights = self._saver.load_best_model()
-        load_module(model, weights)
+        load_module(model, self._saver.load_best_model())
         try:
-            self._evaluator.begin(weights, request)
-            return self._evaluator.take(wait=True)
+            return self._stage.play(request, self._tell)
         except _StoppedError:
             return None
         finally:
@@ -280,5 +229,5 @@ class Evaluations:
         self._saver.mark_best(env_steps, result.mean_return)
 
     def close(self) -> None:
-        """Close the evaluator; safe to call twice."""
-        self._evaluator.close()
+        """Close the environments; safe to call twice."""
+        self._stage.close()

@@ -271,7 +271,6 @@ def _assemble(
                 began,
                 held,
                 run.env_factory,
-                run.encoder,
                 checkpoint,
                 run.verbose,
                 run.command,

@@ -25,7 +25,7 @@ log = logging.getLogger("fastac")
 
 
 class Saver:
-    """Saves the present state of a run, or an earlier one.
+    """Saves the present state of a run.
 
     Attributes:
         progress: the state to save in addition to the training's own state.
@@ -89,20 +89,20 @@ class Saver:
     def _get_progress(self) -> StateTree:
         return asdict(replace(self.progress, total_wall_s=self.total_wall_s))
 
-    def save(self, state: StateTree | None = None, best_mean_return: float | None = None) -> None:
-        """Save the present state, or an earlier one; if it is the best, `best_mean_return` is its mean return.
+    def save(self, best_mean_return: float | None = None) -> None:
+        """Save the present state; if it is the best, `best_mean_return` is its mean return.
 
         Raises:
             RecordError: the disk is full; earlier checkpoints stay.
             WorkerFailure: a worker was lost, and with it a part of the state.
         """
         self._recorder.flush()
-        state = self.get_state() if state is None else {**state, "progress": self._get_progress()}
+        state = self.get_state()
         env_steps = env_steps_of(state)
         path = save_checkpoint(self._directory.path, env_steps, state, self._config, best_mean_return)
         self._copy(path)
         prune_checkpoints(self._directory.path, self._config.run.keep_checkpoints)
-        self.saved_at, self._saved_s = max(self.saved_at, env_steps), perf_counter()
+        self.saved_at, self._saved_s = env_steps, perf_counter()
 
     def _copy(self, path: Path) -> None:
         """Send a checkpoint to hosts that do not share this one's disk."""
@@ -118,13 +118,10 @@ class Saver:
         self._copy(marked)
         prune_checkpoints(path, self._config.run.keep_checkpoints)  # the previous best
 
-    def load_best(self) -> StateTree:
-        """Return the state marked as the best."""
-        return self._directory.load_checkpoint("best").state
-
     def load_best_model(self) -> StateTree:
         """Return the weights of the best policy."""
-        return read_branch(read_branch(self.load_best(), "training"), "model")
+        state = self._directory.load_checkpoint("best").state
+        return read_branch(read_branch(state, "training"), "model")
 
     def save_failure(self) -> str:
         """Save the last good parameters and the rollouts that broke them; return a sentence that says where."""

@@ -19,7 +19,7 @@ from contextlib import ExitStack, closing, suppress
 from copy import deepcopy
 from typing import Literal
 
-from fastac.build import EncoderFactory, EnvFactory, torch_threads
+from fastac.build import EnvFactory, torch_threads
 from fastac.config import Config, JsonValue
 from fastac.contract import Asynchrony, EnvFailure, NonFiniteError, Report, WorkerFailure
 from fastac.models import ActorCritic, load_module
@@ -72,7 +72,6 @@ class Session:
         began: float,
         held: ExitStack,
         env_factory: EnvFactory | None = None,
-        encoder: EncoderFactory | None = None,
         checkpoint: Checkpoint | None = None,
         verbose: bool = False,
         command: str = "",
@@ -107,7 +106,7 @@ class Session:
             recorder = Recorder(config, directory, self.tracker, mark, verbose)
             self._recorder = opened.enter_context(closing(recorder))
             self._saver = Saver(config, directory, training, recorder, self.progress, saved_at, began, hosts)
-            evaluations = Evaluations(config, training, env_factory, encoder, recorder, self._saver)
+            evaluations = Evaluations(config, training, env_factory, recorder, self._saver)
             self.evaluations = opened.enter_context(closing(evaluations))
             if self._before is None:
                 self._begin()
@@ -154,8 +153,8 @@ class Session:
         Raises:
             ValueError: the session is closed, or its workers ended when its loop was left.
             EnvFailure: an environment failed, in training or evaluation; the last good parameters are saved.
-            WorkerFailure: a worker or the evaluator was lost; the last good parameters are saved, unless the worker
-                was lost within a step: then the last checkpoint stays.
+            WorkerFailure: a worker was lost; the last good parameters are saved, unless it was lost within a step:
+                then the last checkpoint stays.
             NonFiniteError: a loss or gradient is not finite; the state is saved under `failure/`.
             RecordError: the disk is full; the last checkpoint stays.
         """
@@ -195,7 +194,7 @@ class Session:
             if self._hosts is not None:
                 self._hosts.wish = lambda env_steps: self._wants_pause(env_steps, stop)
             if self._report is not None:  # resumed: an evaluation may have been interrupted
-                self.evaluations.play_due(self._report)
+                self._play_due()
             if self.evaluations.is_reached:
                 self.ended_by = "until_return"
                 return
@@ -272,10 +271,17 @@ class Session:
         self.directory.check_there()
         before = 0 if self._report is None else self._report.env_steps
         self._record(report)
-        self.evaluations.play_due(report)
+        self._play_due()
         is_due = self._saver.is_due and self._is_alone
         if is_due or _passes(self.config.run.checkpoint_every, before, report.env_steps):
             self._saver.save()
+
+    def _play_due(self) -> None:
+        if self.evaluations.is_due(self.report):
+            last = self.training.pause()
+            if last is not None:
+                self._record(last)
+            self.evaluations.play(self.report)
 
     def _record(self, report: Report) -> None:
         # A3C may report without progress, or between the updates of a worker's counters.

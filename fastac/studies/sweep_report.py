@@ -79,8 +79,8 @@ def tell(done: Sweep, command: str = "") -> str:
     if done.fresh_seeds:
         parts.append(
             f"*In the sweep* is too good, since trials were chosen by it. *Fresh* are the seeds {done.fresh_seeds[0]} "
-            f"to {done.fresh_seeds[-1]}, with the 95 % bootstrap interval of the mean from five seeds on. *start* are the "
-            "settings without the sweep."
+            f"to {done.fresh_seeds[-1]}, with the 95 % bootstrap interval of the mean from five seeds on. *Start* is "
+            "the settings without the sweep."
         )
     else:
         parts.append("No fresh seeds: these scores are too good, since trials were chosen by them.")

@@ -16,7 +16,7 @@ from fastac.contract import NonFiniteError
 from fastac.pickling import UNSENDABLE, pickled
 from fastac.processes import CHILD_FAILURES, Child, ChildFailure, Children, Restarts, start
 from fastac.workers.hogwild_worker import Done, MakeHogwildWorker, work
-from fastac.workers.shared_counters import BEATS, ENV_STEPS, ITERATIONS, PHASES, SharedCounters
+from fastac.workers.shared_counters import BEATS, ENV_STEPS, IS_IDLE, ITERATIONS, PHASES, SharedCounters
 from fastac.workers.waiting import fence
 from fastac.workers.worker import WorkerInfo
 
@@ -26,6 +26,7 @@ log = logging.getLogger("fastac")
 # seconds and for SILENCE_ITERATIONS times its mean iteration time. Its first iteration has start_timeout_s instead.
 SILENCE_S = 10.0
 SILENCE_ITERATIONS = 20.0
+_PAUSE_S = 0.001  # between looks whether a worker has finished its iteration
 
 
 @dataclass(slots=True)
@@ -101,6 +102,7 @@ class AsyncWorkers:
     def _start(self, worker: int) -> Child:
         replaced = max(0, self._started + 1 - len(self._counts))
         self._started += 1
+        self._counts[worker, IS_IDLE] = 0  # of the worker that it replaces
         make = pickled(self._make(worker, replaced), f"{UNSENDABLE}; move them there, or train with a2c")
         part = partial(work, make, self._counters, worker, self._lock, self._budget)
         return start(f"worker {worker}", part, __name__, make)
@@ -125,11 +127,28 @@ class AsyncWorkers:
         return info
 
     def begin(self) -> None:
-        """Let the workers train until the budget is spent or `halt` is called; if they have ended, start new ones."""
+        """Let the workers train until the budget is spent, or until `pause` or `halt`; start those that have ended."""
         if not self._places:
             self._start_all()
+        for place in self._places:
+            place.child.silence.restart()  # it was allowed to be silent
         fence()  # publish the parameters and statistics before the start flag
         self._control[0] = 1
+
+    def pause(self) -> None:
+        """Let every worker finish its iteration and wait until `begin`; lost ones are replaced meanwhile.
+
+        Raises:
+            EnvFailure, WorkerFailure, NonFiniteError: see `watch`.
+        """
+        self._control[0] = 0
+        fence()
+        while any(self._is_training(worker, place) for worker, place in enumerate(self._places)):
+            self.watch(_PAUSE_S)
+        fence()  # what they have written is visible from here on
+
+    def _is_training(self, worker: int, place: _Place) -> bool:
+        return not place.is_done and place.info is not None and not self._counts[worker, IS_IDLE]
 
     @property
     def are_done(self) -> bool:
@@ -190,7 +209,7 @@ class AsyncWorkers:
     def _check_pulse(self, worker: int, place: _Place) -> None:
         """Raise if the counters of a worker that sent no message have not moved for too long."""
         beats = int(self._counts[worker, [BEATS, ITERATIONS]].sum())
-        if beats != place.beats or (place.info and not self._control[0]):
+        if beats != place.beats or (place.info and self._counts[worker, IS_IDLE]):
             place.beats = beats
             place.child.silence.restart()
         what = "finished no step" if place.info else "was not ready"

@@ -30,6 +30,7 @@ from fastac.workers.async_workers import AsyncWorkers
 from fastac.workers.shared_counters import (
     ENV_STEPS,
     EPISODES,
+    IS_IDLE,
     ITERATIONS,
     LAG_MAX,
     LAG_SUM,
@@ -72,7 +73,7 @@ class HogwildTrainer:
         """Yield reports until the budget is spent: first every 0.01 s, later every 0.1 s.
 
         Workers do not wait for the consumer, so its time counts as training time. They keep changing the shared
-        parameters; `HogwildTraining.get_state` copies them.
+        parameters; `HogwildTraining.get_state` copies them. After `pause` they wait, and go on with the next report.
 
         Raises:
             EnvFailure, WorkerFailure: a worker was lost after the last allowed restart.
@@ -80,13 +81,13 @@ class HogwildTrainer:
         """
         if self.env_steps >= self._budget:
             return
-        self._began, self._is_running = perf_counter(), True
         reported_at: float | None = None  # no report before the first iteration, also in a resumed run
-        self._workers.begin()
         try:
-            while not self._workers.are_done:
-                elapsed_s = perf_counter() - self._began
-                self._workers.watch(min(_MOST_PERIOD_S, max(_LEAST_PERIOD_S, _PERIOD_PART * elapsed_s)))
+            while True:
+                self._go_on()
+                if self._workers.are_done:
+                    break
+                self._workers.watch(min(_MOST_PERIOD_S, max(_LEAST_PERIOD_S, _PERIOD_PART * self._wall_s())))
                 is_news = self._counts[:, ITERATIONS].sum() > self._reported
                 # Also report without progress, after _SILENT_S: the consumer can stop the run only after a report.
                 is_late = reported_at is not None and perf_counter() - reported_at > _SILENT_S
@@ -99,6 +100,22 @@ class HogwildTrainer:
         except (EnvFailure, WorkerFailure, NonFiniteError, GeneratorExit):
             self._stop()
             raise
+
+    def _go_on(self) -> None:
+        if not self._is_running:
+            self._began, self._is_running = perf_counter(), True
+            self._workers.begin()
+
+    def pause(self) -> Report | None:
+        """Let every worker finish its iteration and wait; return the progress since the last report, or None.
+
+        Raises:
+            EnvFailure, WorkerFailure, NonFiniteError: see `run`.
+        """
+        if self._is_running:
+            self._workers.pause()
+            self._train_wall_s, self._is_running = self._wall_s(), False
+        return self._report() if self._counts[:, ITERATIONS].sum() > self._reported else None
 
     def halt(self) -> Report | None:
         """Let every worker finish its iteration and end; return the progress since the last report, or None."""
@@ -166,6 +183,7 @@ class HogwildTrainer:
         more updates than the counts.
         """
         counts, seconds = self._read_counts(), self._counters.seconds.view().copy()
+        counts[:, IS_IDLE] = 0
         wall_s = self._wall_s()  # read after the workers' clocks, so that they are not ahead of it
         phases = asdict(_mean_phases(seconds, wall_s))
         return {
@@ -193,8 +211,10 @@ class HogwildTrainer:
             "losses": counters.losses.view(),
             "staleness": self._staleness,
         }
+        idle = self._counts[:, IS_IDLE].copy()  # these workers', who wait
         for name, row in rows.items():
             row[:] = read_array(saved, name, row)
+        self._counts[:, IS_IDLE] = idle
         if self._counts.min() < 0:
             raise ValueError("'counts' in the saved state has numbers below 0")
         self._restarts = read_count(state, "restarts")

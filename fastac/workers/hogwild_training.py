@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastac.contract import Asynchrony, StateTree, VecEnv, read_branch
+from fastac.contract import Asynchrony, Report, StateTree, VecEnv, read_branch
 from fastac.learning.optimizer import FlatParameters
 from fastac.models import ActorCritic, RewardScaler, load_module
 from fastac.rollout import Rollout
@@ -49,6 +49,16 @@ class HogwildTraining:
         self._param.copy_(self._shared.param)
         return self.model.action_std()
 
+    def pause(self) -> Report | None:
+        """See `Training`; the model is that of the shared parameters then."""
+        report = self.trainer.pause()
+        self._copy_model()
+        return report
+
+    def _copy_model(self) -> None:
+        self._param.copy_(self._shared.param)
+        copy_statistics(self._counters, self.model, self._reward_normalizer)
+
     def begin_with(self, model: StateTree, reward_moments: StateTree) -> None:
         """See `Training`."""
         state = self.get_state()
@@ -66,8 +76,7 @@ class HogwildTraining:
         updates = trainer["updates"]
         assert isinstance(updates, int)
         optimizer = self._shared.get_state(updates)
-        self._param.copy_(self._shared.param)
-        copy_statistics(self._counters, self.model, self._reward_normalizer)
+        self._copy_model()
         return {
             "model": {name: value.clone() for name, value in self.model.state_dict().items()},
             "reward_normalizer": {name: value.clone() for name, value in self._reward_normalizer.state_dict().items()},

@@ -61,7 +61,7 @@ def work(
     part = make.load()(counters, row, lock)
     with closing(part.worker):
         parent.send(part.worker.info)
-        wait_until(lambda: row.may_go or row.shall_stop or has_first_left.is_set(), lambda _: None)
+        _wait_to_train(row, has_first_left)
         part.begin()
         _train(part.worker, row, budget, has_first_left)
     parent.send(Done())
@@ -71,13 +71,25 @@ def work(
 def _train(worker: Worker, row: WorkerCounters, budget: int, has_first_left: threading.Event) -> None:
     """Collect and learn until the budget is spent, the stop flag is set, or the first process has ended."""
     phases = row.phases()
-    while not (row.shall_stop or has_first_left.is_set()):
+    while True:
+        _wait_to_train(row, has_first_left)
+        if row.shall_stop or has_first_left.is_set():
+            return
         env_steps = row.env_steps()
         if env_steps >= budget:
             return
         finished = worker.collect(phases)
         losses = worker.learn(env_steps / budget, phases)
         row.note(finished, worker.learner.rows, losses, phases)
+
+
+def _wait_to_train(row: WorkerCounters, has_first_left: threading.Event) -> None:
+    """Wait, idle, while nothing is to be trained; return at once where training is to end."""
+    # Look once more after saying that it is not idle: a pause that has just begun may have counted on that.
+    while not (row.may_go or row.shall_stop or has_first_left.is_set()):
+        row.tell_idle(True)
+        wait_until(lambda: row.may_go or row.shall_stop or has_first_left.is_set(), lambda _: None)
+        row.tell_idle(False)
 
 
 class BeatingEnvs:

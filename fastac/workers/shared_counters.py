@@ -25,7 +25,8 @@ from fastac.workers.waiting import fence
 MAX_STALENESS = 63
 ROOM = 4096  # unread finished episodes that a worker's buffer holds; new ones overwrite the oldest
 # Columns of `counts`. BEATS counts steps and resets of the environments, begun or ended, only as a sign of life.
-UPDATES, ITERATIONS, ENV_STEPS, EPISODES, BEATS, LAG_SUM, LAG_MAX = range(7)
+# IS_IDLE is 1 while a worker waits to train.
+UPDATES, ITERATIONS, ENV_STEPS, EPISODES, BEATS, LAG_SUM, LAG_MAX, IS_IDLE = range(8)
 PHASES = tuple(field.name for field in fields(Phases) if field.name != "other_s")
 LOSSES = (
     "policy_loss",
@@ -46,7 +47,7 @@ class SharedCounters:
 
     Attributes:
         parameters: model parameters and optimiser statistics.
-        control: `[2]`, flags: start training, stop training.
+        control: `[2]`, flags: train (else wait), stop training.
         counts: `[K, 8]`, see above; `LAG_SUM` and `LAG_MAX` are the sum and the maximum of staleness.
         seconds: `[K, 8]`, time spent in each of `PHASES`.
         losses: `[K, 2, L]`, sums of the L `LOSSES`, and the number of iterations in each sum.
@@ -115,7 +116,7 @@ class WorkerCounters:
 
     @property
     def may_go(self) -> bool:
-        """Whether training has begun."""
+        """Whether to train, and not to wait."""
         return bool(self._control[0])
 
     @property
@@ -144,6 +145,12 @@ class WorkerCounters:
         counts[LAG_SUM] += staleness
         counts[LAG_MAX] = max(counts[LAG_MAX], staleness)
         self._staleness[min(staleness, MAX_STALENESS)] += 1
+
+    def tell_idle(self, is_idle: bool) -> None:
+        """Say whether this worker waits to train; what it has written before is visible to who reads that."""
+        fence()
+        self._counts[IS_IDLE] = int(is_idle)
+        fence()
 
     def beat(self) -> None:
         """Count a sign of life of this worker."""

@@ -170,6 +170,9 @@ class SyncTraining:
         """See `ActorCritic.action_std`."""
         return self.model.action_std()
 
+    def pause(self) -> None:
+        """Do nothing: workers in step wait between reports."""
+
     def begin_with(self, model: StateTree, reward_moments: StateTree) -> None:
         """See `Training`; every host calls it."""
         normalizer = {**self.worker.shards[0].reward_normalizer.state_dict(), **reward_moments}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from fastac.contract import Asynchrony, StateTree, Trainer, VecEnv
+from fastac.contract import Asynchrony, Report, StateTree, Trainer, VecEnv
 from fastac.models import ActorCritic
 from fastac.rollout import Rollout
 from fastac.workers.worker import WorkerInfo
@@ -23,7 +23,7 @@ class Training(Protocol):
 
     @property
     def model(self) -> ActorCritic:
-        """The policy; with A3C its parameters are those of the last `get_state`."""
+        """The policy; with A3C its parameters are those of the last `get_state` or `pause`."""
 
     @property
     def trainer(self) -> Trainer:
@@ -46,6 +46,13 @@ class Training(Protocol):
 
     def action_std(self) -> float | None:
         """See `ActorCritic.action_std`; computed with the current parameters."""
+
+    def pause(self) -> Report | None:
+        """Let workers wait until the trainer's next report, and keep `model` as it is.
+
+        Returns:
+            The progress since the last report; None if there was none, such as of workers in step, which wait anyway.
+        """
 
     def begin_with(self, model: StateTree, reward_moments: StateTree) -> None:
         """Begin with the state of another run's model, and with the statistics of its rewards if there are any.

@@ -1,7 +1,6 @@
-"""Who plays an evaluation, and where: environments that are kept, and a process of its own."""
+"""Who plays an evaluation, and where: environments that are kept."""
 
 from contextlib import closing
-from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -9,15 +8,14 @@ import pytest
 import torch
 from core_support import CPU
 from evaluation_envs import Counting, Stepwise
-from evaluation_support import SHORT_LONG, Idle, evaluate, make_slow
+from evaluation_support import SHORT_LONG, Idle, evaluate
 
-from fastac.build import build_envs, build_model
+from fastac.build import build_model
 from fastac.config import Config, EnvConfig, ModelConfig
-from fastac.contract import EnvFailure, WorkerFailure
+from fastac.contract import EnvFailure
 from fastac.envs import adapt, make_vec
-from fastac.processes import Child
-from fastac.runs.evaluate import MOST_STEPS, Evaluation, _Games
-from fastac.runs.evaluator import _SILENCE_S, ProcessEvaluator, Request, Stage, _Alive
+from fastac.runs.evaluate import _Games
+from fastac.runs.evaluator import Request, Stage
 from fastac.runs.player import FusedPlayer, ModulePlayer, make_player
 
 
@@ -182,100 +180,3 @@ def test_sampled_actions_are_drawn_step_by_step():
 def test_a_number_that_is_not_finite_is_told_with_its_env_and_step(wrap):
     with pytest.raises(EnvFailure, match=r"^env 2 returned .* not finite in step [23]"):
         play_counting(wrap, 5, breaks=2)
-
-
-class ToldPipe:
-    """Stands in for the evaluating process's pipe, and for the clock: what comes, and at which second."""
-
-    def __init__(self, comes):
-        self.now_s, self._comes = 0.0, list(comes)
-
-    def poll(self, timeout_s):
-        until = self.now_s + timeout_s
-        has_come = bool(self._comes) and self._comes[0][0] <= until
-        self.now_s = max(self.now_s, self._comes[0][0]) if has_come else until
-        return has_come
-
-    def recv(self):
-        return self._comes.pop(0)[1]
-
-    def send(self, request):
-        pass
-
-    def close(self):
-        pass
-
-
-def stand_in(pipe):
-    """Return a child that is nothing but a pipe."""
-    process = SimpleNamespace(pid=0, join=lambda _: None, is_alive=lambda: False, exitcode=0, close=lambda: None)
-    return Child("the evaluator", process, pipe, pipe, WorkerFailure)
-
-
-ONE = Request(0, 1, 1, None, MOST_STEPS)
-PLAYED = Evaluation(np.array([1.0]), np.array([1]))
-
-
-@pytest.fixture
-def tell(monkeypatch):
-    """Return what makes an evaluator, which may not be started again, of what comes from its process and when."""
-
-    def make(*comes, **settings):
-        pipe = ToldPipe((at_s, _Alive() if what == "alive" else what) for at_s, what in comes)
-        monkeypatch.setattr("fastac.runs.evaluator.start", lambda *_: stand_in(pipe))
-        monkeypatch.setattr("fastac.processes.time", SimpleNamespace(monotonic=lambda: pipe.now_s))
-        evaluator = ProcessEvaluator(Config().replace(algo="a3c", max_restarts=0, **settings), None, None)
-        evaluator.begin({}, ONE)
-        return evaluator, pipe
-
-    return make
-
-
-def test_an_evaluation_may_take_hours_as_long_as_the_process_says_that_it_plays(tell):
-    evaluator, pipe = tell((5.0, "alive"), *((n, "alive") for n in range(6, 9000)), (9000.0, PLAYED))
-    assert evaluator.take(wait=True) is PLAYED
-    assert pipe.now_s == 9000.0 > 10 * _SILENCE_S
-
-
-def test_a_process_that_falls_silent_hangs_however_long_it_has_played(tell):
-    evaluator, pipe = tell((5.0, "alive"), *((n, "alive") for n in range(6, 2000)), (9000.0, PLAYED))
-    with pytest.raises(WorkerFailure, match=f"has been silent for {_SILENCE_S:.0f} s"):
-        evaluator.take(wait=True)
-    assert pipe.now_s == pytest.approx(1999.0 + _SILENCE_S)
-
-
-def test_a_process_may_be_silent_for_as_long_as_a_step_may_take(tell):
-    silent_s = 3 * _SILENCE_S
-    evaluator, pipe = tell((5.0, "alive"), env_timeout_s=silent_s)
-    with pytest.raises(WorkerFailure, match=rf"has been silent for {silent_s:.0f} s \(raise env_timeout_s if it needs"):
-        evaluator.take(wait=True)
-    assert pipe.now_s == pytest.approx(5.0 + silent_s)
-
-
-def test_who_does_not_wait_sees_that_the_process_plays(tell):
-    evaluator, pipe = tell((5.0, "alive"), *((n, "alive") for n in range(6, 2000)))
-    for at_s in (0.0, 100.0, 1000.0, 1990.0, 2500.0):
-        pipe.now_s = at_s
-        assert evaluator.take(wait=False) is None and pipe.now_s == at_s
-    pipe.now_s += 100.0 * _SILENCE_S  # this process was stopped itself
-    assert evaluator.take(wait=False) is None
-    with pytest.raises(WorkerFailure, match="has been silent"):
-        for _ in range(int(_SILENCE_S) + 1):
-            pipe.now_s += 1.0
-            evaluator.take(wait=False)
-
-
-def test_the_process_says_that_it_plays():
-    config = Config().replace(algo="a3c", num_envs=1, eval_episodes=1, hidden_sizes=(4,))
-    model = build_model(config.model, build_envs(config.env, np.random.SeedSequence(0), make_slow))
-    evaluator = ProcessEvaluator(config, make_slow, None)
-    try:
-        evaluator.begin(model.state_dict(), ONE)
-        said = []
-        while not said or not isinstance(said[-1], Evaluation):
-            said.append(evaluator.child.receive())
-        built, *signs, played = said
-    finally:
-        evaluator.close()
-    assert played.returns.tolist() == [2.0]
-    assert signs and all(isinstance(sign, _Alive) for sign in (built, *signs))

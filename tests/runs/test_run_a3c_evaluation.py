@@ -1,34 +1,28 @@
-"""A3C's runs are evaluated beside training, in a process that may be lost like any other."""
+"""A3C's workers wait while their policy is evaluated, and may be lost meanwhile."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from contextlib import closing
-from functools import partial
 
 import numpy as np
 import pytest
-from a3c_envs import EVALUATED, make_at_home, make_unplayable
-from async_runs import (
-    A3C,
-    ENDLESS,
-    are_gone,
-    evaluator_of,
-    finish,
-    pids_of,
-    start,
-)
-from run_support import (
-    checkpoints,
-    read_rows,
-)
+from a3c_envs import EVALUATED, make_unplayable
+from async_runs import ENDLESS, are_gone, finish, forked, pids_of, start
+from run_support import checkpoints, read_rows
 
 import fastac
-from fastac.config import Config
 from fastac.runs.checkpoint import find_checkpoint, load_checkpoint
-from fastac.runs.evaluate import MOST_STEPS, Evaluation
-from fastac.runs.evaluator import InProcessEvaluator, ProcessEvaluator, Request, Stage
+from fastac.runs.evaluate import MOST_STEPS
+from fastac.runs.evaluator import Request, Stage
+from fastac.workers import async_workers
+from fastac.workers.shared_counters import ITERATIONS
+
+SOLVED = {"num_envs": 8, "learning_rate": 0.005, "hidden_sizes": (32,), "normalize_obs": True}
+SOLVED |= {"eval_every": 500, "eval_episodes": 20, "until_return": 60.0, "total_env_steps": 10**6}
 
 
 def play(config, policy, env_steps):
@@ -37,182 +31,136 @@ def play(config, policy, env_steps):
         return stage.play(Request(env_steps, episodes, episodes, None, MOST_STEPS))
 
 
-def test_the_best_checkpoint_is_what_was_evaluated(tmp_path):
-    settings = {"num_envs": 8, "learning_rate": 0.005, "hidden_sizes": (32,), "eval_every": 500, "eval_episodes": 5}
-    session = start(tmp_path / "run", total_env_steps=10**6, until_return=60.0, seed=1, **settings)
-    summary = finish(session)
-    evaluations = read_rows(tmp_path / "run" / "evaluations.jsonl")
-    reached = next(k for k, row in enumerate(evaluations) if row["mean_return"] >= 60.0)
-    mean_return, last = evaluations[reached]["mean_return"], evaluations[-1]
-    assert summary["solved"] is True
-    assert summary["eval_mean_return"] == summary["best_eval_mean_return"] == mean_return
-    best = load_checkpoint(find_checkpoint(tmp_path / "run", "best"))
-    assert best.env_steps == evaluations[reached]["env_steps"] == summary["solved_env_steps"]
-    model = fastac.load(tmp_path / "run").policy.model
-    assert play(session.config, model, best.env_steps).mean_return == mean_return
-    # Workers go on while it is evaluated, so another policy is the last one.
-    assert reached >= len(evaluations) - 2
-    assert (last["env_steps"], last["mean_return"]) == (summary["env_steps"], summary["last_eval_mean_return"])
+def iterations(session):
+    return session.training._counters.counts.view()[:, ITERATIONS].tolist()
 
 
-def test_the_policy_that_is_returned_is_the_one_that_reached_the_target(tmp_path):
-    settings = {"num_envs": 8, "learning_rate": 0.005, "hidden_sizes": (32,), "normalize_obs": True}
-    settings |= {"eval_every": 500, "eval_episodes": 20, "until_return": 60.0, "total_env_steps": 10**6}
-    session = start(tmp_path / "run", seed=1, **settings)
+def watch(monkeypatch, during):
+    """Call `during` in every evaluation, and let the evaluation go on."""
+    whole = Stage.play
+
+    def play(stage, request, tell=None):
+        during()
+        return whole(stage, request, tell)
+
+    monkeypatch.setattr(Stage, "play", play)
+
+
+def test_the_policy_that_reached_the_target_is_what_was_evaluated_and_what_is_returned(tmp_path):
+    session = start(tmp_path / "run", seed=1, **SOLVED)
     for _ in session:
         pass
     run = fastac.finish(session)
     assert run.summary["solved"] is True
+    *_, reached = read_rows(tmp_path / "run" / "evaluations.jsonl")
     best = load_checkpoint(find_checkpoint(run.directory, "best"))
-    assert best.env_steps == run.summary["solved_env_steps"] < run.summary["env_steps"]
+    assert best.env_steps == reached["env_steps"] == run.summary["solved_env_steps"] == run.summary["env_steps"]
+    assert run.summary["eval_mean_return"] == run.summary["last_eval_mean_return"] == reached["mean_return"] >= 60.0
     model = run.policy.model.state_dict()
     assert model.keys() == best.state["training"]["model"].keys()
     for name, value in model.items():
         np.testing.assert_array_equal(best.state["training"]["model"][name], value.numpy(), err_msg=name)
-    last = load_checkpoint(find_checkpoint(run.directory, "last")).state["training"]["model"]
-    assert any(not np.array_equal(last[name], value.numpy()) for name, value in model.items()), "nobody has gone on"
-    assert play(run.config, run.policy.model, best.env_steps).mean_return == run.summary["eval_mean_return"]
+    assert play(run.config, run.policy.model, best.env_steps).mean_return == reached["mean_return"]
 
 
-@pytest.mark.parametrize("settings", [{"eval_every": 0}, {"eval": False}])
-def test_without_evaluations_in_between_no_process_waits_to_play_them(tmp_path, settings):
-    session = start(tmp_path / "run", total_env_steps=200, **settings)
-    assert isinstance(session.evaluations._evaluator, InProcessEvaluator)
-    assert (finish(session)["eval_mean_return"] is None) == ("eval" in settings)
+def test_workers_wait_during_an_evaluation_which_is_no_training_time(tmp_path, monkeypatch):
+    moved, spent_s = [], 0.3
 
+    def during():
+        before = iterations(session)
+        time.sleep(spent_s)
+        moved.append((before, iterations(session)))
 
-class ToldEvaluator:
-    """Finishes its first evaluation when it is waited for, with so good a result that it is the best."""
-
-    is_concurrent = True
-
-    def __init__(self):
-        self.weights, self._returns = [], iter([9.0, 1.0, 8.0])  # of the best, the last, and the best once more
-
-    def begin(self, model, request):
-        self.weights.append(({name: np.asarray(value).copy() for name, value in model.items()}, request.env_steps))
-
-    def take(self, wait):
-        return Evaluation(np.array([next(self._returns)]), np.array([1])) if wait else None
-
-    def close(self):
-        pass
-
-
-def test_the_best_is_kept_where_its_evaluation_ends_after_later_checkpoints(tmp_path, monkeypatch):
-    told = ToldEvaluator()
-    monkeypatch.setattr("fastac.runs.evaluations.open_evaluator", lambda *_: told)
-    settings = {"eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1}
-    session = start(tmp_path / "run", total_env_steps=ENDLESS, **settings)
-    for _, _ in zip(range(6), session, strict=False):
-        pass
-    session.finish()
-    (weights, env_steps), (_, later), (again, _) = told.weights
-    assert all(np.array_equal(weights[name], again[name]) for name in weights)
-    best = load_checkpoint(find_checkpoint(tmp_path / "run", "best"))
-    assert env_steps < later
-    assert best.env_steps == env_steps, "the best checkpoint has been deleted"
-    for name, value in weights.items():
-        np.testing.assert_array_equal(best.state["training"]["model"][name], value)
-
-
-def test_a_killed_evaluator_is_started_again(tmp_path, caplog):
-    session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=1)
-    killed, steps = evaluator_of(session), 0
-    for report in session:
-        if not steps:
-            os.kill(killed, signal.SIGKILL)
-            assert are_gone([killed])
-            steps = report.env_steps
-        if session.evaluations._played_at > steps:
-            break
-    assert evaluator_of(session) != killed
-    summary = session.finish()
-    assert summary["eval_mean_return"] is not None and summary["asynchrony"]["restarts"] == 0
-    assert caplog.text.count("the evaluator died (exit code -9): started again") == 1
-
-
-def hasten(monkeypatch):
-    """Let an evaluator be given up after a second."""
-    monkeypatch.setattr("fastac.runs.evaluator._SILENCE_S", 1.0)
-    monkeypatch.setattr("fastac.runs.evaluator._SILENCE_TIMES", 1.0)
-
-
-SILENT = "the evaluator has been silent for 1 s (raise env_timeout_s if it needs longer): started again (1 of"
-
-
-@pytest.mark.usefixtures("kills_early")
-def test_an_evaluator_that_hangs_is_started_again(tmp_path, monkeypatch, caplog):
-    hasten(monkeypatch)
-    session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=1)
-    hung = known = None
+    session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=500, eval_episodes=1)
+    watch(monkeypatch, during)
+    began = time.monotonic()
     for _ in session:
-        if hung is None and session.evaluations.latest is not None:
-            hung = evaluator_of(session)
-            os.kill(hung, signal.SIGSTOP)
-        elif hung is not None and evaluator_of(session) != hung:
-            known = known or session.evaluations.latest
-            if session.evaluations.latest is not known:  # another one has been made since
-                break
-    assert session.finish()["asynchrony"]["restarts"] == 0
-    assert SILENT in caplog.text and are_gone([hung])
+        if len(moved) == 3:
+            break
+    wall_s = time.monotonic() - began
+    assert all(before == after for before, after in moved)
+    assert moved[0][0] != moved[1][0] != moved[2][0], "they have not gone on"
+    assert session.report.train_wall_s < wall_s - 3 * spent_s
+    session.finish()
+
+
+def test_the_report_that_is_evaluated_counts_what_workers_did_before_they_waited(tmp_path):
+    session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=300, eval_episodes=1)
+    evaluations = session.evaluations
+    for _ in session:
+        if evaluations.latest is not None and evaluations._played_at == session.report.env_steps:
+            counted = session.training.get_state()["trainer"]["env_steps"]
+            assert counted == session.report.env_steps
+            break
+    session.finish()
+    rows = [row["env_steps"] for row in read_rows(tmp_path / "run" / "progress.jsonl")]
+    assert rows == sorted(set(rows)) and rows[-1] == session.report.env_steps
+
+
+def test_nobody_but_the_workers_is_started(tmp_path):
+    before = forked()
+    session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=200, eval_episodes=1)
+    for _ in session:
+        if session.evaluations.latest is not None:
+            break
+        assert forked() - before == set(pids_of(session))
+    session.finish()
+
+
+def test_a_worker_that_dies_while_it_waits_is_replaced(tmp_path, monkeypatch, caplog):
+    killed = []
+
+    def during():
+        if not killed:
+            killed.append(pids_of(session)[0])
+            os.kill(killed[0], signal.SIGKILL)
+            assert are_gone(killed)
+
+    session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=500, eval_episodes=1)
+    watch(monkeypatch, during)
+    steps = None
+    for report in session:
+        if killed and steps is None:
+            steps = report.env_steps
+        if steps is not None and report.env_steps > steps + 2000 and killed[0] not in pids_of(session):
+            break
+    assert session.finish()["asynchrony"]["restarts"] == 1
+    assert caplog.text.count("died (exit code -9): started again with new episodes") == 1
 
 
 @pytest.mark.usefixtures("kills_early")
-def test_an_evaluator_that_hangs_while_it_is_waited_for_is_started_again(tmp_path, monkeypatch, caplog):
-    hasten(monkeypatch)
-    session = start(tmp_path / "run", total_env_steps=100)
-    assert session.evaluations._evaluator.child.has_news(60.0), "it is not ready"
-    hung = evaluator_of(session)
-    os.kill(hung, signal.SIGSTOP)
-    assert finish(session)["eval_mean_return"] is not None
-    assert SILENT in caplog.text and are_gone([hung])
-
-
-def test_an_evaluator_that_is_killed_every_time_ends_the_run(tmp_path):
-    session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=1, max_restarts=0)
-    killed = None
-    with pytest.raises(fastac.WorkerFailure, match=r"the evaluator died \(exit code -9\)"):
-        for _ in session:
-            if evaluator_of(session) != killed:
-                killed = evaluator_of(session)
-                os.kill(killed, signal.SIGKILL)
-    resumed = fastac.resume(tmp_path / "run")
-    assert resumed.report.env_steps > 0
-    next(iter(resumed))
-    resumed.finish()
+def test_a_worker_that_hangs_instead_of_waiting_is_replaced(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(async_workers, "SILENCE_S", 1.0)
+    session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=3000, eval_episodes=1)
+    hung = None
+    for _ in session:
+        if hung is None:
+            hung = pids_of(session)[1]
+            os.kill(hung, signal.SIGSTOP)
+        if session.evaluations.latest is not None:
+            break
+    assert session.finish()["asynchrony"]["restarts"] == 1
+    assert "worker 1 finished no step" in caplog.text and are_gone([hung])
 
 
 def test_an_evaluation_that_fails_ends_the_run_with_a_checkpoint(tmp_path):
     settings = {"eval_every": 100, "eval_episodes": EVALUATED, "total_env_steps": ENDLESS}
     session = start(tmp_path / "run", make_unplayable, **settings)
-    pids = [*pids_of(session), evaluator_of(session)]
-    with pytest.raises(
-        fastac.EnvFailure,
-        match=r"the evaluator: .*RuntimeError: the stage collapsed.*, in the evaluation after \d+ env",
-    ):
+    pids = pids_of(session)
+    match = r"RuntimeError: the stage collapsed.*, in the evaluation after \d+ env"
+    with pytest.raises(fastac.EnvFailure, match=match):
         finish(session)
     assert are_gone(pids)
     assert load_checkpoint(checkpoints(tmp_path / "run")[-1]).env_steps >= 100
 
 
-def test_an_evaluator_that_cannot_begin_says_why():
-    evaluator = ProcessEvaluator(Config().replace(**A3C), partial(make_at_home, os.getpid()), None)
-    try:
-        process = evaluator.child.process
-        process.join(60.0)  # however late it is asked
-        with pytest.raises(fastac.EnvFailure, match=r"the evaluator: .*RuntimeError: there is no stage here"):
-            evaluator.begin({}, Request(0, 1, 1, None, MOST_STEPS))
-            evaluator.take(wait=True)
-    finally:
-        evaluator.close()
-
-
 def test_who_ends_a_run_does_not_wait_for_its_evaluation(tmp_path):
-    session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=1, eval_episodes=10**5)
-    evaluator = evaluator_of(session)
+    endless = {"total_env_steps": ENDLESS, "eval_every": 1, "eval_episodes": 10**6, "vectorization": "sync"}
+    session = start(tmp_path / "run", **endless)
+    timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
     for _ in session:
-        signal.raise_signal(signal.SIGTERM)
+        pass
     summary = session.finish()
+    timer.join()
     assert summary["stopped_by"] == "SIGTERM" and summary["eval_mean_return"] is None
-    assert are_gone([evaluator])

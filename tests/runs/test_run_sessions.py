@@ -126,5 +126,3 @@ def test_a3c_can_be_left_and_entered_again_and_leaves_no_process(tmp_path):
                 break
             assert last_env_steps(tmp_path / "run") == session.report.env_steps
             assert session.training._workers.children == []
-        evaluator = session.evaluations._evaluator.child.pid
-    assert is_gone(evaluator)
