@@ -67,8 +67,8 @@ def cartpole_ppo() -> Config:
 
 
 def cartpole_a3c() -> Config:
-    """Batched A3C: 2 workers of 8 envs; a2c-fast at half its rate, as every update is from fewer rows."""
-    return cartpole_a2c_fast().replace(algo="a3c", workers=2, envs_per_worker=8, learning_rate=3e-3)
+    """A3C that stays solved: A2C's settings, its envs divided by 2 workers, at half the rate for their stale updates."""
+    return cartpole_a2c().replace(algo="a3c", workers=2, envs_per_worker=32, learning_rate=7e-4)
 
 
 def cartpole_a3c_paper() -> Config:
