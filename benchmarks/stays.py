@@ -3,10 +3,10 @@
     python -m benchmarks.stays
     python -m benchmarks.stays CartPole-v1:a2c CartPole-v1:a3c --seeds 20 --output runs/stays.json
 
-Each seed trains a preset to the end of its budget, on one core (a3c: its workers), with 50 evaluations of 20 episodes
-on the way, by the actions that the preset evaluates with. *Held* is the share of evaluations at the target among those
-after the first one at the target; *end* is the last policy's last evaluation. By default, every preset of a small
-environment that has a target.
+Each seed trains a preset to the end of its budget, on one core (a3c: its workers), with 50 evaluations, the last at the
+end, of 100 episodes in batched environments and of 20 in others, by the actions that the preset evaluates with. *Held*
+is the share of evaluations at the target among those after the first one there; *end* is the last policy's last
+evaluation. By default, every preset of a small environment that has a target.
 
 Results are kept by preset in a file; what is not measured anew stays in it. `--table` prints that file's table.
 """
@@ -25,12 +25,14 @@ from typing import TypeAlias
 import fastac
 from benchmarks.machine import describe_machine, format_machine
 from benchmarks.tables import format_table
+from fastac.build import is_batched
 from fastac.presets import PRESETS, Preset
 from fastac.presets.classic import CLASSIC
 from fastac.studies.stats import median_with_none_last
 
 RESULTS = Path("benchmarks/results/stays.json")
-EVALUATIONS, EPISODES = 50, 20
+EVALUATIONS = 50
+MANY, FEW = 100, 20  # episodes of each: batched environments cost next to nothing, others as much as training
 
 Rows: TypeAlias = Sequence[Mapping[str, float]]
 
@@ -89,7 +91,7 @@ def measure(preset: Preset, seeds: int, first_seed: int, machine: str) -> Stays:
             run_dir=folder,
             total_env_steps=total,
             eval_every=total // EVALUATIONS,
-            eval_episodes=EPISODES,
+            eval_episodes=MANY if is_batched(config.env, None) else FEW,
             eval_from_return=None,
             tensorboard=False,
         )
@@ -168,7 +170,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--table", action="store_true", help="train nothing, print all that the file holds")
     options = parser.parse_args(argv)
     try:
         options.chosen = choose(options.presets)

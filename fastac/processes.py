@@ -59,6 +59,10 @@ class Stopwatch:
         self.elapsed_s = 0.0
         self._looked = time.monotonic()
 
+    def skip(self) -> None:
+        """Do not count the time since the last look: nothing was asked of the other process."""
+        self._looked = time.monotonic()
+
     def look(self) -> float:
         """Return the seconds waited so far."""
         now = time.monotonic()

@@ -109,7 +109,6 @@ def learn(
         `seconds_to` (None: not reached), `stays` (percent of later evaluations that reach it too, None: there are
         none), `return_at_env_steps` and `return_at_seconds` (None: ended before). If numbers became NaN or infinite,
         the curves end there (they may be missing), and `final_return` and `sps` are None.
-        A3C's evaluations run concurrently and slow training down; long evaluations reduce their number.
     """
     by_steps, by_seconds = _Points(), _Points()
     with TemporaryDirectory(prefix="fastac-") as folder:

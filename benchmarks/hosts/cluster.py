@@ -84,6 +84,11 @@ class Host:
         self.agent.terminate()
         self.wait()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the agent has not ended."""
+        return self.agent is not None and self.agent.poll() is None
+
     def wait(self, timeout_s: float = 300.0) -> int:
         """Wait until the agent has ended; return its exit code."""
         assert self.agent is not None

@@ -110,6 +110,7 @@ def train(
 def _wait_for_progress(host: Host, num_lines: int, timeout_s: float = 120.0) -> None:
     deadline = time.monotonic() + timeout_s
     while host.text.count(_PROGRESS) < num_lines:
+        assert host.is_running, f"training has ended, see {host.log}"
         assert time.monotonic() < deadline, f"no {num_lines} lines of progress within {timeout_s:g} s, see {host.log}"
         time.sleep(0.01)
 

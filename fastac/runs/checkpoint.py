@@ -186,11 +186,7 @@ def mark_best(run_dir: Path, path: Path, mean_return: float) -> None:
 
 
 def best_mark(run_dir: Path) -> tuple[int, float] | None:
-    """Return the env steps and the mean return of the checkpoint marked best, or None if none is marked.
-
-    With concurrent evaluation the best checkpoint may be older than the last one, whose state then does not
-    know of it.
-    """
+    """Return the env steps and the mean return of the checkpoint marked best, or None if none is marked."""
     marks = _read_marks(run_dir)
     best = _best_steps(marks)
     return None if best is None else (best, marks[best].mean_return)

@@ -190,7 +190,10 @@ class Evaluations:
     def _play_after_target(self, report: Report) -> None:
         """Play missing evaluations; the policy that reached the target stays the best in any case."""
         if self.best is None:  # resumed after reaching the target: repeat the evaluation that reached it
-            self.play(report)
+            if self._progress.best_env_steps == report.env_steps:
+                self.play(report)
+            else:
+                self.best = self._play_best(self._schedule.request(report.env_steps, self.max_steps))
         self.last = self.latest if self._played_at == report.env_steps else None
 
     def _compare_with_best(self, report: Report, last: Evaluation, request: Request) -> None:

@@ -202,6 +202,8 @@ class Session:
             for report in reports:
                 self._consume(report)
                 yield report
+                if self.report is not report:  # what workers had done before they waited to be evaluated
+                    yield self.report
                 self.ended_by = self._find_ending(stop)
                 if self.ended_by is not None:
                     return
@@ -273,14 +275,16 @@ class Session:
         self._record(report)
         self._play_due()
         is_due = self._saver.is_due and self._is_alone
-        if is_due or _passes(self.config.run.checkpoint_every, before, report.env_steps):
+        if is_due or _passes(self.config.run.checkpoint_every, before, self.report.env_steps):
             self._saver.save()
 
     def _play_due(self) -> None:
-        if self.evaluations.is_due(self.report):
-            last = self.training.pause()
-            if last is not None:
-                self._record(last)
+        if not self.evaluations.is_due(self.report):
+            return
+        last = self.training.pause()
+        if last is not None:
+            self._record(last)
+        if self.evaluations.is_due(self.report):  # not if the budget was spent meanwhile
             self.evaluations.play(self.report)
 
     def _record(self, report: Report) -> None:

@@ -91,7 +91,7 @@ class AsyncWorkers:
         return self._restarts.count
 
     def _start_all(self) -> None:
-        self._control[1] = 0
+        self._control[:] = 0
         try:
             for worker in range(len(self._counts)):
                 self._places.append(_Place(self._start(worker)))
@@ -102,7 +102,7 @@ class AsyncWorkers:
     def _start(self, worker: int) -> Child:
         replaced = max(0, self._started + 1 - len(self._counts))
         self._started += 1
-        self._counts[worker, IS_IDLE] = 0  # of the worker that it replaces
+        self._counts[worker, IS_IDLE] = 1  # until it looks whether to train
         make = pickled(self._make(worker, replaced), f"{UNSENDABLE}; move them there, or train with a2c")
         part = partial(work, make, self._counters, worker, self._lock, self._budget)
         return start(f"worker {worker}", part, __name__, make)
@@ -131,7 +131,7 @@ class AsyncWorkers:
         if not self._places:
             self._start_all()
         for place in self._places:
-            place.child.silence.restart()  # it was allowed to be silent
+            place.child.silence.skip()
         fence()  # publish the parameters and statistics before the start flag
         self._control[0] = 1
 
@@ -143,12 +143,9 @@ class AsyncWorkers:
         """
         self._control[0] = 0
         fence()
-        while any(self._is_training(worker, place) for worker, place in enumerate(self._places)):
+        while any(not place.is_done and not self._counts[n, IS_IDLE] for n, place in enumerate(self._places)):
             self.watch(_PAUSE_S)
         fence()  # what they have written is visible from here on
-
-    def _is_training(self, worker: int, place: _Place) -> bool:
-        return not place.is_done and place.info is not None and not self._counts[worker, IS_IDLE]
 
     @property
     def are_done(self) -> bool:
@@ -209,7 +206,10 @@ class AsyncWorkers:
     def _check_pulse(self, worker: int, place: _Place) -> None:
         """Raise if the counters of a worker that sent no message have not moved for too long."""
         beats = int(self._counts[worker, [BEATS, ITERATIONS]].sum())
-        if beats != place.beats or (place.info and self._counts[worker, IS_IDLE]):
+        if place.info and self._counts[worker, IS_IDLE] and not self._control.any():
+            place.child.silence.skip()  # it waits, as it should
+            return
+        if beats != place.beats:
             place.beats = beats
             place.child.silence.restart()
         what = "finished no step" if place.info else "was not ready"

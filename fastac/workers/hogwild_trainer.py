@@ -81,13 +81,15 @@ class HogwildTrainer:
         """
         if self.env_steps >= self._budget:
             return
+        before_s = self._wall_s()
         reported_at: float | None = None  # no report before the first iteration, also in a resumed run
         try:
             while True:
                 self._go_on()
                 if self._workers.are_done:
                     break
-                self._workers.watch(min(_MOST_PERIOD_S, max(_LEAST_PERIOD_S, _PERIOD_PART * self._wall_s())))
+                elapsed_s = self._wall_s() - before_s
+                self._workers.watch(min(_MOST_PERIOD_S, max(_LEAST_PERIOD_S, _PERIOD_PART * elapsed_s)))
                 is_news = self._counts[:, ITERATIONS].sum() > self._reported
                 # Also report without progress, after _SILENT_S: the consumer can stop the run only after a report.
                 is_late = reported_at is not None and perf_counter() - reported_at > _SILENT_S
@@ -211,10 +213,11 @@ class HogwildTrainer:
             "losses": counters.losses.view(),
             "staleness": self._staleness,
         }
-        idle = self._counts[:, IS_IDLE].copy()  # these workers', who wait
         for name, row in rows.items():
-            row[:] = read_array(saved, name, row)
-        self._counts[:, IS_IDLE] = idle
+            if name == "counts":  # whether a worker is idle is not restored
+                self._counts[:, :IS_IDLE] = read_array(saved, name, row)[:, :IS_IDLE]
+            else:
+                row[:] = read_array(saved, name, row)
         if self._counts.min() < 0:
             raise ValueError("'counts' in the saved state has numbers below 0")
         self._restarts = read_count(state, "restarts")

@@ -85,7 +85,8 @@ def _train(worker: Worker, row: WorkerCounters, budget: int, has_first_left: thr
 
 def _wait_to_train(row: WorkerCounters, has_first_left: threading.Event) -> None:
     """Wait, idle, while nothing is to be trained; return at once where training is to end."""
-    # Look once more after saying that it is not idle: a pause that has just begun may have counted on that.
+    row.tell_idle(False)
+    # Look after saying so: a pause that has just begun may have counted on an idle worker.
     while not (row.may_go or row.shall_stop or has_first_left.is_set()):
         row.tell_idle(True)
         wait_until(lambda: row.may_go or row.shall_stop or has_first_left.is_set(), lambda _: None)

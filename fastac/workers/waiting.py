@@ -21,7 +21,10 @@ _lock = threading.Lock()
 
 
 def fence() -> None:
-    """Memory fence: other cores see earlier writes before later ones. x86 does so by itself. Costs 0.1 us."""
+    """Memory fence: other cores see earlier writes before what this one reads or writes later. Costs 0.1 us.
+
+    The locks matter on x86 too, which may read before an earlier write is visible.
+    """
     with _lock:
         pass
     with _lock:

@@ -97,14 +97,15 @@ def test_the_report_that_is_evaluated_counts_what_workers_did_before_they_waited
     assert rows == sorted(set(rows)) and rows[-1] == session.report.env_steps
 
 
-def test_nobody_but_the_workers_is_started(tmp_path):
-    before = forked()
+def test_nobody_but_the_workers_is_started(tmp_path, monkeypatch):
+    before, seen = forked(), []
     session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=200, eval_episodes=1)
+    watch(monkeypatch, lambda: seen.append(forked() - before == set(pids_of(session))))
     for _ in session:
-        if session.evaluations.latest is not None:
+        if len(seen) > 1:
             break
-        assert forked() - before == set(pids_of(session))
     session.finish()
+    assert all(seen)
 
 
 def test_a_worker_that_dies_while_it_waits_is_replaced(tmp_path, monkeypatch, caplog):
@@ -128,19 +129,40 @@ def test_a_worker_that_dies_while_it_waits_is_replaced(tmp_path, monkeypatch, ca
     assert caplog.text.count("died (exit code -9): started again with new episodes") == 1
 
 
+def stop_worker(session):
+    pid = pids_of(session)[1]
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
 @pytest.mark.usefixtures("kills_early")
 def test_a_worker_that_hangs_instead_of_waiting_is_replaced(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(async_workers, "SILENCE_S", 1.0)
-    session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=3000, eval_episodes=1)
-    hung = None
+    session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=20_000, eval_episodes=1)
+    hung = known = None
     for _ in session:
         if hung is None:
-            hung = pids_of(session)[1]
-            os.kill(hung, signal.SIGSTOP)
-        if session.evaluations.latest is not None:
+            hung, known = stop_worker(session), session.evaluations.latest
+        elif session.evaluations.latest is not known:
             break
     assert session.finish()["asynchrony"]["restarts"] == 1
     assert "worker 1 finished no step" in caplog.text and are_gone([hung])
+
+
+@pytest.mark.usefixtures("kills_early")
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_worker_that_is_stopped_while_it_waits_is_given_up(tmp_path, monkeypatch, caplog, goes_on):
+    monkeypatch.setattr(async_workers, "SILENCE_S", 1.0)
+    hung = []
+    session = start(tmp_path / "run", total_env_steps=ENDLESS, eval_every=500, eval_episodes=1)
+    watch(monkeypatch, lambda: hung or hung.append(stop_worker(session)))
+    for _ in session:
+        if hung and (not goes_on or hung[0] not in pids_of(session)):
+            break
+    summary = session.finish()
+    assert session.ended_by is None
+    assert summary["asynchrony"]["restarts"] == int(goes_on)
+    assert "worker 1 finished no step" in caplog.text and are_gone(hung)
 
 
 def test_an_evaluation_that_fails_ends_the_run_with_a_checkpoint(tmp_path):

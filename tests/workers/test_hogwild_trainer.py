@@ -4,6 +4,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from core_support import assert_same, make_training
 from fastac.contract import Episodes, Phases, WorkerFailure
 from fastac.workers import HogwildTrainer, hogwild_trainer
 from fastac.workers.shared_counters import (
+    IS_IDLE,
     LOSSES,
     ROOM,
 )
@@ -30,6 +32,11 @@ class Script:
 
     def begin(self):
         self.calls.append("begin")
+
+    def pause(self):
+        self.calls.append("pause")
+        if self._acts:
+            self._acts.pop(0)()
 
     def watch(self, period_s):
         assert 0.0 < period_s <= 0.1
@@ -115,6 +122,37 @@ def test_a_resumed_run_reports_nothing_before_its_first_iteration_however_long_t
     again.set_state(saved)
     # The second has no news, and is there so that a consumer who wants to stop is heard.
     assert [report.iteration for report in again.run()] == [2, 2]
+
+
+def test_a_pause_reports_what_was_done_before_it_and_is_no_training_time(monkeypatch):
+    now = SimpleNamespace(s=100.0)
+    monkeypatch.setattr(hogwild_trainer, "perf_counter", lambda: now.s)
+    counters, worker_rows = make_rows(2)
+
+    def work():
+        now.s += 1.0
+        note(worker_rows[0], env_steps=5)
+
+    trainer, script = make_trainer(counters, work, work, work)
+    reports = trainer.run()
+    first = next(reports)
+    last = trainer.pause()
+    assert (first.env_steps, last.env_steps, last.train_wall_s) == (5, 10, 2.0)
+    assert trainer.pause() is None and script.calls == ["begin", "pause"], "they wait already"
+    now.s += 60.0
+    third = next(reports)
+    assert (third.env_steps, third.train_wall_s) == (15, 3.0)
+    assert script.calls[:3] == ["begin", "pause", "begin"]
+
+
+def test_whether_a_worker_is_idle_is_neither_saved_nor_restored():
+    counters, _ = make_rows(2)
+    counters.counts.view()[:, IS_IDLE] = 1, 0
+    trainer, _ = make_trainer(counters)
+    state = trainer.get_state()
+    assert state["counters"]["counts"][:, IS_IDLE].tolist() == [0, 0]
+    trainer.set_state(state)
+    assert counters.counts.view()[:, IS_IDLE].tolist() == [1, 0]
 
 
 def test_losses_are_means_over_the_iterations_since_the_last_report():
