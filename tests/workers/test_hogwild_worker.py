@@ -1,6 +1,7 @@
 """A worker's loop: its budget, when it ends, its random streams."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from fastac.workers import BeatingEnvs
 from fastac.workers.hogwild_worker import _train
 from fastac.workers.shared_counters import (
     BEATS,
+    IS_IDLE,
     ITERATIONS,
     LOSSES,
 )
@@ -39,10 +41,24 @@ class Steps:
 def test_schedules_and_the_budget_are_of_all_workers_steps():
     counters, worker_rows = make_rows(2)
     worker = Steps(worker_rows[1])
+    counters.control.view()[0] = 1
     _train(worker, worker_rows[0], 100, threading.Event())
     assert worker.fractions == [0.0, 0.2, 0.4, 0.6, 0.8]
     assert worker_rows[0].env_steps() == 100
     assert counters.counts.view()[0, ITERATIONS] == 5
+
+
+def test_a_worker_waits_and_says_so_until_it_may_train():
+    counters, worker_rows = make_rows(1)
+    worker, idle = Steps(None), counters.counts.view()[0]
+    thread = threading.Thread(target=_train, args=(worker, worker_rows[0], 20, threading.Event()))
+    thread.start()
+    while not idle[IS_IDLE]:
+        time.sleep(0.001)
+    assert worker.fractions == []
+    counters.control.view()[0] = 1
+    thread.join(60.0)
+    assert worker.fractions and not idle[IS_IDLE]
 
 
 def test_a_worker_ends_when_the_board_says_so_or_the_first_process_has_left():
