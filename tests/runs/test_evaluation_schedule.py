@@ -68,11 +68,9 @@ def test_a_target_that_is_not_reached_soon_is_looked_for_at_a_twelfth_of_the_ste
     assert spent - spent / len(at) <= 0.08 * total + (50_000 if env_id == "CartPole-v1" else 0)
 
 
-def test_a3c_evaluates_less_often_as_its_workers_go_on_meanwhile():
+def test_a3c_evaluates_as_often_as_its_workers_wait_meanwhile():
     config = configure("CartPole-v1", total_env_steps=500_000)
-    alone, spent, _ = play_run(config, 500.0)
-    beside, more, _ = play_run(config.replace(algo="a3c"), 500.0)
-    assert len(beside) < len(alone) and more / len(beside) > spent / len(alone)
+    assert play_run(config.replace(algo="a3c"), 500.0) == play_run(config, 500.0)
 
 
 def test_what_is_asked_for_is_what_comes():

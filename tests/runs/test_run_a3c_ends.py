@@ -169,7 +169,7 @@ def test_a_resumed_run_has_all_that_the_checkpoint_has(tmp_path, caplog, optimiz
     assert counters["staleness"].sum(axis=0).tolist() == summary["asynchrony"]["staleness"]
     assert session.report.env_steps == summary["env_steps"]
     reports = list(session)
-    assert reports[0].iteration > summary["updates"]
+    assert reports[0].updates > summary["updates"]
     again = session.finish()
     before, after = (each["asynchrony"]["updates_per_worker"] for each in (summary, again))
     assert all(late >= early for early, late in zip(before, after, strict=True))  # one worker may do it all
