@@ -129,8 +129,7 @@ def make_wandb(calls: Calls) -> ModuleType:
 
     wandb = ModuleType("wandb")
     wandb.__version__, wandb.run, wandb.init, wandb.Settings = "0", None, init, SimpleNamespace
-    mode = lambda: os.environ.get("WANDB_MODE", "online")  # noqa: E731
-    wandb.setup = lambda: SimpleNamespace(settings=SimpleNamespace(mode=mode()))
+    wandb.setup = lambda: SimpleNamespace(settings=SimpleNamespace(mode=os.environ.get("WANDB_MODE", "online")))
     wandb.login = lambda prompt, verify: "WANDB_API_KEY" in os.environ
     wandb.Run = Run
     return wandb
