@@ -98,6 +98,7 @@ CASES: dict[str, Config] = {
     "a2c 8x16, Pendulum, normalized": _PENDULUM.replace(normalize_obs=True, normalize_reward=True),
     "a2c 8x16, Taxi, masks": _SEPARATE.replace(env_id="Taxi-v4", vectorization="sync", num_envs=8),
     "a2c 4x5, Pong, the net of A3C": _PONG,
+    "a2c 4x5, Pong, the net of A3C, standardised": _PONG.replace(normalize_obs=True),
     "ppo 4x5, Pong, 2 epochs of 2 minibatches": _PONG.replace(algo="ppo", num_epochs=2, num_minibatches=2),
     "ppo 8x32, 4 epochs of 4 minibatches": _PPO.replace(num_minibatches=4),
     "ppo 8x32, 4 epochs of the whole": _PPO,
@@ -215,7 +216,7 @@ def _count_exchanges(tally: Tally, config: Config, share: Config, envs: VecEnv) 
         return CountedAlone(tally)
     model = build_model(share.model, envs, Streams.spawn(config.run.seed).model, None)
     division = Division.divide(config.num_shards, config.num_workers)
-    return CountedGroup(tally, allocate_memory(division, share, model, envs))
+    return CountedGroup(tally, allocate_memory(division, share, model))
 
 
 def count(config: Config) -> Counts:

@@ -30,6 +30,7 @@ from fastac.models import (
     GRUCore,
     Head,
     IdentityCore,
+    ImageNormalizer,
     KeyedEncoder,
     LSTMCore,
     MLPEncoder,
@@ -38,6 +39,7 @@ from fastac.models import (
     ObsNormalizer,
     Shape,
     Trunk,
+    is_planar,
     pick_net,
 )
 from fastac.models.encoders import ConvName
@@ -96,11 +98,6 @@ def build_model(
     row = envs.single_observation_space
     assert isinstance(row, Box)  # envs/ accepts nothing else
     space = _seen_space(row)
-    if config.normalize_obs and is_image(space):
-        raise ValueError(
-            f"normalize_obs is True, expected False: observations are images {list(space.shape)}, and only vectors "
-            "are normalised by their statistics."
-        )
     if config.dependent_std and not isinstance(envs.single_action_space, Box):
         raise ValueError(
             f"dependent_std is True, expected False: the action space is {envs.single_action_space}, and only the "
@@ -122,7 +119,7 @@ def build_model(
         parts = _split_sizes(config)
         trunks = [_build_trunk(part, make, space, is_actors=len(parts) == 2 and part is parts[0]) for part in parts]
         head = build_head(envs.single_action_space, trunks[0].core.output_size, config)
-        normalizer = _build_normalizer(space) if config.normalize_obs else NoObsNormalizer()
+        normalizer = _build_normalizer(config, space) if config.normalize_obs else NoObsNormalizer()
         # Always in evaluation mode. Dropout or batch statistics would make the forward pass of an update differ from
         # the one that acted, and evaluations would change the model.
         mask_size = row.reading.mask_size if isinstance(row, FlatBox) else 0
@@ -144,8 +141,11 @@ def _to_shape(space: Box) -> Shape:
     return rows, columns, last
 
 
-def _build_normalizer(space: Box) -> ObsNormalizer | NoObsNormalizer:
-    """Standardise all but images, which have a scale."""
+def _build_normalizer(config: ModelConfig, space: Box) -> ObsNormalizer | NoObsNormalizer:
+    """Standardise an observation that is an image, or all of one with several parts but its images."""
+    if is_image(space):
+        shape = _to_shape(space)
+        return ImageNormalizer(shape, is_planar(shape), _pixel_scale(config, space))
     if not isinstance(space, FlatBox):
         return ObsNormalizer(space.shape)
     return ObsNormalizer((space.num_flat,), space.has_images) if space.num_flat else NoObsNormalizer()
@@ -174,7 +174,7 @@ def build_encoder(config: ModelConfig, space: Box, is_actors: bool = False) -> n
                 f"{space.shape[0]} numbers."
             )
         return MLPEncoder(space.shape[0], config.hidden_sizes, config.activation)
-    return _build_conv(config, space)
+    return _build_conv(config, space, 1.0 if config.normalize_obs else _pixel_scale(config, space))
 
 
 def _build_keyed(config: ModelConfig, space: FlatBox, is_actors: bool) -> KeyedEncoder:
@@ -189,19 +189,25 @@ def _build_keyed(config: ModelConfig, space: FlatBox, is_actors: bool) -> KeyedE
     for part in images:
         image = part.leaf.space
         assert isinstance(image, Box)
-        parts.append((slice(part.begin, part.end), image.shape, _build_conv(config, image)))
+        encoder = _build_conv(config, image, _pixel_scale(config, image))
+        parts.append((slice(part.begin, part.end), image.shape, encoder))
     return KeyedEncoder(parts)
 
 
-def _build_conv(config: ModelConfig, space: Box) -> ConvEncoder:
+def _build_conv(config: ModelConfig, space: Box, scale: float) -> ConvEncoder:
     obs_shape = _to_shape(space)
     if config.encoder == "mlp":
         raise ValueError(
             f"encoder is 'mlp', expected nature, a3c, minatar or auto: observations are images {list(obs_shape)}."
         )
     net = pick_net(obs_shape) if config.encoder == "auto" else cast(ConvName, config.encoder)
-    is_byte = space.dtype == np.uint8 and bool((space.high == 255).all())
-    return ConvEncoder(obs_shape, net, config.pixel_scale or (1.0 / 255.0 if is_byte else 1.0))
+    return ConvEncoder(obs_shape, net, scale)
+
+
+def _pixel_scale(config: ModelConfig, image: Box) -> float:
+    """Return the factor for an image's numbers."""
+    is_byte = image.dtype == np.uint8 and bool((image.high == 255).all())
+    return config.pixel_scale or (1.0 / 255.0 if is_byte else 1.0)
 
 
 def _find_encoder(config: ModelConfig) -> EncoderFactory | None:

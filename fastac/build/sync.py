@@ -19,7 +19,7 @@ from fastac.config import Config
 from fastac.contract import Alone, Group, VecEnv
 from fastac.learning.host_sum import HostSum, build_host_sum
 from fastac.learning.optimizer import LocalOptimizer, Optimizer, SharedOptimizer, flat_size
-from fastac.models import ActorCritic
+from fastac.models import ActorCritic, ObsNormalizer
 from fastac.processes import ANSWER_TIMEOUT_S
 from fastac.workers import (
     CommandMemory,
@@ -135,11 +135,11 @@ def _build_first(
     if hosts is not None:  # a user's encoder may draw from other streams on each
         model.load_state_dict(hosts.broadcast(model.state_dict(), 0))
     if not makes:
-        group = Alone(len(envs)) if hosts is None else _group_among(config, share, model, envs[0], hosts)
+        group = Alone(len(envs)) if hosts is None else _group_among(config, share, model, hosts)
         own = _build_own(share, envs, model, action_seeds, group)
         return _to_training(config, own, NoOtherWorkers(), hosts)
     division = _divide(config, hosts)
-    memory, state = allocate_memory(division, share, model, envs[0]), model.state_dict()
+    memory, state = allocate_memory(division, share, model), model.state_dict()
     commands = CommandMemory.allocate(len(division.workers), max(map(len, division.workers)) * share.batch_size)
     sent: list[MakeWorker] = [partial(make, state) for make in makes]
     start_s, wait_s = share.env.start_timeout_s, share.env.env_timeout_s or ANSWER_TIMEOUT_S
@@ -153,9 +153,9 @@ def _build_first(
     return _to_training(config, own, others, hosts)
 
 
-def _group_among(config: Config, share: Config, model: ActorCritic, envs: VecEnv, hosts: Hosts) -> SharedGroup:
+def _group_among(config: Config, share: Config, model: ActorCritic, hosts: Hosts) -> SharedGroup:
     """Build the group of a host's only worker."""
-    group = SharedGroup(allocate_memory(_divide(config, hosts), share, model, envs), 0, _wait_for_nobody, hosts)
+    group = SharedGroup(allocate_memory(_divide(config, hosts), share, model), 0, _wait_for_nobody, hosts)
     if share.run.device != "cpu":
         group.move_gradients(check_device(share.run.device))
     return group
@@ -165,12 +165,12 @@ def _wait_for_nobody(waited_s: float) -> None:
     """Do nothing: a host's only worker waits for no other."""
 
 
-def allocate_memory(division: Division, share: Config, model: ActorCritic, envs: VecEnv) -> GroupMemory:
-    """Allocate the shared memory of a host's workers; `share` and `envs` are those of one shard."""
+def allocate_memory(division: Division, share: Config, model: ActorCritic) -> GroupMemory:
+    """Allocate the shared memory of a host's workers; `share` is of one shard."""
     # The largest exchanged rows: the observation statistics, or the moments of an epoch's minibatches.
-    most_bytes = 8 * max(
-        2 * int(np.prod(envs.single_observation_space.shape or ())) + 1, 5 * share.algo.num_minibatches, 8
-    )
+    normalizer = model.obs_normalizer
+    num_statistics = len(normalizer.moments.dump()) if isinstance(normalizer, ObsNormalizer) else 0
+    most_bytes = 8 * max(num_statistics, 5 * share.algo.num_minibatches, 8)
     slots, run = build_rule(share.optim).slots, share.run
     return GroupMemory.allocate(division, most_bytes, flat_size(model), slots, run.exchange, run.sync_every)
 

@@ -6,7 +6,7 @@ documentation; fuzz tests compare every fast form with it. `fastac.kernels.kerne
 
 from fastac.kernels.categorical_loss import categorical_loss
 from fastac.kernels.episodes import find_episodes, note_episodes
-from fastac.kernels.frames import scale_images, stack_frames
+from fastac.kernels.frames import pixel_moments, scale_images, stack_frames, standardize_images
 from fastac.kernels.gae import batch_moments, compute_gae, compute_moments, gae, merge_moments, weigh_rows
 from fastac.kernels.gaussian_loss import gaussian_loss
 from fastac.kernels.gradients import SQUARES_BLOCK, clip_gradient, num_blocks, sum_gradients, sum_squares
@@ -70,6 +70,7 @@ __all__ = [
     "multiply_rows",
     "note_episodes",
     "num_blocks",
+    "pixel_moments",
     "prepare_copy",
     "rmsprop_step",
     "sample_categorical",
@@ -77,6 +78,7 @@ __all__ = [
     "scale_images",
     "stack_frames",
     "standardize",
+    "standardize_images",
     "sum_gradients",
     "sum_squares",
     "take_columns",

@@ -1,4 +1,4 @@
-"""Image kernels: build stacks of frames from a rollout, and convert bytes to floats."""
+"""Image kernels: build stacks of frames from a rollout, convert bytes to floats, and measure pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastac.kernels.kernel import kernel
-from fastac.kernels.numba_tools import Bytes, Floats, Ints, U, jit
+from fastac.kernels.numba_tools import Bools, Bytes, Doubles, Floats, Ints, U, jit
 
 
 @kernel("T N M S F")
@@ -101,3 +101,127 @@ def _scale_images_numba(
             _scale_four(images, out, U(m * size), U(num_pixels), np.float32(scale))
         else:
             _scale_any(images, out, U(m * size), U(num_channels), U(num_pixels), np.float32(scale))
+
+
+@kernel("M C P")
+def standardize_images(
+    images: Annotated[Tensor, "uint8 M C P"],
+    mean: Annotated[Tensor, "float32 P"],
+    factor: Annotated[Tensor, "float32 P"],
+    limit: float,
+    out: Annotated[Tensor, "float32 M P C"],
+) -> None:
+    """Standardise every pixel with its own mean and factor, as floats with channels last.
+
+    Args:
+        images: planes of P pixels one after the other; images with channels last are a single plane.
+        mean: subtracted; the same for all planes.
+        factor: multiplied after that.
+        limit: results are clipped to +-limit.
+        out: written: (images - mean) * factor, clipped.
+    """
+    torch.clamp((images.transpose(1, 2) - mean[:, None]) * factor[:, None], -limit, limit, out=out)
+
+
+@jit()
+def _standardize_four(
+    images: Bytes, mean: Floats, factor: Floats, limit: float, out: Floats, start: int, num_pixels: int
+) -> None:
+    for p in range(num_pixels):
+        read, write = start + p, start + p * U(4)
+        for c in range(U(4)):
+            standard = (np.float32(images[read + c * num_pixels]) - mean[p]) * factor[p]
+            out[write + c] = min(max(standard, -limit), limit)
+
+
+@jit()
+def _standardize_any(
+    images: Bytes,
+    mean: Floats,
+    factor: Floats,
+    limit: float,
+    out: Floats,
+    start: int,
+    num_channels: int,
+    num_pixels: int,
+) -> None:
+    for c in range(num_channels):
+        read, write = start + c * num_pixels, start + c
+        for p in range(num_pixels):
+            standard = (np.float32(images[read + p]) - mean[p]) * factor[p]
+            out[write + p * num_channels] = min(max(standard, -limit), limit)
+
+
+@standardize_images.numba
+def _standardize_images_numba(
+    num_images: int,
+    num_channels: int,
+    num_pixels: int,
+    images: Bytes,
+    mean: Floats,
+    factor: Floats,
+    limit: float,
+    out: Floats,
+) -> None:
+    size = num_channels * num_pixels
+    for m in range(num_images):
+        if num_channels == 4:  # see `_scale_images_numba`
+            _standardize_four(images, mean, factor, np.float32(limit), out, U(m * size), U(num_pixels))
+        else:
+            _standardize_any(images, mean, factor, np.float32(limit), out, U(m * size), U(num_channels), U(num_pixels))
+
+
+@kernel("M P")
+def pixel_moments(
+    images: Annotated[Tensor, "uint8 M P"],
+    valid: Annotated[Tensor, "bool M"],
+    moments: Annotated[Tensor, "float64 1+2*P"],
+) -> None:
+    """Write the number of valid images, and mean and variance (of the population) of each of their pixels.
+
+    Sums of bytes and of their squares are whole numbers, so the order of the images does not matter.
+
+    Args:
+        images: P bytes each.
+        valid: images that count.
+        moments: written: the number, P means, P variances; zeros if no image counts.
+    """
+    chosen = images[valid].long()
+    count = max(len(chosen), 1)
+    sums, squares = chosen.sum(dim=0), (chosen * chosen).sum(dim=0)
+    variance = (count * squares - sums * sums).double() / count / count
+    moments.copy_(torch.cat([moments.new_tensor([len(chosen)]), sums.double() / count, variance]))
+
+
+_BLOCK = 1024  # pixels whose sums stay in the first cache
+
+
+@jit()
+def _sum_block(
+    images: Bytes, valid: Bools, num_images: int, num_pixels: int, begin: int, size: int, sums: Ints, squares: Ints
+) -> None:
+    for m in range(num_images):
+        if valid[m]:
+            read = m * num_pixels + begin
+            for p in range(size):
+                pixel = np.int64(images[read + p])
+                sums[p] += pixel
+                squares[p] += pixel * pixel
+
+
+@pixel_moments.numba
+def _pixel_moments_numba(num_images: int, num_pixels: int, images: Bytes, valid: Bools, moments: Doubles) -> None:
+    sums, squares = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    count = 0
+    for m in range(num_images):
+        count += valid[m]
+    moments[0] = count
+    divisor = max(count, 1)
+    for begin in range(0, num_pixels, _BLOCK):
+        size = min(_BLOCK, num_pixels - begin)
+        sums[:], squares[:] = 0, 0
+        _sum_block(images, valid, U(num_images), U(num_pixels), U(begin), U(size), sums, squares)
+        for p in range(size):
+            moments[1 + begin + p] = sums[p] / float(divisor)
+            spread = divisor * squares[p] - sums[p] * sums[p]
+            moments[1 + num_pixels + begin + p] = spread / float(divisor) / float(divisor)

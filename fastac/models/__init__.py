@@ -2,10 +2,11 @@
 
 from fastac.models.actor_critic import ActorCritic, Trunk
 from fastac.models.cores import Core, GRUCore, IdentityCore, LSTMCore
-from fastac.models.encoders import ConvEncoder, KeyedEncoder, MLPEncoder, Shape, make_activation, pick_net
+from fastac.models.encoders import ConvEncoder, KeyedEncoder, MLPEncoder, Shape, is_planar, make_activation, pick_net
 from fastac.models.heads import CategoricalHead, DependentGaussianHead, GaussianHead, Head, MultiCategoricalHead
 from fastac.models.loading import load_module
 from fastac.models.normalizers import (
+    ImageNormalizer,
     NoObsNormalizer,
     NoRewardNormalizer,
     ObsNormalizer,
@@ -26,6 +27,7 @@ __all__ = [
     "GaussianHead",
     "Head",
     "IdentityCore",
+    "ImageNormalizer",
     "KeyedEncoder",
     "LSTMCore",
     "MLPEncoder",
@@ -39,6 +41,7 @@ __all__ = [
     "RunningMoments",
     "Shape",
     "Trunk",
+    "is_planar",
     "load_module",
     "make_activation",
     "merge_moments",

@@ -115,14 +115,15 @@ def _smallest_side(net: ConvName) -> int:
     return size
 
 
-def _is_planar(obs_shape: Shape) -> bool:
+def is_planar(obs_shape: Shape) -> bool:
+    """Return whether images are `[C, H, W]`: the first side is less than the last."""
     return obs_shape[0] < obs_shape[2]
 
 
 def _to_image(obs_shape: Shape) -> Shape:
     """Return `(C, H, W)`."""
     first, second, third = obs_shape
-    return (first, second, third) if _is_planar(obs_shape) else (third, first, second)
+    return (first, second, third) if is_planar(obs_shape) else (third, first, second)
 
 
 def pick_net(obs_shape: Shape) -> ConvName:
@@ -157,7 +158,7 @@ class ConvEncoder(nn.Module):
             ValueError: the images are too small.
         """
         super().__init__()
-        self.is_planar, self.scale = _is_planar(obs_shape), scale
+        self.is_planar, self.scale = is_planar(obs_shape), scale
         channels, height, width = _to_image(obs_shape)
         least = _smallest_side(net)
         if min(height, width) < least:

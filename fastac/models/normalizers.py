@@ -7,6 +7,7 @@ change them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastac.contract import Group
-from fastac.kernels import column_moments, discounted_moments
+from fastac.kernels import column_moments, discounted_moments, pixel_moments
 
 _EPS = 1e-8
+_PIXEL_EPS = 0.01**2  # of a scaled pixel's variance: one that has not changed yet is not divided by zero
 CLIP = 10  # limit of normalised values
 
 
@@ -29,11 +31,11 @@ class RunningMoments(nn.Module):
     var: Tensor
     count: Tensor
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        """Start with mean 0, variance 1 and count 0."""
+    def __init__(self, shape: tuple[int, ...], var: float = 1.0) -> None:
+        """Start with mean 0, a variance, and count 0."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.full(shape, var, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def merge(self, name: str, parts: NDArray[np.float64], group: Group) -> None:
@@ -106,14 +108,52 @@ class ObsNormalizer(nn.Module):
                 them, and which rows count, `[T, N]`.
             group: all shards.
         """
-        width = self.moments.mean.numel()
-        moments = torch.empty(len(parts), 1 + 2 * width, dtype=torch.float64)
+        moments = torch.empty(len(parts), 1 + 2 * self.moments.mean.numel(), dtype=torch.float64)
         for (obs, valid), part in zip(parts, moments, strict=True):
-            rows = obs.flatten(0, 1).flatten(1)
-            if rows.shape[1] > width:
-                rows = rows[:, :width].contiguous()
-            column_moments(rows.float(), valid.flatten(), part)  # no copy if they are float32
+            self._measure(obs.flatten(0, 1).flatten(1), valid.flatten(), part)
         self.moments.merge("obs", moments.numpy(), group)
+
+    def _measure(self, rows: Tensor, valid: Tensor, moments: Tensor) -> None:
+        """Write the moments `[1 + 2 * D]` of the rows `[M, D or more]` that count `[M]`."""
+        width = self.moments.mean.numel()
+        if rows.shape[1] > width:
+            rows = rows[:, :width].contiguous()
+        column_moments(rows.float(), valid, moments)  # no copy if they are float32
+
+
+class ImageNormalizer(ObsNormalizer):
+    """Standardises every pixel of images by its own statistics and clips it to +-10.
+
+    What seldom moves, such as a ball of a few pixels before a background, becomes large, and the background becomes
+    zero. Channels that are planes (`[C, H, W]`, such as stacked frames) have the same statistics.
+    """
+
+    def __init__(self, obs_shape: tuple[int, int, int], is_planar: bool, scale: float) -> None:
+        """Start as a multiplication by `scale`; with `is_planar`, `obs_shape` is `(C, H, W)`, else `(H, W, C)`."""
+        super().__init__(obs_shape)
+        self._size, self._scale = math.prod(obs_shape), scale
+        self.moments = RunningMoments(obs_shape[1:] if is_planar else obs_shape, scale**-2)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Normalise images `[..., *obs_shape]` with the current statistics."""
+        mean, factor = self.constants()
+        return ((obs - mean) * factor).clamp(-CLIP, CLIP)
+
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """Return the mean and the factor of every pixel, float32 `[H, W]` or `[H, W, C]`."""
+        return self.moments.mean.float(), (self.moments.var + _PIXEL_EPS * self._scale**-2).rsqrt().float()
+
+    def _measure(self, rows: Tensor, valid: Tensor, moments: Tensor) -> None:
+        """See `ObsNormalizer`; rows are single frames, or whole observations with perhaps a mask behind them."""
+        pixels = self.moments.mean.numel()
+        if rows.shape[1] > self._size:
+            rows = rows[:, : self._size]
+        planes = rows.reshape(-1, pixels)
+        counts = valid.repeat_interleave(len(planes) // len(valid))
+        if planes.dtype == torch.uint8:
+            pixel_moments(planes, counts, moments)
+        else:
+            column_moments(planes.float(), counts, moments)
 
 
 class RewardNormalizer(nn.Module):

@@ -95,7 +95,7 @@ _ALL: SearchSpace = (
     _choose("gamma", 0.9, 0.95, 0.98, 0.99, 0.995, 0.999),
     _log("ent_coef", 1e-6, 0.1, zero_below=1e-5),
     _choose("max_grad_norm", None, 0.3, 0.5, 1.0, 2.0, 5.0),
-    _choose("normalize_obs", False, True, only="vectors"),
+    _choose("normalize_obs", False, True),
     _choose("normalize_reward", False, True, only="unclipped"),
     _choose("hidden_sizes", (32, 32), (64, 64), (128, 128), (256, 256), only="vectors"),
     _choose("activation", "tanh", "relu", only="vectors"),

@@ -29,10 +29,12 @@ from fastac.models import (
     CategoricalHead,
     ConvEncoder,
     IdentityCore,
+    ImageNormalizer,
     LSTMCore,
     MLPEncoder,
     NoObsNormalizer,
     Trunk,
+    is_planar,
 )
 from fastac.rollout import FlatMinibatches, ModelActor, Rollout
 
@@ -61,17 +63,28 @@ def scale_of(dtype):
     return 1.0 / 255.0 if dtype == torch.uint8 else 1.0
 
 
-def make_model(net, obs_shape, dtype, shared=True):
+def make_normalizer(obs_shape, dtype):
+    """Statistics of all sizes."""
+    normalizer = ImageNormalizer(obs_shape, is_planar(obs_shape), scale_of(dtype))
+    unit, moments = 1.0 / scale_of(dtype), normalizer.moments
+    random = torch.Generator().manual_seed(2)
+    moments.mean.copy_(unit * torch.rand(moments.mean.shape, generator=random))
+    moments.var.copy_((unit * (0.2 + torch.rand(moments.var.shape, generator=random))) ** 2)
+    return normalizer
+
+
+def make_model(net, obs_shape, dtype, shared=True, normalizes=False):
     torch.manual_seed(1)
+    normalizer = make_normalizer(obs_shape, dtype) if normalizes else NoObsNormalizer()
     trunks = []
     for _ in range(1 if shared else 2):
-        encoder = ConvEncoder(obs_shape, net, scale_of(dtype))
+        encoder = ConvEncoder(obs_shape, net, 1.0 if normalizes else scale_of(dtype))
         trunks.append(Trunk(encoder, IdentityCore(encoder.output_size)))
-    model = ActorCritic(trunks, CategoricalHead(encoder.output_size, NUM_ACTIONS), NoObsNormalizer())
+    model = ActorCritic(trunks, CategoricalHead(encoder.output_size, NUM_ACTIONS), normalizer)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.01 * torch.randn_like(p))
-        model.head.layer.weight.mul_(50.0)
+        model.head.layer.weight.mul_(10.0 if normalizes else 50.0)
     return model
 
 
@@ -205,7 +218,6 @@ def test_bytes_are_scaled_and_nothing_else():
         (ATARI, {"encoder": "mlp"}, r"encoder is 'mlp', expected nature, a3c, .* images \[4, 84, 84\]"),
         (VECTOR, {"encoder": "nature"}, r"encoder is 'nature', expected 'mlp' or 'auto': .* vectors of 3 numbers"),
         (SMALL, {"encoder": "nature"}, "images of 10 x 10 pixels, expected at least 36 x 36 for the encoder nature"),
-        (ATARI, {"normalize_obs": True}, r"normalize_obs is True, expected False: observations are images"),
     ],
 )
 def test_what_does_not_fit_is_refused(envs, settings, says):
@@ -239,12 +251,13 @@ def test_a_network_of_linear_layers_begins_as_it_always_did():
 # --- fused --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("normalizes", [False, True])
 @pytest.mark.parametrize("keep_activations", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("case", CASES)
-def test_it_acts_and_values_as_the_model_does(case, shared, keep_activations):
+def test_it_acts_and_values_as_the_model_does(case, shared, keep_activations, normalizes):
     net, obs_shape, dtype = CASES[case]
-    model = make_model(net, obs_shape, dtype, shared)
+    model = make_model(net, obs_shape, dtype, shared, normalizes)
     theirs, ours = make_rollout(obs_shape, dtype), make_rollout(obs_shape, dtype)
     act(ModelActor(model, theirs, torch.Generator().manual_seed(0), CPU))
     network, actor = act_fused(model, ours, keep_activations)
@@ -293,21 +306,23 @@ def check_gradients(model, network, activations, rollout, coefs):
             torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("normalizes", [False, True])
 @pytest.mark.parametrize("chunk", [5, 1024])  # 12 rows: 5, 5 and 2
 @pytest.mark.parametrize("coefs", [A2C, PPO], ids=["a2c", "ppo"])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("case", CASES)
-def test_its_gradients_are_autograds(case, shared, coefs, chunk, monkeypatch):
+def test_its_gradients_are_autograds(case, shared, coefs, chunk, normalizes, monkeypatch):
     monkeypatch.setattr(fused_gradient, "chunk_rows", lambda network, rows: min(chunk, rows))
     net, obs_shape, dtype = CASES[case]
-    model, rollout = make_model(net, obs_shape, dtype, shared), make_rollout(obs_shape, dtype)
+    model, rollout = make_model(net, obs_shape, dtype, shared, normalizes), make_rollout(obs_shape, dtype)
     network, actor = act_fused(model, rollout)
     check_gradients(model, network, actor.activations, rollout, coefs)
 
 
-def test_stacks_built_in_one_place_are_seen_as_they_were(monkeypatch):
+@pytest.mark.parametrize("normalizes", [False, True])
+def test_stacks_built_in_one_place_are_seen_as_they_were(normalizes, monkeypatch):
     monkeypatch.setattr(fused_gradient, "CHUNK", 5)
-    model, frame = make_model("a3c", (4, 20, 22), torch.uint8), (20, 22)
+    model, frame = make_model("a3c", (4, 20, 22), torch.uint8, normalizes=normalizes), (20, 22)
     theirs, ours = (make_rollout(frame, torch.uint8, frame_stack=4) for _ in range(2))
     act(ModelActor(model, theirs, torch.Generator().manual_seed(0), CPU))
     network, actor = act_fused(model, ours)

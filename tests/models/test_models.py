@@ -31,6 +31,7 @@ from fastac.models import (
     DependentGaussianHead,
     GaussianHead,
     IdentityCore,
+    ImageNormalizer,
     LSTMCore,
     MLPEncoder,
     MultiCategoricalHead,
@@ -323,6 +324,39 @@ def test_obs_normalizer_begins_as_the_identity_and_takes_in_no_rows():
     normalizer.update([(obs.unsqueeze(0), torch.zeros(1, 6, dtype=torch.bool))], Alone())
     torch.testing.assert_close(normalizer(obs), obs)
     assert normalizer(torch.tensor([[99.0, -99.0]])).tolist() == [[10.0, -10.0]]
+
+
+def standardize_slowly(images, seen, scale):
+    """By the moments of `seen` `[M, ...]`, whose pixels have statistics of their own."""
+    seen = seen.astype(np.float64)
+    return ((images - seen.mean(axis=0)) / np.sqrt(seen.var(axis=0) + (0.01 / scale) ** 2)).clip(-10.0, 10.0)
+
+
+@pytest.mark.parametrize("stored", ["frames", "stacks", "rows with a mask", "channels last", "floats"])
+def test_pixels_are_standardised_by_their_own_statistics(stored):
+    rng, is_last = np.random.default_rng(0), stored == "channels last"
+    shape, scale = ((5, 6, 2) if is_last else (2, 5, 6)), 1.0 if stored == "floats" else 1.0 / 255.0
+    normalizer = ImageNormalizer(shape, not is_last, scale)
+    obs = rng.integers(0, 256, (7, 3, *((5, 6) if stored == "frames" else shape))).astype(np.uint8)
+    obs[..., 0] = 87  # never changes
+    rows = torch.from_numpy(obs)
+    if stored == "floats":
+        rows = rows.float()
+    elif stored == "rows with a mask":
+        rows = torch.cat([rows.flatten(2), torch.ones(7, 3, 4, dtype=torch.uint8)], dim=2)
+    valid = torch.from_numpy(rng.random((7, 3)) < 0.7)
+    normalizer.update([(rows[:4], valid[:4])], Alone())
+    normalizer.update([(rows[4:], valid[4:])], Alone())
+    chosen = obs[valid.numpy()]
+    images = rng.integers(0, 256, (4, *shape))
+    expected = standardize_slowly(images, chosen if is_last else chosen.reshape(-1, 5, 6), scale)
+    np.testing.assert_allclose(normalizer(torch.from_numpy(images)).numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert (np.abs(expected) == 10.0).any() and (np.abs(expected) < 10.0).any()
+
+
+def test_image_normalizer_begins_as_the_scale():
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 3, 1).expand(1, 3, 3, 5)
+    torch.testing.assert_close(ImageNormalizer((3, 3, 5), True, 1 / 255)(images), images / 255, rtol=1e-3, atol=0.0)
 
 
 def test_acting_and_learning_leave_the_statistics_alone():

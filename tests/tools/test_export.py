@@ -21,6 +21,7 @@ from fastac.cli import main
 from fastac.config import Config
 from fastac.envs.rows import FlatBox, Reading
 from fastac.envs.spaces import SquashedBox
+from fastac.models import ImageNormalizer
 from fastac.tools import export as exporting
 from fastac.tools.export import formats, parity
 from fastac.tools.export.numpy_policy import NumpyPolicy
@@ -52,8 +53,9 @@ def make_run(path, row_space, action_space, env_id="", env=None, own=None, **set
         model.head.layer.bias.normal_(generator=torch.Generator().manual_seed(1))
         moments = getattr(model.obs_normalizer, "moments", None)
         if moments is not None:
-            moments.mean.fill_(0.3)
-            moments.var.fill_(2.0)
+            unit = 255.0 if isinstance(model.obs_normalizer, ImageNormalizer) else 1.0
+            moments.mean.fill_(0.3 * unit)
+            moments.var.fill_(2.0 * unit**2)
     policy = TrainedPolicy(model, row_space, action_space, config=config.model)
     return SimpleNamespace(config=config, directory=path, policy=policy, env=env, checkpoint="best")
 
@@ -64,6 +66,8 @@ CASES = {
     "lstm": (probes.Memory.observation_space, probes.Memory.action_space, {"core": "lstm", "env": probes.Memory}),
     "gru, two trunks": (VECTOR, TWO, {"core": "gru", "shared_trunk": False, "activation": "silu"}),
     "nature": (IMAGE, Discrete(4), {"encoder": "nature"}),
+    "nature, standardised": (IMAGE, Discrete(4), {"encoder": "nature", "normalize_obs": True}),
+    "channels last, standardised": (Box(0, 255, (36, 36, 3), np.uint8), Discrete(4), {"normalize_obs": True}),
     "dict": (
         FlatBox(dict_envs.Signs.observation_space, SIGNS),
         dict_envs.Signs.action_space,

@@ -28,6 +28,10 @@ CASES = {
     "ppo, gru": {"algo": "ppo", "core": "gru", "lstm_size": 8, "num_epochs": 2, "num_minibatches": 2},
     "whole episodes": {"algo": "reinforce", "collect": "episodes", "gae_lambda": 1.0, "num_steps": 64},
     "masks in a dict, gru": {"env_id": "masked_envs:MaskedByKey", "core": "gru", "lstm_size": 8, "normalize_obs": True},
+    "pixels, normalised": {
+        **{"env_id": "dict_envs:Signs", "drop_keys": ("mission", "number", "kind", "nested"), "normalize_obs": True},
+        **{"encoder": "minatar", "algo": "ppo", "num_minibatches": 2},
+    },
     "by autograd": {"encoder": "shards_support:make_encoder"},
     "one by one": {"env_id": "Pendulum-v1", "vectorization": "sync", "num_steps": 64},
 }

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from fastac import memory
-from fastac.kernels import Op, join_calls, mask_logits, scale_images, standardize, take_columns
+from fastac.kernels import Op, join_calls, mask_logits, scale_images, standardize, standardize_images, take_columns
 from fastac.learning.fused.fusable import is_fusable
 from fastac.learning.fused.layers import Head, Layer, LinearLayer, bind_head, bind_heads, read_layers
 from fastac.learning.fused.recurrent import RecurrentLayer, Sequences, read_cores
-from fastac.models import ActorCritic, ConvEncoder, NoObsNormalizer, ObsNormalizer
+from fastac.models import ActorCritic, ConvEncoder, ImageNormalizer, NoObsNormalizer, ObsNormalizer
 from fastac.models.normalizers import CLIP
 
 # Activations up to this size stay in the core's own cache from acting to learning.
@@ -107,7 +107,7 @@ class FusedNetwork:
         learned from.
         """
         if isinstance(self._encoder, ConvEncoder):
-            return [_prepare_images(self._encoder, obs, x, self._is_flat)]
+            return [self._prepare_images(self._encoder, obs, x)]
         taken = [take_columns.prepare(obs, x)] if self._has_masks else []
         if isinstance(self._normalizer, NoObsNormalizer):
             return taken
@@ -128,6 +128,25 @@ class FusedNetwork:
     def _normalize(self, obs: Tensor, x: Tensor) -> None:
         x.copy_(self._normalizer(obs))
 
+    def _prepare_images(self, encoder: ConvEncoder, obs: Tensor, x: Tensor) -> Op:
+        """Return the call that scales or standardises images; if they are in rows, a mask may follow them there."""
+        num_planes = encoder.shapes[0][0] if encoder.is_planar else 1
+        rows = obs[:, : x.shape[1]] if self._is_flat else obs.flatten(1)
+        images, out = rows.unflatten(1, (num_planes, -1)), x.view(len(x), -1, num_planes)  # [M, C, P], [M, P, C]
+        has_bytes = obs.dtype == torch.uint8 and images.is_contiguous()
+        if isinstance(self._normalizer, ImageNormalizer):
+            if has_bytes and not obs.is_cuda:
+                mean, factor = (constant.flatten() for constant in self._constants)
+                return partial(standardize_images, images, mean, factor, float(CLIP), out)
+            return partial(self._standardize_images, images, out)
+        if has_bytes:
+            return partial(scale_images, images, out, encoder.scale)
+        return partial(torch.mul, images.transpose(1, 2), encoder.scale, out=out)
+
+    def _standardize_images(self, images: Tensor, out: Tensor) -> None:
+        mean, factor = (constant.flatten()[:, None] for constant in self._read_constants())
+        torch.clamp((images.transpose(1, 2) - mean) * factor, -CLIP, CLIP, out=out)
+
     def leaves_first_out(self, rows: int) -> bool:
         """Return whether activations of `rows` rows should leave out the first layer."""
         kept = 4 * rows * sum(map(sum, self.sizes))  # bytes
@@ -146,16 +165,6 @@ class FusedNetwork:
                 if place not in shared:
                     shared[place] = self.empty(rows, place[1])
         return [[shared[place] for place in enumerate(sizes[:depth])] for sizes in self.sizes]
-
-
-def _prepare_images(encoder: ConvEncoder, obs: Tensor, x: Tensor, is_flat: bool) -> Op:
-    """Return the call that scales images; if they are in rows, a mask may follow them there."""
-    num_planes = encoder.shapes[0][0] if encoder.is_planar else 1
-    rows = obs[:, : x.shape[1]] if is_flat else obs.flatten(1)
-    images, out = rows.unflatten(1, (num_planes, -1)), x.view(len(x), -1, num_planes)
-    if obs.dtype == torch.uint8 and images.is_contiguous():
-        return partial(scale_images, images, out, encoder.scale)
-    return partial(torch.mul, images.transpose(1, 2), encoder.scale, out=out)
 
 
 class Activations:

@@ -16,6 +16,7 @@ from fastac.models import (
     GaussianHead,
     GRUCore,
     IdentityCore,
+    ImageNormalizer,
     KeyedEncoder,
     LSTMCore,
     MLPEncoder,
@@ -42,7 +43,7 @@ def describe_layers(policy: TrainedPolicy, signature: Signature) -> tuple[_Json,
     layers: _Json = {
         "inputs": [_describe_input(book, column.port.name, column.categories) for column in signature.columns],
         "mask_size": model.mask_size,
-        "normalizer": _describe_normalizer(book, model.obs_normalizer, signature.columns[-1].end),
+        "normalizer": _describe_normalizer(book, model.obs_normalizer, signature.columns[-1].end, seen),
         "trunks": [_describe_trunk(book, trunk, seen) for trunk in model.trunks],
         "head": _describe_linear(book, model.head.layer),
         "value": _describe_linear(book, model.value_head),
@@ -71,11 +72,13 @@ def _describe_input(book: _Book, name: str, categories: tuple[NDArray[np.int64],
     return {"name": name, "one_hot": {"which": book.add(which), "values": book.add(values)}}
 
 
-def _describe_normalizer(book: _Book, normalizer: nn.Module, width: int) -> _Json | None:
+def _describe_normalizer(book: _Book, normalizer: nn.Module, width: int, seen: tuple[int, ...]) -> _Json | None:
     """Mean, scale and limit of every column; those that are not standardised have no limit."""
     if not isinstance(normalizer, ObsNormalizer):
         return None
     mean, scale = (part.numpy(force=True) for part in normalizer.constants())
+    if isinstance(normalizer, ImageNormalizer):  # planes have the same statistics
+        mean, scale = (np.broadcast_to(part, seen).reshape(-1) for part in (mean, scale))
     behind = np.ones(width - len(mean), np.float32)  # images, which have a scale of their own
     return {
         "mean": book.add(np.concatenate([mean, 0.0 * behind])),
