@@ -1,4 +1,4 @@
-"""Times W1 to W6 and W9 to W12: every workload's contestants in interleaved rounds; see `workloads` for the list.
+"""Times W1 to W6, W9 to W12 and W14: every workload's contestants in interleaved rounds; see `workloads` for the list.
 
 The parts are timed as the trainer runs them; a session's logs, evaluations and checkpoints are in none of
 them. The policy is fixed, so this says nothing of how fast anything is learned: `bench_solve` does.

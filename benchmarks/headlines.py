@@ -22,11 +22,14 @@ from benchmarks.workloads import (
     GAE_SHAPES,
     MUJOCO_SHAPES,
     SB3,
+    SCALE,
+    SCALE_ENVS,
     a3c_workers,
     atari_a2c,
     atari_ppo,
     mujoco_a2c,
     recurrent_ppo,
+    scale_row,
 )
 
 
@@ -163,6 +166,12 @@ def _atari_headlines() -> Iterator[Headline]:
         )  # fmt: skip
 
 
+def _flatness(workers: int) -> Callable[[Findings], float]:
+    """The rate with 65,536 environments over that with 1,024."""
+    most, least = scale_row(SCALE_ENVS[-1], workers), scale_row(SCALE_ENVS[0], workers)
+    return _of_rows(SCALE, most, least)
+
+
 _MUJOCO = tuple(mujoco_a2c(*shape) for shape in MUJOCO_SHAPES)
 
 HEADLINES = (
@@ -204,6 +213,7 @@ HEADLINES = (
     *_a3c_headlines(),
     *_atari_headlines(),
     Headline("W12 PPO with an LSTM, over sb3-contrib's RecurrentPPO", 8, 15, "{:.1f}x", _over_sb3(recurrent_ppo())),
+    *(Headline(f"W14 A2C, 65,536 envs over 1,024, {n} workers", 0.85, 1.0, "{:.0%}", _flatness(n)) for n in (1, 2)),
     *(Headline(f"{w}, over stable-baselines3 A2C", None, None, "{:.1f}x", _over_sb3(w)) for w in _MUJOCO),
 )
 

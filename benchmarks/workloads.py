@@ -1,4 +1,4 @@
-"""The fixed list of workloads that `make bench` times, W1 to W6 and W9 to W12; W7 is `solve`, W8 `bench_memory`.
+"""The fixed list of workloads that `make bench` times, W1 to W6, W9 to W12, W14; W7 is `solve`, W8 `bench_memory`.
 
 Every workload is a comparison: its rows do the same work, in rounds that are interleaved. The policy is
 the untrained one, for all and for as long as is measured, so that all reset equally often: on CartPole
@@ -22,6 +22,7 @@ LECTURE_A3C = "lecture_a3c"
 A3C_ENVS = (1, 16, 256)  # of each worker
 ATARI_ENVS, ATARI_STEPS = 16, 5
 MUJOCO_SHAPES = ((4, 8), (16, 5))  # [N, T], of the presets: the library's and the published one
+SCALE, SCALE_ENVS = "W14 A2C, separate 64-64 tanh, up to 65,536 envs", (1024, 4096, 16_384, 65_536)
 _ENCODERS = {"nature": "Nature CNN", "a3c": "A3C CNN"}
 LIBRARIES = {SB3: "stable-baselines3", TORCHRL: "TorchRL", TIANSHOU: "Tianshou"}
 
@@ -69,6 +70,7 @@ def all_workloads() -> list[Workload]:
         _atari_a3c(),
         *(_mujoco_a2c(*shape) for shape in MUJOCO_SHAPES),
         _recurrent_ppo(),
+        scale(),
     ]
 
 
@@ -267,6 +269,21 @@ def _recurrent_ppo() -> Workload:
     settings = {"num_envs": 16, "num_steps": 128}
     rows = [*_fastac("recurrent_ppo", settings), *_threads(SB3, "recurrent_ppo", settings)]
     return Workload(recurrent_ppo(), rows, quick=True, pace=2.0)
+
+
+def scale_row(num_envs: int, workers: int) -> str:
+    return f"{num_envs:,} envs, {workers} worker{'s' * (workers > 1)}"
+
+
+def scale() -> Workload:
+    """Ever more environments, which should change no rate."""
+    settings = {"num_steps": NUM_STEPS, "net": "separate"}
+    rows = [
+        Contestant(scale_row(n, workers), FASTAC, "a2c", settings | {"num_envs": n, "workers": workers})
+        for workers in (1, 2)
+        for n in SCALE_ENVS
+    ]
+    return Workload(SCALE, rows, pace=2.0)
 
 
 def _count_threads(threads: int) -> str:

@@ -30,6 +30,7 @@ SPACES = {
     MASKED_CARTPOLE: (2, Discrete(2)),
     "HalfCheetah-v5": (17, Box(-1.0, 1.0, (6,))),
     "Hopper-v5": (11, Box(-1.0, 1.0, (3,))),
+    "Walker2d-v5": (17, Box(-1.0, 1.0, (6,))),
     "Ant-v5": (105, Box(-1.0, 1.0, (8,))),
 }
 ALL_ACTIONS = 18

@@ -94,7 +94,7 @@ def image_reinforce(env_id: str) -> Config:
 
 
 def pong_ppo() -> Config:
-    """PPO on Pong in minutes: the small network of A3C, many small updates at a high rate, a short horizon."""
+    """PPO on Pong in minutes: standardised pixels, A3C's small network, many small updates, a short horizon."""
     return _fast_ppo("ALE/Pong-v5").replace(
         num_epochs=2,
         num_minibatches=16,
@@ -103,9 +103,9 @@ def pong_ppo() -> Config:
         ent_coef_schedule="linear",
         learning_rate=1e-3,
         learning_rate_schedule="linear",
-        total_env_steps=2_000_000,
-        # The mean of the last 100 games lags behind by 150,000 steps; an evaluation takes 1.3 minutes.
-        eval_from_return=15.0,
+        total_env_steps=1_000_000,
+        # The mean of the last 100 games lags behind by 100,000 steps.
+        eval_from_return=12.0,
     )
 
 
@@ -136,9 +136,13 @@ def breakout_ppo() -> Config:
 
 
 def _fast_ppo(env_id: str) -> Config:
-    """PPO with 16 envs of 64 steps and the small network."""
+    """PPO with 16 envs of 64 steps and the small network, which sees every pixel standardised.
+
+    On Pong that needs a third of the steps: the ball is two pixels of 7,056, and the background is not 0.
+    """
     return atari_ppo(env_id).replace(
         encoder="a3c",
+        normalize_obs=True,
         num_envs=16,
         num_steps=64,
         clip_coef_schedule="constant",

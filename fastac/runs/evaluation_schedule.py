@@ -73,11 +73,16 @@ class EvaluationSchedule:
     def _confirming(self, episodes: int) -> int:
         return episodes if self._config.run.eval_episodes is not None else _MOST
 
-    def note(self, request: Request, calls: int, mean_length: float) -> None:
-        """Record an evaluation that took `calls` steps of its environments."""
-        width = evaluation_width(self._config.env, request.episodes, self._factory)
-        progress = self._progress
-        progress.eval_spent += calls * self._cost_of_call(width)
+    def note(self, request: Request, calls: int, mean_length: float, episodes: int) -> None:
+        """Record an evaluation that took `calls` steps of its environments for so many episodes.
+
+        Confirming a target that is just missed may cost more than the budget of the whole run: 100 games of Pong are
+        170,000 steps. That delays the next evaluation by no more steps than it cost.
+        """
+        cost = calls * self._cost_of_call(evaluation_width(self._config.env, request.episodes, self._factory))
+        progress, planned = self._progress, cost * request.episodes / episodes
+        most = max(progress.eval_spent + planned, self._may_cost(request.env_steps + int(cost)))
+        progress.eval_spent = min(progress.eval_spent + cost, most)
         progress.eval_latest, progress.eval_mean_length = request.env_steps, mean_length
 
     def _cost_of_call(self, width: int) -> float:

@@ -142,7 +142,7 @@ class Evaluations:
                 success_rate=result.success_rate,
             )
         )
-        self._schedule.note(request, result.calls, result.mean_length)
+        self._schedule.note(request, result.calls, result.mean_length, result.episodes)
         self._progress.eval_wall_s += perf_counter() - began
         self._note_solution(result.mean_return, report.env_steps, report.train_wall_s)
         return result

@@ -20,7 +20,7 @@ def play_run(config: Config, length: float) -> tuple[list[int], float, int]:
     for env_steps in range(rows, config.run.total_env_steps + rows, rows):
         if schedule.is_due(env_steps):
             request = schedule.request(env_steps, int(length))
-            schedule.note(request, calls=int(length), mean_length=length)
+            schedule.note(request, calls=int(length), mean_length=length, episodes=request.episodes)
             at.append(env_steps)
     return at, progress.eval_spent, schedule.request_last(env_steps, length, int(length)).episodes
 
@@ -89,6 +89,19 @@ def test_a_few_episodes_that_reach_the_target_are_confirmed_over_a_hundred():
     schedule = EvaluationSchedule(configure(PROBE, until_return=1.0), None, Progress())
     request = schedule.request(1000, 500)
     assert (request.episodes, request.most, request.goal) == (5, 100, 1.0)
+
+
+def test_a_target_that_is_just_missed_is_looked_for_again_after_as_many_steps():
+    config, progress = configure(PROBE, total_env_steps=10**7, until_return=18.0), Progress()
+    schedule, missed_at, length = EvaluationSchedule(config, None, progress), 1_000_000, 2000
+    request = schedule.request(missed_at, length)
+    cost = 8 * 20 * length  # of 8 envs, which an evaluation's 5 episodes are counted as
+    schedule.note(request, calls=20 * length, mean_length=length, episodes=100)
+    assert not schedule.is_due(missed_at + cost - 1000) and schedule.is_due(missed_at + cost + 100_000)
+    few = Progress()
+    schedule = EvaluationSchedule(config, None, few)
+    schedule.note(request, calls=length, mean_length=length, episodes=5)
+    assert few.eval_spent == 8 * length  # as planned: all of it counts
 
 
 def test_the_cadence_goes_by_steps_and_configuration_alone():
