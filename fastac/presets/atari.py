@@ -104,8 +104,8 @@ def pong_ppo() -> Config:
         learning_rate=1e-3,
         learning_rate_schedule="linear",
         total_env_steps=1_000_000,
-        # The mean of the last 100 games lags behind by 100,000 steps.
-        eval_from_return=12.0,
+        # The mean of the last 100 games lags behind by 100,000 steps: at 16, the policy reaches 18.
+        eval_from_return=16.0,
     )
 
 
