@@ -103,9 +103,10 @@ def pong_ppo() -> Config:
         ent_coef_schedule="linear",
         learning_rate=1e-3,
         learning_rate_schedule="linear",
-        total_env_steps=1_000_000,
-        # The mean of the last 100 games lags behind by 100,000 steps: at 16, the policy reaches 18.
-        eval_from_return=16.0,
+        # Where the rate falls more slowly, one seed in three stays at 17 to 18.
+        total_env_steps=600_000,
+        # The mean of the last 100 games lags behind by 100,000 steps: at 16.5, the policy is about 18.5.
+        eval_from_return=16.5,
     )
 
 
