@@ -25,13 +25,14 @@ from fastac.contract import Asynchrony, EnvFailure, NonFiniteError, Report, Work
 from fastac.models import ActorCritic, load_module
 from fastac.runs.checkpoint import Checkpoint, prune_checkpoints
 from fastac.runs.efficiency import BareTimes, count_rows, efficiency, measure, rows_per_iteration
-from fastac.runs.evaluations import LONGEST_TIMES, Evaluations
+from fastac.runs.evaluations import Evaluations
 from fastac.runs.files import RecordError
 from fastac.runs.recorder import Recorder
 from fastac.runs.resuming import find_changes
 from fastac.runs.run_dir import RunDirectory
 from fastac.runs.saver import Saver, restore
 from fastac.runs.signals import Stop, stop_signals
+from fastac.runs.starting import log_start
 from fastac.runs.state import Ending, Progress
 from fastac.runs.summary import summarize
 from fastac.runs.threads import steps_on_its_threads
@@ -93,7 +94,7 @@ class Session:
         self._report: Report | None = None
         self._summary: dict[str, JsonValue] = {}
         self._closed = False
-        _log_start(config, training, directory)
+        log_start(config, training, directory.path)
         self._before = None if checkpoint is None else checkpoint.config
         self._has_begun = False  # a resumed directory stays untouched until training starts
         if checkpoint is not None:
@@ -470,33 +471,6 @@ class Session:
             self._hosts.abandon()
         with suppress(RecordError):
             self._close()
-
-
-def _log_start(config: Config, training: Training, directory: RunDirectory) -> None:
-    log.info(
-        "%s on %s: %d envs x %d steps%s, %s",
-        config.algo.algo,
-        config.env.env_id,
-        config.env.num_envs,
-        config.algo.num_steps,
-        f" in {config.num_shards} shards" if config.num_shards > 1 and not config.is_one_shard_per_worker else "",
-        training.info.description,
-    )
-    log.info(
-        "rollout %.2f MB, activations %.2f MB%s, device %s, run directory %s",
-        training.info.rollout_nbytes / 1e6,
-        training.info.activations_nbytes / 1e6,
-        f" in each of {config.run.workers} workers" if config.run.workers != 1 else "",
-        config.run.device,
-        directory.path,
-    )
-    if config.run.eval and config.run.eval_max_steps is None and training.envs.max_episode_steps is None:
-        log.info(
-            "%s names no time limit: an evaluation's episode is cut after %d times the longest training episode "
-            "(--eval-max-steps sets another limit)",
-            config.env.env_id,
-            LONGEST_TIMES,
-        )
 
 
 def _close_quietly(opened: ExitStack) -> None:
