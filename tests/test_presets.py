@@ -17,7 +17,6 @@ from fastac.models import ConvEncoder, MLPEncoder
 from fastac.presets import PRESETS, Preset, default, find, names
 from fastac.presets.atari import ATARI, GAMES
 from fastac.presets.classic import MASKED_CARTPOLE
-from fastac.presets.mujoco import ROBOTS
 
 # Observations' size, and actions: so many, or of so many dimensions.
 SPACES = {
@@ -212,7 +211,7 @@ ROBOTS_A2C = {
 }
 
 
-@pytest.mark.parametrize("robot", ROBOTS)
+@pytest.mark.parametrize("robot", ["HalfCheetah-v5", "Hopper-v5", "Ant-v5"])
 def test_published_settings_for_robots_are_those_of_their_source(robot):
     config = find(robot, "a2c-published")
     assert pick(config, ROBOTS_A2C) == ROBOTS_A2C

@@ -142,7 +142,7 @@ def _to_shape(space: Box) -> Shape:
 
 
 def _build_normalizer(config: ModelConfig, space: Box) -> ObsNormalizer | NoObsNormalizer:
-    """Standardise an observation that is an image, or all of one with several parts but its images."""
+    """Build the normaliser: of every pixel for an image alone, else of all numbers but those of images."""
     if is_image(space):
         shape = _to_shape(space)
         return ImageNormalizer(shape, is_planar(shape), _pixel_scale(config, space))

@@ -166,7 +166,7 @@ def _wait_for_nobody(waited_s: float) -> None:
 
 
 def allocate_memory(division: Division, share: Config, model: ActorCritic) -> GroupMemory:
-    """Allocate the shared memory of a host's workers; `share` is of one shard."""
+    """Allocate the shared memory of a host's workers; `share` is the configuration of one shard."""
     # The largest exchanged rows: the observation statistics, or the moments of an epoch's minibatches.
     normalizer = model.obs_normalizer
     num_statistics = len(normalizer.moments.dump()) if isinstance(normalizer, ObsNormalizer) else 0

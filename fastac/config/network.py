@@ -38,11 +38,11 @@ class ModelConfig:
     dependent_std: bool = False
     """Box actions: compute the standard deviation from the observation, instead of learning it as a parameter."""
     normalize_obs: bool = False
-    """Standardise observations with running statistics saved in the model."""
+    """Standardise observations with running statistics saved in the model; an image alone pixel by pixel."""
     normalize_reward: bool = False
     """Scale rewards by the running standard deviation of the discounted return."""
     pixel_scale: float | None = None
-    """Factor for the numbers of images; None: 1/255 for bytes up to 255, else 1. Symbols up to 10 need about 0.1."""
+    """Factor for images (standardised: the start); None: 1/255 for bytes up to 255, else 1; 0.1 for symbols to 10."""
 
     def __post_init__(self) -> None:
         """Validate the section."""

@@ -179,7 +179,8 @@ def pixel_moments(
 ) -> None:
     """Write the number of valid images, and mean and variance (of the population) of each of their pixels.
 
-    Sums of bytes and of their squares are whole numbers, so the order of the images does not matter.
+    Sums of bytes and of their squares are whole numbers, so the order of the images does not matter. They fit in 64
+    bits for up to 2^24 images.
 
     Args:
         images: P bytes each.

@@ -129,7 +129,13 @@ class ImageNormalizer(ObsNormalizer):
     """
 
     def __init__(self, obs_shape: tuple[int, int, int], is_planar: bool, scale: float) -> None:
-        """Start as a multiplication by `scale`; with `is_planar`, `obs_shape` is `(C, H, W)`, else `(H, W, C)`."""
+        """Start with mean 0 and deviation `1 / scale`.
+
+        Args:
+            obs_shape: `(C, H, W)` with `is_planar`, else `(H, W, C)`.
+            is_planar: whether channels are planes.
+            scale: factor that pixels would have without statistics; a deviation counts as at least 0.01 / scale.
+        """
         super().__init__(obs_shape)
         self._size, self._scale = math.prod(obs_shape), scale
         self.moments = RunningMoments(obs_shape[1:] if is_planar else obs_shape, scale**-2)
@@ -147,7 +153,7 @@ class ImageNormalizer(ObsNormalizer):
         """See `ObsNormalizer`; rows are single frames, or whole observations with perhaps a mask behind them."""
         pixels = self.moments.mean.numel()
         if rows.shape[1] > self._size:
-            rows = rows[:, : self._size]
+            rows = rows[:, : self._size].contiguous()
         planes = rows.reshape(-1, pixels)
         counts = valid.repeat_interleave(len(planes) // len(valid))
         if planes.dtype == torch.uint8:

@@ -2,7 +2,8 @@
 
 The budget of evaluations is a share of the training steps. Their cost is counted in steps as well: those that
 training would have made in the same time, estimated from the number of environments per step of either. Measured
-time would be more accurate, but would differ on every machine.
+time would be more accurate, but would differ on every machine. Only confirming a target may cost more: a run that stays
+just below its target spends up to half of its time on that.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _SHARE_SOON, _SOON = 0.5, 100_000
 _FEW_SHARE = 0.05  # of a short run's steps for the last evaluation, so that it has more than one or two episodes
 _TIMES, _TIMES_UNTIL = 20, 100  # maximum number of evaluations in a run
 _FEW, _FEW_BATCHED = 5, 10  # episodes of an intermediate evaluation
-_FEW_GAMES = 20  # of Atari: side by side, 20 take 0.38 s per game and 5 take 0.50
+_FEW_GAMES = 20  # of Atari with a target: the same emulators confirm it, and 5 of them take 1.3 times as long per game
 _MOST = 100  # episodes of the last evaluation, and to confirm that the target is reached
 # A batched step and a forward pass cost about half of a training step of as many environments, which also learns.
 _BATCHED_COST = 0.5
@@ -75,16 +76,17 @@ class EvaluationSchedule:
     def _few(self) -> int:
         if self._is_batched:
             return _FEW_BATCHED
-        return _FEW_GAMES if is_atari(self._config.env.env_id) else _FEW
+        is_game = is_atari(self._config.env.env_id) and self._config.run.until_return is not None
+        return _FEW_GAMES if is_game else _FEW
 
     def _confirming(self, episodes: int) -> int:
         return episodes if self._config.run.eval_episodes is not None else _MOST
 
     def note(self, request: Request, calls: int, mean_length: float, episodes: int) -> None:
-        """Record an evaluation that took `calls` steps of its environments for so many episodes.
+        """Record an evaluation that took `calls` steps of its environments for `episodes` episodes.
 
-        Confirming a target that is just missed may cost more than the budget of the whole run: 100 games of Pong are
-        170,000 steps. That delays the next evaluation by no more steps than it cost.
+        Those beyond `request.episodes` were to confirm a target, and may cost more than the budget of the whole run:
+        100 games of Pong are 170,000 steps. They delay the next evaluation by no more steps than all of it cost.
         """
         cost = calls * self._cost_of_call(evaluation_width(self._config.env, request.episodes, self._factory))
         progress, planned = self._progress, cost * request.episodes / episodes

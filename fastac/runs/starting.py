@@ -14,7 +14,7 @@ log = logging.getLogger("fastac")
 
 def log_start(config: Config, training: Training, directory: Path) -> None:
     """Log the algorithm and its environments, the memory, and how long an evaluation's episode may last."""
-    arguments = ", ".join(f"{name}={value!r}" for name, value in config.env.env_kwargs.items())
+    arguments = ", ".join(f"{name}={value!r:.60}" for name, value in config.env.env_kwargs.items())
     log.info(
         "%s on %s%s: %d envs x %d steps%s, %s",
         config.algo.algo,

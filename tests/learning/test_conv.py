@@ -225,6 +225,35 @@ def test_what_does_not_fit_is_refused(envs, settings, says):
         build_model(ModelConfig(**settings), envs)
 
 
+def test_standardised_images_are_scaled_by_their_statistics_alone():
+    model = build_model(ModelConfig(normalize_obs=True, pixel_scale=0.1), ATARI)
+    assert type(model.obs_normalizer) is ImageNormalizer and model.trunks[0].encoder.scale == 1.0
+    assert model.obs_normalizer.moments.mean.shape == (84, 84)
+    assert model.obs_normalizer.moments.var.unique().item() == pytest.approx(100.0)
+    assert build_model(ModelConfig(normalize_obs=True), SMALL).obs_normalizer.moments.mean.shape == (10, 10, 4)
+
+
+def test_an_encoder_of_ones_own_sees_standardised_images():
+    seen = []
+
+    class Own(torch.nn.Module):
+        def forward(self, obs):
+            seen.append(obs)
+            return obs.float().flatten(1)[:, :5]
+
+    model = build_model(ModelConfig(normalize_obs=True, hidden_sizes=()), ATARI, encoder=lambda space: Own())
+    obs = torch.full((2, 4, 84, 84), 255, dtype=torch.uint8)
+    model(obs, torch.zeros(2, 0), torch.zeros(2, dtype=torch.bool))
+    torch.testing.assert_close(seen[-1], torch.ones(2, 4, 84, 84), rtol=1e-3, atol=0.0)
+
+
+def test_an_encoder_that_scales_standardised_images_is_left_to_autograd():
+    config = ModelConfig(normalize_obs=True)
+    for scale in (1.0, 1.0 / 255.0):
+        model = build_model(config, ATARI, encoder=lambda space, s=scale: ConvEncoder(space.shape, "a3c", s))
+        assert is_fusable(model) == (scale == 1.0)
+
+
 def test_an_encoder_of_ones_own_is_shown_what_will_be_stored():
     seen = []
 

@@ -89,6 +89,12 @@ def test_a_few_episodes_that_reach_the_target_are_confirmed_over_a_hundred():
     schedule = EvaluationSchedule(configure(PROBE, until_return=1.0), None, Progress())
     request = schedule.request(1000, 500)
     assert (request.episodes, request.most, request.goal) == (5, 100, 1.0)
+    pong = configure("ALE/Pong-v5")
+    few = [
+        EvaluationSchedule(each, None, Progress()).request(1, 5).episodes
+        for each in (pong, pong.replace(until_return=1.0))
+    ]
+    assert few == [5, 20]
 
 
 def test_a_target_that_is_just_missed_is_looked_for_again_after_as_many_steps():

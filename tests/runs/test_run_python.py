@@ -43,6 +43,13 @@ def test_a_verbose_run_shows_the_log_and_its_evaluations_and_no_other_does(tmp_p
     assert "quiet" not in done.stderr
 
 
+def test_the_first_line_names_the_arguments_of_the_environment(tmp_path, caplog):
+    caplog.set_level("INFO", logger="fastac")
+    settings = {"num_envs": 2, "num_steps": 4, "tensorboard": False}
+    fastac.start("Pendulum-v1", run_dir=tmp_path / "run", env_kwargs={"g": 9.0}, **settings).close()
+    assert "a2c on Pendulum-v1 (g=9.0): 2 envs x 4 steps" in caplog.text
+
+
 def test_the_loop_is_the_callers(tmp_path):
     session = fastac.start("CartPole-v1", algo="ppo", run_dir=tmp_path / "run", **SMALL, total_env_steps=10**9)
     for report in session:

@@ -75,6 +75,7 @@ def test_what_means_nothing_is_not_searched():
     assert {"log_std_init", "squash_actions"} <= names(find_space(config, VECTOR, BOX))
     assert "squash_actions" not in names(find_space(config, VECTOR, UNBOUNDED))
     assert "hidden_sizes" not in names(find_space(config, IMAGE, DISCRETE))
+    assert "normalize_obs" in names(find_space(config, IMAGE, DISCRETE))
     atari = default("ALE/Pong-v5", "a2c", "image")
     assert "normalize_reward" not in names(find_space(atari, IMAGE, DISCRETE))
     assert "gamma" not in names(find_space(config, VECTOR, DISCRETE, ["gamma"]))

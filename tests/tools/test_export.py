@@ -54,8 +54,9 @@ def make_run(path, row_space, action_space, env_id="", env=None, own=None, **set
         moments = getattr(model.obs_normalizer, "moments", None)
         if moments is not None:
             unit = 255.0 if isinstance(model.obs_normalizer, ImageNormalizer) else 1.0
-            moments.mean.fill_(0.3 * unit)
-            moments.var.fill_(2.0 * unit**2)
+            ramp = torch.linspace(0.5, 1.5, moments.mean.numel()).view(moments.mean.shape)  # another for every number
+            moments.mean.copy_(0.3 * unit * ramp)
+            moments.var.copy_(2.0 * unit**2 * ramp)
     policy = TrainedPolicy(model, row_space, action_space, config=config.model)
     return SimpleNamespace(config=config, directory=path, policy=policy, env=env, checkpoint="best")
 

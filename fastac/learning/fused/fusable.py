@@ -72,8 +72,14 @@ def is_fusable(model: ActorCritic) -> bool:
         and all(map(_is_trainable, params))
         and len(params) == len(set(params))
         and _are_known([trunk.get_submodule("encoder") for trunk in model.trunks])
+        and not (isinstance(model.obs_normalizer, ImageNormalizer) and _scales(model))
         and _are_known_cores([trunk.get_submodule("core") for trunk in model.trunks])
     )
+
+
+def _scales(model: ActorCritic) -> bool:
+    """Return whether an encoder multiplies pixels, which the fused network does not do after standardising them."""
+    return any(isinstance(module, ConvEncoder) and module.scale != 1.0 for module in model.modules())
 
 
 def is_as_written(module: nn.Module) -> bool:
