@@ -213,7 +213,8 @@ HEADLINES = (
     *_a3c_headlines(),
     *_atari_headlines(),
     Headline("W12 PPO with an LSTM, over sb3-contrib's RecurrentPPO", 8, 15, "{:.1f}x", _over_sb3(recurrent_ppo())),
-    *(Headline(f"W14 A2C, 65,536 envs over 1,024, {n} workers", 0.85, 1.0, "{:.0%}", _flatness(n)) for n in (1, 2)),
+    Headline("W14 A2C, 65,536 envs over 1,024, 1 worker", 0.85, 1.0, "{:.0%}", _flatness(1)),
+    Headline("W14 A2C, 65,536 envs over 1,024, 2 workers", 0.85, 1.0, "{:.0%}", _flatness(2)),
     *(Headline(f"{w}, over stable-baselines3 A2C", None, None, "{:.1f}x", _over_sb3(w)) for w in _MUJOCO),
 )
 

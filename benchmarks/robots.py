@@ -10,24 +10,25 @@ the way. Results are kept by preset in a file, with a picture beside it; `--tabl
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median, pstdev
 
 import fastac
 from benchmarks.machine import describe_machine, format_machine
+from benchmarks.seed_results import parse, save
 from benchmarks.tables import format_table
 from fastac.presets import PRESETS, Preset
 from fastac.presets.mujoco import ROBOTS
 
 RESULTS = Path("benchmarks/results/robots.json")
 
-# Tianshou's MuJoCo benchmark after 1M steps, ten seeds: examples/mujoco/README.md (Weng et al. 2022, JMLR 23). Its
-# robots are v3, which differ little: Ant-v5 charges for contact forces and shows them (PPO's preset leaves them out).
+# Tianshou's MuJoCo benchmark, ten seeds, the best mean within 1M steps: examples/mujoco/README.md (Weng et al. 2022,
+# JMLR 23); those of PPO could not be looked up again. Its robots are v3, which differ little: Ant-v5 charges for
+# contact forces and shows them (PPO's preset leaves them out).
 PUBLISHED: Mapping[str, float] = {
     "HalfCheetah-v5:ppo": 5783.9,
     "Hopper-v5:ppo": 2609.3,
@@ -157,17 +158,6 @@ def _to_seed(seed: int, end: float, train_s: float, steps: list[int], returns: l
     return Seed(seed, end, train_s, tuple(steps), tuple(returns))
 
 
-def save(path: Path, found: Mapping[str, Robot]) -> None:
-    """Write the file, a line per seed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for name, robot in found.items():
-        about = {key: value for key, value in asdict(robot).items() if key != "seeds"}
-        seeds = ",\n".join(f"   {json.dumps(asdict(seed))}" for seed in robot.seeds)
-        entries.append(f' "{name}": {json.dumps(about)[:-1]}, "seeds": [\n{seeds}\n ]}}')
-    path.write_text("{\n" + ",\n".join(entries) + "\n}\n")
-
-
 def choose(names: Sequence[str]) -> dict[str, Preset]:
     """Return presets by `ENV:NAME`; without names all that have a published figure.
 
@@ -181,26 +171,9 @@ def choose(names: Sequence[str]) -> dict[str, Preset]:
     return {name: known[name] for name in names or PUBLISHED}
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("presets", nargs="*", metavar="ENV:NAME")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=100)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="train nothing, print all that the file holds")
-    options = parser.parse_args(argv)
-    try:
-        options.chosen = choose(options.presets)
-    except ValueError as error:
-        parser.error(str(error))
-    if options.seeds < 1:
-        parser.error(f"--seeds is {options.seeds}, expected at least 1")
-    return options
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure the presets, keep what they came to, and print the table."""
-    options = _parse(argv)
+    options = parse(argv, __doc__, choose, RESULTS, seeds=5)
     found = load(options.output)
     if not options.table:
         machine = format_machine(describe_machine(torch_threads=1))

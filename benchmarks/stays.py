@@ -13,17 +13,17 @@ Results are kept by preset in a file; what is not measured anew stays in it. `--
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import TypeAlias
 
 import fastac
 from benchmarks.machine import describe_machine, format_machine
+from benchmarks.seed_results import parse, save
 from benchmarks.tables import format_table
 from fastac.build import is_batched
 from fastac.presets import PRESETS, Preset
@@ -138,17 +138,6 @@ def load(path: Path) -> dict[str, Stays]:
     }
 
 
-def save(path: Path, found: Mapping[str, Stays]) -> None:
-    """Write the file, a line per seed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for name, stays in found.items():
-        about = {key: value for key, value in asdict(stays).items() if key != "seeds"}
-        seeds = ",\n".join(f"   {json.dumps(asdict(seed))}" for seed in stays.seeds)
-        entries.append(f' "{name}": {json.dumps(about)[:-1]}, "seeds": [\n{seeds}\n ]}}')
-    path.write_text("{\n" + ",\n".join(entries) + "\n}\n")
-
-
 def choose(names: Sequence[str]) -> dict[str, Preset]:
     """Return presets by `ENV:NAME`; without names all of small environments that have a target.
 
@@ -164,26 +153,9 @@ def choose(names: Sequence[str]) -> dict[str, Preset]:
     return {name: known[name] for name in names}
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("presets", nargs="*", metavar="ENV:NAME")
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--first-seed", type=int, default=100)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="train nothing, print all that the file holds")
-    options = parser.parse_args(argv)
-    try:
-        options.chosen = choose(options.presets)
-    except ValueError as error:
-        parser.error(str(error))
-    if options.seeds < 1:
-        parser.error(f"--seeds is {options.seeds}, expected at least 1")
-    return options
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure the presets, keep what they came to, and print the table."""
-    options = _parse(argv)
+    options = parse(argv, __doc__, choose, RESULTS, seeds=20)
     found = load(options.output)
     if not options.table:
         machine = format_machine(describe_machine(torch_threads=1))

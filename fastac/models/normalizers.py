@@ -31,11 +31,11 @@ class RunningMoments(nn.Module):
     var: Tensor
     count: Tensor
 
-    def __init__(self, shape: tuple[int, ...], var: float = 1.0) -> None:
-        """Start with mean 0, a variance, and count 0."""
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        """Start with mean 0, variance 1 and count 0."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("var", torch.full(shape, var, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def merge(self, name: str, parts: NDArray[np.float64], group: Group) -> None:
@@ -136,9 +136,9 @@ class ImageNormalizer(ObsNormalizer):
             is_planar: whether channels are planes.
             scale: factor that pixels would have without statistics; a deviation counts as at least 0.01 / scale.
         """
-        super().__init__(obs_shape)
+        super().__init__(obs_shape[1:] if is_planar else obs_shape)
         self._size, self._scale = math.prod(obs_shape), scale
-        self.moments = RunningMoments(obs_shape[1:] if is_planar else obs_shape, scale**-2)
+        self.moments.var.fill_(scale**-2)
 
     def forward(self, obs: Tensor) -> Tensor:
         """Normalise images `[..., *obs_shape]` with the current statistics."""

@@ -10,6 +10,24 @@ from fastac.presets.preset import Preset
 ROBOTS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
 
 
+def _robot(env_id: str) -> Config:
+    """Common settings of Tianshou's benchmark: separate networks, small first actions, a rate that falls to 0."""
+    return Config().replace(
+        env_id=env_id,
+        normalize_obs=True,
+        normalize_reward=True,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        shared_trunk=False,
+        log_std_init=-0.5,
+        learning_rate_schedule="linear",
+        gamma=0.99,
+        gae_lambda=0.95,
+        max_grad_norm=0.5,
+        total_env_steps=1_000_000,
+    )
+
+
 def mujoco_a2c_published(env_id: str) -> Config:
     """A2C as published: 16 envs of 5 steps, torch's RMSprop, small first actions, a rate that falls to 0.
 
@@ -17,26 +35,15 @@ def mujoco_a2c_published(env_id: str) -> Config:
     falls to 0 over 3 million steps; here, over 1 million. And Tianshou scales returns for the critic only; here,
     rewards are scaled, so the same entropy bonus weighs more relative to the smaller advantages.
     """
-    return Config().replace(
-        env_id=env_id,
+    return _robot(env_id).replace(
         algo="a2c",
         num_envs=16,
         num_steps=5,
-        normalize_obs=True,
-        normalize_reward=True,
-        hidden_sizes=(64, 64),
-        activation="tanh",
-        shared_trunk=False,
-        log_std_init=-0.5,
         optimizer="rmsprop",
         optimizer_eps=1e-5,
         learning_rate=7e-4,
-        learning_rate_schedule="linear",
-        gae_lambda=0.95,
         ent_coef=0.01,
         vf_coef=0.5,
-        max_grad_norm=0.5,
-        total_env_steps=1_000_000,
     )
 
 
@@ -50,29 +57,17 @@ def mujoco_ppo(env_id: str) -> Config:
 
     Source: Tianshou, examples/mujoco/mujoco_ppo.py (Weng et al. 2022, JMLR 23), which has 64 envs of 32 steps.
     """
-    return Config().replace(
-        env_id=env_id,
+    return _robot(env_id).replace(
         algo="ppo",
         num_envs=8,
         num_steps=256,
-        normalize_obs=True,
-        normalize_reward=True,
-        hidden_sizes=(64, 64),
-        activation="tanh",
-        shared_trunk=False,
-        log_std_init=-0.5,
         num_epochs=10,
         num_minibatches=32,
         normalize_advantage=True,
         clip_coef=0.2,
-        gae_lambda=0.95,
-        gamma=0.99,
+        learning_rate=3e-4,
         ent_coef=0.0,
         vf_coef=0.25,
-        max_grad_norm=0.5,
-        learning_rate=3e-4,
-        learning_rate_schedule="linear",
-        total_env_steps=1_000_000,
     )
 
 

@@ -66,7 +66,7 @@ def test_a_run_saves_its_policy(tmp_path):
 
 
 def test_an_encoder_without_a_name_is_given_again(tmp_path):
-    make = lambda space: nn.Linear(3, 4)  # noqa: E731
+    make = lambda space: nn.Linear(3, 4)  # noqa: E731 (a lambda has no name)
     policy = make_policy(encoder=make)
     policy.save(tmp_path / "p")
     assert fastac.load_policy(tmp_path / "p", encoder=make).value(np.ones(3)) == policy.value(np.ones(3))

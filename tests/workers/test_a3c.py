@@ -14,6 +14,10 @@ CASES = {
     "rmsprop": {"optimizer": "rmsprop"},
     "rmsprop_tf": {"optimizer": "rmsprop_tf", "normalize_reward": True, "max_grad_norm": None},
     "continuous": {"env_id": "Pendulum-v1", "vectorization": "sync", "normalize_obs": True, "shared_trunk": False},
+    "pixels": {
+        **{"env_id": "dict_envs:Signs", "drop_keys": ("mission", "number", "kind", "nested"), "vectorization": "sync"},
+        "normalize_obs": True,
+    },
     "episodes": {"collect": "episodes", "num_steps": 500},
     "forwards not kept": {"reuse_forward": False},
     "locked": {"lock": True},

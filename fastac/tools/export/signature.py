@@ -186,9 +186,9 @@ def _name(space: Space[ObsArray]) -> str:
 
 
 def _rebuild(space: object, values: Mapping[tuple[str | int, ...], RawObs], path: tuple[str | int, ...]) -> RawObs:
-    """Return a nested observation; None where a part is not read."""
+    """Return a nested observation; () where a part is not read."""
     if path in values or not isinstance(space, Dict | Tuple):
-        return values.get(path)  # type: ignore[return-value]  # None is never looked at
+        return values.get(path, ())
     if isinstance(space, Dict):
         return {key: _rebuild(part, values, (*path, key)) for key, part in space.spaces.items()}
     return tuple(_rebuild(part, values, (*path, index)) for index, part in enumerate(space.spaces))
