@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import count, cycle, repeat
 from statistics import median
 from time import perf_counter
 from typing import Protocol, TypeAlias
@@ -298,20 +298,34 @@ class _FusedNetwork:
             param.grad = torch.zeros_like(param)
         network, rows = FusedNetwork(model), math.prod(lead)
         chunk, steps = chunk_rows(network, rows), rows // num_envs if keep_activations else 1
+        acts_on = chunk_rows(network, num_envs)
         acting = (
-            Activations.kept(network, steps, num_envs) if keep_activations else Activations.for_step(network, num_envs)
+            Activations.kept(network, steps, num_envs, acts_on)
+            if keep_activations
+            else Activations.for_step(network, acts_on)
         )
         activations = acting if keep_activations else Activations(network, chunk)
         obs = _draw_obs(rng, (num_envs,), obs_space)
         network.refresh()
-        begins = range(0, steps * num_envs, num_envs)
         acts, learns = (
             Sequences(model.initial_state(among[-1]), torch.zeros(math.prod(among), dtype=torch.bool), moves_on)
             if network.cores
             else None
             for among, moves_on in (((num_envs,), True), (lead, False))
         )
-        self._acting = cycle([(ForwardPass(network, acting, at, at + num_envs, acts), obs) for at in begins])
+        self._acting = cycle(
+            [
+                [
+                    (ForwardPass(network, acting, at, at + len(part), acts), part)
+                    for at, part in zip(
+                        count(step * num_envs, acts_on) if keep_activations else repeat(0),
+                        obs.split(acts_on),
+                        strict=False,
+                    )
+                ]
+                for step in range(steps)
+            ]
+        )
         buffers = GradientBuffers(network, chunk)
         self._passes: list[tuple[BackwardPass, Tensor]] = []
         for begin in range(0, rows, chunk):
@@ -323,8 +337,8 @@ class _FusedNetwork:
 
     def act(self) -> None:
         """See `_Network`."""
-        step, obs = next(self._acting)
-        step.forward(obs)
+        for step, obs in next(self._acting):
+            step.forward(obs)
 
     def forward(self) -> None:
         """See `_Network`."""

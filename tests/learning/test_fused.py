@@ -116,6 +116,29 @@ def test_it_acts_and_values_as_the_model_does(hidden, activation, shared, space,
 
 
 @pytest.mark.parametrize("keep_activations", [True, False])
+@pytest.mark.parametrize("normalizes", [False, True])
+@pytest.mark.parametrize("space", SPACES)
+def test_environments_act_in_chunks_with_the_same_bits(space, normalizes, keep_activations, monkeypatch):
+    model = make_model(SPACES[space], (64, 64), "tanh", False, normalizes)
+    whole, chunked = make_rollout(SPACES[space]), make_rollout(SPACES[space])
+    final = torch.randn(NUM_ENVS, OBS_SIZE)
+    _, actor = act_fused(model, whole, keep_activations)
+    activations = [tensor.clone() for tensor in actor.activations.tensors]
+    values = actor.value_of(final).clone()
+    monkeypatch.setattr(fused_gradient, "CHUNK", 3)
+    monkeypatch.setattr(FusedNetwork, "leaves_first_out", lambda self, rows: False)
+    _, actor = act_fused(model, chunked, keep_activations)
+    for name in ("value", "log_prob", "action"):
+        assert torch.equal(getattr(chunked, name), getattr(whole, name)), name
+    assert torch.equal(actor.value_of(final), values)
+    if keep_activations:
+        assert all(map(torch.equal, actor.activations.tensors, activations))
+    else:  # one chunk after the other, in the same memory
+        assert actor.activations.value.numel() == -(-NUM_ENVS // -(-NUM_ENVS // 3))
+    assert whole.value.std() > 0.1
+
+
+@pytest.mark.parametrize("keep_activations", [True, False])
 def test_a_rollout_is_acted_with_the_statistics_of_its_beginning(keep_activations):
     space = SPACES["discrete"]
     model, ours = make_model(space, (8, 8), "tanh", False, normalizes=True), make_rollout(space)

@@ -7,8 +7,10 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from fastac import memory
 from fastac.contract import StateTree, read_tensor
 from fastac.kernels import Op, copy_row, join_calls, prepare_copy
+from fastac.learning.fused.gradient import chunk_rows
 from fastac.learning.fused.network import Activations, ForwardPass, FusedNetwork
 from fastac.learning.fused.recurrent import Sequences
 from fastac.rollout import Rollout
@@ -27,6 +29,9 @@ class Sampler(Protocol):
 class FusedActor:
     """An `Actor` over a fused network, on the CPU.
 
+    Many environments act in chunks of the gradient's size, so that what a layer wrote is still in the core's own cache
+    when the next one reads it.
+
     Attributes:
         activations: of the whole rollout `[T*N]`, or of one step `[N]` if they are not kept.
         keep_activations: whether activations are kept for the update.
@@ -39,29 +44,39 @@ class FusedActor:
         steps, envs = rollout.num_steps, rollout.num_envs
         self._rollout, self._sampler, self._generator = rollout, sampler, generator
         self._network, self.keep_activations = network, keep_activations
+        chunk = chunk_rows(network, envs)
+        self._chunks = [slice(begin, min(begin + chunk, envs)) for begin in range(0, envs, chunk)]
         # For a step whose activations are not kept, the row after the last step, and observations outside the rollout.
-        one = Activations.for_step(network, envs)
-        self.activations = Activations.kept(network, steps, envs) if keep_activations else one
-        begins = [t * envs if keep_activations else 0 for t in range(steps)]
+        one = Activations.for_step(network, chunk)
+        self.activations = Activations.kept(network, steps, envs, chunk) if keep_activations else one
         self._state = torch.zeros(rollout.state.shape)  # [N, S], before the next row
+        begins = [t * envs if keep_activations else None for t in range(steps)]
         self._passes = [
-            self._make_pass(self.activations, at, start, moves_on=True)
+            self._make_passes(self.activations, at, start, moves_on=True)
             for at, start in zip(begins, rollout.start[:steps].unbind(0), strict=True)
         ]
         self._last_start, going_on = (torch.zeros(envs, dtype=torch.bool) for _ in range(2))
-        self._last, self._beside = (self._make_pass(one, 0, start) for start in (self._last_start, going_on))
-        self._beside_obs = rollout.observations.empty(envs)
+        self._last, self._beside = (self._make_passes(one, None, start) for start in (self._last_start, going_on))
+        self._beside_obs, self._beside_value = rollout.observations.empty(envs), memory.empty((envs,))
         self._noise = sampler.draw_noise((steps, envs), torch.Generator())  # [T, N, ...]
         activations_nbytes = one.nbytes + (self.activations.nbytes if keep_activations else 0)
-        self._nbytes = self._state.nbytes + activations_nbytes + self._noise.nbytes
+        self._nbytes = self._state.nbytes + activations_nbytes + self._noise.nbytes + self._beside_value.nbytes
         self._value = list(rollout.value)
         self._value_ops: dict[int, list[Op]] = {}  # the calls of `value`, by row
         self._ops: list[list[Op]] = [[] for _ in range(steps)]  # the calls of each row
         self._obs: list[int] = [0] * steps  # address of the observations that they read
+        self._beside_ops = self._prepare_critic(self._beside, self._beside_obs, self._beside_value)
 
-    def _make_pass(self, activations: Activations, begin: int, start: Tensor, moves_on: bool = False) -> ForwardPass:
+    def _make_passes(
+        self, activations: Activations, begin: int | None, start: Tensor, moves_on: bool = False
+    ) -> list[ForwardPass]:
+        """Make a pass per chunk over activations from row `begin` on, or all over the first rows if it is None."""
         sequences = Sequences(self._state, start, moves_on) if self._network.cores else None
-        return ForwardPass(self._network, activations, begin, begin + len(start), sequences)
+        passes = []
+        for chunk in self._chunks:
+            at, rows = 0 if begin is None else begin + chunk.start, chunk.stop - chunk.start
+            passes.append(ForwardPass(self._network, activations, at, at + rows, sequences))
+        return passes
 
     @property
     def nbytes(self) -> int:
@@ -98,10 +113,14 @@ class FusedActor:
         """Return the calls that write row t, made anew if its observations are in another place."""
         obs = self._rollout.observation(t)
         if self._obs[t] != obs.data_ptr():
-            step, rollout = self._passes[t], self._rollout
-            sample = self._sampler.prepare(step.params, self._noise[t], rollout.action[t], rollout.log_prob[t])
-            self._ops[t] = join_calls([*step.prepare(obs), sample, copy_row.prepare(step.value, self._value[t])])
-            self._obs[t] = obs.data_ptr()
+            rollout, ops = self._rollout, list[Op]()
+            written = self._noise[t], rollout.action[t], rollout.log_prob[t]
+            for chunk, step in zip(self._chunks, self._passes[t], strict=True):
+                noise, action, log_prob = (rows[chunk] for rows in written)
+                ops += step.prepare(obs[chunk])
+                ops.append(self._sampler.prepare(step.params, noise, action, log_prob))
+                ops.append(copy_row.prepare(step.value, self._value[t][chunk]))
+            self._ops[t], self._obs[t] = join_calls(ops), obs.data_ptr()
         return self._ops[t]
 
     def value(self, t: int) -> None:
@@ -114,13 +133,20 @@ class FusedActor:
 
     def _prepare_value(self, t: int, obs: Tensor) -> list[Op]:
         start = [prepare_copy(self._rollout.start[t], self._last_start)] if self._network.cores else []
-        critic = self._last.prepare_critic(obs)
-        return join_calls([*start, *critic, copy_row.prepare(self._last.value, self._value[t])])
+        return join_calls([*start, *self._prepare_critic(self._last, obs, self._value[t])])
+
+    def _prepare_critic(self, passes: list[ForwardPass], obs: Tensor, value: Tensor) -> list[Op]:
+        ops: list[Op] = []
+        for chunk, step in zip(self._chunks, passes, strict=True):
+            ops += [*step.prepare_critic(obs[chunk]), copy_row.prepare(step.value, value[chunk])]
+        return ops
 
     def value_of(self, obs: Tensor) -> Tensor:
         """Return the values of `obs`, given the recurrent state after the last row."""
-        self._beside.forward_critic(self._beside_obs.copy_(obs))
-        return self._beside.value
+        self._beside_obs.copy_(obs)
+        for op in self._beside_ops:
+            op()
+        return self._beside_value
 
     def forget(self) -> None:
         """Reset the recurrent state."""

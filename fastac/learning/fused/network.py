@@ -198,14 +198,14 @@ class Activations:
         self.left_out = left_out
 
     @classmethod
-    def for_step(cls, network: FusedNetwork, envs: int) -> Activations:
-        """Allocate for acting on one step, without keeping activations."""
-        return cls(network, envs, max(map(len, network.sizes)), envs)
+    def for_step(cls, network: FusedNetwork, rows: int) -> Activations:
+        """Allocate for acting in one pass of up to `rows` rows, without keeping activations."""
+        return cls(network, rows, max(map(len, network.sizes)), rows)
 
     @classmethod
-    def kept(cls, network: FusedNetwork, steps: int, envs: int) -> Activations:
-        """Allocate for all rows of a rollout, for acting and learning."""
-        return cls(network, steps * envs, int(network.leaves_first_out(steps * envs)), envs)
+    def kept(cls, network: FusedNetwork, steps: int, envs: int, pass_rows: int) -> Activations:
+        """Allocate for all rows of a rollout, for acting in passes of up to `pass_rows` rows and for learning."""
+        return cls(network, steps * envs, int(network.leaves_first_out(steps * envs)), pass_rows)
 
     def hidden_rows(self, begin: int, end: int) -> list[list[Tensor]]:
         """View the activations of a pass, by trunk and layer."""

@@ -36,13 +36,13 @@ class CategoricalSampler(PlainSampler):
     """A single kernel computes actions and log-probs from logits."""
 
     def __init__(self, head: CategoricalHead, num_envs: int) -> None:
-        """Store the head; allocate entropies `[N]`, which the kernel writes and acting ignores."""
+        """Store the head; allocate entropies of up to `num_envs` rows, which the kernel writes and acting ignores."""
         super().__init__(head)
         self._entropy = torch.empty(num_envs, device=head.layer.weight.device)
 
     def prepare(self, params: Tensor, noise: Tensor, action: Tensor, log_prob: Tensor) -> Op:
         """See `Sampler`."""
-        return sample_categorical.prepare(params, noise, action, log_prob, self._entropy)
+        return sample_categorical.prepare(params, noise, action, log_prob, self._entropy[: len(params)])
 
 
 class GaussianSampler(PlainSampler):
