@@ -11,8 +11,9 @@ when the evaluation that reached it is on disk. Training minutes are the run's o
 
 A folder per run, `<game>-<algo>-seed<k>`, holds the run's summary, configuration and evaluations as they are, its
 progress thinned to 400 rows and six digits, and in `results.json` the result with machine, commit and commands.
-Beside the folders are a table and a picture of all runs of the game. Runs that have a folder are not run again;
-where checkpoints are, to record a game from, is in their summary.
+Beside the folders are a table and a picture of all runs of the game; for four games with what the PPO of
+stable-baselines3's zoo had at the same steps (`results/atari/zoo.json`, from the logs of its published run). Runs that
+have a folder are not run again; where checkpoints are, to record a game from, is in their summary.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from statistics import median
 from time import perf_counter, strftime, time
@@ -35,6 +37,7 @@ from benchmarks.tables import format_table
 
 _ROOT = Path(__file__).parents[1]
 _OUTPUT = Path("benchmarks/results/atari")
+_ZOO = _ROOT / _OUTPUT / "zoo.json"
 _RUNS = Path("runs/atari")
 _ROWS, _DIGITS = 400, 6
 _GAMES = 100
@@ -200,9 +203,22 @@ def read_results(output: Path, game: str) -> dict[Path, Result]:
     return dict(sorted(found.items(), key=lambda item: (item[1].name, item[1].seed)))
 
 
+def read_zoo(game: str) -> list[tuple[float, float]]:
+    """Steps and mean returns of the zoo's PPO; empty if its curve of this game is not kept."""
+    return [(steps, mean) for steps, mean in json.loads(_ZOO.read_text())["curves"].get(game, [])]
+
+
+def interpolate(curve: Sequence[tuple[float, float]], env_steps: float) -> float | None:
+    """A curve's value at so many steps, None outside of it."""
+    for (before, low), (after, high) in pairwise(curve):
+        if before <= env_steps <= after:
+            return low + (high - low) * (env_steps - before) / (after - before)
+    return None
+
+
 def format_results(game: str, results: Iterable[Result]) -> str:
     """A row per run, and one per name with the median and the worst of its runs."""
-    results = list(results)
+    results, zoo = list(results), read_zoo(game)
     rows = [_cells(f"{r.name}, seed {r.seed}", r) for r in results]
     for name in dict.fromkeys(r.name for r in results):
         mine = [r for r in results if r.name == name]
@@ -212,6 +228,11 @@ def format_results(game: str, results: Iterable[Result]) -> str:
         _IDS[game], "protocol", "until", "minutes", "training minutes", "env steps", "frames", "steps/s", "actions",
         f"mean of {_GAMES} games", "std",
     ]  # fmt: skip
+    if zoo:
+        header.append("zoo's PPO at these steps")
+        found = [interpolate(zoo, r.env_steps) for r in results]
+        for row, mean in zip_longest(rows, found):  # rows of medians come last
+            row.append("" if mean is None else f"{mean:,.0f}")
     return format_table(header, rows)
 
 
@@ -274,6 +295,9 @@ def draw(game: str, results: dict[Path, Result], picture: Path) -> None:
             axes.plot([r[row_key] / unit for r in rows], [r["mean_return"] for r in rows], color=color, alpha=0.7)
             dots = [r[evaluation_key] / unit for r in evaluations], [r["mean_return"] for r in evaluations]
             axes.plot(*dots, "o", color=color, markersize=4.5, alpha=0.8)
+    zoo = [point for point in read_zoo(game) if point[0] <= 1.2 * max(r.env_steps for r in results.values())]
+    if zoo:
+        panels[0].plot(*zip(*zoo, strict=True), color="#777777", linestyle=":", label="PPO of stable-baselines3's zoo")
     for target in {r.target for r in results.values() if r.target is not None}:
         for axes in panels:
             axes.axhline(target, color="#333333", linewidth=1.0, linestyle="--")

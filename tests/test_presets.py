@@ -33,7 +33,7 @@ SPACES = {
     "Ant-v5": (105, Box(-1.0, 1.0, (8,))),
 }
 ALL_ACTIONS = 18
-FAST = {("Pong", "ppo"), ("Pong", "a2c"), ("Breakout", "ppo")}
+FAST = {("Pong", "a2c"), *((game, "ppo") for game in GAMES)}
 
 
 def fake_envs(config: Config) -> SimpleNamespace:

@@ -1,4 +1,4 @@
-"""Atari games: fast presets for Pong and Breakout, and published settings, which also suit other image environments.
+"""Atari games: fast presets, and published settings, which also suit other image environments.
 
 Sources of the published settings: stable-baselines3's zoo (A2C); Schulman et al. 2017, arXiv 1707.06347, and CleanRL
 (PPO); Mnih et al. 2016, arXiv 1602.01783 (A3C). Evaluations sample actions, as in training.
@@ -96,15 +96,12 @@ def image_reinforce(env_id: str) -> Config:
 def pong_ppo() -> Config:
     """PPO on Pong in minutes: standardised pixels, A3C's small network, many small updates, a short horizon."""
     return _fast_ppo("ALE/Pong-v5").replace(
-        # The ball is two pixels of 7,056, and the background is not 0: half of the steps are enough with this.
-        normalize_obs=True,
         num_epochs=2,
         num_minibatches=16,
         gamma=0.97,
         clip_coef=0.2,
         ent_coef_schedule="linear",
         learning_rate=1e-3,
-        learning_rate_schedule="linear",
         total_env_steps=1_000_000,
         # The mean of the last 100 games lags behind by 100,000 steps: at 16.5, the policy is about 18.5.
         eval_from_return=16.5,
@@ -126,28 +123,31 @@ def pong_a2c() -> Config:
     )
 
 
-def breakout_ppo() -> Config:
-    """PPO on Breakout in an hour: standardised pixels, A3C's small network, small minibatches, a rate that falls."""
-    return _fast_ppo("ALE/Breakout-v5").replace(
-        normalize_obs=True,
+def hour_ppo(env_id: str) -> Config:
+    """PPO on a game in an hour: standardised pixels, a small network, small minibatches, a rate that falls to 0."""
+    return _fast_ppo(env_id).replace(
         num_epochs=3,
         num_minibatches=8,
         learning_rate=5e-4,
-        learning_rate_schedule="linear",
         total_env_steps=6_000_000,
-        # The mean of the last 100 games lags behind, and an evaluation of long games takes a minute.
-        eval_from_return=150.0,
     )
 
 
+def breakout_ppo() -> Config:
+    """PPO on Breakout in an hour: standardised pixels, a small network, small minibatches, a rate that falls to 0."""
+    # The mean of the last 100 games lags behind, and an evaluation of long games takes a minute.
+    return hour_ppo("ALE/Breakout-v5").replace(eval_from_return=150.0)
+
+
 def _fast_ppo(env_id: str) -> Config:
-    """PPO with 16 envs of 64 steps and the small network."""
+    """PPO with 16 envs of 64 steps, the small network and standardised pixels."""
     return atari_ppo(env_id).replace(
+        # The ball of Pong is two pixels of 7,056, and the background is not 0: half of the steps are enough with this.
+        normalize_obs=True,
         encoder="a3c",
         num_envs=16,
         num_steps=64,
         clip_coef_schedule="constant",
-        learning_rate_schedule="constant",
     )
 
 
@@ -163,6 +163,9 @@ _FAST: Mapping[tuple[str, str], tuple[float | None, Callable[[], Config]]] = {
     ("Pong", "ppo"): (18.0, pong_ppo),
     ("Pong", "a2c"): (None, pong_a2c),
     ("Breakout", "ppo"): (None, breakout_ppo),
+    **{
+        (game, "ppo"): (None, partial(hour_ppo, f"ALE/{game}-v5")) for game in GAMES if game not in ("Pong", "Breakout")
+    },
 }
 _PUBLISHED: Mapping[str, Callable[[str], Config]] = {"a2c": atari_a2c, "ppo": atari_ppo, "a3c": atari_a3c}
 

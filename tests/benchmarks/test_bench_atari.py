@@ -1,6 +1,7 @@
 """What the runs on Atari keep: results that say what was reached, thin records, and nothing done twice."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -60,6 +61,22 @@ def test_progress_is_thinned_to_its_first_its_last_and_rows_between():
     assert kept[-1] == {"env_steps": 800_000, "train_wall_s": 10000.1, "mean_return": None}
     assert thin(rows[:3], most=5) == thin(rows[:3], most=3) and len(thin(rows[:3])) == 3
     assert thin([]) == [] and len(thin(rows[:1])) == 1
+
+
+def test_a_game_whose_curve_is_kept_is_shown_beside_the_zoos_ppo(tmp_path):
+    config = CONFIG | {"env": CONFIG["env"] | {"env_id": "ALE/Qbert-v5"}}
+    result = judge("ppo", summary(0, None, None) | {"env_steps": 2_000_000}, config, GAMES, 1.0, 600.0)
+    at, mean = zip(*atari.read_zoo("qbert"), strict=True)
+    assert at[7:9] == (1_875_000, 2_125_000) and mean[7] < mean[8]
+    table = atari.format_results("qbert", [result, replace(result, env_steps=9_000_000)]).splitlines()
+    assert table[0].endswith("zoo's PPO at these steps |")
+    assert table[2].endswith(f" {(mean[7] + mean[8]) / 2:,.0f} |") and table[3].endswith(" |")
+    assert table[3].split("|")[-2].strip() == "" and "zoo" not in atari.format_results("pong", [result])
+
+
+def test_a_curve_is_interpolated_between_its_points_only():
+    curve = [(100.0, 1.0), (200.0, 3.0), (400.0, 1.0)]
+    assert [atari.interpolate(curve, at) for at in (99, 100, 150, 200, 300, 401)] == [None, 1.0, 2.0, 3.0, 2.0, None]
 
 
 def test_targets_and_budgets_are_flags_of_the_run():
