@@ -11,9 +11,9 @@ when the evaluation that reached it is on disk. Training minutes are the run's o
 
 A folder per run, `<game>-<algo>-seed<k>`, holds the run's summary, configuration and evaluations as they are, its
 progress thinned to 400 rows and six digits, and in `results.json` the result with machine, commit and commands.
-Beside the folders are a table and a picture of all runs of the game; for four games with what the PPO of
-stable-baselines3's zoo had at the same steps (`results/atari/zoo.json`, from the logs of its published run). Runs that
-have a folder are not run again; where checkpoints are, to record a game from, is in their summary.
+Beside the folders are a table and a picture of all runs of the game; for most games with the mean return that the
+PPO of stable-baselines3's zoo had in training at the same steps (`zoo_curves`). Runs that have a folder are not run
+again; where checkpoints are, to record a game from, is in their summary.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def format_results(game: str, results: Iterable[Result]) -> str:
         f"mean of {_GAMES} games", "std",
     ]  # fmt: skip
     if zoo:
-        header.append("zoo's PPO at these steps")
+        header.append("zoo's PPO in training then")
         found = [interpolate(zoo, r.env_steps) for r in results]
         for row, mean in zip_longest(rows, found):  # rows of medians come last
             row.append("" if mean is None else f"{mean:,.0f}")
@@ -295,7 +295,8 @@ def draw(game: str, results: dict[Path, Result], picture: Path) -> None:
             axes.plot([r[row_key] / unit for r in rows], [r["mean_return"] for r in rows], color=color, alpha=0.7)
             dots = [r[evaluation_key] / unit for r in evaluations], [r["mean_return"] for r in evaluations]
             axes.plot(*dots, "o", color=color, markersize=4.5, alpha=0.8)
-    zoo = [point for point in read_zoo(game) if point[0] <= 1.2 * max(r.env_steps for r in results.values())]
+    longest = max(r.env_steps for r in results.values())
+    zoo = [point for point in read_zoo(game) if point[0] <= 1.2 * longest]  # a little more, to see where it goes
     if zoo:
         panels[0].plot(*zip(*zoo, strict=True), color="#777777", linestyle=":", label="PPO of stable-baselines3's zoo")
     for target in {r.target for r in results.values() if r.target is not None}:

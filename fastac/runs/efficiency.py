@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import count, cycle, repeat
+from itertools import cycle
 from statistics import median
 from time import perf_counter
 from typing import Protocol, TypeAlias
@@ -36,8 +36,9 @@ from fastac.envs.adapter import NextStepAdapter, SameStepAdapter
 from fastac.envs.masks import MaskReader, count_choices
 from fastac.envs.rows import FlatBox
 from fastac.envs.spaces import ArraySpace, map_actions
+from fastac.kernels import Op, join_calls
 from fastac.learning.fused import Activations, FusedNetwork, is_fusable
-from fastac.learning.fused.gradient import chunk_rows
+from fastac.learning.fused.gradient import chunk_rows, split_rows
 from fastac.learning.fused.network import BackwardPass, ForwardPass, GradientBuffers
 from fastac.learning.fused.recurrent import Sequences
 from fastac.models import ActorCritic
@@ -293,12 +294,13 @@ class _FusedNetwork:
         keep_activations: bool,
         rng: np.random.Generator,
     ) -> None:
-        """Allocate `num_envs` rows for acting and `lead` for learning, the latter in full if activations are kept."""
+        """Allocate for acting on `num_envs` rows and learning from `lead`, for all of the latter if they are kept."""
         for param in model.parameters():
             param.grad = torch.zeros_like(param)
         network, rows = FusedNetwork(model), math.prod(lead)
         chunk, steps = chunk_rows(network, rows), rows // num_envs if keep_activations else 1
-        acts_on = chunk_rows(network, num_envs)
+        parts = split_rows(network, num_envs)
+        acts_on = parts[0].stop
         acting = (
             Activations.kept(network, steps, num_envs, acts_on)
             if keep_activations
@@ -313,19 +315,12 @@ class _FusedNetwork:
             else None
             for among, moves_on in (((num_envs,), True), (lead, False))
         )
-        self._acting = cycle(
-            [
-                [
-                    (ForwardPass(network, acting, at, at + len(part), acts), part)
-                    for at, part in zip(
-                        count(step * num_envs, acts_on) if keep_activations else repeat(0),
-                        obs.split(acts_on),
-                        strict=False,
-                    )
-                ]
-                for step in range(steps)
-            ]
-        )
+        acting_ops: list[list[Op]] = [[] for _ in range(steps)]  # prepared now, as a run does before it is timed
+        for row, ops in enumerate(acting_ops):
+            for part in parts:
+                at = row * num_envs + part.start if keep_activations else 0
+                ops += ForwardPass(network, acting, at, at + part.stop - part.start, acts).prepare(obs[part])
+        self._acting = cycle([join_calls(ops) for ops in acting_ops])
         buffers = GradientBuffers(network, chunk)
         self._passes: list[tuple[BackwardPass, Tensor]] = []
         for begin in range(0, rows, chunk):
@@ -337,8 +332,8 @@ class _FusedNetwork:
 
     def act(self) -> None:
         """See `_Network`."""
-        for step, obs in next(self._acting):
-            step.forward(obs)
+        for op in next(self._acting):
+            op()
 
     def forward(self) -> None:
         """See `_Network`."""

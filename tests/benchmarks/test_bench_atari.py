@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import atari
+from benchmarks import atari, zoo_curves
 from benchmarks.atari import RunError, format_results, judge, main, read_results, thin, train_command
 
 CONFIG = {"env": {"frame_skip": 4, "atari_protocol": "dqn"}, "run": {"eval_actions": "sampled"}}
@@ -63,15 +63,26 @@ def test_progress_is_thinned_to_its_first_its_last_and_rows_between():
     assert thin([]) == [] and len(thin(rows[:1])) == 1
 
 
-def test_a_game_whose_curve_is_kept_is_shown_beside_the_zoos_ppo(tmp_path):
-    config = CONFIG | {"env": CONFIG["env"] | {"env_id": "ALE/Qbert-v5"}}
-    result = judge("ppo", summary(0, None, None) | {"env_steps": 2_000_000}, config, GAMES, 1.0, 600.0)
+def test_a_game_whose_curve_is_kept_is_shown_beside_the_zoos_ppo():
+    result = judge("ppo", summary(0, None, None) | {"env_steps": 2_000_000}, CONFIG, GAMES, 1.0, 600.0)
     at, mean = zip(*atari.read_zoo("qbert"), strict=True)
     assert at[7:9] == (1_875_000, 2_125_000) and mean[7] < mean[8]
-    table = atari.format_results("qbert", [result, replace(result, env_steps=9_000_000)]).splitlines()
-    assert table[0].endswith("zoo's PPO at these steps |")
+    table = atari.format_results("qbert", [result, replace(result, env_steps=11_000_000)]).splitlines()
+    assert table[0].endswith("zoo's PPO in training then |")
     assert table[2].endswith(f" {(mean[7] + mean[8]) / 2:,.0f} |") and table[3].endswith(" |")
     assert table[3].split("|")[-2].strip() == "" and "zoo" not in atari.format_results("pong", [result])
+
+
+def test_the_zoos_curve_is_of_games_of_all_environments_by_steps_of_the_run(tmp_path):
+    # Games of 40,000 frames are 80,000 steps of a run with 8 environments of 4 frames per step.
+    lines = ['#{"t_start": 1.0, "env_id": "X"}\n', "r,l,t\n", *(f"{n}.0,40000,{n}.5\r\n" for n in range(1, 8))]
+    assert zoo_curves.read_monitor(lines)[:2] == [(80_000.0, 1.0), (160_000.0, 2.0)]
+    (tmp_path / "qbert-0.csv").write_text("".join(lines))
+    (tmp_path / "qbert-2.csv").write_text("10.0,260000,1.0\n")
+    zoo_curves.main([str(tmp_path), "--output", str(tmp_path / "zoo.json")])
+    curves = json.loads((tmp_path / "zoo.json").read_text())["curves"]
+    # Games 1 to 3 end by 250,000 steps, 4 to 6 by 500,000; the other environment's ends at 520,000, after both.
+    assert curves == {"qbert": [[125_000, 2.0], [375_000, 5.0]]}
 
 
 def test_a_curve_is_interpolated_between_its_points_only():

@@ -336,7 +336,7 @@ def check_gradients(model, network, activations, rollout, coefs):
 
 
 @pytest.mark.parametrize("normalizes", [False, True])
-@pytest.mark.parametrize("chunk", [5, 1024])  # 12 rows: 5, 5 and 2
+@pytest.mark.parametrize("chunk", [2, 5, 1024])  # 12 rows; 3 environments act in chunks of 2, too
 @pytest.mark.parametrize("coefs", [A2C, PPO], ids=["a2c", "ppo"])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("case", CASES)
@@ -348,9 +348,10 @@ def test_its_gradients_are_autograds(case, shared, coefs, chunk, normalizes, mon
     check_gradients(model, network, actor.activations, rollout, coefs)
 
 
+@pytest.mark.parametrize("chunk", [2, 5])  # of 3 environments, and of 12 rows
 @pytest.mark.parametrize("normalizes", [False, True])
-def test_stacks_built_in_one_place_are_seen_as_they_were(normalizes, monkeypatch):
-    monkeypatch.setattr(fused_gradient, "CHUNK", 5)
+def test_stacks_built_in_one_place_are_seen_as_they_were(normalizes, chunk, monkeypatch):
+    monkeypatch.setattr(fused_gradient, "CHUNK", chunk)
     model, frame = make_model("a3c", (4, 20, 22), torch.uint8, normalizes=normalizes), (20, 22)
     theirs, ours = (make_rollout(frame, torch.uint8, frame_stack=4) for _ in range(2))
     act(ModelActor(model, theirs, torch.Generator().manual_seed(0), CPU))

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from fastac import memory
 from fastac.contract import StateTree, read_tensor
 from fastac.kernels import Op, copy_row, join_calls, prepare_copy
-from fastac.learning.fused.gradient import chunk_rows
+from fastac.learning.fused.gradient import split_rows
 from fastac.learning.fused.network import Activations, ForwardPass, FusedNetwork
 from fastac.learning.fused.recurrent import Sequences
 from fastac.rollout import Rollout
@@ -33,7 +33,7 @@ class FusedActor:
     when the next one reads it.
 
     Attributes:
-        activations: of the whole rollout `[T*N]`, or of one step `[N]` if they are not kept.
+        activations: of the whole rollout `[T*N]`, or of one chunk if they are not kept.
         keep_activations: whether activations are kept for the update.
     """
 
@@ -44,8 +44,8 @@ class FusedActor:
         steps, envs = rollout.num_steps, rollout.num_envs
         self._rollout, self._sampler, self._generator = rollout, sampler, generator
         self._network, self.keep_activations = network, keep_activations
-        chunk = chunk_rows(network, envs)
-        self._chunks = [slice(begin, min(begin + chunk, envs)) for begin in range(0, envs, chunk)]
+        self._chunks = split_rows(network, envs)
+        chunk = self._chunks[0].stop
         # For a step whose activations are not kept, the row after the last step, and observations outside the rollout.
         one = Activations.for_step(network, chunk)
         self.activations = Activations.kept(network, steps, envs, chunk) if keep_activations else one
@@ -59,8 +59,8 @@ class FusedActor:
         self._last, self._beside = (self._make_passes(one, None, start) for start in (self._last_start, going_on))
         self._beside_obs, self._beside_value = rollout.observations.empty(envs), memory.empty((envs,))
         self._noise = sampler.draw_noise((steps, envs), torch.Generator())  # [T, N, ...]
-        activations_nbytes = one.nbytes + (self.activations.nbytes if keep_activations else 0)
-        self._nbytes = self._state.nbytes + activations_nbytes + self._noise.nbytes + self._beside_value.nbytes
+        self._nbytes = one.nbytes + (self.activations.nbytes if keep_activations else 0)
+        self._nbytes += sum(t.nbytes for t in (self._state, self._noise, self._beside_obs, self._beside_value))
         self._value = list(rollout.value)
         self._value_ops: dict[int, list[Op]] = {}  # the calls of `value`, by row
         self._ops: list[list[Op]] = [[] for _ in range(steps)]  # the calls of each row
@@ -80,7 +80,7 @@ class FusedActor:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the state, the activations and of a rollout's noise."""
+        """Memory of the state, the activations, a rollout's noise, and observations outside the rollout."""
         return self._nbytes
 
     def begin(self) -> None:

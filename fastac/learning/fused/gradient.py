@@ -13,8 +13,8 @@ from fastac.learning.fused.recurrent import Sequences
 from fastac.learning.objectives import Coefs, Objective
 from fastac.rollout import Batch
 
-# Rows per pass: activations and gradients (1.5 MB for two layers of 128) stay in the core's own cache
-# between the forward and the backward pass. See benchmarks/LOG.md for the rates at other sizes.
+# Rows per pass, of acting and learning: activations and gradients (1.5 MB for two layers of 128) stay in the core's own
+# cache from layer to layer, and between the forward and the backward pass. See benchmarks/LOG.md for other sizes.
 CHUNK = 1024
 # Limit for images, which exceed that cache anyway (200 kB per row for the Nature net). The linear layer's weights and
 # gradient are read and written once per pass, so more rows per pass pay off; beyond this size nothing is gained.
@@ -31,6 +31,12 @@ def chunk_rows(network: FusedNetwork, rows: int) -> int:
     row_bytes = 4 * (network.num_inputs + max(map(sum, network.sizes)))
     num_passes = -(-rows // min(CHUNK, max(1, _CHUNK_BYTES // row_bytes)))
     return -(-rows // num_passes)
+
+
+def split_rows(network: FusedNetwork, rows: int) -> list[slice]:
+    """Return the rows of each pass."""
+    chunk = chunk_rows(network, rows)
+    return [slice(begin, min(begin + chunk, rows)) for begin in range(0, rows, chunk)]
 
 
 @dataclass(frozen=True, slots=True)
