@@ -128,7 +128,7 @@ def atari_ppo_fast(env_id: str) -> Config:
     return _fast_ppo(env_id).replace(
         num_epochs=3,
         num_minibatches=8,
-        # A rate that is right at first changes the policy too much later: KL 0.05 per rollout after 1M steps of Breakout.
+        # A rate that is right at first is too high later: in Breakout, KL 0.05 per rollout after 1M steps.
         learning_rate=5e-4,
         learning_rate_schedule="adaptive",
         target_kl=0.01,
