@@ -7,7 +7,6 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from fastac import memory
 from fastac.contract import StateTree, read_tensor
 from fastac.kernels import Op, copy_row, join_calls, prepare_copy
 from fastac.learning.fused.gradient import split_rows
@@ -57,7 +56,7 @@ class FusedActor:
         ]
         self._last_start, going_on = (torch.zeros(envs, dtype=torch.bool) for _ in range(2))
         self._last, self._beside = (self._make_passes(one, None, start) for start in (self._last_start, going_on))
-        self._beside_obs, self._beside_value = rollout.observations.empty(envs), memory.empty((envs,))
+        self._beside_obs, self._beside_value = rollout.observations.empty(envs), torch.empty(envs)
         self._noise = sampler.draw_noise((steps, envs), torch.Generator())  # [T, N, ...]
         self._nbytes = one.nbytes + (self.activations.nbytes if keep_activations else 0)
         self._nbytes += sum(t.nbytes for t in (self._state, self._noise, self._beside_obs, self._beside_value))
