@@ -58,12 +58,12 @@ def train_and_wait(env: str, run_dir: Path, last_iteration: int, **settings: obj
 
 
 def train_past_a_best(run_dir: Path, **settings: object) -> None:
-    """Train with A3C until an evaluated policy is saved, and on to another report; then wait to be killed."""
+    """Train with A3C until an evaluated policy is saved, and on to a row on disk after it; then wait to be killed."""
     warnings.simplefilter("error")
     session = fastac.start("CartPole-v1", "a3c", run_dir=run_dir, **settings)
-    for report in session:
-        saved = checkpoints(run_dir)
-        if saved and report.env_steps > int(saved[-1].name.removeprefix("step-")):
+    for _ in session:
+        saved, rows = checkpoints(run_dir), read_whole_rows(run_dir / "progress.jsonl")  # written once a second
+        if saved and rows and rows[-1]["env_steps"] > int(saved[-1].name.removeprefix("step-")):
             (run_dir / "mark").touch()
             time.sleep(600)
 
@@ -86,6 +86,11 @@ def train_until_killed(env: str, run_dir: Path, last_iteration: int, **settings:
 
 def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_whole_rows(path: Path) -> list[dict]:
+    """Return the rows of a file that is being written, or whose writer was killed, without a last row in part."""
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def read_timeless(tree: object) -> object:

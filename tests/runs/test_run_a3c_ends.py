@@ -29,6 +29,7 @@ from run_support import (
     checkpoints,
     last_env_steps,
     read_rows,
+    read_whole_rows,
     spawn,
     spawn_main,
     train_past_a_best,
@@ -202,7 +203,7 @@ def test_a_killed_run_goes_on_with_the_evaluation_of_its_checkpoint(tmp_path):
     process.kill()
     process.join()
     saved = last_env_steps(run_dir)
-    assert saved < read_rows(run_dir / "progress.jsonl")[-1]["env_steps"]
+    assert saved < read_whole_rows(run_dir / "progress.jsonl")[-1]["env_steps"]
 
     def evaluated():
         return [row["env_steps"] for row in read_rows(run_dir / "evaluations.jsonl")]
