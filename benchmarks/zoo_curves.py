@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(argv)
     files = sorted(options.monitors.glob("*.csv"))
+    if not files:
+        parser.error(f"{options.monitors} has no file <game>-<i>.csv: give the folder of the monitor files")
     games = dict.fromkeys(path.stem.rpartition("-")[0] for path in files)
     curves = {
         game: make_curve(

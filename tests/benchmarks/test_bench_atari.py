@@ -85,6 +85,12 @@ def test_the_zoos_curve_is_of_games_of_all_environments_by_steps_of_the_run(tmp_
     assert curves == {"qbert": [[125_000, 2.0], [375_000, 5.0]]}
 
 
+def test_a_folder_without_monitors_is_refused_and_nothing_written(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        zoo_curves.main([str(tmp_path), "--output", str(tmp_path / "zoo.json")])
+    assert "has no file <game>-<i>.csv" in capsys.readouterr().err and not (tmp_path / "zoo.json").exists()
+
+
 def test_a_curve_is_interpolated_between_its_points_only():
     curve = [(100.0, 1.0), (200.0, 3.0), (400.0, 1.0)]
     assert [atari.interpolate(curve, at) for at in (99, 100, 150, 200, 300, 401)] == [None, 1.0, 2.0, 3.0, 2.0, None]
@@ -140,6 +146,22 @@ def test_a_run_is_kept_whole_and_not_run_again(monkeypatch, tmp_path, capsys):
     assert main(["pong", "--seeds", "0", "1", "2", "--output", str(output)]) == 0
     assert len(calls) == 6 and [r.seed for r in read_results(output, "pong").values()] == [0, 1, 2]
     assert "is there already" in capsys.readouterr().out
+
+
+def test_the_picture_has_the_zoos_curve_where_one_is_kept(monkeypatch, tmp_path):
+    figures = pytest.importorskip("matplotlib.figure")
+    fake_fastac(monkeypatch, tmp_path)
+    labels, savefig = [], figures.Figure.savefig
+
+    def look(figure, *args, **kwargs):
+        labels.append([text.get_text() for legend in figure.legends for text in legend.get_texts()])
+        savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(figures.Figure, "savefig", look)
+    monkeypatch.setattr(atari, "read_zoo", lambda game: [(500, 1.0), (900, 2.0), (9e6, 3.0)] if game == "qbert" else [])
+    for game in ("qbert", "pong"):
+        assert main([game, "--minutes", "1", "--output", str(tmp_path / "out")]) == 0
+    assert [sum("zoo" in label for label in found) for found in labels] == [1, 0]
 
 
 def test_a_run_that_failed_leaves_nothing_and_the_others_go_on(monkeypatch, tmp_path):

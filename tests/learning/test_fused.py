@@ -137,6 +137,20 @@ def test_environments_act_in_chunks_with_the_same_bits(space, normalizes, keep_a
         assert actor.activations.value.numel() == 3
 
 
+def test_masked_environments_act_in_chunks_with_the_same_bits(monkeypatch):
+    rollouts = []
+    for chunk in (1024, 4):
+        monkeypatch.setattr(fused_gradient, "CHUNK", chunk)
+        training = make_training(env_id="masked_envs:Masked", num_envs=6, num_steps=16, hidden_sizes=(8,))
+        list(islice(training.trainer.run(), 1))
+        rollouts.append(training.rollouts[0])
+        training.close()
+    whole, chunked = rollouts
+    for name in ("obs", "action", "log_prob", "value"):
+        assert torch.equal(getattr(chunked, name), getattr(whole, name)), name
+    assert 0.1 < whole.obs[..., -5:].mean() < 0.9  # masks of 5 actions; an illegal one raises
+
+
 @pytest.mark.parametrize("keep_activations", [True, False])
 def test_a_rollout_is_acted_with_the_statistics_of_its_beginning(keep_activations):
     space = SPACES["discrete"]
@@ -379,7 +393,9 @@ def held_bytes():
         {"core": "gru", "lstm_size": 32, "algo": "ppo", "num_epochs": 2, "num_minibatches": 4},
     ],
 )
-def test_a_run_holds_the_memory_that_it_states_and_no_second_copy(settings, held_bytes):
+@pytest.mark.parametrize("chunk", [1024, 50])  # environments act at once, or in three chunks
+def test_a_run_holds_the_memory_that_it_states_and_no_second_copy(settings, chunk, held_bytes, monkeypatch):
+    monkeypatch.setattr(fused_gradient, "CHUNK", chunk)
     training = make_training(**({"num_envs": 128, "num_steps": 16, "hidden_sizes": (64, 64)} | settings))
     list(islice(training.trainer.run(), 3))
     held = held_bytes()

@@ -18,7 +18,8 @@ import fastac
 from fastac.build import assemble
 from fastac.cli import main
 from fastac.config import Config
-from fastac.learning.fused.network import BackwardPass
+from fastac.kernels import Op
+from fastac.learning.fused.network import BackwardPass, ForwardPass
 from fastac.runs.efficiency import BareTimes, count_rows, efficiency, measure, time_call
 from fastac.workers import Training
 
@@ -206,6 +207,23 @@ def test_every_row_of_an_update_is_gone_back_through(monkeypatch, reuse_forward)
     monkeypatch.setattr(BackwardPass, "backward", see)
     measure(config, training, 5, clock=Clock())
     assert seen == [834, 834, 832] * 2  # once to warm up
+
+
+@pytest.mark.parametrize("reuse_forward", [True, False])
+def test_many_environments_act_in_chunks_as_in_a_run(monkeypatch, reuse_forward):
+    monkeypatch.setattr("fastac.learning.fused.gradient.CHUNK", 3)
+    config = make_config(num_envs=8, num_steps=2, reuse_forward=reuse_forward)
+    seen, prepare = [], ForwardPass.prepare
+
+    def see(step: ForwardPass, obs: torch.Tensor) -> list[Op]:
+        if type(step) is ForwardPass:  # of acting
+            seen.append(len(obs))
+        return prepare(step, obs)
+
+    training = make_training(config)
+    monkeypatch.setattr(ForwardPass, "prepare", see)
+    measure(config, training, 2, clock=Clock())
+    assert seen == [3, 3, 2] * (2 if reuse_forward else 1)
 
 
 # --- what is stepped ---------------------------------------------------------------------------------
