@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import solve
+from benchmarks import solve, speedup
 from benchmarks.session import Measurement
 
 pytestmark = pytest.mark.bench
@@ -10,14 +10,23 @@ pytestmark = pytest.mark.bench
 _FLAGS = {
     "a2c": ("--algo", "a2c"),
     "ppo": ("--algo", "ppo"),
-    **{name: ("--preset", name, "--workers", "2") for name in ("a3c", "a3c-paper")},
-    **{f"{name}, 1 worker": ("--preset", name, "--workers", "1") for name in ("a3c", "a3c-paper")},
 }
-_QUICK = ("a2c", "ppo", "a3c")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.quick] if n in _QUICK else []) for n in _FLAGS])
+@pytest.mark.quick
+@pytest.mark.parametrize("name", list(_FLAGS))
 def test_solve(measurement: Measurement, name: str) -> None:
     words, seeds = solve.train_command(_FLAGS[name]), range(measurement.effort.seeds)
     results = measurement.measure_once(lambda: [solve.run_seed(words, seed, solve.DEFAULT_TIMEOUT_S) for seed in seeds])
     measurement.add_solved(name, results)
+
+
+@pytest.mark.parametrize("name", [pytest.param("a3c", marks=pytest.mark.quick), "a3c-paper"])
+def test_speedup(measurement: Measurement, name: str) -> None:
+    [preset] = speedup.choose([f"CartPole-v1:{name}"]).values()
+    pairs = measurement.measure_once(
+        lambda: [speedup.run_pair(preset, seed) for seed in range(measurement.effort.seeds)]
+    )
+    one, two = zip(*pairs, strict=True)
+    measurement.add_solved(f"{name}, 1 worker", one)
+    measurement.add_solved(name, two)

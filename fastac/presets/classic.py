@@ -84,7 +84,7 @@ def cartpole_a3c_paper() -> Config:
         shared_trunk=False,
         optimizer="rmsprop_tf",  # epsilon inside the root, as in the paper
         optimizer_eps=1e-5,
-        learning_rate=3e-3,
+        learning_rate=2e-3,
         learning_rate_schedule="linear",
         gae_lambda=1.0,
         ent_coef=0.01,
@@ -267,9 +267,17 @@ def lunarlander_a2c() -> Config:
 
 
 def lunarlander_a3c() -> Config:
-    """A3C on LunarLander-v3: as A2C by 2 workers of 4 envs, but separate networks and advantages as they are."""
+    """A3C on LunarLander-v3: 2 workers of 8 envs, four small updates per rollout, a horizon that sees the landing."""
     return lunarlander_a2c().replace(
-        algo="a3c", workers=2, envs_per_worker=4, shared_trunk=False, normalize_advantage=False
+        algo="a3c",
+        workers=2,
+        envs_per_worker=8,
+        num_steps=16,
+        num_minibatches=4,
+        gamma=0.995,
+        learning_rate=7e-4,
+        normalize_advantage=False,
+        total_env_steps=1_000_000,
     )
 
 
@@ -315,7 +323,7 @@ CLASSIC: tuple[Preset, ...] = (
     Preset("Pendulum-v1", "a2c", -200.0, pendulum_a2c),
     Preset("Pendulum-v1", "ppo", -200.0, pendulum_ppo),
     Preset("LunarLander-v3", "a2c", None, lunarlander_a2c),
-    Preset("LunarLander-v3", "a3c", None, lunarlander_a3c),
+    Preset("LunarLander-v3", "a3c", 200.0, lunarlander_a3c),
     Preset("LunarLander-v3", "ppo", 200.0, lunarlander_ppo),
     Preset("LunarLanderContinuous-v3", "ppo", 200.0, lunarlander_continuous_ppo),
     Preset("MountainCarContinuous-v0", "ppo", 90.0, mountain_car_continuous_ppo),
