@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from benchmarks.contest import Standing, best_of, bound_of, ratio
-from benchmarks.solve import Result, summarize
+from benchmarks.solve import Result, ratio_of_medians, summarize
 from benchmarks.tables import format_table
 from benchmarks.workloads import (
     A3C_APART,
@@ -115,9 +115,13 @@ def _of_rows(workload: str, over: str, under: str) -> Callable[[Findings], float
 
 def _speedup(preset: str) -> Callable[[Findings], float]:
     """Median seconds to the target with one worker over those with two; as in A3C's Table 2."""
-    return lambda f: (
-        summarize(f.solved[f"{preset}, 1 worker"], "train_s")[0] / summarize(f.solved[preset], "train_s")[0]
-    )
+
+    def read(findings: Findings) -> float:
+        one, two = ([r.train_s if r.solved else None for r in findings.solved[name]]
+                    for name in (f"{preset}, 1 worker", preset))  # fmt: skip
+        return ratio_of_medians(one, two)
+
+    return read
 
 
 def _a3c_headlines() -> Iterator[Headline]:

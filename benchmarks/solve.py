@@ -32,6 +32,7 @@ from typing import Any
 
 from benchmarks.machine import Machine, describe_machine, format_machine
 from benchmarks.tables import format_table
+from fastac.studies.stats import median_with_none_last
 
 _RESULTS = Path("runs")  # not the committed results: those are replaced only with --output
 _DEFAULT_ENV = "CartPole-v1"
@@ -97,6 +98,18 @@ def summarize(results: Sequence[Result], cost: str) -> tuple[float, float]:
     """Median and worst of a cost by its name in `Result`; infinite where too few solved."""
     costs = [getattr(result, cost) if result.solved else inf for result in results]
     return median(costs), max(costs)
+
+
+def ratio_of_medians(over: Sequence[float | None], under: Sequence[float | None]) -> float:
+    """Divide the medians of seconds; None is a run that did not solve.
+
+    Raises:
+        ValueError: one of the medians is of runs that did not solve.
+    """
+    one, two = (median_with_none_last(seconds) for seconds in (over, under))
+    if one is None or two is None:
+        raise ValueError("too few runs solved for a ratio of their medians")
+    return one / two
 
 
 def format_results(results: Sequence[Result]) -> str:

@@ -162,6 +162,13 @@ def test_every_headline_reads_what_the_workloads_are_called():
     assert len(table.splitlines()) == 2 + len(HEADLINES)
 
 
+def test_the_speedup_is_one_worker_over_two_and_left_out_if_too_few_solved():
+    one, two = Result(0, True, 3.0, 1000, 4.0, 5.0, 500.0), Result(0, True, 1.5, 900, 2.0, 3.0, 500.0)
+    lost = Result(0, False, 9.0, 5000, None, 9.0, 20.0)
+    assert "2.00x" in format_headlines(Findings({}, {"a3c": [two], "a3c, 1 worker": [one]}))
+    assert "1 worker over 2" not in format_headlines(Findings({}, {"a3c": [two], "a3c, 1 worker": [lost]}))
+
+
 def test_headlines_of_what_was_not_run_are_left_out():
     solved = {"a2c": [Result(0, True, 0.5, 1000, 2.0, 3.0, 500.0)]}
     lines = format_headlines(Findings({}, solved)).splitlines()
