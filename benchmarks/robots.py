@@ -18,8 +18,7 @@ from pathlib import Path
 from statistics import mean, median, pstdev
 
 import fastac
-from benchmarks.machine import describe_machine, format_machine
-from benchmarks.seed_results import parse, save
+from benchmarks.seed_results import parse, run, save
 from benchmarks.tables import format_table
 from fastac.presets import PRESETS, Preset
 from fastac.presets.mujoco import ROBOTS
@@ -171,20 +170,16 @@ def choose(names: Sequence[str]) -> dict[str, Preset]:
     return {name: known[name] for name in names or PUBLISHED}
 
 
+def _keep(path: Path, found: Mapping[str, Robot]) -> None:
+    """Write the file, in the order of the published table, and its picture."""
+    ordered = {name: found[name] for name in PUBLISHED if name in found}
+    save(path, ordered)
+    draw(ordered, path.with_suffix(".png"))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure the presets, keep what they came to, and print the table."""
-    options = parse(argv, __doc__, choose, RESULTS, seeds=5)
-    found = load(options.output)
-    if not options.table:
-        machine = format_machine(describe_machine(torch_threads=1))
-        print(machine, flush=True)
-        for name, preset in options.chosen.items():
-            found[name] = measure(preset, options.seeds, options.first_seed, machine)
-            found = {each: found[each] for each in PUBLISHED if each in found}
-            save(options.output, found)
-            draw(found, options.output.with_suffix(".png"))
-            print(format_robots({name: found[name]}), flush=True)
-    print(format_robots(found))
+    run(parse(argv, __doc__, choose, RESULTS, seeds=5), load, measure, format_robots, _keep)
 
 
 if __name__ == "__main__":

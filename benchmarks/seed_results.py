@@ -1,4 +1,4 @@
-"""What presets came to over seeds, kept in a file: which presets to measure, and a line per seed."""
+"""What presets came to over seeds, kept in a file: which presets to measure, measuring them, and a line per seed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from benchmarks.machine import describe_machine, format_machine
 from fastac.presets import Preset
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def parse(
@@ -48,3 +51,29 @@ def save(path: Path, found: Mapping[str, DataclassInstance]) -> None:
         seeds = ",\n".join(f"   {json.dumps(seed)}" for seed in entry.pop("seeds"))
         entries.append(f' "{name}": {json.dumps(entry)[:-1]}, "seeds": [\n{seeds}\n ]}}')
     path.write_text("{\n" + ",\n".join(entries) + "\n}\n")
+
+
+def run(
+    options: argparse.Namespace,
+    load: Callable[[Path], dict[str, T]],
+    measure: Callable[[Preset, int, int, str], T],
+    form: Callable[[Mapping[str, T]], str],
+    keep: Callable[[Path, Mapping[str, T]], None] = save,
+) -> None:
+    """Measure the chosen presets, keep each in the file as soon as it is there, and print the file's table.
+
+    Args:
+        options: of `parse`.
+        load: returns what a file holds; nothing if it is not there.
+        measure: takes a preset, how many seeds, the first of them, and the machine in words.
+        form: returns the table.
+        keep: writes the file.
+    """
+    if not options.table:
+        machine = format_machine(describe_machine(torch_threads=1))
+        print(machine, flush=True)
+        for name, preset in options.chosen.items():
+            result = measure(preset, options.seeds, options.first_seed, machine)
+            keep(options.output, {**load(options.output), name: result})
+            print(form({name: result}), flush=True)
+    print(form(load(options.output)))

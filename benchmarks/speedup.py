@@ -20,8 +20,7 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks import solve
-from benchmarks.machine import describe_machine, format_machine
-from benchmarks.seed_results import parse, save
+from benchmarks.seed_results import parse, run
 from benchmarks.tables import format_table
 from fastac.build import is_batched
 from fastac.presets import Preset
@@ -167,16 +166,7 @@ def choose(names: Sequence[str]) -> dict[str, Preset]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure the presets, keep what they came to, and print the table."""
-    options = parse(argv, __doc__, choose, RESULTS, seeds=20)
-    found = load(options.output)
-    if not options.table:
-        machine = format_machine(describe_machine(torch_threads=1))
-        print(machine, flush=True)
-        for name, preset in options.chosen.items():
-            found[name] = measure(preset, options.seeds, options.first_seed, machine)
-            save(options.output, found)
-            print(format_speedup({name: found[name]}), flush=True)
-    print(format_speedup(found))
+    run(parse(argv, __doc__, choose, RESULTS, seeds=20), load, measure, format_speedup)
 
 
 if __name__ == "__main__":

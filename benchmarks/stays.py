@@ -22,8 +22,7 @@ from statistics import mean, median
 from typing import TypeAlias
 
 import fastac
-from benchmarks.machine import describe_machine, format_machine
-from benchmarks.seed_results import parse, save
+from benchmarks.seed_results import parse, run
 from benchmarks.tables import format_table
 from fastac.build import is_batched
 from fastac.presets import PRESETS, Preset
@@ -155,16 +154,7 @@ def choose(names: Sequence[str]) -> dict[str, Preset]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure the presets, keep what they came to, and print the table."""
-    options = parse(argv, __doc__, choose, RESULTS, seeds=20)
-    found = load(options.output)
-    if not options.table:
-        machine = format_machine(describe_machine(torch_threads=1))
-        print(machine, flush=True)
-        for name, preset in options.chosen.items():
-            found[name] = measure(preset, options.seeds, options.first_seed, machine)
-            save(options.output, found)
-            print(format_stays({name: found[name]}), flush=True)
-    print(format_stays(found))
+    run(parse(argv, __doc__, choose, RESULTS, seeds=20), load, measure, format_stays)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.stays import Stays, choose, format_stays, judge, load, main, save
+from benchmarks.seed_results import save
+from benchmarks.stays import Stays, choose, format_stays, judge, load, main
 
 
 def evaluations(*returns: float) -> list[dict[str, float]]:
